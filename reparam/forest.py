@@ -1,0 +1,188 @@
+"""The affine dominators of a graph: for each value the nearest value it is an affine form over.
+
+A unary operator depends on its operand; a sum depends on the nearest value that all its branches
+come from. Following these links from a value gives all bases that its form may be written over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from reparam.affine import AffineConv, AffineSum
+from reparam.errors import Refusal
+from reparam.facts import Facts
+from reparam.geometry import Axis
+from reparam.kernels import Lazy, Weights
+from reparam.rules import Commuting, Stacked, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """How one value depends on its nearest affine dominator.
+
+    Args:
+        value: The value.
+        base: The dominator.
+        form: The value's form over the base; None if the operator only lets forms pass.
+        commuting: How the operator moves the channel axis, if it lets forms pass.
+        inner: The nodes between base and value, the value included, in order.
+    """
+
+    value: fx.Node
+    base: fx.Node
+    form: AffineConv | None
+    commuting: Commuting | None
+    inner: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A value written over one of its bases.
+
+    Args:
+        base: The base.
+        form: The value's form over it.
+        path: The links from the base to the value, in this order.
+    """
+
+    base: fx.Node
+    form: AffineConv
+    path: tuple[Link, ...]
+
+
+class Forest:
+    """The links of a graph.
+
+    Args:
+        steps: What each operator does to the forms of its operands.
+        facts: What is known of the graph.
+        longest: How many links a candidate may span.
+    """
+
+    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 48) -> None:
+        self.links: dict[fx.Node, Link] = {}
+        self.refused: dict[fx.Node, Refusal] = {}
+        self._depth: dict[fx.Node, int] = {}
+        self._order = facts.order
+        self._longest = longest
+        for node, step in steps.items():
+            link = self._link(node, step, facts)
+            if isinstance(link, Refusal):
+                self.refused[node] = link
+            elif link is not None:
+                self.links[node] = link
+                self._depth[node] = self._depth.get(link.base, 0) + 1
+
+    def _link(self, node: fx.Node, step: Step, facts: Facts) -> Link | Refusal | None:
+        if isinstance(step, Refusal):
+            return step
+        if isinstance(step, Stacked):
+            return None
+        if isinstance(step, Commuting):
+            operands = [
+                argument
+                for argument in node.all_input_nodes
+                if argument not in facts.sources and argument not in facts.numbers
+            ]
+            return Link(node, operands[0], None, step, (node,)) if operands else None
+        if isinstance(step, AffineConv):
+            if not isinstance(step.base, fx.Node):
+                return Refusal("its rule returned a form over nothing; build it from x")
+            return Link(node, step.base, step, None, (node,))
+        return self._sum(node, step)
+
+    def _sum(self, node: fx.Node, step: AffineSum) -> Link | Refusal:
+        operands = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
+        base: fx.Node | None = operands[0]
+        for operand in operands[1:]:
+            base = None if base is None else self._meet(base, operand)
+        if base is None:
+            return Refusal("its branches do not come from one value by affine operators")
+        total: AffineConv | None = None
+        inner = {node}
+        for term, operand in zip(step.terms, operands, strict=True):
+            inner.update(arg for arg in node.all_input_nodes if self._order[arg] > self._order[base]
+                         and arg not in self._depth and arg in operand.users)
+            branch = replace(term, base=base)
+            for link in self._up(operand, base):
+                inner.update(link.inner)
+                if link.form is None:
+                    return Refusal("a view lies between its branches and their common value")
+                composed = link.form.then(branch)
+                if isinstance(composed, Refusal):
+                    return composed
+                branch = replace(composed, base=base)
+            merged = branch if total is None else total.plus(branch)
+            if isinstance(merged, Refusal):
+                return merged
+            if isinstance(merged, AffineSum):
+                return Refusal("its branches do not come from one value by affine operators")
+            total = merged
+        return Link(node, base, total, None, tuple(sorted(inner, key=self._order.__getitem__)))
+
+    def _up(self, value: fx.Node, base: fx.Node | None = None) -> Iterator[Link]:
+        """The links from a value towards the root of its tree, up to a base."""
+        while value is not base and value in self.links:
+            link = self.links[value]
+            yield link
+            value = link.base
+
+    def _meet(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
+        """The nearest value that both come from."""
+        depth = self._depth
+        while first is not second:
+            if depth.get(first, 0) < depth.get(second, 0):
+                first, second = second, first
+            if first not in self.links:
+                return None
+            first = self.links[first].base
+        return first
+
+    def candidates(self, value: fx.Node) -> Iterator[Candidate | Refusal]:
+        """A value's forms over its bases, the nearest first; a refusal ends them."""
+        form: AffineConv | None = None
+        path: list[Link] = []
+        for link in self._up(value):
+            if len(path) == self._longest:
+                return
+            crossed = _cross(link, form)
+            if isinstance(crossed, Refusal):
+                yield crossed
+                return
+            form = crossed
+            path.append(link)
+            yield Candidate(link.base, form, tuple(reversed(path)))
+
+
+def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
+    """Move a form over a link's value to the link's base."""
+    if link.form is not None:
+        if form is None:
+            return link.form
+        composed = link.form.then(form)
+        return composed if isinstance(composed, Refusal) else replace(composed, base=link.base)
+    if form is None or link.commuting is None:
+        return Refusal("a view is no convolution")
+    if not form.pointwise:
+        return Refusal("a kernel with several taps after a view")
+    if form.axes is None:
+        return form
+    axis = link.commuting.input_axis(-len(form.axes) - 1, form.in_channels)
+    if isinstance(axis, Refusal):
+        return axis
+    return with_layout(form, -axis - 1)
+
+
+def with_layout(form: AffineConv, count: int) -> AffineConv:
+    """A pointwise form for channels that lie before another number of axes."""
+    if form.axes is None or len(form.axes) == count:
+        return form
+
+    def reshape(weights: Weights) -> Weights:
+        kernel, bias = weights
+        return kernel.view(*kernel.shape[:2], *(1,) * count), bias
+
+    return replace(form, axes=(Axis(),) * count, weights=Lazy(reshape, (form.weights,)))

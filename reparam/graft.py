@@ -1,0 +1,392 @@
+"""Put an edited graph back into the module tree it was traced from.
+
+Only modules whose own code changed get a new forward; every ancestor keeps its class, attributes
+and methods, and goes on calling its children.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import operator
+from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from reparam.errors import ReparamError
+from reparam.facts import fetch
+from reparam.rewriting import Rewrite, nodes_in
+from reparam.tracing import Call
+
+
+class FusedForward:
+    """The forward of a module some of whose operators were fused.
+
+    It is set on the instance and called like a method. Optional arguments keep the values they
+    were traced with; a call with other values runs the class's own forward.
+
+    Args:
+        owner: The module.
+        code: Source of a function ``forward(self, ...)``.
+        names: What the source refers to by name.
+        parameters: Names of the parameters the function takes.
+        baked: Values of the parameters that tracing took as constants.
+    """
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        code: str,
+        names: dict[str, Any],
+        parameters: tuple[str, ...],
+        baked: dict[str, Any],
+    ) -> None:
+        self.owner = owner
+        self.code = code
+        self.names = names
+        self.parameters = parameters
+        self.baked = baked
+        self.function = _compile(code, names)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and len(args) == len(self.parameters):
+            return self.function(self.owner, *args)
+        return self._call_by_name(args, kwargs)
+
+    def _call_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward = type(self.owner).forward
+        bound = inspect.signature(forward).bind(self.owner, *args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        for name, value in self.baked.items():
+            if given[name] is not value and not _equal(given[name], value):
+                return forward(self.owner, *args, **kwargs)
+        return self.function(self.owner, *(given[name] for name in self.parameters))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        del state["function"]
+        state["names"] = {
+            name: ("module", value.__name__) if isinstance(value, ModuleType) else ("", value)
+            for name, value in self.names.items()
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.names = {
+            name: importlib.import_module(value) if kind == "module" else value
+            for name, (kind, value) in state["names"].items()
+        }
+        self.function = _compile(self.code, self.names)
+
+
+def _equal(given: Any, traced: Any) -> bool:
+    plain = int | float | str | bool | tuple | torch.dtype | None
+    return (
+        type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
+    )
+
+
+def _compile(code: str, names: dict[str, Any]) -> Callable[..., Any]:
+    namespace = dict(names)
+    exec(compile(code, "<fused forward>", "exec"), namespace)
+    function: Callable[..., Any] = namespace["forward"]
+    return function
+
+
+def graft(rewrite: Rewrite, target: nn.Module) -> None:
+    """Change a module tree as an edited trace says.
+
+    Args:
+        rewrite: The edited trace.
+        target: The module tree to change: the traced root or a copy of it.
+    """
+    _Graft(rewrite, target).run()
+
+
+class _Graft:
+    def __init__(self, rewrite: Rewrite, target: nn.Module) -> None:
+        self.rewrite = rewrite
+        self.target = target
+        self.trace = rewrite.trace
+        self.nodes = list(self.trace.graph.nodes)
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self.inside: dict[Call, list[fx.Node]] = {call: [] for call in self.trace.calls}
+        for node in self.nodes:
+            caller = self.trace.caller.get(node)
+            for call in caller.ancestry() if caller is not None else ():
+                self.inside[call].append(node)
+        self.times = Counter(id(call.module) for call in self.trace.calls)
+        self.edited = set(rewrite.edited)
+        self.inlined: set[Call] = set()
+
+    def run(self) -> None:
+        self._settle()
+        forwards: list[tuple[Call, fx.Graph, dict[str, Any], tuple[str, ...]]] = []
+        for call in self.trace.calls:
+            if call in self.edited and call not in self.inlined and self._is_live(call):
+                graph, baked, parameters = self._slice(call)
+                forwards.append((call, graph, baked, parameters))
+        for path, module in self.rewrite.modules.items():
+            parent, _, name = path.rpartition(".")
+            setattr(fetch(self.target, parent) if parent else self.target, name, module)
+        for call, graph, baked, parameters in forwards:
+            owner = fetch(self.target, call.path) if call.path else self.target
+            self._attach(owner, graph, baked, parameters)
+        self._prune([call for call, _, baked, _ in forwards if not baked])
+
+    def _is_live(self, call: Call) -> bool:
+        return call.parent is None or bool(self.inside[call])
+
+    # -- Which calls stay calls -----------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Inline the calls that cannot stay calls; whoever inlines has new code too."""
+        for call in reversed(self.trace.calls):
+            if call.parent is None:
+                continue
+            if not self._is_live(call):
+                if self._vanished(call):
+                    self.edited.add(call.parent)
+                continue
+            if call in self.edited and not self._can_change_alone(call):
+                self.inlined.add(call)
+            elif self._leaks(call):
+                self.inlined.add(call)
+            if call in self.inlined:
+                self.edited.add(call.parent)
+                self.edited.discard(call)
+
+    def _vanished(self, call: Call) -> bool:
+        """Whether a call had nodes of its own and has none any more."""
+        return any(call in caller.ancestry() for _, caller in self.rewrite.removed) or (
+            call in self.edited
+        )
+
+    def _can_change_alone(self, call: Call) -> bool:
+        if self.times[id(call.module)] > 1:
+            return False
+        prefix = f"{call.path}."
+        return all(
+            str(node.target).startswith(prefix)
+            for node in self.inside[call]
+            if node.op in ("call_module", "get_attr")
+        )
+
+    def _leaks(self, call: Call) -> bool:
+        """Whether nodes inside are read outside by another way than the call's result."""
+        inner = set(self.inside[call])
+        results = {self.rewrite.current(node) for node in nodes_in(call.result)}
+        arguments = {self.rewrite.current(node) for node in nodes_in(call.arguments)}
+        for node in inner:
+            if node in results or node.op == "get_attr":
+                continue
+            if any(user not in inner for user in node.users):
+                return True
+        visible = inner | arguments
+        reads = {argument for node in inner for argument in node.all_input_nodes}
+        return any(node not in visible and node.op != "get_attr" for node in results | reads)
+
+    # -- Slicing --------------------------------------------------------------------------------
+
+    def _slice(self, owner: Call) -> tuple[fx.Graph, dict[str, Any], tuple[str, ...]]:
+        """The graph of one module's own forward, its children called and not inlined."""
+        graph = fx.Graph()
+        values: dict[fx.Node, fx.Node] = {}
+        baked: dict[str, Any] = {}
+        parameters: list[str] = []
+        kinds = {
+            name: parameter.kind
+            for name, parameter in inspect.signature(owner.module.forward).parameters.items()
+        }
+        for name, argument in owner.arguments.items():
+            if not any(True for _ in nodes_in(argument)):
+                baked[name] = argument
+                continue
+            if kinds[name] in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+                # The function takes them as one tuple or dict; the call by name passes it so.
+                pass
+            placeholder = graph.placeholder(name)
+            parameters.append(name)
+            self._unpack(graph, argument, placeholder, values)
+        emitted: set[Call] = set()
+
+        def read(node: fx.Node) -> fx.Node:
+            node = self.rewrite.current(node)
+            if node not in values:
+                if node.op != "get_attr":
+                    raise ReparamError(
+                        f"internal error: {node} is not visible in {owner.path or 'the model'}; "
+                        "please report it"
+                    )
+                values[node] = graph.get_attr(self._relative(str(node.target), owner))
+            return values[node]
+
+        for node in self.inside[owner]:
+            call = self._called_from(owner, self.trace.caller[node])
+            if call is not None:
+                if call not in emitted:
+                    emitted.add(call)
+                    self._emit_call(graph, call, owner, read, values)
+                continue
+            if node.op in ("placeholder", "output", "get_attr"):
+                continue
+            copied = graph.node_copy(node, read)
+            if node.op == "call_module":
+                copied.target = self._relative(str(node.target), owner)
+            values[node] = copied
+        graph.output(fx.map_arg(owner.result, read))
+        return graph, baked, tuple(parameters)
+
+    def _called_from(self, owner: Call, caller: Call) -> Call | None:
+        """The outermost call below the owner that stays a call, if the caller is inside one."""
+        found = None
+        for call in caller.ancestry():
+            if call is owner:
+                return found
+            if call not in self.inlined:
+                found = call
+        return found
+
+    def _emit_call(
+        self,
+        graph: fx.Graph,
+        call: Call,
+        owner: Call,
+        read: Callable[[fx.Node], fx.Node],
+        values: dict[fx.Node, fx.Node],
+    ) -> None:
+        path = self._relative(call.path, owner)
+        args = fx.map_arg(call.args, read)
+        kwargs = fx.map_arg(call.kwargs, read)
+        result = graph.call_module(path, args, kwargs)
+        self._unpack(graph, call.result, result, values)
+
+    def _unpack(
+        self,
+        graph: fx.Graph,
+        structure: Any,
+        whole: fx.Node,
+        values: dict[fx.Node, fx.Node],
+    ) -> None:
+        """Name the values inside an argument or a result."""
+        if isinstance(structure, fx.Node):
+            values.setdefault(self.rewrite.current(structure), whole)
+            return
+        entries: list[tuple[Any, Any]] = []
+        if isinstance(structure, dict):
+            entries = list(structure.items())
+        elif isinstance(structure, tuple | list):
+            entries = list(enumerate(structure))
+        for key, entry in entries:
+            if any(True for _ in nodes_in(entry)):
+                part = graph.call_function(operator.getitem, (whole, key))
+                self._unpack(graph, entry, part, values)
+
+    def _relative(self, path: str, owner: Call) -> str:
+        return path[len(owner.path) + 1 :] if owner.path else path
+
+    def _attach(
+        self,
+        owner: nn.Module,
+        graph: fx.Graph,
+        baked: dict[str, Any],
+        parameters: tuple[str, ...],
+    ) -> None:
+        graph.lint()
+        if isinstance(owner, fx.GraphModule):
+            owner.graph = graph
+            return
+        code = graph.python_code("self")
+        names = {
+            name: value for name, value in code.globals.items() if name in code.src
+        }
+        forward = FusedForward(owner, code.src, names, parameters, baked)
+        owner.forward = forward  # type: ignore[method-assign]
+
+    # -- What died must go ----------------------------------------------------------------------
+
+    def _prune(self, owners: list[Call]) -> None:
+        """Remove the modules and tensors that only replaced code reached."""
+        used = {
+            str(node.target) for node in self.nodes if node.op in ("call_module", "get_attr")
+        }
+        used.update(self.rewrite.modules)
+        kept = {
+            id(fetch(self.target, path)) for path in used
+        }
+        for owner in owners:
+            root = fetch(self.target, owner.path) if owner.path else self.target
+            protected = _names_read_by_methods(type(root))
+            prefix = f"{owner.path}." if owner.path else ""
+            for node, caller in self.rewrite.removed:
+                path = str(node.target)
+                if owner not in caller.ancestry() or not path.startswith(prefix):
+                    continue
+                if any(
+                    call is not owner and call not in self.inlined and self._is_live(call)
+                    for call in _below(caller, owner)
+                ):
+                    continue
+                relative = path[len(prefix) :].split(".")
+                if relative[0] in protected:
+                    continue
+                self._remove(root, relative, kept)
+
+    def _remove(self, root: nn.Module, path: list[str], kept: set[int]) -> None:
+        """Remove a module, and the containers that have nothing left to hold."""
+        parents = [root]
+        for name in path[:-1]:
+            child = parents[-1]._modules.get(name)
+            if child is None:
+                return
+            parents.append(child)
+        for parent, name in zip(reversed(parents), reversed(path), strict=True):
+            module = parent._modules.get(name)
+            if module is None or any(id(part) in kept for part in module.modules()):
+                return
+            if any(child is not None for child in module.children()):
+                return
+            if isinstance(parent, nn.Sequential):
+                parent._modules[name] = nn.Identity().eval()
+                return
+            parent._modules[name] = None
+
+
+def _below(call: Call, owner: Call) -> list[Call]:
+    calls = []
+    for current in call.ancestry():
+        if current is owner:
+            break
+        calls.append(current)
+    return calls
+
+
+def _names_read_by_methods(kind: type) -> set[str]:
+    """Names that public methods called from forward use: a user may call these methods too."""
+    names: set[str] = set()
+    pending, seen = ["forward"], {"forward"}
+    while pending:
+        method = pending.pop()
+        function = inspect.unwrap(getattr(kind, method, None) or _nothing)
+        code = getattr(function, "__code__", None)
+        if code is None:
+            continue
+        if method != "forward" and not method.startswith("_"):
+            names.update(code.co_names)
+        for name in code.co_names:
+            if name not in seen and inspect.isfunction(getattr(kind, name, None)):
+                if not hasattr(nn.Module, name):
+                    seen.add(name)
+                    pending.append(name)
+    return names
+
+
+def _nothing() -> None:
+    return None
+

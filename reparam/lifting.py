@@ -1,0 +1,170 @@
+"""Lift every operator of a graph that has a rule to what it does to the forms of its operands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.affine import AffineConv, AffineSum, identity
+from reparam.errors import Refusal, ReparamError
+from reparam.facts import Facts, fetch
+from reparam.rules import UNKNOWN, Commuting, Rules, Stacked, Step
+from reparam.rules.registry import Rule
+from reparam.tracing import has_hooks
+
+
+def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
+    """Apply the rules, once per node.
+
+    Args:
+        graph: The flat graph.
+        facts: What is known of it.
+        rules: The rules of this call.
+
+    Returns:
+        For each node with a rule the form of its value over its operands, or a refusal.
+
+    Raises:
+        ReparamError: If a rule returns something that is no form.
+    """
+    steps: dict[fx.Node, Step] = {}
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output") or node in facts.sources:
+            continue
+        if node in facts.numbers:
+            continue
+        found = _find_rule(node, facts.root, rules)
+        if found is None:
+            continue
+        if isinstance(found, Refusal):
+            steps[node] = found
+            continue
+        rule, leading = found
+        step = _apply(rule, leading, node, facts, steps)
+        if node in facts.written and not isinstance(step, Refusal):
+            problem = _overwrites_something_read(node, facts)
+            step = step if problem is None else problem
+        steps[node] = step
+    return steps
+
+
+def _find_rule(
+    node: fx.Node, root: nn.Module, rules: Rules
+) -> tuple[Rule, tuple[Any, ...]] | Refusal | None:
+    """The rule of a node and the arguments that come before its own."""
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        rule = rules.find(type(module))
+        if rules.switched_off(type(module)):
+            return Refusal("its rule is switched off for this call")
+        if rule is None:
+            return None
+        if has_hooks(module):
+            return Refusal("it has hooks, which would not see the same values any more")
+        if "forward" in vars(module):
+            return Refusal("its forward is set on the instance")
+        return rule, (module,)
+    target = node.target
+    if node.op == "call_method":
+        target = getattr(torch.Tensor, str(target), None)
+        if target is None:
+            return None
+    rule = rules.find(target)
+    if rules.switched_off(target):
+        return Refusal("its rule is switched off for this call")
+    return None if rule is None else (rule, ())
+
+
+@cache
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule)
+
+
+def _apply(
+    rule: Rule,
+    leading: tuple[Any, ...],
+    node: fx.Node,
+    facts: Facts,
+    steps: Mapping[fx.Node, Step],
+) -> Step:
+    computed: set[str] = set()
+
+    def lifted(argument: fx.Node) -> Any:
+        if argument in facts.sources:
+            if argument.op != "get_attr":
+                computed.update(facts.sources[argument])
+            value = facts.constant(argument)
+            return value
+        if argument in facts.numbers:
+            return UNKNOWN
+        step = steps.get(argument)
+        if isinstance(step, Stacked):
+            return step
+        return identity(argument, facts.ranks.get(argument))
+
+    args = _map_nodes(node.args, lifted)
+    kwargs = {
+        "input" if name == "self" else name: _map_nodes(value, lifted)
+        for name, value in node.kwargs.items()
+    }
+    try:
+        _signature(rule).bind(*leading, *args, **kwargs)
+    except TypeError as error:
+        return Refusal(f"its rule does not know how it is called ({error})")
+    step = rule(*leading, *args, **kwargs)
+    if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Refusal):
+        raise ReparamError(
+            f"the rule {rule.__module__}.{rule.__qualname__} returned {type(step).__name__} for "
+            f"{node.target}: a rule must return a form (such as x.scale(...)) or a Refusal"
+        )
+    if not leading and not isinstance(step, Refusal | Commuting | Stacked):
+        step = _with_sources(step, node, facts)
+    return step
+
+
+def _with_sources(step: AffineConv | AffineSum, node: fx.Node, facts: Facts) -> Step:
+    """Take dtype and device from the parameters themselves, not from what was computed of them."""
+    names = {
+        name for arg in node.all_input_nodes if arg in facts.sources for name in facts.sources[arg]
+    }
+    tensors = [fetch(facts.root, name) for name in sorted(names)]
+    floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
+    if not floats or isinstance(step, AffineSum) or step.dtype is None:
+        return step
+    dtypes = {tensor.dtype for tensor in floats}
+    if len(dtypes) > 1:
+        return Refusal(f"parameters of different dtypes ({', '.join(sorted(map(str, dtypes)))})")
+    return replace(step, dtype=floats[0].dtype, like=max(floats, key=Tensor.numel))
+
+
+def _map_nodes(value: Any, function: Any) -> Any:
+    """Replace the nodes in an argument, keeping lists and tuples ordinary ones."""
+    if isinstance(value, fx.Node):
+        return function(value)
+    if isinstance(value, tuple | list):
+        return type(value)([_map_nodes(entry, function) for entry in value]) if not hasattr(
+            value, "_fields"
+        ) else value
+    if isinstance(value, dict):
+        return {key: _map_nodes(entry, function) for key, entry in value.items()}
+    return value
+
+
+def _overwrites_something_read(node: fx.Node, facts: Facts) -> Refusal | None:
+    """An in-place operator is a step only if nobody sees that it is one."""
+    position = facts.order[node]
+    for target in facts.written[node]:
+        for member in facts.alias_class(target):
+            if facts.order[member] >= position:
+                continue
+            if member.op in ("placeholder", "get_attr"):
+                return Refusal("it writes to the model's input or to a parameter in place")
+            if any(facts.order[user] > position for user in member.users):
+                return Refusal("it writes in place to a value that is read later")
+    return None

@@ -1,0 +1,97 @@
+"""From a form to the torch module that computes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv
+from reparam.costs import explicit_padding, pads_same
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
+    """Make the module of a form.
+
+    Args:
+        form: The form; `reparam.costs.unsupported` has nothing against it.
+        kernel: Its kernel, which becomes the module's weight without a copy where possible.
+        bias: Its bias.
+
+    Returns:
+        A convolution, a transposed convolution or a linear layer in eval mode, in the dtype of
+        the kernel. What it does not pad by itself, `reparam.costs.explicit_padding` says.
+    """
+    axes = form.axes or ()
+    channels: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": kernel.dtype}
+    module: nn.Module
+    if not axes:
+        module = nn.Linear(_known(form.in_channels), _known(form.out_channels), **channels)
+    else:
+        groups = form.groups or 1
+        settings: dict[str, Any] = {
+            "in_channels": form.in_channels,
+            "out_channels": form.out_channels,
+            "kernel_size": tuple(axis.kernel for axis in axes),
+            "stride": tuple(axis.stride for axis in axes),
+            "dilation": tuple(axis.dilation for axis in axes),
+            "groups": groups,
+            **channels,
+        }
+        if form.transposed:
+            settings["padding"] = tuple(axis.before for axis in axes)
+            settings["output_padding"] = tuple(axis.output_padding for axis in axes)
+            module = _TRANSPOSED[len(axes) - 1](**settings)
+            kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+        else:
+            settings["padding"] = _padding(form)
+            if not explicit_padding(form):
+                modes = {axis.mode for axis in axes if axis.padded}
+                settings["padding_mode"] = modes.pop() if modes else "zeros"
+            module = _CONVOLUTIONS[len(axes) - 1](**settings)
+    module.register_parameter("weight", nn.Parameter(kernel, requires_grad=False))
+    if bias is not None:
+        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    return module.eval()
+
+
+def take_after(module: nn.Module, form: AffineConv) -> None:
+    """Round a module's weights once, to the type, layout and device of what it replaces."""
+    like = form.like
+    if like is None:
+        return
+    layout = torch.contiguous_format
+    if like.dim() == 4 and not like.is_contiguous():
+        if like.is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+    elif like.dim() == 5 and not like.is_contiguous():
+        if like.is_contiguous(memory_format=torch.channels_last_3d):
+            layout = torch.channels_last_3d
+    dtype = form.dtype or like.dtype
+    for name, parameter in list(module.named_parameters()):
+        value = parameter.detach()
+        if value.dim() == like.dim():
+            value = value.to(device=like.device, dtype=dtype, memory_format=layout)
+        else:
+            value = value.to(device=like.device, dtype=dtype)
+        fresh = nn.Parameter(value, requires_grad=like.requires_grad)
+        module.register_parameter(name, fresh)
+
+
+def _padding(form: AffineConv) -> Any:
+    axes = form.axes or ()
+    if explicit_padding(form):
+        return 0
+    if all(axis.before == axis.after for axis in axes):
+        return tuple(axis.before for axis in axes)
+    return "same" if pads_same(form) else 0
+
+
+def _known(channels: int | None) -> int:
+    if channels is None:
+        raise ValueError("a form of unknown channels has no module")
+    return channels

@@ -1,0 +1,135 @@
+"""What was fused, what was not and why: plain data that prints itself as tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class FusedRow:
+    """One value that became one operator.
+
+    Args:
+        place: Where in the model the value is computed.
+        operators: What was there, by kind and number.
+        result: What is there now.
+        multiply_adds: Multiply-adds per output position before and after (in all, if the shapes
+            were known).
+        counts: Number of operators before and after.
+        error: Relative difference on a random input in float64; None if not verified.
+        name: Where the new operator is registered; empty before it is applied.
+    """
+
+    place: str
+    operators: str
+    result: str
+    multiply_adds: tuple[float, float]
+    counts: tuple[int, int]
+    error: float | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """One operator that stays, and why.
+
+    Args:
+        place: Where in the model it is.
+        operator: What it is.
+        reason: Why it stays.
+    """
+
+    place: str
+    operator: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """What one call of `fuse` or `plan` found.
+
+    Args:
+        model: The class of the model.
+        fused: One row per value that became one operator.
+        refused: One row per operator that stays although it is affine, or that has no graph.
+        notes: What else a user should know.
+    """
+
+    model: str
+    fused: list[FusedRow] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The result in one line."""
+        before = sum(row.counts[0] for row in self.fused)
+        after = sum(row.counts[1] for row in self.fused)
+        return (
+            f"{self.model}: {before} operators become {after} in {len(self.fused)} places; "
+            f"{len(self.refused)} stay as they are"
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.summary()
+        if self.fused:
+            yield _table(
+                ("where", "was", "becomes", "ops", "multiply-adds", "float64 error"),
+                (
+                    (
+                        row.place,
+                        row.operators,
+                        row.result,
+                        f"{row.counts[0]} -> {row.counts[1]}",
+                        _change(*row.multiply_adds),
+                        "-" if row.error is None else f"{row.error:.0e}",
+                    )
+                    for row in self.fused
+                ),
+            )
+        if self.refused:
+            yield _table(
+                ("where", "stays", "because"),
+                ((row.place, row.operator, row.reason) for row in self.refused),
+            )
+        for note in self.notes:
+            yield f"note: {note}"
+
+    def __str__(self) -> str:
+        return self._render(Console(file=io.StringIO(), width=120, color_system=None))
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), width=120, record=True)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+    def _render(self, console: Console) -> str:
+        console.print(self)
+        output = console.file
+        text = output.getvalue() if isinstance(output, io.StringIO) else ""
+        return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for title in header:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _change(before: float, after: float) -> str:
+    return f"{_short(before)} -> {_short(after)}"
+
+
+def _short(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,295 @@
+"""Edit a traced graph so that each region becomes one operator, and note whose code changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from reparam.costs import explicit_padding
+from reparam.facts import Facts, fetch
+from reparam.planner import Region
+from reparam.tracing import Call, Trace, has_hooks
+from reparam.verification import pad_mode
+
+Operators = list[tuple[Region, nn.Module]]
+
+
+@dataclass
+class Rewrite:
+    """What has to be done to the modules of the root besides new code.
+
+    Args:
+        trace: The trace, its graph edited.
+        modules: New modules by the path where they belong.
+        edited: The calls whose own code changed.
+        replaced: For each node that is gone the node that stands for it.
+        removed: The calls of modules that are gone: for each module its path and the caller.
+        names: Where each region's operator is registered.
+    """
+
+    trace: Trace
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    edited: set[Call] = field(default_factory=set)
+    replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    removed: list[tuple[fx.Node, Call]] = field(default_factory=list)
+    names: dict[fx.Node, str] = field(default_factory=dict)
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """The node that stands for a node of the trace now."""
+        while node in self.replaced:
+            node = self.replaced[node]
+        return node
+
+
+def rewrite(trace: Trace, operators: Operators, facts: Facts) -> Rewrite:
+    """Edit the graph of a trace.
+
+    Args:
+        trace: The trace; its graph is changed.
+        operators: The regions and the modules that stand for them.
+        facts: What was known of the graph before.
+    """
+    return _Rewriter(trace, facts).run(operators)
+
+
+class _Rewriter:
+    def __init__(self, trace: Trace, facts: Facts) -> None:
+        self.trace = trace
+        self.facts = facts
+        self.result = Rewrite(trace)
+        self.paths: dict[int, list[str]] = {}
+        for path, module in trace.root.named_modules(remove_duplicate=False):
+            self.paths.setdefault(id(module), []).append(path)
+        self.uses = Counter(
+            id(fetch(trace.root, str(node.target)))
+            for node in trace.graph.nodes
+            if node.op == "call_module"
+        )
+        self.traced_through = Counter(id(call.module) for call in trace.calls)
+        self.read_directly = {
+            id(fetch(trace.root, str(node.target).rpartition(".")[0]) if "." in str(node.target)
+               else trace.root)
+            for node in trace.graph.nodes
+            if node.op == "get_attr"
+        }
+        self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
+        for node in trace.graph.nodes:
+            self.inside[trace.caller[node]].add(node)
+        self.taken = {
+            name for name, _ in trace.root.named_modules(remove_duplicate=False)
+        }
+
+    def run(self, operators: Operators) -> Rewrite:
+        for region, module in operators:
+            self.apply(region, module)
+        return self.result
+
+    def apply(self, region: Region, module: nn.Module) -> None:
+        graph, result = self.trace.graph, self.result
+        main, value = region.main, region.value
+        callers = [self.trace.caller[node] for node in region.dying if node.op != "get_attr"]
+        place = main.value if region.collapses else value
+        source = main.base if region.collapses else region.base
+        single = len(main.inner) == 1 and region.collapses
+        frame = common_caller(callers) if region.collapses else self.trace.caller[value]
+        swap = single and self._may_swap(place, frame, module)
+        if single:
+            owner = self.trace.caller[place]
+        else:
+            owner = common_caller([self.trace.caller[node] for node in main.inner
+                                   if node in region.dying or node is place])
+            while owner.parent is not None and not self._sees(owner, result.current(source)):
+                owner = owner.parent
+        read = result.current(source)
+        path = str(place.target) if swap else self._new_name(owner, module)
+        result.modules[path] = module
+        result.names[value] = path
+        if swap:
+            for other in self.paths[id(fetch(self.trace.root, path))]:
+                result.modules[other] = module
+        with graph.inserting_before(place):
+            for sides in explicit_padding(region.form):
+                read = graph.call_function(
+                    nn.functional.pad, (read, sides), {"mode": pad_mode(region, sides)}
+                )
+                self.trace.caller[read] = owner
+                self.inside[owner].add(read)
+                result.edited.add(owner)
+            new = graph.call_module(path, (read,))
+        self.trace.caller[new] = owner
+        self.inside[owner].add(new)
+        if not swap:
+            result.edited.add(owner)
+            self._note_edits(main.inner if region.collapses else (value,), region, owner)
+        self._substitute(place, new, keep_code=swap)
+        if region.collapses:
+            for link in region.path:
+                if link.form is not None and link is not main:
+                    self._skip(link.value, link.base, link.inner, region, frame)
+        self._sweep(region)
+
+    def _skip(
+        self,
+        node: fx.Node,
+        base: fx.Node,
+        inner: tuple[fx.Node, ...],
+        region: Region,
+        frame: Call,
+    ) -> None:
+        """Make one link of a path the identity."""
+        identity = nn.Identity().eval()
+        if len(inner) == 1 and self._may_swap(node, frame, identity):
+            for path in self.paths[id(fetch(self.trace.root, str(node.target)))]:
+                self.result.modules[path] = identity
+            self._substitute(node, self.result.current(base), keep_code=True)
+            return
+        self._note_edits(inner, region, None)
+        self._substitute(node, self.result.current(base), keep_code=False)
+
+    def _note_edits(
+        self, nodes: Iterable[fx.Node], region: Region, owner: Call | None
+    ) -> None:
+        for node in nodes:
+            if node in region.dying and node.op != "get_attr":
+                self.result.edited.add(self.trace.caller[node])
+
+    def _substitute(self, old: fx.Node, new: fx.Node, *, keep_code: bool) -> None:
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self.result.replaced[old] = new
+        if not keep_code and old.op == "call_module":
+            self.result.removed.append((old, self.trace.caller[old]))
+
+    def _sweep(self, region: Region) -> None:
+        """Erase what nobody reads any more: parameters, constants and assertions included."""
+        frames = {self.trace.caller[node] for node in region.dying}
+        for node in region.dying:
+            self._erase_assertions(list(node.users))
+        pending = sorted(region.dying, key=self.facts.order.__getitem__, reverse=True)
+        for node in pending:
+            if node.users:
+                continue
+            feeds = list(node.all_input_nodes)
+            if node.op == "call_module" and node not in self.result.replaced:
+                self.result.removed.append((node, self.trace.caller[node]))
+            if node not in self.result.replaced:
+                self.result.edited.add(self.trace.caller[node])
+            self._erase(node)
+            for feed in feeds:
+                self._erase_constants(feed)
+        for frame in frames:
+            left = self.inside[frame]
+            if left <= self.facts.asserted:
+                self._erase_assertions(sorted(left, key=self.facts.order.__getitem__))
+
+    def _erase(self, node: fx.Node) -> None:
+        self.inside[self.trace.caller[node]].discard(node)
+        self.trace.graph.erase_node(node)
+
+    def _erase_assertions(self, nodes: list[fx.Node]) -> None:
+        """Erase assertions on the shape of what is gone, and what only feeds them."""
+        found: set[fx.Node] = set()
+        pending = [node for node in nodes if node in self.facts.asserted]
+        while pending:
+            node = pending.pop()
+            if node not in found:
+                found.add(node)
+                pending.extend(node.users)
+        for node in sorted(found, key=self.facts.order.__getitem__, reverse=True):
+            if node in self.inside[self.trace.caller[node]]:
+                self.result.edited.add(self.trace.caller[node])
+                self._erase(node)
+
+    def _erase_constants(self, node: fx.Node) -> None:
+        """Erase parameters, what is computed of them and sizes, once nobody reads them."""
+        pending = [node]
+        while pending:
+            node = pending.pop()
+            if node.users or node not in self.inside[self.trace.caller[node]]:
+                continue
+            if node not in self.facts.sources and node not in self.facts.numbers:
+                continue
+            feeds = list(node.all_input_nodes)
+            self._erase(node)
+            pending.extend(feeds)
+
+    def _may_swap(self, node: fx.Node, frame: Call, module: nn.Module) -> bool:
+        """Whether a module may be replaced where it is registered, and no code has to change."""
+        if node.op != "call_module":
+            return False
+        old = fetch(self.trace.root, str(node.target))
+        reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
+        return (
+            self.uses[id(old)] == 1
+            and bool(reads)
+            and id(old) not in self.read_directly
+            and self.traced_through[id(self.trace.caller[node].module)] == 1
+            and not has_hooks(old)
+            and not any(child for child in old.children())
+            and determined(frame)
+        )
+
+    def _sees(self, call: Call, node: fx.Node) -> bool:
+        """Whether a call's own code can name a value."""
+        if node.op == "get_attr":
+            return True
+        caller = self.trace.caller[node]
+        if caller is call or call in caller.ancestry():
+            return True
+        return any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
+
+    def _new_name(self, owner: Call, module: nn.Module) -> str:
+        kind = type(module).__name__
+        stem = "fused_linear" if kind == "Linear" else "fused_conv"
+        prefix = f"{owner.path}." if owner.path else ""
+        existing = owner.module
+        for number in range(len(self.taken) + len(self.result.modules) + 2):
+            name = stem if number == 0 else f"{stem}_{number}"
+            path = prefix + name
+            if path not in self.taken and not hasattr(existing, name):
+                self.taken.add(path)
+                return path
+        raise RuntimeError("no name is left")
+
+
+def determined(call: Call) -> bool:
+    """Whether a module always runs the way it was traced: its code knows nothing but tensors.
+
+    A call that got other values is determined by its caller, if the caller is.
+    """
+    for current in call.ancestry():
+        if all(isinstance(value, fx.Node) for value in current.arguments.values()):
+            return True
+    return False
+
+
+def common_caller(callers: Iterable[Call]) -> Call:
+    """The innermost call that all of the calls were made in."""
+    iterator = iter(callers)
+    common = list(next(iterator).ancestry())[::-1]
+    for call in iterator:
+        ancestry = list(call.ancestry())[::-1]
+        length = 0
+        for one, two in zip(common, ancestry, strict=False):
+            if one is not two:
+                break
+            length += 1
+        common = common[:length]
+    return common[-1]
+
+
+def nodes_in(value: Any) -> Iterator[fx.Node]:
+    """All nodes in a structure of arguments."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, tuple | list):
+        for entry in value:
+            yield from nodes_in(entry)
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from nodes_in(entry)
+    elif isinstance(value, slice):
+        yield from nodes_in((value.start, value.stop, value.step))

@@ -1,0 +1,29 @@
+"""What each operator does to the affine form that flows into it, one file per family."""
+
+from reparam.rules import (  # noqa: F401  (importing a family registers its rules)
+    convolution,
+    elementwise,
+    identities,
+    normalization,
+    padding,
+    views,
+)
+from reparam.rules.registry import (
+    UNKNOWN,
+    Commuting,
+    Rules,
+    Stacked,
+    Step,
+    describe_target,
+    register_rule,
+)
+
+__all__ = [
+    "UNKNOWN",
+    "Commuting",
+    "Rules",
+    "Stacked",
+    "Step",
+    "describe_target",
+    "register_rule",
+]

@@ -1,0 +1,223 @@
+r"""Convolutions, transposed convolutions and linear layers.
+
+    v[o] = b + sum over t of W[t] * x[s * o + d * t - p]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv
+from reparam.errors import Refusal
+from reparam.geometry import Axis, PaddingMode
+from reparam.rules.registry import register_rule
+
+aten = torch.ops.aten
+Sizes = int | Sequence[int]
+
+
+def spread(value: Any, count: int) -> tuple[int, ...] | None:
+    """One integer per axis, from one for all or from a sequence; None if they are not known."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(values) == 1:
+        values *= count
+    if len(values) != count or not all(isinstance(entry, int) for entry in values):
+        return None
+    return values
+
+
+def convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    *,
+    transposed: bool = False,
+    output_padding: Any = 0,
+    mode: PaddingMode = "zeros",
+) -> AffineConv | Refusal:
+    """The law of every convolution, however it is spelled."""
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
+        return Refusal("its weight or bias is computed from the model's input")
+    if not isinstance(x, AffineConv):
+        return Refusal("its input is a constant or not a tensor")
+    kernel = tuple(weight.shape[2:])
+    count = len(kernel)
+    strides, dilations = spread(stride, count), spread(dilation, count)
+    outputs = spread(output_padding, count)
+    if strides is None or dilations is None or outputs is None or not isinstance(groups, int):
+        return Refusal("its stride, dilation or groups are known only at run time")
+    pads: list[tuple[int, int]] = []
+    if padding == "same":
+        # torch puts the odd one at the end.
+        totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        pads = [(total // 2, total - total // 2) for total in totals]
+    else:
+        paddings = spread(0 if padding == "valid" else padding, count)
+        if paddings is None:
+            return Refusal("its padding is known only at run time")
+        pads = [(side, side) for side in paddings]
+    axes = [
+        Axis(k, s, d, before, after, mode, output)
+        for k, s, d, (before, after), output in zip(
+            kernel, strides, dilations, pads, outputs, strict=True
+        )
+    ]
+    return x.convolve(weight, bias, axes=axes, groups=groups, transposed=transposed)
+
+
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def convolution_module(module: nn.Conv2d, x: AffineConv) -> AffineConv | Refusal:
+    """A convolution of any padding mode."""
+    mode: PaddingMode = module.padding_mode  # type: ignore[assignment]
+    return convolution(
+        x,
+        module.weight,
+        module.bias,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+        mode=mode,
+    )
+
+
+@register_rule(
+    F.conv1d, F.conv2d, F.conv3d, aten.conv1d, aten.conv2d, aten.conv3d
+)
+def convolution_function(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> AffineConv | Refusal:
+    """A convolution with zero padding."""
+    return convolution(input, weight, bias, stride, padding, dilation, groups)
+
+
+@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def transposed_module(
+    module: nn.ConvTranspose2d, x: AffineConv, output_size: Any = None
+) -> AffineConv | Refusal:
+    """A transposed convolution."""
+    if output_size is not None:
+        return Refusal("its output size is given at run time")
+    return convolution(
+        x,
+        module.weight,
+        module.bias,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+        transposed=True,
+        output_padding=module.output_padding,
+    )
+
+
+@register_rule(
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    aten.conv_transpose1d,
+    aten.conv_transpose2d,
+    aten.conv_transpose3d,
+)
+def transposed_function(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
+) -> AffineConv | Refusal:
+    """A transposed convolution."""
+    return convolution(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed=True,
+        output_padding=output_padding,
+    )
+
+
+@register_rule(torch.convolution, aten.convolution)
+def general_convolution(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: Any,
+    output_padding: Any,
+    groups: Any,
+) -> AffineConv | Refusal:
+    """ATen's one convolution for all kinds."""
+    return convolution(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed=bool(transposed),
+        output_padding=output_padding,
+    )
+
+
+@register_rule(nn.Linear)
+def linear_module(module: nn.Linear, x: AffineConv) -> AffineConv | Refusal:
+    """A linear layer: a kernel with no spatial axis."""
+    return x.convolve(module.weight, module.bias)
+
+
+@register_rule(F.linear, aten.linear)
+def linear(input: Any, weight: Any, bias: Any = None) -> AffineConv | Refusal:
+    """A linear layer: a kernel with no spatial axis."""
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
+        return Refusal("its weight or bias is computed from the model's input")
+    if not isinstance(input, AffineConv) or weight.dim() != 2:
+        return Refusal("its input is a constant, or its weight is no matrix")
+    return input.convolve(weight, bias)
+
+
+@register_rule(
+    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
+    aten.matmul, aten.mm,
+)
+def matrix_product(input: Any, other: Any) -> AffineConv | Refusal:
+    """A product with a constant matrix on the right."""
+    if not isinstance(other, Tensor):
+        return Refusal("a product of two values that both depend on the input")
+    return linear(input, other.t() if other.dim() == 2 else other)
+
+
+@register_rule(torch.addmm, torch.Tensor.addmm, aten.addmm)
+def matrix_product_and_bias(
+    input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1
+) -> AffineConv | Refusal:
+    """A product with a constant matrix on the right, plus a constant row."""
+    if beta != 1 or alpha != 1 or not isinstance(mat2, Tensor):
+        return Refusal("a matrix product of another form than x @ W + b")
+    if not isinstance(input, Tensor) or input.dim() != 1 or input.numel() != mat2.shape[-1]:
+        return Refusal("a matrix product with another bias than one entry per column")
+    return linear(mat1, mat2.t(), input)

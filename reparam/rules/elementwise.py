@@ -1,0 +1,204 @@
+r"""Sums of branches, scales and shifts.
+
+    v = x + alpha * y        v = x * factor        v = x / divisor        v = -x
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.affine import Affine, AffineConv, AffineSum
+from reparam.errors import Refusal
+from reparam.rules.registry import Stacked, register_rule
+
+aten = torch.ops.aten
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _channel_axis(x: Affine, constant: Tensor) -> int | None | Refusal:
+    """Along which axis, counted from the end, a constant broadcasts over a value."""
+    rank = x.rank if isinstance(x, AffineConv) else None
+    long_axes = [
+        axis for axis in range(-constant.dim(), 0) if constant.shape[axis] != 1
+    ]
+    if len(long_axes) > 1:
+        return Refusal("a constant that varies along more than one axis")
+    if constant.dim() > 1 and (rank is None or rank < constant.dim()):
+        if rank is None:
+            return Refusal(
+                "the number of axes of the value is not known, so neither how a constant "
+                "broadcasts over it; pass example_inputs"
+            )
+        return Refusal("a constant with more axes than the value it meets")
+    return long_axes[0] if long_axes else None
+
+
+def _scale(x: Any, factor: Any) -> Affine | Refusal:
+    if not isinstance(x, AffineConv | AffineSum):
+        return Refusal("an operand that is no tensor")
+    if _is_number(factor):
+        return x.scale(factor)
+    if not isinstance(factor, Tensor):
+        return Refusal("a product of two values that both depend on the input")
+    axis = _channel_axis(x, factor)
+    return axis if isinstance(axis, Refusal) else x.scale(factor, axis)
+
+
+def _shift(x: Affine, constant: Any) -> Affine | Refusal:
+    if _is_number(constant):
+        return x.shift(constant)
+    axis = _channel_axis(x, constant)
+    return axis if isinstance(axis, Refusal) else x.shift(constant, axis)
+
+
+def _times(value: Any, factor: Any) -> Any:
+    """A multiple of a form, a tensor or a number."""
+    if isinstance(factor, int | float) and factor == 1:
+        return value
+    if isinstance(value, AffineConv | AffineSum):
+        return value.scale(factor)
+    return value * factor
+
+
+@register_rule(
+    operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_,
+    aten.add, aten.add_,
+)
+def add(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
+    """A sum of two branches, or of a branch and a constant."""
+    if not _is_number(alpha):
+        return Refusal("a factor that is known only at run time")
+    other = _times(other, alpha)
+    for operand in (input, other):
+        if isinstance(operand, Refusal):
+            return operand
+        if not isinstance(operand, AffineConv | AffineSum | Tensor) and not _is_number(operand):
+            return Refusal("an operand that is known only at run time")
+    if isinstance(input, AffineConv | AffineSum):
+        if isinstance(other, AffineConv | AffineSum):
+            return input.plus(other)
+        return _shift(input, other)
+    if isinstance(other, AffineConv | AffineSum):
+        return _shift(other, input)
+    return Refusal("a sum of constants")
+
+
+@register_rule(
+    operator.sub, operator.isub, torch.sub, torch.subtract, torch.Tensor.sub, torch.Tensor.sub_,
+    torch.Tensor.subtract, torch.Tensor.subtract_, aten.sub, aten.sub_,
+)
+def subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
+    """A difference of two branches, or of a branch and a constant."""
+    if not _is_number(alpha):
+        return Refusal("a factor that is known only at run time")
+    if not isinstance(other, AffineConv | AffineSum | Tensor) and not _is_number(other):
+        return Refusal("an operand that is known only at run time")
+    return add(input, _times(other, -alpha))
+
+
+@register_rule(torch.rsub, aten.rsub)
+def reversed_subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
+    """``other - alpha * input``."""
+    return subtract(other, input, alpha=alpha)
+
+
+@register_rule(
+    operator.mul, operator.imul, torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.mul_,
+    torch.Tensor.multiply, torch.Tensor.multiply_, aten.mul, aten.mul_,
+)
+def multiply(input: Any, other: Any) -> Affine | Refusal:
+    """A product with a number or with one factor per channel."""
+    if isinstance(input, AffineConv | AffineSum):
+        return _scale(input, other)
+    return _scale(other, input)
+
+
+@register_rule(
+    operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide,
+    torch.Tensor.div, torch.Tensor.div_, torch.Tensor.divide, torch.Tensor.divide_,
+    torch.Tensor.true_divide, torch.Tensor.true_divide_, aten.div, aten.div_,
+)
+def divide(input: Any, other: Any, *, rounding_mode: Any = None) -> Affine | Refusal:
+    """A quotient by a number or by one divisor per channel."""
+    if rounding_mode is not None:
+        return Refusal("a division that rounds")
+    if _is_number(other):
+        return Refusal("a division by zero") if other == 0 else _scale(input, 1 / other)
+    if isinstance(other, Tensor):
+        return _scale(input, other.double().reciprocal())
+    return Refusal("a quotient of two values that both depend on the input")
+
+
+@register_rule(
+    operator.neg, torch.neg, torch.negative, torch.Tensor.neg, torch.Tensor.neg_,
+    torch.Tensor.negative, torch.Tensor.negative_, aten.neg, aten.neg_,
+)
+def negate(input: Any) -> Affine | Refusal:
+    """The negative of a value."""
+    return _scale(input, -1)
+
+
+@register_rule(torch.stack, aten.stack)
+def stack(tensors: Any, dim: Any = 0) -> Stacked | Refusal:
+    """Branches along a new axis; they add up once `total` sums over it."""
+    if not isinstance(tensors, Sequence) or not isinstance(dim, int):
+        return Refusal("stacked tensors that are known only at run time")
+    branches = tuple(tensor for tensor in tensors if isinstance(tensor, AffineConv))
+    if len(branches) != len(tensors):
+        return Refusal("stacked tensors of which some are constants")
+    return Stacked(branches, dim)
+
+
+@register_rule(torch.sum, torch.Tensor.sum, aten.sum)
+def total(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Any:
+    """The sum over stacked branches."""
+    dims = (dim,) if isinstance(dim, int) else dim
+    if not isinstance(input, Stacked) or keepdim is not False or dtype is not None:
+        return Refusal("a sum over an axis of one value")
+    if not isinstance(dims, Sequence) or tuple(dims) != (input.dim,):
+        return Refusal("a sum over another axis than the stacked one")
+    result: Affine = input.branches[0]
+    for branch in input.branches[1:]:
+        partial = result.plus(branch)
+        if isinstance(partial, Refusal):
+            return partial
+        result = partial
+    return result
+
+
+@register_rule(torch.addcmul, torch.Tensor.addcmul, torch.Tensor.addcmul_, aten.addcmul)
+def add_product(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Affine | Refusal:
+    """``input + value * tensor1 * tensor2``."""
+    if isinstance(tensor1, Tensor) and isinstance(tensor2, Tensor):
+        product: Any = tensor1.double() * tensor2.double()
+    else:
+        product = multiply(tensor1, tensor2)
+    return product if isinstance(product, Refusal) else add(input, product, alpha=value)
+
+
+@register_rule(nn.LeakyReLU)
+def leaky_relu_module(module: nn.LeakyReLU, x: AffineConv) -> AffineConv | Refusal:
+    """A leaky ReLU of slope 1 is the identity (VanillaNet, arXiv 2305.12972)."""
+    return leaky_relu(x, module.negative_slope)
+
+
+@register_rule(
+    torch.nn.functional.leaky_relu, torch.nn.functional.leaky_relu_, aten.leaky_relu,
+    aten.leaky_relu_,
+)
+def leaky_relu(
+    input: Any, negative_slope: Any = 0.01, inplace: Any = False
+) -> AffineConv | Refusal:
+    """A leaky ReLU of slope 1 is the identity (VanillaNet, arXiv 2305.12972)."""
+    del inplace
+    if isinstance(input, AffineConv) and _is_number(negative_slope) and negative_slope == 1:
+        return input
+    return Refusal("not an affine operator")

@@ -1,0 +1,164 @@
+"""The registry of rules: what an operator does to the affine form that flows into it.
+
+A rule is a plain function from forms to a form. One rule serves every spelling of an operator:
+it is registered for module types, functions, tensor methods and ATen operators alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from reparam.affine import Affine, AffineConv
+from reparam.errors import Refusal, ReparamError
+
+Rule = Callable[..., Any]
+Target = Any
+RuleFunction = TypeVar("RuleFunction", bound=Rule)
+
+
+@dataclass(frozen=True)
+class Commuting:
+    """What a rule returns for an operator that any affine map of the channels may cross.
+
+    Views are the common case; pooling to a fixed size and interpolation are others. The operator
+    stays where it is; a scale, a shift or a mixing of channels after it may move before it.
+
+    Args:
+        input_axis: From the channel axis of the value and its number of channels to the channel
+            axis of the operand, axes counted from the end; a Refusal where the channels cannot be
+            told apart.
+        sized: Whether the operator names sizes, so that the number of channels must not change.
+    """
+
+    input_axis: Callable[[int, int | None], int | Refusal]
+    sized: bool = False
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """What a rule returns for branches stacked along a new axis, to be summed later.
+
+    Args:
+        branches: The forms of the branches.
+        dim: The new axis.
+    """
+
+    branches: tuple[AffineConv, ...]
+    dim: int
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What a rule sees in place of a value that only a run of the model tells."""
+
+
+UNKNOWN = Unknown()
+Step = Affine | Commuting | Stacked | Refusal
+
+_RULES: dict[Target, Rule] = {}
+
+
+def register_rule(*targets: Target) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a rule: a function from the forms flowing in to the form flowing out.
+
+    The rule of a module type is called with the module and the forms of its inputs. The rule of
+    a function, a tensor method or an ATen operator is called with the arguments of the call:
+    a form for each tensor that depends on the model's input, a tensor for each that depends on
+    parameters only. It returns a form, or a `Refusal` that says why it has none.
+
+    Args:
+        *targets: Module types, functions, tensor methods (``torch.Tensor.add``) or ATen
+            operators (``torch.ops.aten.add``, which means all its overloads).
+
+    Raises:
+        ReparamError: If a target is none of these, or already has a rule.
+
+    Examples:
+        >>> import torch
+        >>> import reparam
+        >>> class LayerScale2d(torch.nn.Module):
+        ...     def __init__(self, channels):
+        ...         super().__init__()
+        ...         self.gamma = torch.nn.Parameter(torch.rand(channels))
+        ...     def forward(self, x):
+        ...         return x * self.gamma[:, None, None]
+        >>> @reparam.register_rule(LayerScale2d)
+        ... def layer_scale(module, x):
+        ...     return x.scale(module.gamma)
+    """
+    if not targets:
+        raise ReparamError("register_rule() needs at least one target, for example nn.Conv2d")
+    for target in targets:
+        check_target(target)
+        if target in _RULES:
+            raise ReparamError(
+                f"{describe_target(target)} already has a rule, "
+                f"{_RULES[target].__module__}.{_RULES[target].__qualname__}; to use another one "
+                "for one call, pass rules={target: rule}"
+            )
+
+    def register(rule: RuleFunction) -> RuleFunction:
+        if not callable(rule):
+            raise ReparamError(f"a rule must be a function, not {rule!r}")
+        for target in targets:
+            _RULES[target] = rule
+        return rule
+
+    return register
+
+
+def check_target(target: Target) -> None:
+    """Raise unless a rule can be registered for the target."""
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        return
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return
+    if callable(target) and not inspect.isclass(target) and not isinstance(target, nn.Module):
+        return
+    raise ReparamError(
+        f"{target!r} cannot have a rule: expected a type of torch.nn.Module, a function, a tensor "
+        "method such as torch.Tensor.add, or an ATen operator such as torch.ops.aten.add"
+    )
+
+
+def describe_target(target: Target) -> str:
+    """A target as a user would write it."""
+    name = getattr(target, "__qualname__", None) or str(target)
+    return str(name)
+
+
+class Rules:
+    """The rules that one call uses: the registered ones and those given for it.
+
+    Args:
+        scoped: For each target a rule, or None to switch its rule off.
+    """
+
+    def __init__(self, scoped: Mapping[Target, Rule | None] | None = None) -> None:
+        for target, rule in (scoped or {}).items():
+            check_target(target)
+            if rule is not None and not callable(rule):
+                raise ReparamError(f"the rule for {target!r} must be a function or None: {rule!r}")
+        self._rules: dict[Target, Rule | None] = {**_RULES, **(scoped or {})}
+
+    def find(self, target: Target) -> Rule | None:
+        """The rule of a module type, function, method or operator."""
+        try:
+            rule = self._rules.get(target)
+        except TypeError:  # an unhashable callable has no rule
+            return None
+        if rule is None and isinstance(target, torch._ops.OpOverload):
+            if target in self._rules:
+                return None
+            rule = self._rules.get(target.overloadpacket)
+        return rule
+
+    def switched_off(self, target: Target) -> bool:
+        """Whether a rule exists but this call does without."""
+        return self._rules.get(target, self) is None

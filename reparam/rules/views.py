@@ -1,0 +1,216 @@
+"""Operators that any affine map of the channels may cross: views, global pools, interpolation.
+
+They stay where they are. What matters is where they move the channel axis, counted from the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reparam.affine import Affine, AffineConv
+from reparam.errors import Refusal
+from reparam.rules.elementwise import total
+from reparam.rules.registry import Commuting, Stacked, register_rule
+
+aten = torch.ops.aten
+Step = Commuting | Refusal
+
+_MERGED = Refusal("its channels are merged with another axis")
+_UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
+_UNKNOWN_SIZES = Refusal("the axes of its result are known only at run time")
+
+
+def _commuting(
+    input: Any, input_axis: Callable[[int, int | None], int | Refusal], *, sized: bool = False
+) -> Step:
+    if not isinstance(input, AffineConv):
+        return Refusal("its input is a constant or not a tensor")
+    return Commuting(input_axis, sized)
+
+
+def _flattened(x: Any, start: Any, end: Any) -> Step:
+    if not isinstance(x, AffineConv) or not isinstance(start, int) or not isinstance(end, int):
+        return _UNKNOWN_SIZES
+    rank = x.rank
+    if rank is None:
+        return _UNKNOWN_RANK
+    first, last = start % rank, end % rank
+    removed = last - first
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        position = rank - removed + axis
+        if position < 0 or position == first and removed:
+            return _MERGED
+        return axis if position > first else axis - removed
+
+    return _commuting(x, input_axis)
+
+
+@register_rule(torch.flatten, torch.Tensor.flatten, aten.flatten)
+def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Step:
+    """Neighbouring axes become one."""
+    return _flattened(input, start_dim, end_dim)
+
+
+@register_rule(nn.Flatten)
+def flatten_module(module: nn.Flatten, x: AffineConv) -> Step:
+    """Neighbouring axes become one."""
+    return _flattened(x, module.start_dim, module.end_dim)
+
+
+def _permuted(x: Any, order: Sequence[Any]) -> Step:
+    if not all(isinstance(axis, int) for axis in order):
+        return _UNKNOWN_SIZES
+    rank = len(order)
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        return order[axis + rank] % rank - rank if -rank <= axis else _MERGED
+
+    return _commuting(x, input_axis)
+
+
+@register_rule(torch.permute, torch.Tensor.permute, aten.permute)
+def permute(input: Any, *dims: Any) -> Step:
+    """Axes in another order."""
+    return _permuted(input, dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims)
+
+
+@register_rule(
+    torch.transpose, torch.Tensor.transpose, torch.swapaxes, torch.Tensor.swapaxes,
+    torch.Tensor.swapdims, aten.transpose,
+)
+def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
+    """Two axes change places."""
+    if not isinstance(dim0, int) or not isinstance(dim1, int):
+        return _UNKNOWN_SIZES
+    if not isinstance(input, AffineConv):
+        return Refusal("its input is a constant or not a tensor")
+    rank = input.rank
+    if rank is None and (dim0 >= 0 or dim1 >= 0):
+        return _UNKNOWN_RANK
+    first, second = (dim if rank is None else dim % rank - rank for dim in (dim0, dim1))
+    swapped = {first: second, second: first}
+    return _commuting(input, lambda axis, channels: swapped.get(axis, axis))
+
+
+@register_rule(
+    torch.reshape, torch.Tensor.reshape, torch.Tensor.view, aten.reshape, aten.view
+)
+def reshape(input: Any, *shape: Any) -> Step:
+    """Axes of new sizes; a last axis of the same size on both sides is the same axis."""
+    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+    last = sizes[-1] if sizes else None
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        if axis == -1 and isinstance(last, int) and last == channels:
+            return -1
+        return Refusal("its channels cannot be followed through a reshape")
+
+    return _commuting(input, input_axis, sized=True)
+
+
+@register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as)
+def reshape_as(input: Any, other: Any) -> Step:
+    """Axes of the sizes of another value."""
+    return reshape(input, other)
+
+
+@register_rule(
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
+)
+def spatial_module(module: nn.Module, x: AffineConv) -> Step:
+    """A pool or an interpolation over the spatial axes, with weights that sum to one."""
+    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+        axes = int(type(module).__name__[-2])
+        return _spatial(x, axes)
+    if isinstance(module, nn.Upsample) and module.mode == "bicubic":
+        return Refusal("bicubic interpolation")
+    return _spatial(x, None)
+
+
+def _spatial(x: Any, axes: int | None) -> Step:
+    """A map of the last axes that leaves the channels before them alone."""
+    if not isinstance(x, AffineConv):
+        return Refusal("its input is a constant or not a tensor")
+    if axes is None:
+        if x.rank is None:
+            return _UNKNOWN_RANK
+        axes = x.rank - 2
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        return axis if axis == -axes - 1 else _MERGED
+
+    return Commuting(input_axis)
+
+
+@register_rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d)
+def adaptive_pool_1d(input: Any, output_size: Any) -> Step:
+    """An average pool to a fixed size."""
+    del output_size
+    return _spatial(input, 1)
+
+
+@register_rule(F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d)
+def adaptive_pool_2d(input: Any, output_size: Any) -> Step:
+    """An average pool to a fixed size."""
+    del output_size
+    return _spatial(input, 2)
+
+
+@register_rule(F.adaptive_avg_pool3d, aten.adaptive_avg_pool3d)
+def adaptive_pool_3d(input: Any, output_size: Any) -> Step:
+    """An average pool to a fixed size."""
+    del output_size
+    return _spatial(input, 3)
+
+
+@register_rule(F.interpolate)
+def interpolate(
+    input: Any,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: Any = "nearest",
+    align_corners: Any = None,
+    recompute_scale_factor: Any = None,
+    antialias: Any = False,
+) -> Step:
+    """An interpolation, whose weights sum to one."""
+    del size, scale_factor, align_corners, recompute_scale_factor
+    if mode == "bicubic" or antialias is not False:
+        return Refusal("bicubic or antialiased interpolation")
+    return _spatial(input, None)
+
+
+@register_rule(torch.mean, torch.Tensor.mean, aten.mean)
+def mean(
+    input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
+) -> Affine | Step:
+    """The mean over stacked branches, or over axes that a map of the channels may cross."""
+    if isinstance(input, Stacked):
+        result = total(input, dim, keepdim, dtype=dtype)
+        return result if isinstance(result, Refusal) else result.scale(1 / len(input.branches))
+    dims = (dim,) if isinstance(dim, int) else dim
+    if not isinstance(input, AffineConv) or not isinstance(dims, Sequence) or dtype is not None:
+        return Refusal("a mean over axes that are known only at run time")
+    rank = input.rank
+    if rank is None:
+        return _UNKNOWN_RANK
+    removed = {axis % rank for axis in dims}
+    kept = [axis for axis in range(rank) if keepdim or axis not in removed]
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        if axis < -len(kept) or kept[axis] in removed:
+            return _MERGED
+        return kept[axis] - rank
+
+    return Commuting(input_axis)

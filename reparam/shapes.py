@@ -1,0 +1,57 @@
+"""Shapes and types of every value of a traced graph, from one run on example inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.errors import ReparamError
+from reparam.tracing import Trace
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.dtypes: dict[fx.Node, torch.dtype] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = result.shape
+            self.dtypes[n] = result.dtype
+        return result
+
+
+def record_shapes(
+    trace: Trace, inputs: tuple[Any, ...]
+) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, torch.dtype]]:
+    """Run a graph once and note the shape and type of each value.
+
+    Args:
+        trace: The trace.
+        inputs: Positional arguments of the root's forward.
+
+    Raises:
+        ReparamError: If the model does not run on the inputs.
+    """
+    tensors = {
+        tensor: tensor.detach().clone() for tensor in trace.root.buffers() if tensor.numel() < 2**20
+    }
+    del tensors
+    module = fx.GraphModule(trace.root, trace.graph)
+    recorder = _Recorder(module)
+    try:
+        with torch.no_grad():
+            recorder.run(*(_copied(value) for value in inputs))
+    except Exception as error:
+        raise ReparamError(
+            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
+        ) from error
+    return recorder.shapes, recorder.dtypes
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

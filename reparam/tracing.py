@@ -1,0 +1,384 @@
+"""The graph of a model's forward, as far as it can be traced, and which module each node is from.
+
+Tracing runs the user's code on proxies. Whatever that code does to the model on the way is undone,
+and a module that did something, or that cannot be traced, becomes a leaf and stays as it is.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from reparam.errors import ReparamError
+from reparam.rules import Rules
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module that was traced through.
+
+    Args:
+        path: Where the module is registered in the root.
+        module: The module.
+        parent: The call whose forward made this call; None for the root.
+        arguments: What every parameter of the module's forward was given.
+        args: The positional arguments as the caller wrote them.
+        kwargs: The keyword arguments as the caller wrote them.
+        result: What the forward returned, nodes in place of proxies.
+    """
+
+    path: str
+    module: nn.Module
+    parent: Call | None
+    arguments: dict[str, Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any = None
+
+    def ancestry(self) -> Iterator[Call]:
+        """This call, its caller, and so on up to the root."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Trace:
+    """The traced graph of one module.
+
+    Args:
+        root: The module, as it was.
+        path: Where the root is registered in the user's model.
+        graph: The flat graph; its nodes name modules and tensors by their path in the root.
+        calls: The root's own call and every call that was traced through, in order.
+        caller: For each node the innermost call that made it.
+        baked: Parameters of the root's forward that tracing took at their default.
+    """
+
+    root: nn.Module
+    path: str
+    graph: fx.Graph
+    calls: list[Call]
+    caller: dict[fx.Node, Call]
+    baked: dict[str, Any]
+
+
+class UntraceableError(Exception):
+    """A module's own forward cannot be traced."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that remembers into how many values it was unpacked."""
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        frame = inspect.currentframe()
+        caller = None if frame is None else frame.f_back
+        if caller is not None:
+            instructions = list(dis.get_instructions(caller.f_code))
+            position = next(
+                index for index, item in enumerate(instructions) if item.offset == caller.f_lasti
+            )
+            if instructions[position].opname == "UNPACK_SEQUENCE":
+                count = int(instructions[position].argval)
+                self.node.meta["length"] = count
+                return (self[index] for index in range(count))
+        return iter(self.tracer.iter(self))
+
+
+class _ConstantProxy(_Proxy):
+    """A proxy of a parameter or buffer, whose shape and type are known."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
+        super().__init__(node, tracer)
+        object.__setattr__(self, "_value", value)
+
+    shape = property(lambda self: self._value.shape)
+    ndim = property(lambda self: self._value.ndim)
+    dtype = property(lambda self: self._value.dtype)
+    device = property(lambda self: self._value.device)
+
+    def dim(self) -> int:
+        return int(self._value.dim())
+
+    def numel(self) -> int:
+        return int(self._value.numel())
+
+    def size(self, dim: int | None = None) -> Any:
+        return self._value.size() if dim is None else self._value.size(dim)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to the module's calls."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, root: nn.Module, rules: Rules, opaque: set[Any], given: set[str]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.opaque = opaque
+        self.given = given
+        self.model = root
+        self.names = {
+            id(tensor): name
+            for named in (root.named_buffers, root.named_parameters)
+            for name, tensor in named()
+        }
+        self.calls: list[Call] = []
+        self.stack: list[Call] = []
+        self.caller: dict[fx.Node, Call] = {}
+        self.failed: nn.Module | None = None
+        self.watch: _Watch | None = None
+        self.baked: dict[str, Any] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if id(m) in self.opaque or type(m) in self.opaque or has_hooks(m):
+            return True
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
+        if "forward" in vars(m) or parametrize.is_parametrized(m):
+            return False
+        if self.rules.find(type(m)) is not None:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        return self._enter(path, m, m.forward, args, kwargs, lambda: forward(*args, **kwargs))
+
+    def _enter(
+        self,
+        path: str,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[[], Any],
+    ) -> Any:
+        parent = self.stack[-1] if self.stack else None
+        call = Call(path, module, parent, _bind(forward, args, kwargs), args, kwargs)
+        self.calls.append(call)
+        self.stack.append(call)
+        before = None if self.watch is None else self.watch.random_state()
+        try:
+            call.result = run()
+        except Exception:
+            if self.failed is None:
+                self.failed = module
+            raise
+        finally:
+            self.stack.pop()
+        if self.watch is not None and self.watch.random_state() != before:
+            self.watch.random_modules.append(module)
+        return call.result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if self.stack:
+            self.caller[node] = self.stack[-1]
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
+            node = self.create_node("get_attr", self.names[id(attr_val)], (), {})
+            return _ConstantProxy(node, self, attr_val)
+        return attr_val
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        del root_fn, is_module, concrete_args
+        forward = self.model.forward
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        for parameter in inspect.signature(forward).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if parameter.default is parameter.empty or parameter.name in self.given:
+                value: Any = self.create_proxy("placeholder", parameter.name, (), {})
+            else:
+                value = parameter.default
+                self.baked[parameter.name] = value
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                keywords[parameter.name] = value
+            else:
+                positional.append(value)
+
+        def run(*args: Any) -> Any:
+            return self._enter(
+                "", self.model, forward, args, keywords, lambda: forward(*args, **keywords)
+            )
+
+        return run, positional
+
+
+def _bind(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    bound = inspect.signature(forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+class _Watch:
+    """Remembers the state that a forward may change, and puts it back."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.attributes = [(module, _copied(vars(module))) for module in root.modules()]
+        self.initial = self.random_state()
+        self.random_modules: list[nn.Module] = []
+
+    @staticmethod
+    def random_state() -> tuple[Any, ...]:
+        return (
+            torch.get_rng_state().numpy().tobytes(),
+            random.getstate(),
+            str(np.random.get_state(legacy=False)),
+        )
+
+    def restore(self) -> list[nn.Module]:
+        """Undo what was done since, and say which modules did it."""
+        changed = []
+        for module, attributes in self.attributes:
+            if not _same(vars(module), attributes):
+                vars(module).clear()
+                vars(module).update(attributes)
+                changed.append(module)
+        return changed
+
+
+def _copied(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: entry.copy() if isinstance(entry, dict | list | set) else entry
+        for name, entry in value.items()
+    }
+
+
+def _same(now: Any, then: Any) -> bool:
+    if type(now) is not type(then):
+        return False
+    if isinstance(now, dict):
+        return now.keys() == then.keys() and all(_same(now[key], then[key]) for key in now)
+    if isinstance(now, list):
+        return len(now) == len(then) and all(map(_same, now, then))
+    if isinstance(now, set):
+        return now == then
+    return now is then or (isinstance(now, int | float | str | bytes) and now == then)
+
+
+def trace(
+    root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | None = None
+) -> Trace:
+    """Trace a module's forward, with whatever cannot be traced as a leaf.
+
+    Args:
+        root: The module.
+        rules: The rules of this call; a module type with a rule is a leaf.
+        path: Where the module is registered in the user's model.
+        given: Optional parameters of the forward that the user gives.
+
+    Raises:
+        UntraceableError: If the module's own forward cannot be traced.
+    """
+    opaque: set[Any] = set()
+    torch_state = torch.get_rng_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    for _ in range(1 + sum(1 for _ in root.modules())):
+        tracer = _Tracer(root, rules, opaque, given or set())
+        watch = _Watch(root)
+        if opaque:
+            tracer.watch = watch
+        problem: Exception | None = None
+        graph: fx.Graph | None = None
+        try:
+            with torch.no_grad():
+                graph = tracer.trace(root)
+        except Exception as error:  # whatever the user's forward raises on a proxy
+            problem = error
+        drew = watch.random_state() != watch.initial
+        changed = watch.restore()
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        if problem is not None:
+            culprit = tracer.failed
+            if culprit is None or culprit is root:
+                raise UntraceableError(_summary(problem))
+            opaque.add(id(culprit))
+            if not any(type(culprit) is type(module) for module in (root,)):
+                opaque.add(type(culprit))
+            continue
+        if root in changed:
+            raise UntraceableError("its forward changes the module's own attributes")
+        if changed:
+            opaque.update(id(module) for module in changed)
+            continue
+        if drew:
+            if tracer.watch is None:
+                opaque.add("watch random numbers")
+                continue
+            innermost = tracer.watch.random_modules[0] if tracer.watch.random_modules else root
+            if innermost is root:
+                raise UntraceableError("its forward draws random numbers while it is traced")
+            opaque.add(id(innermost))
+            continue
+        if graph is None:
+            raise ReparamError("tracing gave no graph")
+        for call in tracer.calls:
+            call.arguments, call.result = _nodes(call.arguments), _nodes(call.result)
+            call.args, call.kwargs = _nodes(call.args), _nodes(call.kwargs)
+        for node in graph.nodes:
+            tracer.caller.setdefault(node, tracer.calls[0])
+        return Trace(root, path, graph, tracer.calls, tracer.caller, tracer.baked)
+    raise UntraceableError("tracing does not come to an end")
+
+
+def _summary(error: Exception) -> str:
+    text = str(error).strip().split("\n", 1)[0]
+    return f"its forward cannot be traced ({type(error).__name__}: {text[:160]})"
+
+
+def _nodes(value: Any) -> Any:
+    """A structure with nodes in place of proxies."""
+    if isinstance(value, fx.Proxy):
+        return value.node
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_nodes, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(_nodes, value))
+    if isinstance(value, dict):
+        return {key: _nodes(entry) for key, entry in value.items()}
+    if isinstance(value, slice):
+        return slice(_nodes(value.start), _nodes(value.stop), _nodes(value.step))
+    return value
+

@@ -1,0 +1,301 @@
+"""Compare original and fused: one region on a small random input, or whole models.
+
+Every region is compared in float64 before its weights are rounded, so the bound is near float64
+rounding whatever the dtype of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.costs import explicit_padding
+from reparam.errors import ReparamError
+from reparam.facts import Facts, fetch
+from reparam.planner import Region
+
+REGION_BOUND = 1e-9
+"""Largest relative difference of a region, in float64."""
+
+
+class UnverifiableError(Exception):
+    """A region cannot be run by itself."""
+
+
+def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
+    """Run a region as it was and as one module on the same random input, in float64.
+
+    Args:
+        region: The region.
+        module: The new operator, still in float64.
+        facts: What is known of the graph.
+
+    Returns:
+        The largest difference, relative to the largest output.
+
+    Raises:
+        UnverifiableError: If the region depends on values from outside, for example sizes.
+    """
+    needed = _between(region, facts)
+    generator = torch.Generator().manual_seed(0)
+    problem: Exception | None = None
+    device = next(module.parameters()).device
+    for shape in _input_shapes(region, facts):
+        x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+        try:
+            with torch.no_grad():
+                expected = _run(region.value, needed, {region.base: x.clone()}, facts, {})
+                actual = _run(
+                    region.value, needed, {region.base: x}, facts, _replacements(region, module)
+                )
+        except UnverifiableError:
+            raise
+        except Exception as error:  # a shape that some view or padding cannot take: try the next
+            problem = error
+            continue
+        if not isinstance(expected, Tensor) or expected.shape != actual.shape:
+            return float("inf")
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor):
+            scale = max(scale, float(bias.detach().abs().max()))
+        difference = float((expected - actual).abs().max()) if expected.numel() else 0.0
+        return difference / scale if scale else difference
+    raise UnverifiableError(str(problem).split("\n", 1)[0])
+
+
+def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
+    """The smallest input that has a border, an interior and a second stride; then larger ones."""
+    form, path = region.form, region.path
+    first = next((link.form for link in path if link.form and link.form.axes is not None), form)
+    axes = first.axes or ()
+    if region.base in facts.shapes:
+        shape = list(facts.shapes[region.base])
+    else:
+        rank = facts.ranks.get(region.base, max(len(axes) + 2, 2))
+        shape = [2] * rank
+        shape[-len(axes) - 1] = form.in_channels or 1
+    if region.base in facts.shapes and path[0].form is None:
+        yield tuple(shape)
+        return
+    small = list(shape)
+    composite = form.axes or ()
+    for index, axis in enumerate(composite if len(composite) == len(axes) else axes):
+        small[index - len(axes)] = axis.reach + axis.stride + 1 - min(axis.before + axis.after, 0)
+    if len(small) > len(axes) + 1:
+        small[0] = 1
+    yield tuple(small)
+    for size in (8, 32):
+        yield tuple(
+            max(length, size) if index >= len(small) - len(axes) else length
+            for index, length in enumerate(small)
+        )
+    if region.base in facts.shapes:
+        yield tuple(shape)
+
+
+def _between(region: Region, facts: Facts) -> list[fx.Node]:
+    """The nodes to run, in order, from the base to the value."""
+    found: set[fx.Node] = set()
+    pending = [region.value]
+    while pending:
+        node = pending.pop()
+        if node in found or node is region.base or node in facts.sources:
+            continue
+        if node.op in ("placeholder", "output") or (
+            facts.order[node] < facts.order[region.base]
+        ):
+            raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
+        found.add(node)
+        pending.extend(node.all_input_nodes)
+    return sorted(found, key=facts.order.__getitem__)
+
+
+def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
+    """What each value of the path becomes: the new operator at the main link, else its base."""
+
+    def operate(x: Tensor) -> Tensor:
+        return run_operator(module, x, region)
+
+    if not region.collapses:
+        return {region.value: (region.base, operate)}
+    return {
+        link.value: (link.base, operate if link is region.main else lambda x: x)
+        for link in region.path
+        if link.form is not None
+    }
+
+
+def run_operator(module: nn.Module, x: Tensor, region: Region) -> Tensor:
+    """What the new nodes of a region compute."""
+    for sides in explicit_padding(region.form):
+        x = nn.functional.pad(x, sides, mode=pad_mode(region, sides))
+    result: Tensor = module(x)
+    return result
+
+
+def pad_mode(region: Region, sides: Sequence[int]) -> str:
+    """The mode of an explicit padding, as ``F.pad`` takes it."""
+    modes = {axis.mode for axis in region.form.axes or () if axis.padded}
+    mode = modes.pop() if modes and max(sides) > 0 else "zeros"
+    return "constant" if mode == "zeros" else mode
+
+
+def _run(
+    value: fx.Node,
+    nodes: Sequence[fx.Node],
+    values: dict[fx.Node, Any],
+    facts: Facts,
+    replacements: Mapping[fx.Node, Any],
+) -> Any:
+    def read(node: fx.Node) -> Any:
+        if node in values:
+            return values[node]
+        constant = facts.constant(node)
+        if isinstance(constant, Tensor) and constant.is_floating_point():
+            constant = constant.double()
+        values[node] = constant
+        return constant
+
+    for node in nodes:
+        if node in replacements:
+            source, function = replacements[node]
+            if source in values:
+                values[node] = function(values[source])
+                continue
+        if replacements and not all(
+            argument in values or argument in facts.sources for argument in node.all_input_nodes
+        ):
+            continue  # a branch that the new operator stands for
+        args = fx.map_arg(node.args, read)
+        kwargs = fx.map_arg(node.kwargs, read)
+        if node.op == "call_module":
+            values[node] = _call_exact(fetch(facts.root, str(node.target)), args, kwargs)
+        elif node.op == "call_method":
+            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        elif callable(node.target):
+            values[node] = node.target(*args, **kwargs)
+    return values[value]
+
+
+def _call_exact(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensors = {
+        name: tensor.detach().double()
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named()
+        if tensor.is_floating_point()
+    }
+    return torch.func.functional_call(module, tensors, args, kwargs)
+
+
+# -- Whole models ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two models are from the float64 truth, per output.
+
+    Errors are ``max|y - y64| / max|y64|``, where y64 is the original run in float64.
+
+    Args:
+        exact: The fused model in float64.
+        original: The original model as it is.
+        fused: The fused model as it is.
+    """
+
+    exact: tuple[float, ...]
+    original: tuple[float, ...]
+    fused: tuple[float, ...]
+
+    def __str__(self) -> str:
+        lines = ["error against float64, per output (largest difference / largest value)"]
+        for index, errors in enumerate(zip(self.exact, self.original, self.fused, strict=True)):
+            lines.append(
+                f"  output {index}: fused in float64 {errors[0]:.1e}, "
+                f"original {errors[1]:.1e}, fused {errors[2]:.1e}"
+            )
+        return "\n".join(lines)
+
+
+def verify(original: nn.Module, fused: nn.Module, example_inputs: Any) -> Verification:
+    """Compare a fused model with its original on given inputs, both against float64.
+
+    Args:
+        original: The model before fusion, in eval mode.
+        fused: The model after fusion.
+        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``.
+
+    Returns:
+        The largest relative error of each output tensor.
+
+    Raises:
+        ReparamError: If the two return a different number or shape of tensors.
+
+    Examples:
+        >>> import torch
+        >>> import reparam
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+        >>> result = reparam.verify(model, reparam.fuse(model), torch.randn(1, 3, 8, 8))
+        >>> max(result.exact) < 1e-9
+        True
+    """
+    inputs = as_arguments(example_inputs)
+    with torch.no_grad():
+        truth = _outputs(_exact_copy(original), _exact_inputs(inputs))
+        runs = (
+            _outputs(_exact_copy(fused), _exact_inputs(inputs)),
+            _outputs(original, inputs),
+            _outputs(fused, inputs),
+        )
+    for run in runs:
+        if [tensor.shape for tensor in run] != [tensor.shape for tensor in truth]:
+            raise ReparamError(
+                "the two models return different outputs: "
+                f"{[tuple(tensor.shape) for tensor in truth]} and "
+                f"{[tuple(tensor.shape) for tensor in run]}"
+            )
+    errors = [
+        tuple(relative_error(one, two) for one, two in zip(run, truth, strict=True))
+        for run in runs
+    ]
+    return Verification(*errors)
+
+
+def relative_error(actual: Tensor, truth: Tensor) -> float:
+    """The largest difference relative to the largest value."""
+    if not truth.numel():
+        return 0.0
+    difference = float((actual.double() - truth.double()).abs().max())
+    scale = float(truth.double().abs().max())
+    return difference / scale if scale else difference
+
+
+def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
+    """Example inputs as positional arguments."""
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs)
+    return (example_inputs,)
+
+
+def _exact_copy(model: nn.Module) -> nn.Module:
+    return deepcopy(model).double()
+
+
+def _exact_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.double()
+        return value
+
+    converted: tuple[Any, ...] = torch.utils._pytree.tree_map(convert, inputs)
+    return converted
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(model(*inputs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

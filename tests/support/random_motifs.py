@@ -1,0 +1,231 @@
+"""Makers of several steps: parallel branches, views, shared layers, blocks and whole patterns."""
+
+import re
+
+from tests.support.random_scope import RejectedError, Scope
+from tests.support.random_steps import (
+    IMAGES,
+    call,
+    convolution_layer,
+    normalised,
+    spelled,
+    summed,
+)
+
+
+def convolution_and_norm(s: Scope) -> str:
+    x = s.pick(*IMAGES)
+    return normalised(s, call(s, convolution_layer(s, x), x))
+
+
+def parallel_branches(s: Scope) -> str:
+    """Branches over one base, of one stride and one size: most collapse to one convolution."""
+    x = s.pick(*IMAGES)
+    channels, *sizes = s.shape(x)[1:]
+    rank, stride = len(sizes), s.choice([1, 1, 1, 2])
+    depthwise = s.chance(0.3)
+    c_out = channels if depthwise or s.chance(0.6) else s.choice([4, 6])
+    groups = channels if depthwise else s.choice([1, 1, 1, 2])
+    kinds = ["square", "square", "pointwise", "flat", "dilated", "pool", "sequence", "padded"]
+    if stride == 1 and c_out == channels:
+        kinds += ["identity", "identity", "scaled", "norm"]
+    branches = []
+    for kind in s.rng.sample(kinds, s.choice([2, 2, 3, 4])):
+        branches.append(branch(s, kind, x, rank, channels, c_out, stride, groups))
+    s.rng.shuffle(branches)
+    total = branches[0]
+    for other in branches[1:]:
+        if total == other:
+            raise RejectedError
+        total = summed(s, total, other)
+    return normalised(s, total) if s.chance(0.3) else total
+
+
+def branch(
+    s: Scope, kind: str, x: str, rank: int, channels: int, c_out: int, stride: int, groups: int
+) -> str:
+    """One branch whose value has the size of `x` divided by the stride."""
+    bias = s.choice(["", ", bias=False"])
+    rest = f"stride={stride}, groups={groups}{bias}"
+    layer = f"nn.Conv{rank}d({channels}, {c_out}"
+    if kind == "identity":
+        return x
+    if kind == "norm":
+        return normalised(s, x)
+    if kind == "scaled":
+        shape = ", ".join([str(channels), *["1"] * rank])
+        return s.assign(f"{x} * {s.attribute(f'nn.Parameter(torch.randn({shape}))')}")
+    if kind == "pool":
+        include = s.choice([True, True, True, False])
+        y = call(s, s.attribute(f"{layer}, 1, groups={groups}, bias=False)"), x)
+        settings = f"3, {stride}, 1, count_include_pad={include}"
+        y = s.assign(f"F.avg_pool{rank}d({y}, {settings})")
+    elif kind == "pointwise":
+        y = call(s, s.attribute(f"{layer}, 1, {rest})"), x)
+    elif kind == "flat":
+        kernel = [1] * rank
+        kernel[s.rng.randrange(rank)] = 3
+        padding = spelled([k // 2 for k in kernel])
+        y = call(s, s.attribute(f"{layer}, {spelled(kernel)}, padding={padding}, {rest})"), x)
+    elif kind == "dilated":
+        y = call(s, s.attribute(f"{layer}, 3, padding=2, dilation=2, {rest})"), x)
+    elif kind == "sequence":
+        y = call(s, s.attribute(f"nn.Conv{rank}d({channels}, {channels}, 1, bias=False)"), x)
+        if s.chance(0.3):
+            y = normalised(s, y)
+        y = call(s, s.attribute(f"{layer}, 3, padding=1, {rest})"), y)
+    elif kind == "padded":
+        amounts = ", ".join(["1, 1"] * rank)
+        y = s.assign(f"F.pad({x}, ({amounts}))")
+        y = call(s, s.attribute(f"{layer}, 3, {rest})"), y)
+    else:
+        kernel_size = s.choice([3, 3, 5])
+        y = call(s, s.attribute(f"{layer}, {kernel_size}, padding={kernel_size // 2}, {rest})"), x)
+    return normalised(s, y) if s.chance(0.6) else y
+
+
+def view(s: Scope) -> str:
+    x = s.pick()
+    shape = s.shape(x)
+    if len(shape) == 4:
+        batch, channels, *_ = shape
+        forms = [
+            "{x}.permute(0, 2, 3, 1)",
+            "{x}.flatten(2)",
+            "{x}.flatten(1)",
+            "{x}.flatten(2).transpose(1, 2)",
+            "{x}.transpose(2, 3)",
+            "{x}[:, :, 1:, :-1]",
+            "{x}[..., 1:-1]",
+            "{x}[..., ::2]",
+            f"{{x}}.reshape({batch}, {channels}, -1)",
+            f"{{x}}[:, :{max(channels // 2, 1)}]",
+            "torch.flatten({x}, 1)",
+            "F.interpolate({x}, scale_factor=2)",
+        ]
+        if channels % 2 == 0:
+            forms.append(
+                "{x}.view({x}.shape[0], 2, -1, *{x}.shape[2:]).transpose(1, 2).flatten(1, 2)"
+            )
+    elif len(shape) == 3:
+        forms = [
+            "{x}.transpose(1, 2)",
+            "{x}.mean(1)",
+            "{x}.flatten(1)",
+            "{x}[:, 0]",
+            "{x}.unsqueeze(2)",
+        ]
+    elif len(shape) == 2:
+        forms = ["{x}[:, :, None, None]", "{x}.unsqueeze(1)", "{x}.unsqueeze(-1)", "{x}[:, 1:]"]
+    else:
+        forms = ["{x}.flatten(3)", "{x}[:, :, 0]", "{x}.mean(-1)"]
+    return s.assign(s.choice(forms).format(x=x))
+
+
+def channels_last_linear(s: Scope) -> str:
+    x = s.pick(4)
+    channels = s.shape(x)[1]
+    y = s.assign(f"{x}.permute(0, 2, 3, 1)")
+    y = call(s, s.attribute(f"nn.Linear({channels}, {channels})"), y)
+    if s.chance(0.4):
+        y = s.assign(f"{y} * {s.attribute(f'nn.Parameter(torch.randn({channels}))')}")
+    y = s.assign(f"{y}.permute(0, 3, 1, 2)")
+    return s.assign(f"{x} + {y}") if s.chance(0.5) else y
+
+
+def chunks(s: Scope) -> str:
+    x = s.pick(*IMAGES)
+    half = s.shape(x)[1] // 2
+    split = s.choice([f"{x}.chunk(2, dim=1)", f"torch.split({x}, {half}, 1)"])
+    a, b = f"v{s.numbers['v']}", f"v{s.numbers['v'] + 1}"
+    s.numbers["v"] += 2
+    s.steps.append(f"{a}, {b} = {split}")
+    s._run(s.steps[-1])
+    if s.chance(0.6):
+        b = call(s, convolution_layer(s, b, half), b)
+    if s.chance(0.5) and s.shape(a) == s.shape(b):
+        return summed(s, a, b)
+    return s.assign(f"torch.cat([{a}, {b}], 1)")
+
+
+def concatenated(s: Scope) -> str:
+    a = s.pick(2, 3, 4)
+    b = s.alike(a)
+    y = s.assign(s.choice([f"torch.cat([{a}, {b}], 1)", f"torch.cat(({b}, {a}), dim=1)"]))
+    return normalised(s, y) if s.chance(0.4) else y
+
+
+def called_again(s: Scope) -> str:
+    """A layer or block that is called already, on another value or the same."""
+    layers = [m for m in s.owner._modules if f"self.{m}(" in "\n".join(s.steps)]
+    if not layers:
+        raise RejectedError
+    return s.assign(f"self.{s.choice(layers)}({s.pick()})")
+
+
+def weight_read(s: Scope) -> str:
+    """A weight that forward also reads by itself."""
+    weights = [name for name, _ in s.owner.named_parameters() if name.endswith(".weight")]
+    if not weights:
+        raise RejectedError
+    weight, x = f"self.{s.choice(weights)}", s.pick(3, 4)
+    forms = [f"{x} * {weight}.mean()", f"{x} + {weight}.flatten()[0]"]
+    forms.append(f"F.conv{len(s.shape(x)) - 2}d({x}, {weight})")
+    return s.assign(s.choice(forms))
+
+
+def tied(s: Scope) -> str:
+    """A second layer with the first one's weight, or the same layer under a second name."""
+    layers = [n for n, m in s.owner.named_children() if hasattr(m, "weight")]
+    if not layers:
+        raise RejectedError
+    first = s.choice(layers)
+    source = next(a for a in s.attributes if a.startswith(f"self.{first} = "))
+    if s.chance(0.4):
+        second = s.attribute(f"self.{first}")
+    else:
+        second = s.attribute(source.partition(" = ")[2])
+        s.attribute_line(f"{second}.weight = self.{first}.weight")
+    return s.assign(f"{second}({s.pick()})")
+
+
+def library_module(s: Scope) -> str:
+    """A module of the vocabulary, with layers inside."""
+    x = s.pick(3, 4)
+    shape = s.shape(x)
+    channels = shape[1]
+    if len(shape) == 3:
+        return s.assign(
+            f"{s.attribute(f'LinearNorm({shape[-1]}, {s.choice([4, shape[-1]])})')}({x})"
+        )
+    forms = [
+        "Residual(ConvNorm({c}, {c}, 3, groups={c}))",
+        "Residual(nn.Conv2d({c}, {c}, 3, padding=1))",
+        "nn.Sequential(ConvNorm({c}, 4, 3), nn.ReLU(inplace=True), ConvNorm(4, {c}))",
+        "StandardisedConv2d({c}, 4, 3, padding=1)",
+        "Residual(nn.Sequential(nn.BatchNorm2d({c}), nn.Conv2d({c}, {c}, 1)))",
+    ]
+    return s.assign(f"{s.attribute(s.choice(forms).format(c=channels))}({x})")
+
+
+def untraceable(s: Scope) -> str:
+    """Control flow on shapes: symbolic tracing has to stop here."""
+    x = s.pick(4)
+    if s.chance(0.5):
+        return s.assign(f"{s.attribute('EvenWidth()')}({x})")
+    y = s.assign(f"pad_same({x}, 3, 2)")
+    layer = s.attribute(f"nn.Conv2d({s.shape(x)[1]}, 4, 3, stride=2, bias=False)")
+    return normalised(s, call(s, layer, y))
+
+
+def block_call(s: Scope, name: str) -> str:
+    """An instance of a generated class, called once, twice, or inside a sequence."""
+    source = f"{name}()"
+    if s.chance(0.2):
+        source = s.choice([f"nn.Sequential({source}, nn.ReLU())", f"Residual({source})"])
+    x = s.pick()
+    y = s.assign(f"{s.attribute(source)}({x})")
+    layer = re.match(r"v\d+ = (self\.m\d+)", s.steps[-1])
+    if layer is not None and s.chance(0.2):
+        return s.assign(f"{layer[1]}({s.choice([x, y])})")
+    return y

@@ -1,0 +1,127 @@
+"""Random networks from the whole vocabulary of convolutional networks, the same for one seed."""
+
+import random
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tests.support import random_motifs as motifs
+from tests.support import random_steps as steps
+from tests.support.programs import ModuleSource, Program
+from tests.support.random_scope import RejectedError, Scope, is_healthy
+
+MAKERS: dict[Callable[[Scope], str], int] = {
+    motifs.convolution_and_norm: 8,
+    motifs.parallel_branches: 10,
+    motifs.library_module: 4,
+    motifs.view: 5,
+    motifs.channels_last_linear: 2,
+    motifs.chunks: 2,
+    motifs.concatenated: 2,
+    motifs.called_again: 4,
+    motifs.weight_read: 2,
+    motifs.tied: 2,
+    motifs.untraceable: 1,
+    steps.convolution: 8,
+    steps.functional_convolution: 3,
+    steps.transposed_convolution: 2,
+    steps.linear: 5,
+    steps.batch_norm: 6,
+    steps.pool: 3,
+    steps.pad: 4,
+    steps.scale_or_shift: 8,
+    steps.layer_scale: 3,
+    steps.add_values: 8,
+    steps.broadcast_sum: 1,
+    steps.activation: 7,
+    steps.nothing: 3,
+    steps.gate: 2,
+    steps.shape_read: 2,
+}
+
+
+def random_network(seed: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A network in evaluation mode and inputs for it."""
+    program = random_program(seed)
+    return program.build(), program.inputs()
+
+
+def random_program(seed: int) -> Program:
+    """The program of `random_network(seed)`; `print` it to read the network."""
+    for attempt in range(100):
+        rng = random.Random(f"{seed}/{attempt}")
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # a warning turned into an error would make another network
+            warnings.simplefilter("ignore")
+            torch.manual_seed(rng.randrange(2**32))
+            program = _grow(rng, seed)
+            if _is_sound(program):
+                return program
+    raise AssertionError(f"no sound network in 100 attempts at seed {seed}")
+
+
+def _grow(rng: random.Random, seed: int) -> Program:
+    rank = rng.choice([1, 2, 2, 2, 2, 2, 3])
+    channels = rng.choice([2, 3, 4, 6])
+    size = [rng.randint(5, 11 if rank < 3 else 6) for _ in range(rank)]
+    shapes = [(rng.choice([1, 2, 3]), channels, *size)] * rng.choice([1, 1, 1, 2])
+    modules: list[ModuleSource] = []
+    scope = Scope(rng, [torch.randn(shape) for shape in shapes], modules)
+    _fill(scope, rng.randint(3, 14))
+    modules.append(scope.close("Network", _result(scope)))
+    return Program(tuple(modules), tuple(shapes), seed).without_unused()
+
+
+def _fill(scope: Scope, count: int) -> None:
+    makers, weights = [*MAKERS, _block], [*MAKERS.values(), 10]
+    for _ in range(8 * count):
+        scope.attempt(scope.rng.choices(makers, weights)[0])
+        if len(scope.steps) >= count:
+            return
+
+
+def _block(scope: Scope) -> str:
+    """A module class of its own, at most two deep."""
+    if scope.depth == 2:
+        raise RejectedError
+    known = [m.name for m in scope.modules if len(m.inputs) == 1]
+    if known and scope.chance(0.3):
+        return motifs.block_call(scope, scope.choice(known))
+    x = scope.values[scope.pick(2, 3, 4, 5)]
+    inner = Scope(scope.rng, [x.clone()], scope.modules, scope.depth + 1)
+    _fill(inner, scope.rng.randint(1, 5))
+    if not inner.steps:
+        raise RejectedError
+    name = f"Block{len(scope.modules)}"
+    scope.modules.append(inner.close(name, list(inner.values)[-1]))
+    return motifs.block_call(scope, name)
+
+
+def _result(scope: Scope) -> str:
+    """What forward returns: the last value, and perhaps some from the middle."""
+    names = [name for name in scope.values if name not in scope.inputs]
+    if not names:
+        return scope.inputs[0]
+    last = names[-1]
+    middle = scope.choice(names)
+    forms = [last] * 6 + [f"({last}, {middle})", f'{{"out": {last}, "middle": {middle}}}']
+    forms += [f"[{last}, ({middle}, {scope.choice(names)})]", f"({last}, {last}.shape[0])"]
+    unread = [n for n in names if not any(n in step.partition(" = ")[2] for step in scope.steps)]
+    if len(unread) > 1:
+        forms += [f"({', '.join(unread)})"] * 4
+    return scope.choice(forms)
+
+
+def _is_sound(program: Program) -> bool:
+    """Whether the built network computes something that an error can be measured against."""
+    if not any("self.m" in module.source() for module in program.modules):
+        return False
+    try:
+        with torch.no_grad():
+            output = program.build()(*program.inputs())
+    except Exception:
+        return False
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return all(is_healthy(leaf) for leaf in leaves if isinstance(leaf, Tensor))
