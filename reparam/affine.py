@@ -144,7 +144,10 @@ class AffineConv:
             (inner.in_channels or 1) // (groups or 1),
             *(axis.kernel for axis in axes or ()),
         )
-        steps = [_steps(a, b, c) for a, b, c in zip(inner.axes or (), outer.axes or (), axes or (), strict=True)]
+        steps = [
+            _steps(a, b, c)
+            for a, b, c in zip(inner.axes or (), outer.axes or (), axes or (), strict=True)
+        ]
         compute = partial(
             kernels.compose,
             shape=shape,
@@ -355,9 +358,7 @@ class AffineConv:
         taps = [axis.kernel for axis in axes]
         return self._uniform(axes, 1 / prod(taps))
 
-    def pad(
-        self, axes: Sequence[Axis], value: Number | Tensor = 0
-    ) -> AffineConv | Refusal:
+    def pad(self, axes: Sequence[Axis], value: Number | Tensor = 0) -> AffineConv | Refusal:
         """Pad or crop.
 
         Args:

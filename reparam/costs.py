@@ -23,14 +23,10 @@ class Cost:
     operators: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.multiply_adds + other.multiply_adds, self.operators + other.operators
-        )
+        return Cost(self.multiply_adds + other.multiply_adds, self.operators + other.operators)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(
-            self.multiply_adds - other.multiply_adds, self.operators - other.operators
-        )
+        return Cost(self.multiply_adds - other.multiply_adds, self.operators - other.operators)
 
     def times(self, factor: float) -> Cost:
         """The same operators at another number of positions."""
@@ -97,12 +93,15 @@ def unsupported(form: AffineConv) -> Refusal | None:
 
 
 def least_positions(axis: Axis, *, transposed: bool) -> float:
-    """A lower bound of the input's length over the output's along one axis, for any length."""
-    if transposed:
-        excess = axis.transposed_excess
-        return min(1 / axis.stride, 1 / (1 + excess)) if excess >= 0 else 1 / axis.stride
-    stride, excess = axis.stride, axis.excess
-    if excess >= 1:
-        # The shortest input has one position and gives excess // stride + 1.
-        return min(float(stride), 1 / (excess // stride + 1))
-    return min(float(stride), 1.0 - excess)
+    """A lower bound, for any length, of the longer side's length over the other's along one axis.
+
+    For a convolution that is the input's length over the output's, for a transposed one the
+    output's over the input's.
+    """
+    stride = axis.stride
+    excess = axis.transposed_excess if transposed else -axis.excess
+    # The longer side has stride * (n - 1) + 1 + excess positions for n on the other one.
+    if excess >= 0:
+        return float(min(stride, 1 + excess))
+    shortest = -(excess // stride) + 1  # the fewest that leave at least one position
+    return min(float(stride), (stride * (shortest - 1) + 1 + excess) / shortest)

@@ -14,8 +14,16 @@ from functools import cache
 from torch import nn
 
 _REACHES_EVERYTHING = {
-    "children", "modules", "named_children", "named_modules", "_modules", "get_submodule",
-    "getattr", "vars", "__dict__", "apply",
+    "children",
+    "modules",
+    "named_children",
+    "named_modules",
+    "_modules",
+    "get_submodule",
+    "getattr",
+    "vars",
+    "__dict__",
+    "apply",
 }
 _HARMLESS = {"train", "eval", "to", "parameters", "state_dict", "training"}
 
@@ -49,9 +57,7 @@ def _touched_names(kind: type) -> frozenset[str] | None:
         for function in ast.walk(tree):
             if not isinstance(function, ast.FunctionDef) or function.name == "__init__":
                 continue
-            called = {
-                id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)
-            }
+            called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
             for node in ast.walk(function):
                 if isinstance(node, ast.Name) and node.id in _REACHES_EVERYTHING:
                     return None

@@ -19,31 +19,111 @@ from reparam.rules import Rules
 
 _METADATA = {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "names", "layout"}
 _METADATA_METHODS = {
-    "size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "stride", "get_device",
-    "element_size", "is_contiguous",
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "is_floating_point",
+    "stride",
+    "get_device",
+    "element_size",
+    "is_contiguous",
 }
 _NUMBER_FUNCTIONS = {
-    operator.floordiv, operator.mod, operator.eq, operator.ne, operator.lt, operator.le,
-    operator.gt, operator.ge, operator.add, operator.sub, operator.mul, operator.truediv,
-    operator.pow, operator.neg, operator.getitem, int, float, max, min, len, round, abs, bool,
-    torch.sym_int, torch.sym_float, torch.sym_max, torch.sym_min,
+    operator.floordiv,
+    operator.mod,
+    operator.eq,
+    operator.ne,
+    operator.lt,
+    operator.le,
+    operator.gt,
+    operator.ge,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    operator.pow,
+    operator.neg,
+    operator.getitem,
+    int,
+    float,
+    max,
+    min,
+    len,
+    round,
+    abs,
+    bool,
+    torch.sym_int,
+    torch.sym_float,
+    torch.sym_max,
+    torch.sym_min,
 }
 # Aliases that no schema declares: these return their input as it is, in eval mode or always.
 _QUIET_ALIASES = {
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
-    "feature_dropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout",
-    "FeatureAlphaDropout", "Identity", "Flatten", "Unflatten", "type_as", "contiguous", "float",
-    "half", "double", "bfloat16", "to", "cpu", "cuda", "type", "conj", "real", "requires_grad_",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "feature_dropout",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+    "Identity",
+    "Flatten",
+    "Unflatten",
+    "type_as",
+    "contiguous",
+    "float",
+    "half",
+    "double",
+    "bfloat16",
+    "to",
+    "cpu",
+    "cuda",
+    "type",
+    "conj",
+    "real",
+    "requires_grad_",
 }
 _INPLACE_OPERATORS = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
-    operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.imatmul,
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ifloordiv,
+    operator.imod,
+    operator.ipow,
+    operator.iand,
+    operator.ior,
+    operator.ixor,
+    operator.imatmul,
     operator.setitem,
 }
 _FRESH_OPERATORS = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul,
-    operator.pow, operator.floordiv, operator.mod, operator.eq, operator.ne, operator.lt,
-    operator.le, operator.gt, operator.ge, operator.and_, operator.or_, operator.invert,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    operator.neg,
+    operator.matmul,
+    operator.pow,
+    operator.floordiv,
+    operator.mod,
+    operator.eq,
+    operator.ne,
+    operator.lt,
+    operator.le,
+    operator.gt,
+    operator.ge,
+    operator.and_,
+    operator.or_,
+    operator.invert,
 }
 
 
@@ -60,6 +140,7 @@ class Facts:
         shapes: Shapes of values, where example inputs were given.
         dtypes: Types of values, where example inputs were given.
         asserted: Nodes that only feed assertions on shapes and types.
+        unread: Nodes without effect whose value nobody reads.
     """
 
     root: nn.Module
@@ -70,6 +151,7 @@ class Facts:
     shapes: dict[fx.Node, torch.Size]
     dtypes: dict[fx.Node, torch.dtype]
     asserted: set[fx.Node] = field(default_factory=set)
+    unread: set[fx.Node] = field(default_factory=set)
     storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
     members: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     writers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
@@ -182,6 +264,9 @@ def gather(
         if node.target is torch._assert or node in numbers:
             if all(user in facts.asserted for user in node.users):
                 facts.asserted.add(node)
+        if node.op not in ("placeholder", "output") and node.target is not torch._assert:
+            if effects[node].pure and all(user in facts.unread for user in node.users):
+                facts.unread.add(node)
     _find_aliases(facts, nodes, effects)
     for node in list(sources):
         # A constant that somebody writes to is none.
@@ -309,9 +394,7 @@ def _module_effects(module: nn.Module, arguments: tuple[fx.Node, ...]) -> _Effec
     return _FRESH
 
 
-def _find_aliases(
-    facts: Facts, nodes: list[fx.Node], effects: Mapping[fx.Node, _Effects]
-) -> None:
+def _find_aliases(facts: Facts, nodes: list[fx.Node], effects: Mapping[fx.Node, _Effects]) -> None:
     parent: dict[fx.Node, fx.Node] = {}
 
     def find(node: fx.Node) -> fx.Node:
@@ -347,23 +430,98 @@ _FIXED_RANKS: dict[Any, int] = {
     **dict.fromkeys((F.adaptive_avg_pool3d,), 5),
 }
 _RANKED_MODULE = {"1d": 3, "2d": 4, "3d": 5}
-_RANKED_FAMILIES = ("Conv", "BatchNorm", "AvgPool", "MaxPool", "ConvTranspose", "Pad",
-                    "AdaptiveAvgPool", "AdaptiveMaxPool", "InstanceNorm")
+_RANKED_FAMILIES = (
+    "Conv",
+    "BatchNorm",
+    "AvgPool",
+    "MaxPool",
+    "ConvTranspose",
+    "Pad",
+    "AdaptiveAvgPool",
+    "AdaptiveMaxPool",
+    "InstanceNorm",
+)
 _KEEPING_MODULES = (
-    nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Identity,
+    nn.Dropout,
+    nn.Softmax,
+    nn.SyncBatchNorm,
 )
 _KEEPING_NAMES = {
-    "relu", "relu_", "relu6", "gelu", "silu", "sigmoid", "sigmoid_", "tanh", "hardswish",
-    "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu", "mish", "softplus", "softmax",
-    "log_softmax", "dropout", "layer_norm", "group_norm", "batch_norm", "linear", "contiguous",
-    "clone", "detach", "neg", "abs", "exp", "sqrt", "rsqrt", "clamp", "clamp_", "pad", "normalize",
-    "float", "half", "double", "to", "type_as", "mul_", "add_", "sub_", "div_", "interpolate",
-    "transpose", "prelu", "reshape_as_",
+    "relu",
+    "relu_",
+    "relu6",
+    "gelu",
+    "silu",
+    "sigmoid",
+    "sigmoid_",
+    "tanh",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "mish",
+    "softplus",
+    "softmax",
+    "log_softmax",
+    "dropout",
+    "layer_norm",
+    "group_norm",
+    "batch_norm",
+    "linear",
+    "contiguous",
+    "clone",
+    "detach",
+    "neg",
+    "abs",
+    "exp",
+    "sqrt",
+    "rsqrt",
+    "clamp",
+    "clamp_",
+    "pad",
+    "normalize",
+    "float",
+    "half",
+    "double",
+    "to",
+    "type_as",
+    "mul_",
+    "add_",
+    "sub_",
+    "div_",
+    "interpolate",
+    "transpose",
+    "prelu",
+    "reshape_as_",
 }
 _BROADCASTING = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.isub,
-    operator.imul, operator.itruediv, torch.add, torch.sub, torch.mul, torch.div, "add", "sub",
-    "mul", "div", "add_", "sub_", "mul_", "div_",
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    torch.add,
+    torch.sub,
+    torch.mul,
+    torch.div,
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "add_",
+    "sub_",
+    "mul_",
+    "div_",
 }
 
 
@@ -373,10 +531,13 @@ def _find_ranks(nodes: list[fx.Node], root: nn.Module, facts: Facts) -> dict[fx.
     if len(ranks) >= len(nodes) - 1:
         return ranks
     for node in facts.sources:
+        value = None
         if node.op == "get_attr":
             value = fetch(root, str(node.target))
-            if isinstance(value, Tensor):
-                ranks[node] = value.dim()
+        elif node not in ranks:
+            value = facts.constant(node)
+        if isinstance(value, Tensor):
+            ranks[node] = value.dim()
     changed = True
     while changed:
         changed = False
@@ -409,8 +570,10 @@ def _rank_facts(
                 return [(node, rank), (operand, rank)]
             if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
                 return [(node, 2)]
-            if isinstance(module, _KEEPING_MODULES) or _is_activation(module) or (
-                name == "BatchNorm1d" or name.startswith("Dropout")
+            if (
+                isinstance(module, _KEEPING_MODULES)
+                or _is_activation(module)
+                or (name == "BatchNorm1d" or name.startswith("Dropout"))
             ):
                 return _equal(node, operand, ranks)
         return []

@@ -104,8 +104,13 @@ class Forest:
         total: AffineConv | None = None
         inner = {node}
         for term, operand in zip(step.terms, operands, strict=True):
-            inner.update(arg for arg in node.all_input_nodes if self._order[arg] > self._order[base]
-                         and arg not in self._depth and arg in operand.users)
+            inner.update(
+                arg
+                for arg in node.all_input_nodes
+                if self._order[arg] > self._order[base]
+                and arg not in self._depth
+                and arg in operand.users
+            )
             branch = replace(term, base=base)
             for link in self._up(operand, base):
                 inner.update(link.inner)

@@ -87,9 +87,7 @@ class FusedForward:
 
 def _equal(given: Any, traced: Any) -> bool:
     plain = int | float | str | bool | tuple | torch.dtype | None
-    return (
-        type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
-    )
+    return type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
 
 
 def _compile(code: str, names: dict[str, Any]) -> Callable[..., Any]:
@@ -303,9 +301,7 @@ class _Graft:
             owner.graph = graph
             return
         code = graph.python_code("self")
-        names = {
-            name: value for name, value in code.globals.items() if name in code.src
-        }
+        names = {name: value for name, value in code.globals.items() if name in code.src}
         forward = FusedForward(owner, code.src, names, parameters, baked)
         owner.forward = forward  # type: ignore[method-assign]
 
@@ -313,13 +309,9 @@ class _Graft:
 
     def _prune(self, owners: list[Call]) -> None:
         """Remove the modules and tensors that only replaced code reached."""
-        used = {
-            str(node.target) for node in self.nodes if node.op in ("call_module", "get_attr")
-        }
+        used = {str(node.target) for node in self.nodes if node.op in ("call_module", "get_attr")}
         used.update(self.rewrite.modules)
-        kept = {
-            id(fetch(self.target, path)) for path in used
-        }
+        kept = {id(fetch(self.target, path)) for path in used}
         for owner in owners:
             root = fetch(self.target, owner.path) if owner.path else self.target
             protected = _names_read_by_methods(type(root))
@@ -349,6 +341,8 @@ class _Graft:
         for parent, name in zip(reversed(parents), reversed(path), strict=True):
             module = parent._modules.get(name)
             if module is None or any(id(part) in kept for part in module.modules()):
+                return
+            if any(id(part) in kept for part in (*module.parameters(), *module.buffers())):
                 return
             if any(child is not None for child in module.children()):
                 return
@@ -389,4 +383,3 @@ def _names_read_by_methods(kind: type) -> set[str]:
 
 def _nothing() -> None:
     return None
-

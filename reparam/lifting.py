@@ -114,6 +114,8 @@ def _apply(
         for name, value in node.kwargs.items()
     }
     try:
+        if leading:
+            args, kwargs = _by_position(leading[0], args, kwargs)
         _signature(rule).bind(*leading, *args, **kwargs)
     except TypeError as error:
         return Refusal(f"its rule does not know how it is called ({error})")
@@ -126,6 +128,18 @@ def _apply(
     if not leading and not isinstance(step, Refusal | Commuting | Stacked):
         step = _with_sources(step, node, facts)
     return step
+
+
+def _by_position(
+    module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pass a module's inputs by position, however the call wrote them."""
+    if not kwargs:
+        return args, kwargs
+    bound = _signature(type(module).forward).bind(
+        module, *args, **{"input" if name == "self" else name: v for name, v in kwargs.items()}
+    )
+    return bound.args[1:], bound.kwargs
 
 
 def _with_sources(step: AffineConv | AffineSum, node: fx.Node, facts: Facts) -> Step:
@@ -148,9 +162,11 @@ def _map_nodes(value: Any, function: Any) -> Any:
     if isinstance(value, fx.Node):
         return function(value)
     if isinstance(value, tuple | list):
-        return type(value)([_map_nodes(entry, function) for entry in value]) if not hasattr(
-            value, "_fields"
-        ) else value
+        return (
+            type(value)([_map_nodes(entry, function) for entry in value])
+            if not hasattr(value, "_fields")
+            else value
+        )
     if isinstance(value, dict):
         return {key: _map_nodes(entry, function) for key, entry in value.items()}
     return value

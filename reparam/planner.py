@@ -7,7 +7,7 @@ beforehand, from dynamic programming along the affine dominators.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -67,13 +67,20 @@ class Decision:
 
 
 class _Planner:
-    def __init__(self, graph: fx.Graph, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        steps: Mapping[fx.Node, Step],
+        facts: Facts,
+        banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
+    ) -> None:
         self.graph = graph
+        self.banned = banned
         self.facts = facts
         self.steps = steps
         self.forest = Forest(steps, facts)
         self.readers = {node: set(node.users) for node in graph.nodes}
-        self.dead: set[fx.Node] = set()
+        self.dead = set(facts.unread)
         self.candidates: dict[fx.Node, list[Candidate]] = {}
         self.stops: dict[fx.Node, Refusal] = {}
         self.best: dict[fx.Node, Cost] = {}
@@ -93,36 +100,61 @@ class _Planner:
             return NOTHING
         return Cost(operators=1)
 
-    def positions(self, nodes: Iterable[fx.Node], value: fx.Node) -> dict[fx.Node, float]:
-        """How many positions each node has, at least, for each one of the value."""
-        shapes = self.facts.shapes
-        if value in shapes:
-            own = _count(shapes[value], self.forest.links[value].form)
-            result = {}
-            for node in nodes:
-                step = self.steps.get(node)
-                form = step if isinstance(step, AffineConv) else None
-                if form is not None and form.transposed and isinstance(form.base, fx.Node):
-                    node_shape = shapes.get(form.base)
-                else:
-                    node_shape = shapes.get(node)
-                result[node] = 0.0 if node_shape is None else _count(node_shape, form) / own
-            return result
-        least: dict[fx.Node, float] = {value: 1.0}
-        inputs: dict[fx.Node, float] = {}
+    def positions(
+        self, nodes: Collection[fx.Node], value: fx.Node, form: AffineConv
+    ) -> tuple[dict[fx.Node, float], float]:
+        """How many positions each node has, at least, and how many the new operator.
+
+        With example inputs these are the true numbers. Else they are relative: to one position of
+        the value or, since a transposed convolution counts per input, of its input.
+
+        Args:
+            nodes: The dying nodes.
+            value: The value.
+            form: Its new form.
+        """
+        if value in self.facts.shapes:
+            known = {node: self._known_positions(node) for node in nodes}
+            if not form.transposed:
+                return known, _count(self.facts.shapes[value], form)
+            return known, max(known[node] for node in nodes if self._transposed(node))
+        least = {value: 1.0}
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
             step = self.steps.get(node)
-            form = step if isinstance(step, AffineConv) else None
-            here = least.get(node, 0.0)
             ratio = 1.0
-            if form is not None:
-                for axis in form.axes or ():
-                    ratio *= least_positions(axis, transposed=form.transposed)
-                if form.transposed:
-                    inputs[node] = here * ratio
+            if isinstance(step, AffineConv) and not step.transposed:
+                for axis in step.axes or ():
+                    ratio *= least_positions(axis, transposed=False)
             for operand in node.all_input_nodes:
-                least[operand] = max(least.get(operand, 0.0), here * ratio)
-        return {node: inputs.get(node, least.get(node, 0.0)) for node in nodes}
+                least[operand] = max(least.get(operand, 0.0), least.get(node, 0.0) * ratio)
+        if not form.transposed:
+            return least, 1.0
+        longer = prod(least_positions(axis, transposed=True) for axis in form.axes or ())
+        below = self._below_transposed(nodes, value)
+        return {node: longer if node in below else 1.0 for node in nodes}, 1.0
+
+    def _known_positions(self, node: fx.Node) -> float:
+        step = self.steps.get(node)
+        form = step if isinstance(step, AffineConv) else None
+        source = form.base if form is not None and form.transposed else node
+        shape = self.facts.shapes.get(source) if isinstance(source, fx.Node) else None
+        return 0.0 if shape is None else _count(shape, form)
+
+    def _transposed(self, node: fx.Node) -> bool:
+        step = self.steps.get(node)
+        return isinstance(step, AffineConv) and step.transposed
+
+    def _below_transposed(self, nodes: Collection[fx.Node], value: fx.Node) -> set[fx.Node]:
+        """The nodes that read the result of a transposed convolution, the value among them."""
+        found: set[fx.Node] = set()
+        pending = [value]
+        while pending:
+            node = pending.pop()
+            if node in found or node not in nodes or self._transposed(node):
+                continue
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+        return found
 
     # -- Liveness -------------------------------------------------------------------------------
 
@@ -152,6 +184,8 @@ class _Planner:
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""
         form = candidate.form
+        if (value, candidate.base) in self.banned:
+            return self.banned[value, candidate.base]
         if form.identity:
             return Refusal("it changes nothing and costs nothing")
         if form.in_channels is None:
@@ -179,11 +213,11 @@ class _Planner:
         problem = self._effects(candidate, value, gone, main)
         if problem is not None:
             return problem
-        positions = self.positions(gone, value)
+        positions, own = self.positions(gone, value, form)
         before = sum(
-            (self.node_cost(node).times(positions[node]) for node in gone), start=NOTHING
+            (self.node_cost(node).times(positions.get(node, 0.0)) for node in gone), start=NOTHING
         )
-        after = form_cost(form).times(self._new_positions(candidate, value, positions))
+        after = form_cost(form).times(own)
         if not (before - after).saves:
             if not collapses and before.operators <= after.operators:
                 return Refusal(self._other_readers(candidate, gone))
@@ -194,20 +228,6 @@ class _Planner:
             )
         return Region(
             value, candidate.base, form, main, candidate.path, frozenset(gone), before, after
-        )
-
-    def _new_positions(
-        self, candidate: Candidate, value: fx.Node, positions: Mapping[fx.Node, float]
-    ) -> float:
-        if not candidate.form.transposed:
-            return 1.0
-        return max(
-            (
-                positions[node]
-                for node in positions
-                if isinstance(step := self.steps.get(node), AffineConv) and step.transposed
-            ),
-            default=1.0,
         )
 
     def _main(self, candidate: Candidate) -> Link | Refusal:
@@ -244,8 +264,7 @@ class _Planner:
         for link in reversed(candidate.path):
             if link.value not in gone:
                 others = sorted(
-                    str(reader)
-                    for reader in self.readers[link.value] - gone - self.dead
+                    str(reader) for reader in self.readers[link.value] - gone - self.dead
                 )
                 return f"{link.value} is also read by {', '.join(others[:3])}"
         return "a value between is read elsewhere"
@@ -267,8 +286,10 @@ class _Planner:
         # The new value has memory of its own; nobody may rely on the old one's aliases.
         if facts.write_between(value, order[value], len(order), ignoring=gone):
             for member in facts.alias_class(value):
-                if order[member] < order[value] and member not in gone and any(
-                    order[user] > order[value] for user in member.users
+                if (
+                    order[member] < order[value]
+                    and member not in gone
+                    and any(order[user] > order[value] for user in member.users)
                 ):
                     return Refusal(f"{value} shares memory with {member} and is written to later")
         return None
@@ -277,13 +298,6 @@ class _Planner:
 
     def prepare(self) -> None:
         """List the candidates and what is gained from each value upwards."""
-        for node in reversed(list(self.graph.nodes)):
-            if node.op in ("placeholder", "output") or node in self.facts.written:
-                continue
-            if all(reader in self.dead for reader in self.readers[node]) and (
-                node.op == "get_attr" or node in self.steps or node in self.facts.numbers
-            ):
-                self.dead.add(node)
         for node in self.graph.nodes:
             link = self.forest.links.get(node)
             if link is None:
@@ -316,7 +330,9 @@ class _Planner:
 
     def _worth(self, region: Region) -> Cost:
         """What a region gains, with what can still be gained above it."""
-        gain = (region.before - region.after).times(self.area[region.value])
+        unit = region.base if region.form.transposed else region.value
+        scale = 1.0 if region.value in self.facts.shapes else self.area[unit]
+        gain = (region.before - region.after).times(scale)
         survivor = region.base
         for link in region.path:
             if link.value not in region.dying:
@@ -386,15 +402,21 @@ class _Planner:
         self.readers[region.base].add(region.value)
 
 
-def decide(graph: fx.Graph, steps: Mapping[fx.Node, Step], facts: Facts) -> Decision:
+def decide(
+    graph: fx.Graph,
+    steps: Mapping[fx.Node, Step],
+    facts: Facts,
+    banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
+) -> Decision:
     """Plan one graph.
 
     Args:
         graph: The flat graph.
         steps: What each operator does to the forms of its operands.
         facts: What is known of the graph.
+        banned: Regions, by value and base, that must not be, and why.
     """
-    planner = _Planner(graph, steps, facts)
+    planner = _Planner(graph, steps, facts, banned)
     planner.prepare()
     return planner.decide()
 

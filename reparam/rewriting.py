@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from reparam.costs import explicit_padding
+from reparam.errors import Refusal
 from reparam.facts import Facts, fetch
 from reparam.planner import Region
 from reparam.tracing import Call, Trace, has_hooks
@@ -71,17 +72,18 @@ class _Rewriter:
         )
         self.traced_through = Counter(id(call.module) for call in trace.calls)
         self.read_directly = {
-            id(fetch(trace.root, str(node.target).rpartition(".")[0]) if "." in str(node.target)
-               else trace.root)
+            id(
+                fetch(trace.root, str(node.target).rpartition(".")[0])
+                if "." in str(node.target)
+                else trace.root
+            )
             for node in trace.graph.nodes
             if node.op == "get_attr"
         }
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
         for node in trace.graph.nodes:
             self.inside[trace.caller[node]].add(node)
-        self.taken = {
-            name for name, _ in trace.root.named_modules(remove_duplicate=False)
-        }
+        self.taken = {name for name, _ in trace.root.named_modules(remove_duplicate=False)}
 
     def run(self, operators: Operators) -> Rewrite:
         for region, module in operators:
@@ -90,6 +92,8 @@ class _Rewriter:
 
     def apply(self, region: Region, module: nn.Module) -> None:
         graph, result = self.trace.graph, self.result
+        for node in region.dying:
+            self._erase_unread(list(node.users))
         main, value = region.main, region.value
         callers = [self.trace.caller[node] for node in region.dying if node.op != "get_attr"]
         place = main.value if region.collapses else value
@@ -100,8 +104,13 @@ class _Rewriter:
         if single:
             owner = self.trace.caller[place]
         else:
-            owner = common_caller([self.trace.caller[node] for node in main.inner
-                                   if node in region.dying or node is place])
+            owner = common_caller(
+                [
+                    self.trace.caller[node]
+                    for node in main.inner
+                    if node in region.dying or node is place
+                ]
+            )
             while owner.parent is not None and not self._sees(owner, result.current(source)):
                 owner = owner.parent
         read = result.current(source)
@@ -150,9 +159,7 @@ class _Rewriter:
         self._note_edits(inner, region, None)
         self._substitute(node, self.result.current(base), keep_code=False)
 
-    def _note_edits(
-        self, nodes: Iterable[fx.Node], region: Region, owner: Call | None
-    ) -> None:
+    def _note_edits(self, nodes: Iterable[fx.Node], region: Region, owner: Call | None) -> None:
         for node in nodes:
             if node in region.dying and node.op != "get_attr":
                 self.result.edited.add(self.trace.caller[node])
@@ -166,8 +173,6 @@ class _Rewriter:
     def _sweep(self, region: Region) -> None:
         """Erase what nobody reads any more: parameters, constants and assertions included."""
         frames = {self.trace.caller[node] for node in region.dying}
-        for node in region.dying:
-            self._erase_assertions(list(node.users))
         pending = sorted(region.dying, key=self.facts.order.__getitem__, reverse=True)
         for node in pending:
             if node.users:
@@ -183,16 +188,17 @@ class _Rewriter:
         for frame in frames:
             left = self.inside[frame]
             if left <= self.facts.asserted:
-                self._erase_assertions(sorted(left, key=self.facts.order.__getitem__))
+                self._erase_unread(list(left))
 
     def _erase(self, node: fx.Node) -> None:
         self.inside[self.trace.caller[node]].discard(node)
         self.trace.graph.erase_node(node)
 
-    def _erase_assertions(self, nodes: list[fx.Node]) -> None:
-        """Erase assertions on the shape of what is gone, and what only feeds them."""
+    def _erase_unread(self, nodes: list[fx.Node]) -> None:
+        """Erase what nobody reads of what is gone, and assertions on its shape."""
         found: set[fx.Node] = set()
-        pending = [node for node in nodes if node in self.facts.asserted]
+        ignored = self.facts.asserted | self.facts.unread
+        pending = [node for node in nodes if node in ignored]
         while pending:
             node = pending.pop()
             if node not in found:
@@ -255,15 +261,42 @@ class _Rewriter:
         raise RuntimeError("no name is left")
 
 
+def frame_problem(trace: Trace, region: Region) -> Refusal | None:
+    """Why a region may not be fused although it is exact: its code keeps state.
+
+    A module whose forward changes the module runs as it is written. What lies inside one of its
+    parts may change if that part alone decides how it runs.
+    """
+    if not trace.stateful:
+        return None
+    frame = common_caller(
+        [trace.caller[node] for node in region.dying if node.op != "get_attr"]
+        + [trace.caller[region.value]]
+    )
+    refusal = Refusal(f"{frame.path or 'the model'} changes its own attributes when it runs")
+    if frame in trace.stateful:
+        return refusal
+    if not any(call in trace.stateful for call in frame.ancestry()):
+        return None
+    times = sum(call.module is frame.module for call in trace.calls)
+    arguments = list(nodes_in(frame.arguments))
+    visible = region.base in arguments or frame in trace.caller[region.base].ancestry()
+    if times == 1 and visible and knows_only_tensors(frame):
+        return None
+    return refusal
+
+
+def knows_only_tensors(call: Call) -> bool:
+    """Whether every argument of a call was a value of the graph."""
+    return all(isinstance(value, fx.Node) for value in call.arguments.values())
+
+
 def determined(call: Call) -> bool:
     """Whether a module always runs the way it was traced: its code knows nothing but tensors.
 
     A call that got other values is determined by its caller, if the caller is.
     """
-    for current in call.ancestry():
-        if all(isinstance(value, fx.Node) for value in current.arguments.values()):
-            return True
-    return False
+    return any(knows_only_tensors(current) for current in call.ancestry())
 
 
 def common_caller(callers: Iterable[Call]) -> Call:

@@ -62,7 +62,7 @@ class Trace:
         graph: The flat graph; its nodes name modules and tensors by their path in the root.
         calls: The root's own call and every call that was traced through, in order.
         caller: For each node the innermost call that made it.
-        baked: Parameters of the root's forward that tracing took at their default.
+        stateful: Calls of modules whose forward changed the module; their code must stay.
     """
 
     root: nn.Module
@@ -70,7 +70,7 @@ class Trace:
     graph: fx.Graph
     calls: list[Call]
     caller: dict[fx.Node, Call]
-    baked: dict[str, Any]
+    stateful: set[Call]
 
 
 class UntraceableError(Exception):
@@ -148,7 +148,6 @@ class _Tracer(fx.Tracer):
         self.caller: dict[fx.Node, Call] = {}
         self.failed: nn.Module | None = None
         self.watch: _Watch | None = None
-        self.baked: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if id(m) in self.opaque or type(m) in self.opaque or has_hooks(m):
@@ -228,7 +227,6 @@ class _Tracer(fx.Tracer):
                 value: Any = self.create_proxy("placeholder", parameter.name, (), {})
             else:
                 value = parameter.default
-                self.baked[parameter.name] = value
             if parameter.kind is parameter.KEYWORD_ONLY:
                 keywords[parameter.name] = value
             else:
@@ -254,7 +252,9 @@ class _Watch:
     """Remembers the state that a forward may change, and puts it back."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.attributes = [(module, _copied(vars(module))) for module in root.modules()]
+        self.attributes = [
+            (module, dict(vars(module)), _copied(vars(module))) for module in root.modules()
+        ]
         self.initial = self.random_state()
         self.random_modules: list[nn.Module] = []
 
@@ -269,36 +269,50 @@ class _Watch:
     def restore(self) -> list[nn.Module]:
         """Undo what was done since, and say which modules did it."""
         changed = []
-        for module, attributes in self.attributes:
-            if not _same(vars(module), attributes):
-                vars(module).clear()
-                vars(module).update(attributes)
-                changed.append(module)
+        for module, attributes, contents in self.attributes:
+            if vars(module).keys() == attributes.keys() and all(
+                _same(vars(module)[name], attributes[name], contents.get(name))
+                for name in attributes
+            ):
+                continue
+            changed.append(module)
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                container = attributes[name]
+                if isinstance(container, list):
+                    container[:] = content
+                else:
+                    container.clear()
+                    container.update(content)
         return changed
 
 
-def _copied(value: dict[str, Any]) -> dict[str, Any]:
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The contents of the containers among a module's attributes."""
     return {
-        name: entry.copy() if isinstance(entry, dict | list | set) else entry
-        for name, entry in value.items()
+        name: value.copy()
+        for name, value in attributes.items()
+        if isinstance(value, dict | list | set)
     }
 
 
-def _same(now: Any, then: Any) -> bool:
-    if type(now) is not type(then):
-        return False
+def _same(now: Any, then: Any, content: Any) -> bool:
+    """Whether an attribute, and what it contained, are as they were."""
+    if now is not then:
+        return (
+            isinstance(then, int | float | str | bytes)
+            and type(now) is type(then)
+            and (now == then)
+        )
     if isinstance(now, dict):
-        return now.keys() == then.keys() and all(_same(now[key], then[key]) for key in now)
+        return now.keys() == content.keys() and all(now[key] is content[key] for key in now)
     if isinstance(now, list):
-        return len(now) == len(then) and all(map(_same, now, then))
-    if isinstance(now, set):
-        return now == then
-    return now is then or (isinstance(now, int | float | str | bytes) and now == then)
+        return len(now) == len(content) and all(a is b for a, b in zip(now, content, strict=True))
+    return not isinstance(now, set) or now == content
 
 
-def trace(
-    root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | None = None
-) -> Trace:
+def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | None = None) -> Trace:
     """Trace a module's forward, with whatever cannot be traced as a leaf.
 
     Args:
@@ -338,11 +352,6 @@ def trace(
             if not any(type(culprit) is type(module) for module in (root,)):
                 opaque.add(type(culprit))
             continue
-        if root in changed:
-            raise UntraceableError("its forward changes the module's own attributes")
-        if changed:
-            opaque.update(id(module) for module in changed)
-            continue
         if drew:
             if tracer.watch is None:
                 opaque.add("watch random numbers")
@@ -359,7 +368,8 @@ def trace(
             call.args, call.kwargs = _nodes(call.args), _nodes(call.kwargs)
         for node in graph.nodes:
             tracer.caller.setdefault(node, tracer.calls[0])
-        return Trace(root, path, graph, tracer.calls, tracer.caller, tracer.baked)
+        stateful = {call for call in tracer.calls if any(call.module is m for m in changed)}
+        return Trace(root, path, graph, tracer.calls, tracer.caller, stateful)
     raise UntraceableError("tracing does not come to an end")
 
 
@@ -381,4 +391,3 @@ def _nodes(value: Any) -> Any:
     if isinstance(value, slice):
         return slice(_nodes(value.start), _nodes(value.stop), _nodes(value.step))
     return value
-

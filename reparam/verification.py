@@ -107,9 +107,7 @@ def _between(region: Region, facts: Facts) -> list[fx.Node]:
         node = pending.pop()
         if node in found or node is region.base or node in facts.sources:
             continue
-        if node.op in ("placeholder", "output") or (
-            facts.order[node] < facts.order[region.base]
-        ):
+        if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[region.base]):
             raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
         found.add(node)
         pending.extend(node.all_input_nodes)
@@ -260,8 +258,7 @@ def verify(original: nn.Module, fused: nn.Module, example_inputs: Any) -> Verifi
                 f"{[tuple(tensor.shape) for tensor in run]}"
             )
     errors = [
-        tuple(relative_error(one, two) for one, two in zip(run, truth, strict=True))
-        for run in runs
+        tuple(relative_error(one, two) for one, two in zip(run, truth, strict=True)) for run in runs
     ]
     return Verification(*errors)
 

@@ -77,7 +77,7 @@ def run_demo(output: Path, *, epochs: int, seed: int, rounds: int = _ROUNDS) -> 
     images = digits.held_out_images
     relative_error = check_float64(model, images)
     click.echo(f"In float64: largest difference {relative_error:.1e} of the largest output")
-    click.echo(f"In float32:\n{reparam.verify(model, fused, images)}")
+    click.echo(f"reparam.verify: {reparam.verify(model, fused, images)}")
     correct = check_predictions(model, fused, digits)
     held_out = len(digits.held_out_labels)
     accuracy = f"{correct} of {held_out} correct ({correct / held_out:.2%})"

@@ -1,6 +1,6 @@
 r"""Convolutions, transposed convolutions and linear layers.
 
-    v[o] = b + sum over t of W[t] * x[s * o + d * t - p]
+v[o] = b + sum over t of W[t] * x[s * o + d * t - p]
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def convolution_module(module: nn.Conv2d, x: AffineConv) -> AffineConv | Refusal
     )
 
 
-@register_rule(
-    F.conv1d, F.conv2d, F.conv3d, aten.conv1d, aten.conv2d, aten.conv3d
-)
+@register_rule(F.conv1d, F.conv2d, F.conv3d, aten.conv1d, aten.conv2d, aten.conv3d)
 def convolution_function(
     input: Any,
     weight: Any,
@@ -201,8 +199,13 @@ def linear(input: Any, weight: Any, bias: Any = None) -> AffineConv | Refusal:
 
 
 @register_rule(
-    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
-    aten.matmul, aten.mm,
+    torch.matmul,
+    torch.mm,
+    torch.Tensor.matmul,
+    torch.Tensor.mm,
+    torch.Tensor.__matmul__,
+    aten.matmul,
+    aten.mm,
 )
 def matrix_product(input: Any, other: Any) -> AffineConv | Refusal:
     """A product with a constant matrix on the right."""

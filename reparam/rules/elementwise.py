@@ -1,6 +1,6 @@
 r"""Sums of branches, scales and shifts.
 
-    v = x + alpha * y        v = x * factor        v = x / divisor        v = -x
+v = x + alpha * y        v = x * factor        v = x / divisor        v = -x
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ def _is_number(value: Any) -> bool:
 def _channel_axis(x: Affine, constant: Tensor) -> int | None | Refusal:
     """Along which axis, counted from the end, a constant broadcasts over a value."""
     rank = x.rank if isinstance(x, AffineConv) else None
-    long_axes = [
-        axis for axis in range(-constant.dim(), 0) if constant.shape[axis] != 1
-    ]
+    long_axes = [axis for axis in range(-constant.dim(), 0) if constant.shape[axis] != 1]
     if len(long_axes) > 1:
         return Refusal("a constant that varies along more than one axis")
     if constant.dim() > 1 and (rank is None or rank < constant.dim()):
@@ -69,8 +67,13 @@ def _times(value: Any, factor: Any) -> Any:
 
 
 @register_rule(
-    operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_,
-    aten.add, aten.add_,
+    operator.add,
+    operator.iadd,
+    torch.add,
+    torch.Tensor.add,
+    torch.Tensor.add_,
+    aten.add,
+    aten.add_,
 )
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
     """A sum of two branches, or of a branch and a constant."""
@@ -92,8 +95,16 @@ def add(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
 
 
 @register_rule(
-    operator.sub, operator.isub, torch.sub, torch.subtract, torch.Tensor.sub, torch.Tensor.sub_,
-    torch.Tensor.subtract, torch.Tensor.subtract_, aten.sub, aten.sub_,
+    operator.sub,
+    operator.isub,
+    torch.sub,
+    torch.subtract,
+    torch.Tensor.sub,
+    torch.Tensor.sub_,
+    torch.Tensor.subtract,
+    torch.Tensor.subtract_,
+    aten.sub,
+    aten.sub_,
 )
 def subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
     """A difference of two branches, or of a branch and a constant."""
@@ -111,8 +122,16 @@ def reversed_subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Ref
 
 
 @register_rule(
-    operator.mul, operator.imul, torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.mul_,
-    torch.Tensor.multiply, torch.Tensor.multiply_, aten.mul, aten.mul_,
+    operator.mul,
+    operator.imul,
+    torch.mul,
+    torch.multiply,
+    torch.Tensor.mul,
+    torch.Tensor.mul_,
+    torch.Tensor.multiply,
+    torch.Tensor.multiply_,
+    aten.mul,
+    aten.mul_,
 )
 def multiply(input: Any, other: Any) -> Affine | Refusal:
     """A product with a number or with one factor per channel."""
@@ -122,9 +141,19 @@ def multiply(input: Any, other: Any) -> Affine | Refusal:
 
 
 @register_rule(
-    operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide,
-    torch.Tensor.div, torch.Tensor.div_, torch.Tensor.divide, torch.Tensor.divide_,
-    torch.Tensor.true_divide, torch.Tensor.true_divide_, aten.div, aten.div_,
+    operator.truediv,
+    operator.itruediv,
+    torch.div,
+    torch.divide,
+    torch.true_divide,
+    torch.Tensor.div,
+    torch.Tensor.div_,
+    torch.Tensor.divide,
+    torch.Tensor.divide_,
+    torch.Tensor.true_divide,
+    torch.Tensor.true_divide_,
+    aten.div,
+    aten.div_,
 )
 def divide(input: Any, other: Any, *, rounding_mode: Any = None) -> Affine | Refusal:
     """A quotient by a number or by one divisor per channel."""
@@ -138,8 +167,15 @@ def divide(input: Any, other: Any, *, rounding_mode: Any = None) -> Affine | Ref
 
 
 @register_rule(
-    operator.neg, torch.neg, torch.negative, torch.Tensor.neg, torch.Tensor.neg_,
-    torch.Tensor.negative, torch.Tensor.negative_, aten.neg, aten.neg_,
+    operator.neg,
+    torch.neg,
+    torch.negative,
+    torch.Tensor.neg,
+    torch.Tensor.neg_,
+    torch.Tensor.negative,
+    torch.Tensor.negative_,
+    aten.neg,
+    aten.neg_,
 )
 def negate(input: Any) -> Affine | Refusal:
     """The negative of a value."""
@@ -191,7 +227,9 @@ def leaky_relu_module(module: nn.LeakyReLU, x: AffineConv) -> AffineConv | Refus
 
 
 @register_rule(
-    torch.nn.functional.leaky_relu, torch.nn.functional.leaky_relu_, aten.leaky_relu,
+    torch.nn.functional.leaky_relu,
+    torch.nn.functional.leaky_relu_,
+    aten.leaky_relu,
     aten.leaky_relu_,
 )
 def leaky_relu(

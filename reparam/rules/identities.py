@@ -55,7 +55,9 @@ def _dropout(x: Any, training: Any) -> AffineConv | Refusal:
     return x
 
 
-@register_rule(torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, aten.clone, aten.contiguous)
+@register_rule(
+    torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, aten.clone, aten.contiguous
+)
 def copy(input: Any, *, memory_format: Any = None) -> AffineConv | Refusal:
     """The same numbers, perhaps in another place of memory."""
     del memory_format

@@ -1,6 +1,6 @@
 r"""Batch norm at inference (arXiv 1502.03167, algorithm 2).
 
-    v = (x - mean) / sqrt(variance + eps) * weight + bias
+v = (x - mean) / sqrt(variance + eps) * weight + bias
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""Padding, cropping and average pools: depthwise kernels with equal taps.
 
-    v[o] = sum over t of x[s * o + t - p] / (number of taps)
+v[o] = sum over t of x[s * o + t - p] / (number of taps)
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def average_pool(
         return Refusal("windows that hang over the border (ceil_mode)")
     if any(paddings) and count_include_pad is not True and divisor_override is None:
         return Refusal("the divisor changes at the border (count_include_pad=False)")
-    axes = [
-        Axis(k, s, 1, side, side) for k, s, side in zip(kernel, strides, paddings, strict=True)
-    ]
+    axes = [Axis(k, s, 1, side, side) for k, s, side in zip(kernel, strides, paddings, strict=True)]
     pooled = x.pool(axes)
     if divisor_override is None or isinstance(pooled, Refusal):
         return pooled
@@ -128,9 +126,7 @@ def average_pool_1d(
     count_include_pad: Any = True,
 ) -> AffineConv | Refusal:
     """An average pool over one axis."""
-    return average_pool(
-        input, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None
-    )
+    return average_pool(input, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
 @register_rule(F.avg_pool2d, aten.avg_pool2d)

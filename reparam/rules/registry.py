@@ -129,8 +129,7 @@ def check_target(target: Target) -> None:
 
 def describe_target(target: Target) -> str:
     """A target as a user would write it."""
-    name = getattr(target, "__qualname__", None) or str(target)
-    return str(name)
+    return str(getattr(target, "__name__", target))
 
 
 class Rules:

@@ -83,8 +83,12 @@ def permute(input: Any, *dims: Any) -> Step:
 
 
 @register_rule(
-    torch.transpose, torch.Tensor.transpose, torch.swapaxes, torch.Tensor.swapaxes,
-    torch.Tensor.swapdims, aten.transpose,
+    torch.transpose,
+    torch.Tensor.transpose,
+    torch.swapaxes,
+    torch.Tensor.swapaxes,
+    torch.Tensor.swapdims,
+    aten.transpose,
 )
 def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
     """Two axes change places."""
@@ -100,9 +104,7 @@ def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
     return _commuting(input, lambda axis, channels: swapped.get(axis, axis))
 
 
-@register_rule(
-    torch.reshape, torch.Tensor.reshape, torch.Tensor.view, aten.reshape, aten.view
-)
+@register_rule(torch.reshape, torch.Tensor.reshape, torch.Tensor.view, aten.reshape, aten.view)
 def reshape(input: Any, *shape: Any) -> Step:
     """Axes of new sizes; a last axis of the same size on both sides is the same axis."""
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
@@ -123,8 +125,12 @@ def reshape_as(input: Any, other: Any) -> Step:
 
 
 @register_rule(
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d,
 )
 def spatial_module(module: nn.Module, x: AffineConv) -> Step:
     """A pool or an interpolation over the spatial axes, with weights that sum to one."""
@@ -191,9 +197,7 @@ def interpolate(
 
 
 @register_rule(torch.mean, torch.Tensor.mean, aten.mean)
-def mean(
-    input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
-) -> Affine | Step:
+def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Affine | Step:
     """The mean over stacked branches, or over axes that a map of the channels may cross."""
     if isinstance(input, Stacked):
         result = total(input, dim, keepdim, dtype=dtype)

@@ -1,0 +1,191 @@
+"""Carry a plan out: compute the new weights, verify them, and graft them into a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv
+from reparam.describing import applied_row, fused_row, place, refused_rows
+from reparam.errors import Refusal, ReparamError
+from reparam.facts import fetch
+from reparam.graft import graft
+from reparam.lowering import lower, take_after
+from reparam.parts import Part
+from reparam.planner import Region
+from reparam.report import Report
+from reparam.rewriting import rewrite
+from reparam.verification import (
+    REGION_BOUND,
+    UnverifiableError,
+    region_error,
+    relative_error,
+)
+
+Made = tuple[nn.Module, float | None]
+
+
+def apply_parts(
+    model: nn.Module, parts: list[Part], report: Report, *, inplace: bool, verify: bool
+) -> nn.Module:
+    """Fuse a model as planned.
+
+    Args:
+        model: The planned model.
+        parts: Its parts; their graphs are used up.
+        report: Filled with what was done.
+        inplace: Change the model itself, not a copy of it.
+        verify: Compare every region in float64 first.
+    """
+    operators = [_make_all(part, verify, report) for part in parts]
+    target = model if inplace else _copy(model)
+    with _all_or_nothing(target):
+        for part, made in zip(parts, operators, strict=True):
+            report.refused.extend(refused_rows(part))
+            if not made:
+                continue
+            rows = {region.value: fused_row(part, region) for region in part.decision.regions}
+            rewritten = rewrite(
+                part.trace,
+                [(region, made[region.value, region.base][0]) for region in part.decision.regions],
+                part.facts,
+            )
+            path = part.trace.path
+            graft(rewritten, fetch(target, path) if path else target)
+            for region in part.decision.regions:
+                error = made[region.value, region.base][1]
+                name = rewritten.names[region.value]
+                report.fused.append(applied_row(rows[region.value], error, name))
+        target.reparam_report = report  # type: ignore[assignment]
+    return target
+
+
+def compare_whole(
+    model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], report: Report
+) -> None:
+    """Run both models on the example inputs and note how far apart they are."""
+    with torch.no_grad():
+        before = torch.utils._pytree.tree_leaves(model(*_cloned(inputs)))
+        after = torch.utils._pytree.tree_leaves(fused(*_cloned(inputs)))
+    errors = [
+        relative_error(two, one)
+        for one, two in zip(before, after, strict=True)
+        if isinstance(one, Tensor) and one.is_floating_point()
+    ]
+    if errors:
+        _note(report, f"on the example inputs the outputs differ by at most {max(errors):.1e}")
+
+
+def _cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+@contextmanager
+def _all_or_nothing(target: nn.Module) -> Iterator[None]:
+    """Put every module back as it was if anything is raised."""
+    saved = [
+        (module, dict(vars(module)), dict(module._modules), dict(module._parameters))
+        for module in target.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, attributes, children, parameters in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+            module._parameters.clear()
+            module._parameters.update(parameters)
+        raise
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except Exception as error:
+        raise ReparamError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
+        ) from error
+
+
+def _make_all(part: Part, verify: bool, report: Report) -> dict[tuple[Any, Any], Made]:
+    """The operators of all regions; plan anew without those that cannot be."""
+    made: dict[tuple[Any, Any], Made] = {}
+    while True:
+        failed = False
+        for region in part.decision.regions:
+            key = region.value, region.base
+            if key in made:
+                continue
+            result = _make(region, part, verify, report)
+            if isinstance(result, Refusal):
+                part.ban(region, result)
+                failed = True
+            else:
+                made[key] = result
+        if not failed:
+            return made
+        part.decide()
+
+
+def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Refusal:
+    """Compute the weights of a region's operator, verify them, round them."""
+    form, where = region.form, place(part.trace, region.value)
+    device = None if form.like is None else form.like.device
+    if device is not None and device.type == "meta":
+        module = lower(form, *_meta_weights(form))
+        take_after(module, form)
+        _note(report, "weights on the meta device: only the structure is fused, nothing verified")
+        return module, None
+    with torch.no_grad():
+        kernel, bias = form.weights.evaluate(device)
+        if not _is_finite(kernel) or not (bias is None or _is_finite(bias)):
+            return Refusal("a weight is NaN or infinite")
+        module = lower(form, kernel, bias)
+        del kernel, bias
+        error = None
+        if verify:
+            try:
+                error = region_error(region, module, part.facts)
+            except UnverifiableError as problem:
+                return Refusal(f"it could not be verified by itself: {problem}")
+            if not error <= REGION_BOUND:
+                warnings.warn(
+                    f"{where}: the fused operator differs by {error:.1e} and was left alone. A "
+                    "rule is wrong; if it is one of reparam's, please report it",
+                    stacklevel=5,
+                )
+                return Refusal(f"verification failed: a relative difference of {error:.1e}")
+        take_after(module, form)
+        if not all(_is_finite(parameter) for parameter in module.parameters()):
+            warnings.warn(
+                f"{where}: the fused weights overflow {form.dtype}; it was left alone",
+                stacklevel=5,
+            )
+            return Refusal(f"the fused weights overflow {form.dtype}")
+    return module, error
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The sum tells in one pass, but for finite numbers whose sum overflows.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _meta_weights(form: AffineConv) -> tuple[Tensor, Tensor | None]:
+    taps = [axis.kernel for axis in form.axes or ()]
+    rows, columns = form.out_channels or 1, (form.in_channels or 1) // (form.groups or 1)
+    kernel = torch.empty(rows, columns, *taps, dtype=torch.float64, device="meta")
+    bias = torch.empty(rows, dtype=torch.float64, device="meta") if form.has_bias else None
+    return kernel, bias
+
+
+def _note(report: Report, text: str) -> None:
+    if text not in report.notes:
+        report.notes.append(text)

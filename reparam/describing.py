@@ -1,0 +1,77 @@
+"""The rows of a report, from the decisions of the planner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from torch import fx
+
+from reparam.affine import AffineConv
+from reparam.facts import fetch
+from reparam.parts import Part, Untraced, join
+from reparam.planner import Region
+from reparam.report import FusedRow, RefusedRow
+from reparam.rules import describe_target
+from reparam.tracing import Trace
+
+
+def fused_row(part: Part, region: Region) -> FusedRow:
+    """The row of one region, before it is applied."""
+    kinds = Counter(
+        _operator(part.trace, node)
+        for node in sorted(region.dying, key=part.facts.order.__getitem__)
+        if node in part.steps
+    )
+    return FusedRow(
+        place(part.trace, region.value),
+        " + ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items()),
+        _form_name(region.form),
+        (region.before.multiply_adds, region.after.multiply_adds),
+        (region.before.operators, region.after.operators),
+    )
+
+
+def refused_rows(part: Part) -> list[RefusedRow]:
+    """One row per operator that the planner leaves."""
+    return [
+        RefusedRow(place(part.trace, node), _operator(part.trace, node), refusal.reason)
+        for node, refusal in part.decision.refused.items()
+    ]
+
+
+def untraced_row(untraced: Untraced) -> RefusedRow:
+    """The row of a module that stays as it is."""
+    return RefusedRow(untraced.path or "the model", type(untraced.module).__name__, untraced.reason)
+
+
+def applied_row(row: FusedRow, error: float | None, name: str) -> FusedRow:
+    """The row of one region once it is applied."""
+    return replace(row, error=error, name=name)
+
+
+def place(trace: Trace, node: fx.Node) -> str:
+    """Where in the model a value is computed."""
+    if node.op == "call_module":
+        return join(trace.path, str(node.target))
+    path = join(trace.path, trace.caller[node].path)
+    return f"{path}: {node.name}" if path else node.name
+
+
+def _operator(trace: Trace, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(fetch(trace.root, str(node.target))).__name__
+    return str(node.target) if node.op == "call_method" else describe_target(node.target)
+
+
+def _form_name(form: AffineConv) -> str:
+    sizes = f"{form.in_channels} -> {form.out_channels}"
+    if not form.axes:
+        return f"linear {sizes}"
+    taps = "x".join(str(axis.kernel) for axis in form.axes)
+    kind = "transposed conv" if form.transposed else "conv"
+    if form.depthwise:
+        kind, sizes = f"depthwise {kind}", str(form.out_channels)
+    elif form.groups != 1:
+        sizes += f", {form.groups} groups"
+    return f"{kind} {taps}, {sizes}"

@@ -1,0 +1,151 @@
+"""The parts of a model that can be traced, and what the planner decides for each."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from reparam.eager import only_called
+from reparam.errors import Refusal, ReparamError
+from reparam.facts import Facts, fetch, gather
+from reparam.lifting import lift
+from reparam.planner import Decision, Region, decide
+from reparam.rewriting import frame_problem
+from reparam.rules import Rules, Step
+from reparam.shapes import record_shapes
+from reparam.tracing import Trace, UntraceableError, has_hooks, trace
+
+
+@dataclass(eq=False)
+class Part:
+    """One module that could be traced.
+
+    Args:
+        trace: Its graph.
+        facts: What is known of the graph.
+        steps: What each operator does to the forms of its operands.
+        banned: Regions, by value and base, that turned out not to be possible.
+        decision: What the planner decided.
+    """
+
+    trace: Trace
+    facts: Facts
+    steps: Mapping[fx.Node, Step]
+    banned: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
+    decision: Decision = field(default_factory=Decision)
+
+    def decide(self) -> None:
+        """Plan anew until no region is one that its modules do not allow."""
+        while True:
+            self.decision = decide(self.trace.graph, self.steps, self.facts, self.banned)
+            problems = [
+                (region, problem)
+                for region in self.decision.regions
+                if (problem := frame_problem(self.trace, region)) is not None
+            ]
+            for region, problem in problems:
+                self.ban(region, problem)
+            if not problems:
+                return
+
+    def ban(self, region: Region, reason: Refusal) -> None:
+        """Exclude a region from the next decision."""
+        self.banned[region.value, region.base] = reason
+
+    def touched(self, nodes: fx.Graph | frozenset[fx.Node]) -> set[int]:
+        """Identities of the modules whose code or operators some nodes are."""
+        found = set()
+        for node in nodes.nodes if isinstance(nodes, fx.Graph) else nodes:
+            found.update(id(call.module) for call in (self.trace.caller[node],))
+            if node.op == "call_module":
+                found.add(id(fetch(self.trace.root, str(node.target))))
+        return found
+
+
+@dataclass(frozen=True)
+class Untraced:
+    """A module that stays as it is because its forward cannot be traced."""
+
+    path: str
+    module: nn.Module
+    reason: str
+
+
+def find_parts(
+    model: nn.Module, rules: Rules, inputs: tuple[Any, ...] | None
+) -> tuple[list[Part], list[Untraced]]:
+    """Trace a model as far as possible and plan every part.
+
+    Args:
+        model: The model.
+        rules: The rules of this call.
+        inputs: Example inputs of the model.
+
+    Raises:
+        ReparamError: If the model does not run on the inputs.
+    """
+    parts: list[Part] = []
+    untraced: list[Untraced] = []
+    pending: list[tuple[str, nn.Module]] = [("", model)]
+    seen: set[int] = set()
+    while pending:
+        path, module = pending.pop(0)
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        given = _given(model, inputs) if module is model and inputs is not None else None
+        try:
+            traced = trace(module, rules, path=path, given=given)
+        except UntraceableError as error:
+            untraced.append(Untraced(path, module, error.reason))
+            for name, child in only_called(module).items():
+                pending.append((join(path, name), child))
+            continue
+        shapes, dtypes = {}, {}
+        if module is model and inputs is not None:
+            shapes, dtypes = record_shapes(traced, inputs)
+        facts = gather(module, traced.graph, rules, shapes, dtypes)
+        parts.append(Part(traced, facts, lift(traced.graph, facts, rules)))
+        for node in traced.graph.nodes:
+            if node.op == "call_module":
+                leaf = fetch(module, str(node.target))
+                if not type(leaf).__module__.startswith("torch.") and (
+                    rules.find(type(leaf)) is None or has_hooks(leaf)
+                ):
+                    pending.append((join(path, str(node.target)), leaf))
+    users = Counter(key for part in parts for key in part.touched(part.trace.graph))
+    for part in parts:
+        part.decide()
+        while _ban_shared(part, users):
+            part.decide()
+    return parts, untraced
+
+
+def _ban_shared(part: Part, users: Counter[int]) -> bool:
+    """Ban what lies in modules that two parts use, each traced without the other."""
+    shared = [
+        region
+        for region in part.decision.regions
+        if any(users[key] > 1 for key in part.touched(region.dying))
+    ]
+    for region in shared:
+        part.ban(region, Refusal("its module is used by two parts of the model, traced apart"))
+    return bool(shared)
+
+
+def _given(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
+    """The parameters of the model's forward that the example inputs give."""
+    try:
+        return set(inspect.signature(model.forward).bind(*inputs).arguments)
+    except TypeError as error:
+        raise ReparamError(f"example_inputs do not fit the model's forward: {error}") from None
+
+
+def join(path: str, name: str) -> str:
+    """A path below another one."""
+    return f"{path}.{name}" if path and name else path or name

@@ -1,0 +1,53 @@
+"""The demo's digits and the training on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from repvgg.digits import Digits, predict, small_repvgg, split_digits, train
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return split_digits(seed=0)
+
+
+def test_a_fifth_is_held_out_and_every_digit_equally_often(digits: Digits) -> None:
+    assert digits.train_images.shape == (1437, 1, 8, 8)
+    assert digits.held_out_images.shape == (360, 1, 8, 8)
+    for labels in (digits.train_labels, digits.held_out_labels):
+        frequencies = labels.bincount(minlength=10) / len(labels)
+        torch.testing.assert_close(frequencies, torch.full((10,), 0.1), atol=0.005, rtol=0)
+
+
+def test_pixels_are_between_0_and_1(digits: Digits) -> None:
+    assert (digits.train_images.min(), digits.train_images.max()) == (0, 1)
+
+
+def test_the_split_follows_the_seed(digits: Digits) -> None:
+    assert torch.equal(split_digits(seed=0).held_out_images, digits.held_out_images)
+    assert not torch.equal(split_digits(seed=1).held_out_images, digits.held_out_images)
+
+
+def test_a_model_follows_the_seed_and_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, other = (small_repvgg(seed).linear.weight for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_training_learns_to_read_and_can_be_repeated(digits: Digits) -> None:
+    models = [small_repvgg(seed=0) for _ in range(2)]
+    for model in models:
+        torch.rand(1)  # moves the global generator on, which training must not depend on
+        train(model, digits, epochs=3, seed=0)
+        assert not model.training
+
+    states = [model.state_dict() for model in models]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    predictions = predict(models[0], digits.held_out_images)
+    accuracy = (predictions == digits.held_out_labels).double().mean()
+    assert accuracy > 0.95
