@@ -173,7 +173,7 @@ class AffineConv:
             base=self.base,
         )
 
-    def plus(self, other: AffineConv) -> AffineConv | AffineSum | Refusal:
+    def plus(self, other: AffineConv | AffineSum) -> AffineConv | AffineSum | Refusal:
         """The form of a sum of two branches.
 
         Args:
@@ -183,6 +183,8 @@ class AffineConv:
             One form if both have the same base, a sum of forms if not, or the reason why the
             branches do not add up.
         """
+        if isinstance(other, AffineSum):
+            return other.plus(self)
         if self.base != other.base:
             return AffineSum((self, other))
         if self.transposed != other.transposed and not (self.diagonal and other.diagonal):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from reparam.affine import AffineConv
 from reparam.describing import applied_row, fused_row, place, refused_rows
 from reparam.errors import Refusal, ReparamError
-from reparam.facts import fetch
 from reparam.graft import graft
 from reparam.lowering import lower, take_after
+from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.planner import Region
 from reparam.report import Report

@@ -8,8 +8,8 @@ from dataclasses import replace
 from torch import fx
 
 from reparam.affine import AffineConv
-from reparam.facts import fetch
-from reparam.parts import Part, Untraced, join
+from reparam.modules import fetch, join
+from reparam.parts import Part, Untraced
 from reparam.planner import Region
 from reparam.report import FusedRow, RefusedRow
 from reparam.rules import describe_target

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from reparam.applying import apply_parts, compare_whole
 from reparam.describing import fused_row, refused_rows, untraced_row
@@ -174,7 +174,9 @@ def check_model(model: Any) -> None:
         hint = "; pass its .module()" if hasattr(model, "module") else ""
         raise ReparamError(f"expected a torch.nn.Module, found {type(model).__name__}{hint}")
     for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        if any(
+            is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
+        ):
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is lazy and was never run; run "
                 "the model once on an input first"

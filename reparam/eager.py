@@ -10,6 +10,7 @@ import ast
 import inspect
 import textwrap
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -34,17 +35,17 @@ def only_called(module: nn.Module) -> dict[str, nn.Module]:
     Args:
         module: A module that was not traced.
     """
-    children = {name: child for name, child in module.named_children() if child is not None}
     if type(module) in (nn.ModuleList, nn.ModuleDict):
         return {}  # whoever holds the list decides what is called
-    names = _touched_names(type(module))
+    kind: Any = type(module)
+    names = _touched_names(kind)
     if names is None:
         return {}
-    return {name: child for name, child in children.items() if name not in names}
+    return {name: child for name, child in module.named_children() if name not in names}
 
 
 @cache
-def _touched_names(kind: type) -> frozenset[str] | None:
+def _touched_names(kind: Any) -> frozenset[str] | None:
     """Attributes of self that a class's code uses in another way than calling them."""
     touched: set[str] = set()
     for base in kind.__mro__:

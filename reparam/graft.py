@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from reparam.errors import ReparamError
-from reparam.facts import fetch
+from reparam.modules import fetch
 from reparam.rewriting import Rewrite, nodes_in
 from reparam.tracing import Call
 
@@ -53,6 +53,7 @@ class FusedForward:
         self.function = _compile(code, names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the fused code, or the class's own for arguments that were not traced."""
         if not kwargs and len(args) == len(self.parameters):
             return self.function(self.owner, *args)
         return self._call_by_name(args, kwargs)
@@ -86,7 +87,7 @@ class FusedForward:
 
 
 def _equal(given: Any, traced: Any) -> bool:
-    plain = int | float | str | bool | tuple | torch.dtype | None
+    plain = (int, float, str, bool, tuple, torch.dtype, type(None))
     return type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
 
 
@@ -152,9 +153,7 @@ class _Graft:
                 if self._vanished(call):
                     self.edited.add(call.parent)
                 continue
-            if call in self.edited and not self._can_change_alone(call):
-                self.inlined.add(call)
-            elif self._leaks(call):
+            if (call in self.edited and not self._can_change_alone(call)) or self._leaks(call):
                 self.inlined.add(call)
             if call in self.inlined:
                 self.edited.add(call.parent)
@@ -303,53 +302,79 @@ class _Graft:
         code = graph.python_code("self")
         names = {name: value for name, value in code.globals.items() if name in code.src}
         forward = FusedForward(owner, code.src, names, parameters, baked)
-        owner.forward = forward  # type: ignore[method-assign]
+        owner.forward = forward
 
     # -- What died must go ----------------------------------------------------------------------
 
     def _prune(self, owners: list[Call]) -> None:
         """Remove the modules and tensors that only replaced code reached."""
-        used = {str(node.target) for node in self.nodes if node.op in ("call_module", "get_attr")}
-        used.update(self.rewrite.modules)
-        kept = {id(fetch(self.target, path)) for path in used}
+        kept = self._kept()
+        removed = [*self.rewrite.removed, *self._vanished_calls()]
         for owner in owners:
-            root = fetch(self.target, owner.path) if owner.path else self.target
+            root = fetch(self.target, owner.path)
             protected = _names_read_by_methods(type(root))
             prefix = f"{owner.path}." if owner.path else ""
-            for node, caller in self.rewrite.removed:
-                path = str(node.target)
+            for path, caller in removed:
                 if owner not in caller.ancestry() or not path.startswith(prefix):
                     continue
-                if any(
-                    call is not owner and call not in self.inlined and self._is_live(call)
-                    for call in _below(caller, owner)
-                ):
-                    continue
                 relative = path[len(prefix) :].split(".")
-                if relative[0] in protected:
-                    continue
-                self._remove(root, relative, kept)
+                between = _below(caller, owner)
+                if relative[0] not in protected and not any(map(self._stays, between)):
+                    _remove(root, relative, kept)
 
-    def _remove(self, root: nn.Module, path: list[str], kept: set[int]) -> None:
-        """Remove a module, and the containers that have nothing left to hold."""
-        parents = [root]
-        for name in path[:-1]:
-            child = parents[-1]._modules.get(name)
-            if child is None:
-                return
-            parents.append(child)
-        for parent, name in zip(reversed(parents), reversed(path), strict=True):
-            module = parent._modules.get(name)
-            if module is None or any(id(part) in kept for part in module.modules()):
-                return
-            if any(id(part) in kept for part in (*module.parameters(), *module.buffers())):
-                return
-            if any(child is not None for child in module.children()):
-                return
-            if isinstance(parent, nn.Sequential):
-                parent._modules[name] = nn.Identity().eval()
-                return
-            parent._modules[name] = None
+    def _stays(self, call: Call) -> bool:
+        return call not in self.inlined and self._is_live(call)
+
+    def _kept(self) -> set[int]:
+        """Identities of all modules and tensors that the edited graph still uses."""
+        kept: set[int] = set()
+        paths = {str(node.target) for node in self.nodes if node.op in ("call_module", "get_attr")}
+        for path in paths | set(self.rewrite.modules):
+            used = fetch(self.target, path)
+            kept.add(id(used))
+            if isinstance(used, nn.Module):
+                parts = (*used.modules(), *used.parameters(), *used.buffers())
+                kept.update(id(part) for part in parts)
+        return kept
+
+    def _vanished_calls(self) -> list[tuple[str, Call]]:
+        """The calls of which nothing is left."""
+        live = {id(call.module) for call in self.trace.calls if self._is_live(call)}
+        return [
+            (call.path, call.parent)
+            for call in reversed(self.trace.calls)
+            if call.parent is not None and id(call.module) not in live and self._vanished(call)
+        ]
+
+
+def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
+    """Remove a module or a tensor, and the containers that have nothing left to hold."""
+    parents = [root]
+    for name in path[:-1]:
+        child = parents[-1]._modules.get(name)
+        if child is None:
+            return
+        parents.append(child)
+    holder, name = parents[-1], path[-1]
+    for tensors in (holder._parameters, holder._buffers):
+        if tensors.get(name) is not None and id(tensors[name]) not in kept:
+            tensors[name] = None
+            return
+    for parent, name in zip(reversed(parents), reversed(path), strict=True):
+        module = parent._modules.get(name)
+        if module is None:
+            return
+        parts = (*module.modules(), *module.parameters(), *module.buffers())
+        if any(id(part) in kept for part in parts):
+            return
+        if parent is not holder and any(child is not None for child in module.children()):
+            return
+        if isinstance(parent, nn.Sequential):
+            parent._modules[name] = nn.Identity().eval()
+            return
+        parent._modules[name] = None
+        if not isinstance(parent, nn.ModuleList | nn.ModuleDict):
+            return
 
 
 def _below(call: Call, owner: Call) -> list[Call]:
@@ -374,10 +399,10 @@ def _names_read_by_methods(kind: type) -> set[str]:
         if method != "forward" and not method.startswith("_"):
             names.update(code.co_names)
         for name in code.co_names:
-            if name not in seen and inspect.isfunction(getattr(kind, name, None)):
-                if not hasattr(nn.Module, name):
-                    seen.add(name)
-                    pending.append(name)
+            own = inspect.isfunction(getattr(kind, name, None)) and not hasattr(nn.Module, name)
+            if own and name not in seen:
+                seen.add(name)
+                pending.append(name)
     return names
 
 

@@ -100,7 +100,7 @@ def place(
         starts: Per axis, the index in the target of the kernel's first tap.
         steps: Per axis, the distance in the target between two taps of the kernel.
     """
-    window = tuple(
+    window: tuple[slice, ...] = tuple(
         slice(start, start + step * (size - 1) + 1, step)
         for start, step, size in zip(starts, steps, kernel.shape[2:], strict=True)
     )
@@ -188,9 +188,9 @@ def compose(
         result = _spread(multiply(outer_kernel.flatten(1)), shape, inner_steps)
         return result, constant
     result = kernel.new_zeros(shape)
-    for tap in product(*(range(size) for size in outer_taps)):
-        term = multiply(outer_kernel[(slice(None), slice(None), *tap)])
-        window = tuple(
+    for tap in product(*(range(int(size)) for size in outer_taps)):
+        term = multiply(outer_kernel[(..., *tap)])
+        window: tuple[slice, ...] = tuple(
             slice(index * step, index * step + inner_step * (size - 1) + 1, inner_step)
             for index, step, inner_step, size in zip(
                 tap, outer_steps, inner_steps, term.shape[2:], strict=True

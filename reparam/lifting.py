@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv, AffineSum, identity
 from reparam.errors import Refusal, ReparamError
-from reparam.facts import Facts, fetch
+from reparam.facts import Facts
+from reparam.modules import fetch, has_hooks
 from reparam.rules import UNKNOWN, Commuting, Rules, Stacked, Step
 from reparam.rules.registry import Rule
-from reparam.tracing import has_hooks
 
 
 def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
@@ -70,11 +70,11 @@ def _find_rule(
         if "forward" in vars(module):
             return Refusal("its forward is set on the instance")
         return rule, (module,)
-    target = node.target
+    target: Any = node.target
     if node.op == "call_method":
         target = getattr(torch.Tensor, str(target), None)
-        if target is None:
-            return None
+    if target is None:
+        return None
     rule = rules.find(target)
     if rules.switched_off(target):
         return Refusal("its rule is switched off for this call")

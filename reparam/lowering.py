@@ -65,12 +65,9 @@ def take_after(module: nn.Module, form: AffineConv) -> None:
     if like is None:
         return
     layout = torch.contiguous_format
-    if like.dim() == 4 and not like.is_contiguous():
-        if like.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-    elif like.dim() == 5 and not like.is_contiguous():
-        if like.is_contiguous(memory_format=torch.channels_last_3d):
-            layout = torch.channels_last_3d
+    for rank, candidate in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == rank and not like.is_contiguous():
+            layout = candidate if like.is_contiguous(memory_format=candidate) else layout
     dtype = form.dtype or like.dtype
     for name, parameter in list(module.named_parameters()):
         value = parameter.detach()

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from reparam.eager import only_called
 from reparam.errors import Refusal, ReparamError
-from reparam.facts import Facts, fetch, gather
+from reparam.facts import Facts, gather
 from reparam.lifting import lift
+from reparam.modules import fetch, has_hooks, join
 from reparam.planner import Decision, Region, decide
 from reparam.rewriting import frame_problem
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
-from reparam.tracing import Trace, UntraceableError, has_hooks, trace
+from reparam.tracing import Trace, UntraceableError, trace
 
 
 @dataclass(eq=False)
@@ -59,7 +61,7 @@ class Part:
 
     def touched(self, nodes: fx.Graph | frozenset[fx.Node]) -> set[int]:
         """Identities of the modules whose code or operators some nodes are."""
-        found = set()
+        found: set[int] = set()
         for node in nodes.nodes if isinstance(nodes, fx.Graph) else nodes:
             found.update(id(call.module) for call in (self.trace.caller[node],))
             if node.op == "call_module":
@@ -106,7 +108,8 @@ def find_parts(
             for name, child in only_called(module).items():
                 pending.append((join(path, name), child))
             continue
-        shapes, dtypes = {}, {}
+        shapes: dict[fx.Node, torch.Size] = {}
+        dtypes: dict[fx.Node, torch.dtype] = {}
         if module is model and inputs is not None:
             shapes, dtypes = record_shapes(traced, inputs)
         facts = gather(module, traced.graph, rules, shapes, dtypes)
@@ -144,8 +147,3 @@ def _given(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
         return set(inspect.signature(model.forward).bind(*inputs).arguments)
     except TypeError as error:
         raise ReparamError(f"example_inputs do not fit the model's forward: {error}") from None
-
-
-def join(path: str, name: str) -> str:
-    """A path below another one."""
-    return f"{path}.{name}" if path and name else path or name

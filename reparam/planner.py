@@ -15,8 +15,9 @@ from torch import fx
 
 from reparam.affine import AffineConv
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
+from reparam.effects import reads_metadata
 from reparam.errors import Refusal
-from reparam.facts import Facts, reads_metadata
+from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link, with_layout
 from reparam.rules import Step
 

@@ -11,9 +11,10 @@ from torch import fx, nn
 
 from reparam.costs import explicit_padding
 from reparam.errors import Refusal
-from reparam.facts import Facts, fetch
+from reparam.facts import Facts
+from reparam.modules import fetch, has_hooks
 from reparam.planner import Region
-from reparam.tracing import Call, Trace, has_hooks
+from reparam.tracing import Call, Trace
 from reparam.verification import pad_mode
 
 Operators = list[tuple[Region, nn.Module]]
@@ -28,7 +29,7 @@ class Rewrite:
         modules: New modules by the path where they belong.
         edited: The calls whose own code changed.
         replaced: For each node that is gone the node that stands for it.
-        removed: The calls of modules that are gone: for each module its path and the caller.
+        removed: Modules and tensors that some code does not use any more: path and code.
         names: Where each region's operator is registered.
     """
 
@@ -36,7 +37,7 @@ class Rewrite:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     edited: set[Call] = field(default_factory=set)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    removed: list[tuple[fx.Node, Call]] = field(default_factory=list)
+    removed: list[tuple[str, Call]] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
 
     def current(self, node: fx.Node) -> fx.Node:
@@ -168,7 +169,7 @@ class _Rewriter:
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.result.replaced[old] = new
         if not keep_code and old.op == "call_module":
-            self.result.removed.append((old, self.trace.caller[old]))
+            self.result.removed.append((str(old.target), self.trace.caller[old]))
 
     def _sweep(self, region: Region) -> None:
         """Erase what nobody reads any more: parameters, constants and assertions included."""
@@ -178,8 +179,6 @@ class _Rewriter:
             if node.users:
                 continue
             feeds = list(node.all_input_nodes)
-            if node.op == "call_module" and node not in self.result.replaced:
-                self.result.removed.append((node, self.trace.caller[node]))
             if node not in self.result.replaced:
                 self.result.edited.add(self.trace.caller[node])
             self._erase(node)
@@ -191,6 +190,8 @@ class _Rewriter:
                 self._erase_unread(list(left))
 
     def _erase(self, node: fx.Node) -> None:
+        if node.op in ("call_module", "get_attr") and node not in self.result.replaced:
+            self.result.removed.append((str(node.target), self.trace.caller[node]))
         self.inside[self.trace.caller[node]].discard(node)
         self.trace.graph.erase_node(node)
 

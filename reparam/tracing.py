@@ -11,6 +11,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.errors import ReparamError
+from reparam.modules import has_hooks
 from reparam.rules import Rules
 
 
@@ -84,19 +86,32 @@ class UntraceableError(Exception):
 class _Proxy(fx.Proxy):
     """A proxy that remembers into how many values it was unpacked."""
 
+    def __getattr__(self, k: str) -> Any:
+        return _Attribute(self, k)
+
     def __iter__(self) -> Iterator[fx.Proxy]:
-        frame = inspect.currentframe()
-        caller = None if frame is None else frame.f_back
-        if caller is not None:
-            instructions = list(dis.get_instructions(caller.f_code))
-            position = next(
-                index for index, item in enumerate(instructions) if item.offset == caller.f_lasti
-            )
-            if instructions[position].opname == "UNPACK_SEQUENCE":
-                count = int(instructions[position].argval)
-                self.node.meta["length"] = count
-                return (self[index] for index in range(count))
-        return iter(self.tracer.iter(self))
+        return _unpack(self, inspect.currentframe())
+
+
+class _Attribute(fx.proxy.Attribute):
+    """Likewise for a shape."""
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return _unpack(self, inspect.currentframe())
+
+
+def _unpack(proxy: Any, frame: FrameType | None) -> Iterator[fx.Proxy]:
+    """The values of an assignment such as ``b, c, h, w = x.shape``."""
+    caller = None if frame is None else frame.f_back
+    if caller is not None:
+        for instruction in dis.get_instructions(caller.f_code):
+            unpacks = instruction.opname == "UNPACK_SEQUENCE"
+            if unpacks and instruction.offset == caller.f_lasti:
+                count = int(instruction.argval)
+                proxy.node.meta["length"] = count
+                return iter([proxy[index] for index in range(count)])
+    values: Iterator[fx.Proxy] = proxy.tracer.iter(proxy)
+    return values
 
 
 class _ConstantProxy(_Proxy):
@@ -104,31 +119,19 @@ class _ConstantProxy(_Proxy):
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
         super().__init__(node, tracer)
-        object.__setattr__(self, "_value", value)
+        self._known = {
+            "shape": value.shape,
+            "ndim": value.ndim,
+            "dtype": value.dtype,
+            "device": value.device,
+            "dim": value.dim,
+            "numel": value.numel,
+            "size": value.size,
+        }
 
-    shape = property(lambda self: self._value.shape)
-    ndim = property(lambda self: self._value.ndim)
-    dtype = property(lambda self: self._value.dtype)
-    device = property(lambda self: self._value.device)
-
-    def dim(self) -> int:
-        return int(self._value.dim())
-
-    def numel(self) -> int:
-        return int(self._value.numel())
-
-    def size(self, dim: int | None = None) -> Any:
-        return self._value.size() if dim is None else self._value.size(dim)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to the module's calls."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    def __getattr__(self, k: str) -> Any:
+        known = self.__dict__.get("_known", {})
+        return known[k] if k in known else super().__getattr__(k)
 
 
 class _Tracer(fx.Tracer):

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 
 from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
-from reparam.facts import Facts, fetch
+from reparam.facts import Facts
+from reparam.modules import fetch
 from reparam.planner import Region
 
 REGION_BOUND = 1e-9

@@ -92,8 +92,8 @@ def run_demo(output: Path, *, epochs: int, seed: int, rounds: int = _ROUNDS) -> 
         _form(fused, images),
         comparisons,
         summary=(
-            f"Handwritten digits, held out from training: {accuracy}, the same prediction for "
-            f"each; in float64 equal to {relative_error:.0e}"
+            f"Held-out digits: {accuracy}, with the same prediction for each in both forms; "
+            f"outputs equal to {relative_error:.0e} in float64"
         ),
         machine=f"Medians and quartiles of {rounds} alternating rounds. {machine}",
     )

@@ -68,7 +68,7 @@ def train(model: nn.Module, digits: Digits, *, epochs: int, seed: int) -> None:
     )
     model.train()
     with _progress_bar() as progress:
-        task = progress.add_task("training", total=epochs * batches, loss=float("nan"))
+        task = progress.add_task("training", total=epochs * batches, loss="")
         for _ in range(epochs):
             order = torch.randperm(len(digits.train_labels), generator=generator)
             for chosen in order[: batches * _BATCH].view(batches, _BATCH):
@@ -80,7 +80,7 @@ def train(model: nn.Module, digits: Digits, *, epochs: int, seed: int) -> None:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                progress.update(task, advance=1, loss=loss.item())
+                progress.update(task, advance=1, loss=f"loss {loss.item():.3f}")
     model.eval()
 
 
@@ -112,7 +112,7 @@ def _progress_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[loss]}"),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,

@@ -230,7 +230,7 @@ def _draw_latencies(
     rows = (("as trained", comparison.trained, _TRAINED), ("fused", comparison.fused, _FUSED))
     start = left + 0.9
     slowest = max(comparison.trained.median, comparison.fused.median)
-    inches_per_second = 0.6 * width / slowest
+    inches_per_second = 0.55 * width / slowest
     for index, (name, latency, color) in enumerate(rows):
         y = top - 0.4 - 0.36 * index
         _write(page, left, y, name, size=9.5)

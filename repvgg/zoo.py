@@ -73,7 +73,7 @@ def create_model(name: str, *, num_classes: int = 1000, in_chans: int = 3) -> Re
     Examples:
         >>> model = create_model("repvgg_a0", num_classes=10)
         >>> sum(parameter.numel() for parameter in model.parameters())
-        7840658
+        7840778
     """
     config = VARIANTS.get(name)
     if config is None:

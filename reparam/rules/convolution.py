@@ -77,7 +77,7 @@ def convolution(
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution_module(module: nn.Conv2d, x: AffineConv) -> AffineConv | Refusal:
     """A convolution of any padding mode."""
-    mode: PaddingMode = module.padding_mode  # type: ignore[assignment]
+    mode: PaddingMode = module.padding_mode
     return convolution(
         x,
         module.weight,

@@ -23,7 +23,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _channel_axis(x: Affine, constant: Tensor) -> int | None | Refusal:
+def _channel_axis(x: Affine, constant: Tensor) -> int | Refusal | None:
     """Along which axis, counted from the end, a constant broadcasts over a value."""
     rank = x.rank if isinstance(x, AffineConv) else None
     long_axes = [axis for axis in range(-constant.dim(), 0) if constant.shape[axis] != 1]

@@ -45,7 +45,7 @@ def _flattened(x: Any, start: Any, end: Any) -> Step:
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
         del channels
         position = rank - removed + axis
-        if position < 0 or position == first and removed:
+        if position < 0 or (position == first and removed):
             return _MERGED
         return axis if position > first else axis - removed
 

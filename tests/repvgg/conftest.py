@@ -1,4 +1,4 @@
-"""One thread: these networks are too small for more, which a busy machine makes a hundredfold slower."""
+"""One thread: more do not help such small networks, and crawl when the machine is busy."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ def test_a_fifth_is_held_out_and_every_digit_equally_often(digits: Digits) -> No
 
 
 def test_pixels_are_between_0_and_1(digits: Digits) -> None:
-    assert (digits.train_images.min(), digits.train_images.max()) == (0, 1)
+    assert digits.train_images.min() == 0
+    assert digits.train_images.max() == 1
 
 
 def test_the_split_follows_the_seed(digits: Digits) -> None:

@@ -38,7 +38,8 @@ class Sleeper(nn.Module):
 def test_both_forms_take_turns_and_the_medians_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock, log = Clock(monkeypatch), []
+    clock = Clock(monkeypatch)
+    log: list[str] = []
     trained = Sleeper("trained", clock, [4.0, 5.0, 6.0, 7.0, 1000.0], log)
     fused = Sleeper("fused", clock, [2.0], log)
     comparison = compare(trained, fused, torch.zeros(3, 1), rounds=5)

@@ -97,10 +97,10 @@ def test_the_fused_repvgg_a0_computes_the_same() -> None:
     torch.manual_seed(0)
     model = repvgg.create_model("repvgg_a0").eval()
     randomise_batch_norm(model, 0, [random_images(4, 96, seed=0)])
-    model = float64_twin(model)
+    twin = float64_twin(model)
     inputs = float64_inputs([random_images(2, 96, seed=1)])
-    expected = run(model, inputs)
-    assert relative_error(run(reparam.fuse(model), inputs), expected) < FLOAT64_BOUND
+    expected = run(twin, inputs)
+    assert relative_error(run(reparam.fuse(twin), inputs), expected) < FLOAT64_BOUND
 
 
 def test_classes_and_channels_are_passed_on() -> None:

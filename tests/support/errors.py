@@ -45,6 +45,11 @@ def relative_error(y: Any, y64: Any) -> float:
     return max(relative_errors(y, y64), default=0.0)
 
 
+def root_mean_square_error(y: Tensor, y64: Tensor) -> float:
+    """‖y − y64‖ / ‖y64‖: steadier than the largest error where two networks are compared."""
+    return float((y.double() - y64).norm() / y64.norm())
+
+
 def _to_float64(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.double() if leaf.is_floating_point() else leaf.clone()

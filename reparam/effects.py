@@ -1,0 +1,181 @@
+"""What operators do besides returning a value: which memory they share, and which they write to.
+
+Everything unknown is taken at its worst: an unknown operator may return a view of its arguments
+and may write to them. What torch's own operators do, their schemas say.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from reparam.modules import fetch
+from reparam.rules import Rules
+
+_METADATA = set("shape ndim dtype device requires_grad is_cuda names layout".split())
+_METADATA_METHODS = set(
+    "size dim ndimension numel nelement is_floating_point stride get_device element_size "
+    "is_contiguous".split()
+)
+_ARITHMETIC = {
+    getattr(operator, name)
+    for name in "add sub mul truediv floordiv mod pow neg eq ne lt le gt ge".split()
+}
+_FRESH_OPERATORS = _ARITHMETIC | {operator.matmul, operator.and_, operator.or_, operator.invert}
+_INPLACE_OPERATORS = {
+    getattr(operator, name)
+    for name in (
+        "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul setitem".split()
+    )
+}
+NUMBER_FUNCTIONS = _ARITHMETIC | {
+    operator.getitem, int, float, max, min, len, round, abs, bool,
+    torch.sym_int, torch.sym_float, torch.sym_max, torch.sym_min,
+}  # fmt: skip
+"""Functions that make numbers of numbers."""
+
+# Aliases that no schema declares: these return their input as it is, in eval mode or always.
+_QUIET_ALIASES = set(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
+    "feature_dropout Dropout Dropout1d Dropout2d Dropout3d AlphaDropout "
+    "FeatureAlphaDropout Identity Flatten Unflatten type_as contiguous float half double "
+    "bfloat16 to cpu cuda type conj real requires_grad_".split()
+)
+_RANDOM = set("gumbel_softmax rrelu fractional_max_pool2d fractional_max_pool3d".split())
+
+
+def reads_metadata(node: fx.Node) -> bool:
+    """Whether a node only asks for a shape, a type or a device."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _METADATA
+    return node.op == "call_method" and node.target in _METADATA_METHODS
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a node does besides returning a value.
+
+    Args:
+        aliases: Whether its value may share memory with its arguments.
+        writes: The arguments it may write to.
+        random: Whether it draws random numbers.
+    """
+
+    aliases: bool
+    writes: tuple[fx.Node, ...]
+    random: bool = False
+
+    @property
+    def pure(self) -> bool:
+        """Whether it does nothing besides returning its value."""
+        return not self.writes and not self.random
+
+
+_FRESH = Effects(False, ())
+_VIEW = Effects(True, ())
+
+
+def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
+    """What one node does besides returning a value.
+
+    Args:
+        node: The node.
+        root: The module that the node's path refers to.
+        rules: The rules of this call; an operator with a rule is taken to write to nothing.
+    """
+    arguments = tuple(node.all_input_nodes)
+    if node.op in ("placeholder", "get_attr", "output"):
+        return _VIEW if node.op == "output" else _FRESH
+    if reads_metadata(node):
+        return _FRESH
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        ours = type(module).__module__.startswith("torch.nn.modules")
+        if not ours and rules.find(type(module)) is not None and "forward" not in vars(module):
+            return Effects(True, arguments) if getattr(module, "inplace", False) else _VIEW
+        return _module_effects(module, arguments)
+    inplace = node.kwargs.get("inplace", False)
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    target_nodes = (first,) if isinstance(first, fx.Node) else ()
+    if node.op == "call_method":
+        name = str(node.target)
+        return _named_effects(name, arguments, target_nodes, torch.Tensor)
+    target = node.target
+    if target in _INPLACE_OPERATORS:
+        return Effects(True, target_nodes)
+    if target in _FRESH_OPERATORS:
+        return _FRESH
+    if target in (operator.getitem, getattr):
+        return _VIEW
+    if target in NUMBER_FUNCTIONS:
+        return _FRESH
+    if isinstance(target, torch._ops.OpOverload):
+        return _schema_effects(target, arguments)
+    name = getattr(target, "__name__", "")
+    module = getattr(target, "__module__", None) or ""
+    builtin = type(target).__name__ == "builtin_function_or_method"
+    if not (builtin or module.startswith("torch")):
+        return _VIEW if rules.find(target) is not None else Effects(True, arguments)
+    if inplace is not False or _positional_inplace(target, node):
+        return Effects(True, target_nodes)
+    if "out" in node.kwargs:
+        return Effects(True, arguments)
+    return _named_effects(name, arguments, target_nodes, F)
+
+
+def _positional_inplace(target: Any, node: fx.Node) -> bool:
+    """Whether a functional got ``inplace=True`` by position, as in ``F.relu(x, True)``."""
+    names = getattr(getattr(target, "__code__", None), "co_varnames", ())
+    if "inplace" not in names:
+        return False
+    position = names.index("inplace")
+    return position < len(node.args) and node.args[position] is not False
+
+
+def _named_effects(
+    name: str, arguments: tuple[fx.Node, ...], first: tuple[fx.Node, ...], home: Any
+) -> Effects:
+    if name in _QUIET_ALIASES:
+        return _VIEW
+    if name.endswith("_") and not name.endswith("__"):
+        return Effects(True, first)
+    packet = getattr(torch.ops.aten, name.strip("_"), None)
+    if packet is None:
+        # A functional of many operators (F.normalize, F.interpolate): it writes to nothing.
+        known = hasattr(home, name)
+        return Effects(True, () if known else arguments, random=name in _RANDOM)
+    overloads = [getattr(packet, overload) for overload in packet.overloads() if overload != "out"]
+    return Effects(
+        any(result.alias_info for overload in overloads for result in overload._schema.returns),
+        (),
+        random=any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads),
+    )
+
+
+def _schema_effects(target: torch._ops.OpOverload, arguments: tuple[fx.Node, ...]) -> Effects:
+    schema = target._schema
+    if schema.is_mutable:
+        return Effects(True, arguments)
+    name = schema.name.rsplit("::", 1)[-1]
+    return Effects(
+        name in _QUIET_ALIASES or any(result.alias_info for result in schema.returns),
+        (),
+        random=torch.Tag.nondeterministic_seeded in target.tags and name not in _QUIET_ALIASES,
+    )
+
+
+def _module_effects(module: nn.Module, arguments: tuple[fx.Node, ...]) -> Effects:
+    home = type(module).__module__
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    if not home.startswith("torch.nn.modules") or hooked or "forward" in vars(module):
+        return Effects(True, arguments)
+    if getattr(module, "inplace", False):
+        return Effects(True, arguments)
+    if type(module).__name__ in _QUIET_ALIASES:
+        return _VIEW
+    return _FRESH

@@ -1,0 +1,30 @@
+"""Where things are in a module tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def fetch(root: nn.Module, path: str) -> Any:
+    """What a dotted path names in a module; the module itself for the empty path."""
+    value: Any = root
+    for name in path.split(".") if path else ():
+        value = getattr(value, name)
+    return value
+
+
+def join(path: str, name: str) -> str:
+    """A path below another one."""
+    return f"{path}.{name}" if path and name else path or name
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to the module's calls."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

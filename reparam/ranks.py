@@ -1,0 +1,166 @@
+"""The number of axes of each value of a graph, inferred forwards and backwards."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from reparam.modules import fetch
+
+_FIXED_RANKS: dict[Any, int] = {
+    **dict.fromkeys((F.conv1d, F.conv_transpose1d, F.avg_pool1d, F.max_pool1d), 3),
+    **dict.fromkeys((F.conv2d, F.conv_transpose2d, F.avg_pool2d, F.max_pool2d), 4),
+    **dict.fromkeys((F.conv3d, F.conv_transpose3d, F.avg_pool3d, F.max_pool3d), 5),
+    **dict.fromkeys((F.adaptive_avg_pool1d,), 3),
+    **dict.fromkeys((F.adaptive_avg_pool2d,), 4),
+    **dict.fromkeys((F.adaptive_avg_pool3d,), 5),
+}
+_RANKED_MODULE = {"1d": 3, "2d": 4, "3d": 5}
+_RANKED_FAMILIES = ("Conv", "BatchNorm", "InstanceNorm", "AvgPool", "MaxPool", "Adaptive")
+_KEEPING_MODULES = (
+    nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
+)  # fmt: skip
+_KEEPING_NAMES = set(
+    "relu relu_ relu6 gelu silu sigmoid sigmoid_ tanh hardswish hardsigmoid hardtanh "
+    "leaky_relu elu selu celu mish softplus softmax log_softmax dropout layer_norm "
+    "group_norm batch_norm linear contiguous clone detach neg abs exp sqrt rsqrt clamp "
+    "clamp_ pad normalize float half double to type_as mul_ add_ sub_ div_ interpolate "
+    "transpose prelu".split()
+)
+_BROADCASTING = {
+    *(getattr(operator, name) for name in "add sub mul truediv".split()),
+    *(getattr(operator, name) for name in "iadd isub imul itruediv".split()),
+    *(getattr(torch, name) for name in "add sub mul div".split()),
+    *"add sub mul div add_ sub_ mul_ div_".split(),
+}
+
+
+def find_ranks(
+    nodes: Sequence[fx.Node], root: nn.Module, known: Mapping[fx.Node, int]
+) -> dict[fx.Node, int]:
+    """Infer ranks until nothing new is learned.
+
+    An operator over n spatial axes is taken to get a batch: rank n + 2.
+
+    Args:
+        nodes: The nodes of the graph, in order.
+        root: The module that the nodes' paths refer to.
+        known: Ranks known beforehand.
+    """
+    ranks = dict(known)
+    if len(ranks) >= len(nodes) - 1:
+        return ranks
+    changed = True
+    while changed:
+        changed = False
+        for direction in (nodes, reversed(nodes)):
+            for node in direction:
+                for value, rank in _rank_facts(node, root, ranks):
+                    if value not in ranks:
+                        ranks[value] = rank
+                        changed = True
+    return ranks
+
+
+def _rank_facts(
+    node: fx.Node, root: nn.Module, ranks: Mapping[fx.Node, int]
+) -> list[tuple[fx.Node, int]]:
+    """What a node tells of the ranks of its own value and of its operand's."""
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    operand = first if isinstance(first, fx.Node) else None
+    if node.op == "call_module" and operand is not None:
+        module = fetch(root, str(node.target))
+        name = type(module).__name__
+        if type(module).__module__.startswith("torch.nn"):
+            rank = _RANKED_MODULE.get(name[-2:])
+            if rank is not None and name.startswith(_RANKED_FAMILIES) and name != "BatchNorm1d":
+                return [(node, rank), (operand, rank)]
+            if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+                return [(node, 2)]
+            if (
+                isinstance(module, _KEEPING_MODULES)
+                or _is_activation(module)
+                or (name == "BatchNorm1d" or name.startswith("Dropout"))
+            ):
+                return _equal(node, operand, ranks)
+        return []
+    if node.op not in ("call_function", "call_method") or operand is None:
+        return []
+    target: Any = node.target
+    if node.op == "call_function" and target in _FIXED_RANKS:
+        return [(node, _FIXED_RANKS[target]), (operand, _FIXED_RANKS[target])]
+    if target in _BROADCASTING:
+        return _broadcast(node, ranks)
+    if target is getattr and node.args[1] == "shape" and "length" in node.meta:
+        return [(operand, int(node.meta["length"]))]
+    name = str(target) if node.op == "call_method" else getattr(target, "__name__", "")
+    if node.op == "call_method" and name == "size" and "length" in node.meta:
+        return [(operand, int(node.meta["length"]))]
+    known = ranks.get(operand)
+    if name == "flatten":
+        return _flatten_rank(node, known)
+    if name == "permute":
+        order: Any = node.args[1:]
+        order = order[0] if len(order) == 1 and isinstance(order[0], tuple | list) else order
+        return [(node, len(order)), (operand, len(order))] if order else []
+    if name in ("view", "reshape"):
+        sizes: Any = node.args[1:]
+        if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+            sizes = tuple(sizes[0])
+        if len(sizes) == 1 and isinstance(sizes[0], fx.Node):
+            return []
+        return [(node, len(sizes))] if sizes else []
+    if name in ("reshape_as", "view_as", "expand_as") and len(node.args) > 1:
+        other = node.args[1]
+        return _equal(node, other, ranks) if isinstance(other, fx.Node) else []
+    if name == "mean" and known is not None:
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        count = len(dims) if isinstance(dims, tuple | list) else 1
+        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        return [(node, known if keep else known - count)] if dims is not None else []
+    if name == "unsqueeze" and known is not None:
+        return [(node, known + 1)]
+    if name in _KEEPING_NAMES:
+        return _equal(node, operand, ranks)
+    return []
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
+        module, nn.MultiheadAttention
+    )
+
+
+def _equal(
+    node: fx.Node, operand: fx.Node, ranks: Mapping[fx.Node, int]
+) -> list[tuple[fx.Node, int]]:
+    if node in ranks:
+        return [(operand, ranks[node])]
+    return [(node, ranks[operand])] if operand in ranks else []
+
+
+def _broadcast(node: fx.Node, ranks: Mapping[fx.Node, int]) -> list[tuple[fx.Node, int]]:
+    operands = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+    known = [ranks[operand] for operand in operands if operand in ranks]
+    if len(known) == len(operands) and known:
+        return [(node, max(known))]
+    if len(operands) == 1 and node in ranks:
+        return [(operands[0], ranks[node])]
+    return []
+
+
+def _flatten_rank(node: fx.Node, known: int | None) -> list[tuple[fx.Node, int]]:
+    rest = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
+    start, end = rest.get("start_dim", 0), rest.get("end_dim", -1)
+    if not isinstance(start, int) or not isinstance(end, int):
+        return []
+    if end == -1 and start >= 0:
+        return [(node, start + 1)]
+    if known is None:
+        return []
+    return [(node, known - (end % known - start % known))]
