@@ -33,7 +33,7 @@ _INPLACE_OPERATORS = {
         "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul setitem".split()
     )
 }
-NUMBER_FUNCTIONS = _ARITHMETIC | {
+NUMBER_FUNCTIONS = _ARITHMETIC | (_INPLACE_OPERATORS - {operator.setitem}) | {
     operator.getitem, int, float, max, min, len, round, abs, bool,
     torch.sym_int, torch.sym_float, torch.sym_max, torch.sym_min,
 }  # fmt: skip

@@ -143,6 +143,7 @@ def gather(
             and all(argument in numbers for argument in node.all_input_nodes)
         ):
             numbers.add(node)
+            effects[node] = Effects(False, ())
     facts = Facts(root, order, sources, numbers, {}, dict(shapes), dict(dtypes))
     for node in reversed(nodes):
         asserts = node.target is torch._assert

@@ -11,7 +11,7 @@ import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -51,6 +51,15 @@ class FusedForward:
         self.parameters = parameters
         self.baked = baked
         self.function = _compile(code, names)
+
+    @property
+    def __code__(self) -> CodeType:
+        return self.function.__code__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(type(self.owner).forward)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the fused code, or the class's own for arguments that were not traced."""

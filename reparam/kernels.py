@@ -188,11 +188,12 @@ def compose(
         result = _spread(multiply(outer_kernel.flatten(1)), shape, inner_steps)
         return result, constant
     result = kernel.new_zeros(shape)
-    for tap in product(*(range(int(size)) for size in outer_taps)):
-        term = multiply(outer_kernel[(..., *tap)])
+    for tap in product(*(range(size) for size in outer_taps)):
+        index: tuple[slice | int, ...] = (slice(None), slice(None), *tap)
+        term = multiply(outer_kernel[index])
         window: tuple[slice, ...] = tuple(
-            slice(index * step, index * step + inner_step * (size - 1) + 1, inner_step)
-            for index, step, inner_step, size in zip(
+            slice(at * step, at * step + inner_step * (size - 1) + 1, inner_step)
+            for at, step, inner_step, size in zip(
                 tap, outer_steps, inner_steps, term.shape[2:], strict=True
             )
         )

@@ -102,7 +102,7 @@ class _Planner:
         return Cost(operators=1)
 
     def positions(
-        self, nodes: Collection[fx.Node], value: fx.Node, form: AffineConv
+        self, nodes: Collection[fx.Node], value: fx.Node, form: AffineConv, placed: fx.Node
     ) -> tuple[dict[fx.Node, float], float]:
         """How many positions each node has, at least, and how many the new operator.
 
@@ -113,11 +113,12 @@ class _Planner:
             nodes: The dying nodes.
             value: The value.
             form: Its new form.
+            placed: The value that has the positions of the new operator.
         """
         if value in self.facts.shapes:
             known = {node: self._known_positions(node) for node in nodes}
             if not form.transposed:
-                return known, _count(self.facts.shapes[value], form)
+                return known, _count(self.facts.shapes[placed], form)
             return known, max(known[node] for node in nodes if self._transposed(node))
         least = {value: 1.0}
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
@@ -214,7 +215,8 @@ class _Planner:
         problem = self._effects(candidate, value, gone, main)
         if problem is not None:
             return problem
-        positions, own = self.positions(gone, value, form)
+        placed = _placed(candidate, main) if collapses else value
+        positions, own = self.positions(gone, value, form, placed)
         before = sum(
             (self.node_cost(node).times(positions.get(node, 0.0)) for node in gone), start=NOTHING
         )
@@ -245,7 +247,7 @@ class _Planner:
                 continue
             eligible.append((form_cost(link.form), -index, link))
         if not eligible:
-            return Refusal("a view with fixed sizes lies between, and the channels change")
+            return Refusal("an operator between lets scales pass, but no mixing of channels")
         return max(eligible, key=lambda entry: entry[:2])[2]
 
     def _may_move(self, candidate: Candidate, main: int) -> bool:
@@ -255,7 +257,7 @@ class _Planner:
                 continue
             low, high = min(index, main), max(index, main)
             if any(
-                between.commuting is not None and between.commuting.sized
+                between.commuting is not None and between.commuting.scales_only
                 for between in candidate.path[low:high]
             ):
                 return False
@@ -420,6 +422,16 @@ def decide(
     planner = _Planner(graph, steps, facts, banned)
     planner.prepare()
     return planner.decide()
+
+
+def _placed(candidate: Candidate, main: Link) -> fx.Node:
+    """The last value before an operator that may change the number of positions."""
+    placed = main.value
+    for link in candidate.path[candidate.path.index(main) + 1 :]:
+        if link.commuting is not None and link.commuting.scales_only:
+            break
+        placed = link.value
+    return placed
 
 
 def _reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:

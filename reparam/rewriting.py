@@ -114,6 +114,8 @@ class _Rewriter:
             )
             while owner.parent is not None and not self._sees(owner, result.current(source)):
                 owner = owner.parent
+        while not swap and owner.parent is not None and self._must_not_grow(owner):
+            owner = owner.parent
         read = result.current(source)
         path = str(place.target) if swap else self._new_name(owner, module)
         result.modules[path] = module
@@ -247,6 +249,11 @@ class _Rewriter:
         if caller is call or call in caller.ancestry():
             return True
         return any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
+
+    def _must_not_grow(self, call: Call) -> bool:
+        """Whether a new part would change how a module runs, or its code cannot be replaced."""
+        containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
+        return isinstance(call.module, containers) or self.traced_through[id(call.module)] > 1
 
     def _new_name(self, owner: Call, module: nn.Module) -> str:
         kind = type(module).__name__

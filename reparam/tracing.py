@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,20 @@ class _Proxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[fx.Proxy]:
         return _unpack(self, inspect.currentframe())
+
+
+def _record_inplace(name: str) -> Callable[[fx.Proxy, Any], Any]:
+    """``x += y`` writes to x; a plain proxy would record ``x + y``."""
+    function = getattr(operator, name)
+
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split():
+    setattr(_Proxy, f"__{_name}__", _record_inplace(_name))
 
 
 class _Attribute(fx.proxy.Attribute):

@@ -33,11 +33,12 @@ class Commuting:
         input_axis: From the channel axis of the value and its number of channels to the channel
             axis of the operand, axes counted from the end; a Refusal where the channels cannot be
             told apart.
-        sized: Whether the operator names sizes, so that the number of channels must not change.
+        scales_only: Whether only a scale and a shift may cross: the operator names the number of
+            channels, or mixing the channels on its other side would cost more or less.
     """
 
     input_axis: Callable[[int, int | None], int | Refusal]
-    sized: bool = False
+    scales_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ _UNKNOWN_SIZES = Refusal("the axes of its result are known only at run time")
 
 
 def _commuting(
-    input: Any, input_axis: Callable[[int, int | None], int | Refusal], *, sized: bool = False
+    input: Any, input_axis: Callable[[int, int | None], int | Refusal], *, scales_only: bool = False
 ) -> Step:
     if not isinstance(input, AffineConv):
         return Refusal("its input is a constant or not a tensor")
-    return Commuting(input_axis, sized)
+    return Commuting(input_axis, scales_only)
 
 
 def _flattened(x: Any, start: Any, end: Any) -> Step:
@@ -115,7 +115,7 @@ def reshape(input: Any, *shape: Any) -> Step:
             return -1
         return Refusal("its channels cannot be followed through a reshape")
 
-    return _commuting(input, input_axis, sized=True)
+    return _commuting(input, input_axis, scales_only=True)
 
 
 @register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as)
@@ -155,7 +155,7 @@ def _spatial(x: Any, axes: int | None) -> Step:
         del channels
         return axis if axis == -axes - 1 else _MERGED
 
-    return Commuting(input_axis)
+    return Commuting(input_axis, scales_only=True)
 
 
 @register_rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d)
@@ -217,4 +217,4 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
             return _MERGED
         return kept[axis] - rank
 
-    return Commuting(input_axis)
+    return Commuting(input_axis, scales_only=True)

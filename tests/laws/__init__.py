@@ -1,0 +1,1 @@
+"""Each law of the algebra as a property, against direct computation in float64."""
