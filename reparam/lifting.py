@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv, AffineSum, identity
+from reparam.channels import known_channels
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts
 from reparam.modules import fetch, has_hooks
@@ -119,7 +120,7 @@ def _apply(
         _signature(rule).bind(*leading, *args, **kwargs)
     except TypeError as error:
         return Refusal(f"its rule does not know how it is called ({error})")
-    step = rule(*leading, *args, **kwargs)
+    step: Any = rule(*leading, *args, **kwargs)
     if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Refusal):
         raise ReparamError(
             f"the rule {rule.__module__}.{rule.__qualname__} returned {type(step).__name__} for "
@@ -127,7 +128,36 @@ def _apply(
         )
     if not leading and not isinstance(step, Refusal | Commuting | Stacked):
         step = _with_sources(step, node, facts)
-    return step
+    if isinstance(step, AffineConv) and step.diagonal and not leading:
+        problem = _may_broadcast(step, node, facts, steps)
+        if problem is not None:
+            return problem
+    result: Step = step
+    return result
+
+
+def _may_broadcast(
+    step: AffineConv, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> Refusal | None:
+    """One factor per channel must not meet a value of one channel, which it would widen.
+
+    Of the model's own input it is taken that it has as many channels as it is normalised by.
+    """
+    base, axes = step.base, step.axes
+    name = getattr(node.target, "__name__", str(node.target))
+    if step.out_channels is None or axes is None or not isinstance(base, fx.Node):
+        return None
+    if "norm" in name:
+        return None
+    channels = known_channels(base, -len(axes) - 1, step.out_channels, steps, facts)
+    if channels == step.out_channels:
+        return None
+    if channels is None:
+        return Refusal(
+            "the number of channels that a factor per channel meets is not known; pass "
+            "example_inputs"
+        )
+    return Refusal(f"{step.out_channels} factors meet {channels} channels: a sum that broadcasts")
 
 
 def _by_position(

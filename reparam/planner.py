@@ -14,6 +14,7 @@ from math import prod
 from torch import fx
 
 from reparam.affine import AffineConv
+from reparam.channels import holds_floats
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
 from reparam.effects import reads_metadata
 from reparam.errors import Refusal
@@ -37,6 +38,7 @@ class Region:
         dying: The nodes that nobody reads any more, the value included.
         before: Cost of the dying nodes.
         after: Cost of the new operator.
+        converts: Whether the base may hold integers, which the dying nodes made floats.
     """
 
     value: fx.Node
@@ -47,6 +49,7 @@ class Region:
     dying: frozenset[fx.Node]
     before: Cost
     after: Cost
+    converts: bool = False
 
     @property
     def collapses(self) -> bool:
@@ -230,7 +233,15 @@ class _Planner:
                 f"{after.operators} instead of {before.operators} operators"
             )
         return Region(
-            value, candidate.base, form, main, candidate.path, frozenset(gone), before, after
+            value,
+            candidate.base,
+            form,
+            main,
+            candidate.path,
+            frozenset(gone),
+            before,
+            after,
+            converts=not holds_floats(candidate.base, self.facts),
         )
 
     def _main(self, candidate: Candidate) -> Link | Refusal:

@@ -25,12 +25,14 @@ _RANKED_FAMILIES = ("Conv", "BatchNorm", "InstanceNorm", "AvgPool", "MaxPool", "
 _KEEPING_MODULES = (
     nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
 )  # fmt: skip
-_KEEPING_NAMES = set(
-    "relu relu_ relu6 gelu silu sigmoid sigmoid_ tanh hardswish hardsigmoid hardtanh "
-    "leaky_relu elu selu celu mish softplus softmax log_softmax dropout layer_norm "
-    "group_norm batch_norm linear contiguous clone detach neg abs exp sqrt rsqrt clamp "
-    "clamp_ pad normalize float half double to type_as mul_ add_ sub_ div_ interpolate "
-    "transpose prelu".split()
+_SHAPE_KEEPING_NAMES = set(
+    "relu relu_ relu6 gelu silu sigmoid sigmoid_ tanh hardswish hardsigmoid hardtanh leaky_relu "
+    "elu selu celu mish softplus softmax log_softmax dropout layer_norm group_norm batch_norm "
+    "contiguous clone detach neg abs exp sqrt rsqrt clamp clamp_ normalize float half double to "
+    "type_as prelu".split()
+)
+_KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
+    "linear pad mul_ add_ sub_ div_ interpolate transpose".split()
 )
 _BROADCASTING = {
     *(getattr(operator, name) for name in "add sub mul truediv".split()),
@@ -130,6 +132,15 @@ def _rank_facts(
     return []
 
 
+def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node's value surely has the shape of its operand: activations and the like."""
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        return _is_activation(module) or type(module).__name__.startswith(("Dropout", "LayerNorm"))
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return name in _SHAPE_KEEPING_NAMES
+
+
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
         module, nn.MultiheadAttention
@@ -147,10 +158,15 @@ def _equal(
 def _broadcast(node: fx.Node, ranks: Mapping[fx.Node, int]) -> list[tuple[fx.Node, int]]:
     operands = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
     known = [ranks[operand] for operand in operands if operand in ranks]
-    if len(known) == len(operands) and known:
+    unknown = [operand for operand in operands if operand not in ranks]
+    if not unknown and known:
         return [(node, max(known))]
-    if len(operands) == 1 and node in ranks:
-        return [(operands[0], ranks[node])]
+    if len(unknown) == 1 and node in ranks:
+        operand, rank = unknown[0], ranks[node]
+        # Of the model's own input it is taken that a constant does not add axes to it.
+        from_input = operand.op == "placeholder" or operand.target in _BROADCASTING
+        if from_input or all(other < rank for other in known):
+            return [(operand, rank)]
     return []
 
 

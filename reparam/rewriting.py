@@ -101,7 +101,7 @@ class _Rewriter:
         source = main.base if region.collapses else region.base
         single = len(main.inner) == 1 and region.collapses
         frame = common_caller(callers) if region.collapses else self.trace.caller[value]
-        swap = single and self._may_swap(place, frame, module)
+        swap = single and not region.converts and self._may_swap(place, frame, module)
         if single:
             owner = self.trace.caller[place]
         else:
@@ -131,6 +131,12 @@ class _Rewriter:
                 self.trace.caller[read] = owner
                 self.inside[owner].add(read)
                 result.edited.add(owner)
+            if region.converts:
+                weight = graph.get_attr(f"{path}.weight")
+                read = graph.call_method("type_as", (read, weight))
+                for node in (weight, read):
+                    self.trace.caller[node] = owner
+                    self.inside[owner].add(node)
             new = graph.call_module(path, (read,))
         self.trace.caller[new] = owner
         self.inside[owner].add(new)
@@ -281,7 +287,10 @@ def frame_problem(trace: Trace, region: Region) -> Refusal | None:
         [trace.caller[node] for node in region.dying if node.op != "get_attr"]
         + [trace.caller[region.value]]
     )
-    refusal = Refusal(f"{frame.path or 'the model'} changes its own attributes when it runs")
+    refusal = Refusal(
+        f"{frame.path or 'the model'} changes its own attributes when it runs, or enters a context "
+        "such as torch.no_grad"
+    )
     if frame in trace.stateful:
         return refusal
     if not any(call in trace.stateful for call in frame.ancestry()):

@@ -11,6 +11,7 @@ import inspect
 import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -65,7 +66,8 @@ class Trace:
         graph: The flat graph; its nodes name modules and tensors by their path in the root.
         calls: The root's own call and every call that was traced through, in order.
         caller: For each node the innermost call that made it.
-        stateful: Calls of modules whose forward changed the module; their code must stay.
+        stateful: Calls of modules whose code must stay: it changes the module, or enters a context
+            such as ``torch.no_grad``.
     """
 
     root: nn.Module
@@ -163,6 +165,7 @@ class _Tracer(fx.Tracer):
         }
         self.calls: list[Call] = []
         self.stack: list[Call] = []
+        self.in_context: set[Call] = set()
         self.caller: dict[fx.Node, Call] = {}
         self.failed: nn.Module | None = None
         self.watch: _Watch | None = None
@@ -353,7 +356,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         problem: Exception | None = None
         graph: fx.Graph | None = None
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _noticing_contexts(tracer):
                 graph = tracer.trace(root)
         except Exception as error:  # whatever the user's forward raises on a proxy
             problem = error
@@ -386,9 +389,33 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
             call.args, call.kwargs = _nodes(call.args), _nodes(call.kwargs)
         for node in graph.nodes:
             tracer.caller.setdefault(node, tracer.calls[0])
-        stateful = {call for call in tracer.calls if any(call.module is m for m in changed)}
+        stateful = tracer.in_context | {
+            call for call in tracer.calls if any(call.module is m for m in changed)
+        }
         return Trace(root, path, graph, tracer.calls, tracer.caller, stateful)
     raise UntraceableError("tracing does not come to an end")
+
+
+@contextmanager
+def _noticing_contexts(tracer: _Tracer) -> Iterator[None]:
+    """Remember whose code enters a context such as ``torch.autocast``: a graph has no contexts."""
+    kinds: list[Any] = [torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode]
+    originals = [(kind, kind.__enter__) for kind in kinds]
+
+    def noticing(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def enter(self: Any) -> Any:
+            tracer.in_context.update(tracer.stack[-1:])
+            return original(self)
+
+        return enter
+
+    for kind, original in originals:
+        kind.__enter__ = noticing(original)
+    try:
+        yield
+    finally:
+        for kind, original in originals:
+            kind.__enter__ = original
 
 
 def _summary(error: Exception) -> str:

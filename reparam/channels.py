@@ -1,0 +1,84 @@
+"""The number of channels of a value, as far as its producers tell, and whether it holds floats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from reparam.affine import AffineConv, AffineSum
+from reparam.facts import Facts
+from reparam.modules import fetch
+from reparam.ranks import keeps_shape
+from reparam.rules import Commuting, Step
+
+
+def known_channels(
+    node: fx.Node, axis: int, taken: int, steps: Mapping[fx.Node, Step], facts: Facts
+) -> int | None:
+    """The size of one axis of a value, if its producers tell.
+
+    Args:
+        node: The value.
+        axis: The axis, counted from the end.
+        taken: The size that the model's own inputs are taken to have.
+        steps: What the operators before do to the forms of their operands.
+        facts: What is known of the graph.
+    """
+    pending = [(node, axis)]
+    while pending:
+        value, axis = pending.pop()
+        shape = facts.shapes.get(value)
+        if shape is not None:
+            return shape[axis] if -axis <= len(shape) else None
+        if value.op == "placeholder":
+            return taken
+        step = steps.get(value)
+        if isinstance(step, AffineConv):
+            here = step.axes is None or len(step.axes) == -axis - 1
+            if here and step.out_channels is not None:
+                return step.out_channels
+            if step.out_channels is None and isinstance(step.base, fx.Node):
+                pending.append((step.base, axis))
+        elif isinstance(step, AffineSum):
+            # Whichever branch is known: a branch of one channel takes on the others' number.
+            pending.extend(
+                (term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)
+            )
+        elif isinstance(step, Commuting):
+            operand = step.input_axis(axis, None)
+            if isinstance(operand, int):
+                pending.extend((argument, operand) for argument in _tensors(value, facts)[:1])
+        elif keeps_shape(value, facts.root):
+            pending.extend((argument, axis) for argument in _tensors(value, facts)[:1])
+    return None
+
+
+def _tensors(node: fx.Node, facts: Facts) -> list[fx.Node]:
+    return [
+        argument
+        for argument in node.all_input_nodes
+        if argument not in facts.sources and argument not in facts.numbers
+    ]
+
+
+def holds_floats(node: fx.Node, facts: Facts) -> bool:
+    """Whether a value is surely of a floating-point type.
+
+    What a convolution, a linear layer or a norm makes or reads is; the model's input may be bytes.
+    """
+    if node in facts.dtypes:
+        return facts.dtypes[node].is_floating_point
+    return _wants_floats(node, facts.root) or any(
+        _wants_floats(user, facts.root) for user in node.users
+    )
+
+
+def _wants_floats(node: fx.Node, root: nn.Module) -> bool:
+    name = getattr(node.target, "__name__", str(node.target))
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        if not type(module).__module__.startswith("torch.nn.modules"):
+            return False
+        name = type(module).__name__
+    return any(part in name.lower() for part in ("conv", "norm", "linear", "elu", "pool", "mish"))
