@@ -18,7 +18,7 @@ from reparam.graft import graft
 from reparam.lowering import lower, take_after
 from reparam.modules import fetch
 from reparam.parts import Part
-from reparam.planner import Region
+from reparam.regions import Region
 from reparam.report import Report
 from reparam.rewriting import rewrite
 from reparam.verification import (

@@ -10,7 +10,7 @@ from torch import fx
 from reparam.affine import AffineConv
 from reparam.modules import fetch, join
 from reparam.parts import Part, Untraced
-from reparam.planner import Region
+from reparam.regions import Region
 from reparam.report import FusedRow, RefusedRow
 from reparam.rules import describe_target
 from reparam.tracing import Trace

@@ -182,7 +182,8 @@ def _find_aliases(facts: Facts, nodes: list[fx.Node], effects: Mapping[fx.Node, 
 
     for node in nodes:
         if effects[node].aliases and node.op != "output" and node not in facts.numbers:
-            for argument in node.all_input_nodes:
+            # An operator in place returns what it wrote to, and nothing of its other operands.
+            for argument in effects[node].writes or node.all_input_nodes:
                 if argument not in facts.numbers:
                     parent[find(argument)] = find(node)
     for node in nodes:

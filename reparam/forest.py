@@ -59,10 +59,10 @@ class Forest:
     Args:
         steps: What each operator does to the forms of its operands.
         facts: What is known of the graph.
-        longest: How many links a candidate may span.
+        longest: How many links that do something a candidate may span.
     """
 
-    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 48) -> None:
+    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 8) -> None:
         self.links: dict[fx.Node, Link] = {}
         self.refused: dict[fx.Node, Refusal] = {}
         self._depth: dict[fx.Node, int] = {}
@@ -150,9 +150,8 @@ class Forest:
         """A value's forms over its bases, the nearest first; a refusal ends them."""
         form: AffineConv | None = None
         path: list[Link] = []
+        spanned = 0
         for link in self._up(value):
-            if len(path) == self._longest:
-                return
             crossed = _cross(link, form)
             if isinstance(crossed, Refusal):
                 yield crossed
@@ -160,6 +159,13 @@ class Forest:
             form = crossed
             path.append(link)
             yield Candidate(link.base, form, tuple(reversed(path)))
+            spanned += link.form is None or not link.form.identity
+            if spanned == self._longest:
+                return
+
+    def contract(self, value: fx.Node, base: fx.Node, form: AffineConv) -> None:
+        """Make one link of a whole path, so that longer ones come within reach."""
+        self.links[value] = Link(value, base, form, None, (value,))
 
 
 def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:

@@ -16,7 +16,8 @@ from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts, gather
 from reparam.lifting import lift
 from reparam.modules import fetch, has_hooks, join
-from reparam.planner import Decision, Region, decide
+from reparam.planner import Decision, decide
+from reparam.regions import Region
 from reparam.rewriting import frame_problem
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes

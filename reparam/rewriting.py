@@ -13,7 +13,7 @@ from reparam.costs import explicit_padding
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.modules import fetch, has_hooks
-from reparam.planner import Region
+from reparam.regions import Region
 from reparam.tracing import Call, Trace
 from reparam.verification import pad_mode
 

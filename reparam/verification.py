@@ -18,7 +18,7 @@ from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.modules import fetch
-from reparam.planner import Region
+from reparam.regions import Region
 
 REGION_BOUND = 1e-9
 """Largest relative difference of a region, in float64."""

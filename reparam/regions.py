@@ -1,0 +1,375 @@
+"""What becomes of one candidate: which nodes die, what is saved, and whether it is safe.
+
+A node dies if nobody reads it any more. A candidate is worth it if one operator costs less than the
+nodes that die, and safe if nobody writes in place to what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import fx
+
+from reparam.affine import AffineConv
+from reparam.channels import holds_floats
+from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
+from reparam.effects import reads_metadata
+from reparam.errors import Refusal
+from reparam.facts import Facts
+from reparam.forest import Candidate, Forest, Link, with_layout
+from reparam.rules import Step
+
+_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One value that becomes one operator.
+
+    Args:
+        value: The value.
+        base: What the new operator reads, directly or through what remains of the path.
+        form: The value's form over the base, laid out as the new operator needs it.
+        main: The link whose place the new operator takes.
+        path: The links from the base to the value.
+        dying: The nodes that nobody reads any more, the value included.
+        before: Cost of the dying nodes.
+        after: Cost of the new operator.
+        gain: What is saved beyond what was saved before.
+        converts: Whether the base may hold integers, which the dying nodes made floats.
+    """
+
+    value: fx.Node
+    base: fx.Node
+    form: AffineConv
+    main: Link
+    path: tuple[Link, ...]
+    dying: frozenset[fx.Node]
+    before: Cost
+    after: Cost
+    gain: Cost
+    converts: bool = False
+
+    @property
+    def collapses(self) -> bool:
+        """Whether every other link of the path becomes the identity where it stands."""
+        return all(link.value in self.dying for link in self.path)
+
+
+class Appraiser:
+    """Weighs candidates, given what has been decided so far.
+
+    Args:
+        graph: The flat graph.
+        steps: What each operator does to the forms of its operands.
+        facts: What is known of the graph.
+        banned: Regions, by value and base, that must not be, and why.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        steps: Mapping[fx.Node, Step],
+        facts: Facts,
+        banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
+    ) -> None:
+        self.banned = banned
+        self.facts = facts
+        self.steps = steps
+        self.forest = Forest(steps, facts)
+        self.readers = {node: set(node.users) for node in graph.nodes}
+        self.dead = set(facts.unread)
+        self.fused: dict[fx.Node, Region] = {}
+
+    # -- Costs ----------------------------------------------------------------------------------
+
+    def node_cost(self, node: fx.Node) -> Cost:
+        """What a node costs per position as it stands."""
+        if node in self.fused:
+            return form_cost(self.fused[node].form)
+        step = self.steps.get(node)
+        if isinstance(step, AffineConv):
+            return form_cost(step)
+        link = self.forest.links.get(node)
+        if link is not None and link.form is None:
+            return NOTHING
+        if step is None or isinstance(step, Refusal):
+            return NOTHING
+        return Cost(operators=1)
+
+    def positions(
+        self, nodes: Collection[fx.Node], value: fx.Node, form: AffineConv, placed: fx.Node
+    ) -> tuple[dict[fx.Node, float], float]:
+        """How many positions each node has, at least, and how many the new operator.
+
+        With example inputs these are the true numbers. Else they are relative: to one position of
+        the value or, since a transposed convolution counts per input, of its input.
+
+        Args:
+            nodes: The dying nodes.
+            value: The value.
+            form: Its new form.
+            placed: The value that has the positions of the new operator.
+        """
+        if value in self.facts.shapes:
+            known = {node: self._known_positions(node) for node in nodes}
+            if not form.transposed:
+                return known, _count(self.facts.shapes[placed], form)
+            return known, max(known[node] for node in nodes if self._transposed(node))
+        least = {value: 1.0}
+        for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
+            form_here = self._form(node)
+            ratio = 1.0
+            if form_here is not None and not form_here.transposed:
+                for axis in form_here.axes or ():
+                    ratio *= least_positions(axis, transposed=False)
+            for operand in self.inputs(node):
+                least[operand] = max(least.get(operand, 0.0), least.get(node, 0.0) * ratio)
+        if not form.transposed:
+            return least, 1.0
+        longer = prod(least_positions(axis, transposed=True) for axis in form.axes or ())
+        below = self._below_transposed(nodes, value)
+        return {node: longer if node in below else 1.0 for node in nodes}, 1.0
+
+    def _known_positions(self, node: fx.Node) -> float:
+        form = self._form(node)
+        source = form.base if form is not None and form.transposed else node
+        shape = self.facts.shapes.get(source) if isinstance(source, fx.Node) else None
+        return 0.0 if shape is None else _count(shape, form)
+
+    def _transposed(self, node: fx.Node) -> bool:
+        form = self._form(node)
+        return form is not None and form.transposed
+
+    def _form(self, node: fx.Node) -> AffineConv | None:
+        """The form by which a node is computed as it stands."""
+        if node in self.fused:
+            return self.fused[node].form
+        step = self.steps.get(node)
+        return step if isinstance(step, AffineConv) else None
+
+    def inputs(self, node: fx.Node) -> Sequence[fx.Node]:
+        """What a node reads as it stands."""
+        return (self.fused[node].base,) if node in self.fused else node.all_input_nodes
+
+    def _below_transposed(self, nodes: Collection[fx.Node], value: fx.Node) -> set[fx.Node]:
+        """The nodes that read the result of a transposed convolution, the value among them."""
+        found: set[fx.Node] = set()
+        pending = [value]
+        while pending:
+            node = pending.pop()
+            if node in found or node not in nodes or self._transposed(node):
+                continue
+            found.add(node)
+            pending.extend(self.inputs(node))
+        return found
+
+    # -- Liveness -------------------------------------------------------------------------------
+
+    def dying(self, candidate: Candidate, value: fx.Node, *, metadata: bool) -> set[fx.Node]:
+        """The nodes that nobody reads once the value is rewritten.
+
+        Args:
+            candidate: The form that replaces the value.
+            value: The value.
+            metadata: Whether reading only a shape counts as reading.
+        """
+        inner = {node for link in candidate.path for node in link.inner}
+        gone = {value}
+        for node in sorted(inner - gone, key=self.facts.order.__getitem__, reverse=True):
+            if all(
+                reader in gone
+                or reader in self.dead
+                or reader in self.facts.asserted
+                or (not metadata and _reads_shape_only(reader, node))
+                for reader in self.readers[node]
+            ):
+                gone.add(node)
+        return gone
+
+    # -- Candidates -----------------------------------------------------------------------------
+
+    def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
+        """Turn a candidate into a region, or say why it is not worth it or not safe."""
+        form = candidate.form
+        if (value, candidate.base) in self.banned:
+            return self.banned[value, candidate.base]
+        if form.identity:
+            return Refusal("it changes nothing and costs nothing")
+        if form.in_channels is None:
+            return Refusal("the number of its channels is not known")
+        problem = unsupported(form)
+        if problem is not None:
+            return problem
+        if form.diagonal:
+            return Refusal("a scale and a shift alone are no cheaper as a convolution")
+        moved = [
+            link for link in candidate.path if link.form is not None and not link.form.diagonal
+        ]
+        gone = self.dying(candidate, value, metadata=len(moved) > 1)
+        path = tuple(part for link in candidate.path for part in self._parts(link))
+        collapses = all(link.value in gone for link in candidate.path)
+        if collapses:
+            main = _main(path, form)
+            if isinstance(main, Refusal):
+                return main
+        else:
+            main = path[-1]
+            if any(link.form is None for link in path):
+                return Refusal(self._other_readers(candidate, gone))
+        if main.form is not None and main.form.axes is not None and form.pointwise:
+            form = with_layout(form, len(main.form.axes))
+        placed = _placed(path, main) if collapses else value
+        positions, own = self.positions(gone, value, form, placed)
+        current = before = NOTHING
+        for node in gone:
+            here = positions.get(node, 0.0)
+            current += self.node_cost(node).times(here)
+            before += (
+                self.fused[node].before if node in self.fused else self.node_cost(node).times(here)
+            )
+        after = form_cost(form).times(own)
+        if not (current - after).saves:
+            if not collapses and current.operators <= after.operators:
+                return Refusal(self._other_readers(candidate, gone))
+            return Refusal(
+                "one operator instead would cost more: "
+                f"{_ratio(after.multiply_adds, current.multiply_adds)} multiply-adds, "
+                f"{after.operators} instead of {current.operators} operators"
+            )
+        dying = frozenset(
+            gone.union(*(self.fused[node].dying for node in gone & self.fused.keys()))
+        )
+        problem = self._effects(candidate.base, path, value, dying, main)
+        if problem is not None:
+            return problem
+        return Region(
+            value,
+            candidate.base,
+            form,
+            main,
+            path,
+            dying,
+            before,
+            after,
+            current - after,
+            converts=not holds_floats(candidate.base, self.facts),
+        )
+
+    def _parts(self, link: Link) -> tuple[Link, ...]:
+        fused = self.fused.get(link.value)
+        return (link,) if fused is None else fused.path
+
+    def adopt(self, region: Region) -> None:
+        """Take a region as done: whatever is weighed from now on builds on it."""
+        for node in region.dying - {region.value}:
+            self.dead.add(node)
+            self.fused.pop(node, None)
+        for node in region.dying:
+            for operand in node.all_input_nodes:
+                self.readers[operand].discard(node)
+        self.readers[region.base].add(region.value)
+        self.fused[region.value] = region
+        self.forest.contract(region.value, region.base, region.form)
+
+    def _other_readers(self, candidate: Candidate, gone: set[fx.Node]) -> str:
+        for link in reversed(candidate.path):
+            if link.value not in gone:
+                others = sorted(
+                    str(reader) for reader in self.readers[link.value] - gone - self.dead
+                )
+                return f"{link.value} is also read by {', '.join(others[:3])}"
+        return "a value between is read elsewhere"
+
+    def _effects(
+        self,
+        base: fx.Node,
+        path: tuple[Link, ...],
+        value: fx.Node,
+        dying: frozenset[fx.Node],
+        main: Link,
+    ) -> Refusal | None:
+        """Refuse if somebody writes to what the region reads between its reading and now."""
+        facts, order = self.facts, self.facts.order
+        place = order[main.value if main.value in dying else value]
+        for node in {node for link in path for node in link.inner}:
+            for operand in node.all_input_nodes:
+                last = order[node] - 1
+                if operand is base:
+                    last = max(last, place - 1)
+                if facts.write_between(operand, order[operand], last, ignoring=dying):
+                    return Refusal(f"{operand} is written to in place before it is read")
+        # The new value has memory of its own; nobody may rely on the old one's aliases.
+        if facts.write_between(value, order[value], len(order), ignoring=dying):
+            for member in facts.alias_class(value):
+                older = order[member] < order[value] and member not in dying
+                if older and any(order[user] > order[value] for user in member.users):
+                    return Refusal(f"{value} shares memory with {member} and is written to later")
+        return None
+
+
+def _main(path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
+    """The link whose place the new operator takes: the dearest that it can stand in for."""
+    eligible: list[tuple[Cost, int, Link]] = []
+    crossed = False
+    for index, link in enumerate(path):
+        if link.form is None:
+            crossed = True
+        elif (form.pointwise or not crossed) and _may_move(path, index):
+            eligible.append((form_cost(link.form), -index, link))
+    if not eligible:
+        return Refusal("an operator between lets scales pass, but no mixing of channels")
+    return max(eligible, key=lambda entry: entry[:2])[2]
+
+
+def _may_move(path: tuple[Link, ...], main: int) -> bool:
+    """Whether the other links may move to the main one across the operators between them."""
+    barriers = [
+        index
+        for index, link in enumerate(path)
+        if link.commuting is not None and link.commuting.scales_only
+    ]
+    return not any(
+        min(index, main) < barrier < max(index, main)
+        for barrier in barriers
+        for index, link in enumerate(path)
+        if link.form is not None and not link.form.diagonal
+    )
+
+
+def _placed(path: tuple[Link, ...], main: Link) -> fx.Node:
+    """The last value before an operator that may change the number of positions."""
+    placed = main.value
+    for link in path[path.index(main) + 1 :]:
+        if link.commuting is not None and link.commuting.scales_only:
+            break
+        placed = link.value
+    return placed
+
+
+def _reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
+    if reads_metadata(reader):
+        return True
+    return (
+        reader.op == "call_method"
+        and reader.target in _SHAPE_READERS
+        and bool(reader.args)
+        and reader.args[0] is not node
+    )
+
+
+def _count(shape: Iterable[int], form: AffineConv | None) -> float:
+    """Positions of a value: its elements but for the channels."""
+    sizes = list(shape)
+    axes = None if form is None else form.axes
+    if axes is not None and len(axes) < len(sizes):
+        del sizes[-len(axes) - 1]
+    elif len(sizes) > 1:
+        del sizes[1]
+    return float(max(prod(sizes), 1))
+
+
+def _ratio(after: float, before: float) -> str:
+    return f"{after / before:.1f} x the" if before else f"{after:,.0f} more"

@@ -1,0 +1,158 @@
+"""Weights that cannot be folded: other dtypes, NaN, overflow, no numbers at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from tests.refusals.checking import EXACT, Network, assert_refused, assert_reported, images, ready
+from tests.support.counting import count_operators
+from tests.support.errors import relative_error, run
+
+
+def conv_and_norm(**options: Any) -> nn.Module:
+    return ready(nn.Sequential(nn.Conv2d(4, 4, 3, **options), nn.BatchNorm2d(4)))
+
+
+def test_parameters_of_different_dtypes() -> None:
+    """A float64 sum of a float32 and a float64 branch; one weight would round one of them."""
+    model = ready(
+        Network(
+            lambda self, x: self.a(x.float()) + self.b(x), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)
+        )
+    )
+    model.a.float()
+    x = images()
+    fused = reparam.fuse(model)
+    assert torch.equal(run(fused, (x,)), run(model, (x,)))
+    assert fused.reparam_report.fused == []
+
+
+def test_layers_of_different_dtypes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4).double(), nn.Linear(4, 4).half()).eval()
+    refused = reparam.plan(model).refused
+    assert [row.reason for row in refused] == [
+        "parameters of different dtypes (torch.float64 and torch.float16)"
+    ]
+
+
+def test_statistics_of_another_dtype_are_welcome() -> None:
+    """Batch norms of half-precision networks keep float32 statistics."""
+    model = conv_and_norm().bfloat16()
+    model[1].float()
+    fused = reparam.fuse(model)
+    assert {p.dtype for p in fused.parameters()} == {torch.bfloat16}
+    assert len(fused.reparam_report.fused) == 1
+
+
+def test_a_cast_between_two_layers_stays() -> None:
+    """Rounding to bfloat16 is not affine."""
+    model = ready(
+        Network(
+            lambda self, x: self.b(self.a(x).bfloat16().double()),
+            a=nn.Conv2d(4, 4, 1),
+            b=nn.Conv2d(4, 4, 1),
+        )
+    )
+    x = images()
+    fused = reparam.fuse(model)
+    assert torch.equal(run(fused, (x,)), run(model, (x,)))
+    assert relative_error(run(nn.Sequential(model.a, model.b), (x,)), run(model, (x,))) > 1e-4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", ["0.weight", "1.running_mean", "1.bias"])
+def test_weights_that_are_no_numbers(place: str, value: float) -> None:
+    model = conv_and_norm()
+    model.state_dict()[place].view(-1)[0] = value
+    fused, x = reparam.fuse(model), images()
+    assert torch.equal(run(fused, (x,)).isfinite(), run(model, (x,)).isfinite())
+    assert_reported(fused.reparam_report, "1", "a weight is NaN or infinite")
+
+
+@pytest.mark.parametrize("variance", [0.0, 5e-324, 1e-45, 1e30])
+@pytest.mark.parametrize("gamma", [0.0, -2.0, 1e-30])
+def test_statistics_at_the_edge_are_folded(variance: float, gamma: float) -> None:
+    model, x = conv_and_norm(), images()
+    with torch.no_grad():
+        model[1].running_var[0] = variance
+        model[1].weight[1] = gamma
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).total == 1
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+
+
+def test_an_overflow_in_half_precision_names_the_layer() -> None:
+    model = conv_and_norm()
+    with torch.no_grad():
+        model[0].weight.fill_(1000.0)
+        model[1].weight.fill_(1000.0)
+    model.half()
+    x = 1e-3 * images().half()
+    assert run(model, (x,)).isfinite().all()
+    with pytest.warns(UserWarning, match=r"^1: .*overflow torch\.float16"):
+        fused = reparam.fuse(model)
+    assert torch.equal(run(fused, (x,)), run(model, (x,)))
+    assert_reported(fused.reparam_report, "1", "overflow torch.float16")
+
+
+def test_structure_without_weights_is_planned() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)).eval()
+    fused = reparam.fuse(model)
+    assert fused[0].weight.is_meta
+    assert fused[0].bias.shape == (8,)
+    assert isinstance(fused[1], nn.Identity)
+    assert "nothing verified" in str(fused.reparam_report)
+
+
+def test_a_product_of_integers_is_no_scale() -> None:
+    """Doubling 200 in uint8 gives 144."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.conv((x * 2).double())
+
+    model = ready(Network(forward, conv=nn.Conv2d(4, 4, 1)))
+    x = torch.full((1, 4, 3, 3), 200, dtype=torch.uint8)
+    fused = reparam.fuse(model)
+    assert torch.equal(run(fused, (x,)), run(model, (x,)))
+    assert relative_error(run(model.conv, (x.double() * 2,)), run(model, (x,))) > 1e-2
+
+
+def test_pixels_are_normalised_before_a_convolution() -> None:
+    """The division turns bytes into floats, which the convolution alone would not take."""
+    model = ready(Network(lambda self, x: self.conv(x / 255), conv=nn.Conv2d(4, 4, 3))).float()
+    x = (images() * 50 + 128).to(torch.uint8)
+    for fused in (reparam.fuse(model), reparam.fuse(model, x)):
+        assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-6
+
+
+def test_integer_indices_scaled_by_a_number() -> None:
+    def forward(self: Any, index: Tensor) -> Tensor:
+        return self.linear(self.table(index * 2 + 1))
+
+    model = ready(Network(forward, table=nn.Embedding(9, 4), linear=nn.Linear(4, 4)))
+    index = torch.tensor([[0, 1, 2, 3]])
+    fused = reparam.fuse(model)
+    assert torch.equal(run(fused, (index,)), run(model, (index,)))
+    assert fused.reparam_report.fused == []
+
+
+def test_a_bias_only_of_the_right_size_is_a_bias() -> None:
+    """A shift before a padded convolution is none of its bias."""
+    model = ready(
+        Network(
+            lambda self, x: self.conv(x + self.mean),
+            conv=nn.Conv2d(4, 4, 3, padding=1),
+            mean=torch.randn(4, 1, 1),
+        )
+    )
+
+    def naive(x: Tensor) -> Tensor:
+        return model.conv(x) + (model.conv.weight.sum((2, 3)) @ model.mean.flatten())[:, None, None]
+
+    assert_refused(model, images(), "conv", "zero padding after a bias", naive=naive)
