@@ -55,7 +55,7 @@ def place(trace: Trace, node: fx.Node) -> str:
     if node.op == "call_module":
         return join(trace.path, str(node.target))
     path = join(trace.path, trace.caller[node].path)
-    return f"{path}: {node.name}" if path else node.name
+    return f"{path} ({node.name})" if path else node.name
 
 
 def _operator(trace: Trace, node: fx.Node) -> str:

@@ -52,6 +52,11 @@ class Candidate:
     form: AffineConv
     path: tuple[Link, ...]
 
+    @property
+    def joins(self) -> int:
+        """How many operators that do something the form joins."""
+        return sum(link.form is not None and not link.form.identity for link in self.path)
+
 
 class Forest:
     """The links of a graph.

@@ -144,7 +144,7 @@ class _Walk:
         for candidate in self.candidates.get(node, ()):
             region = self.appraiser.region(candidate, node)
             if isinstance(region, Refusal):
-                if len(candidate.path) > 1 or len(link.inner) > 1:
+                if candidate.joins > 1 or len(link.inner) > 1:
                     reason = reason or region
                 continue
             value = self._worth(region)
@@ -155,10 +155,13 @@ class _Walk:
         return None, reason or self._why_not(node, link)
 
     def _why_not(self, node: fx.Node, link: Link) -> Refusal | None:
+        above = self.forest.links.get(link.base)
+        follows_affine = above is not None and above.form is not None
+        stands_alone = link.form is None or (not link.form.diagonal and len(link.inner) == 1)
+        if stands_alone and not follows_affine:
+            return None  # a convolution after something else: nothing to fuse it with
         if node in self.stops:
             return self.stops[node]
-        if link.form is None or (not link.form.diagonal and len(link.inner) == 1):
-            return None  # an operator that stands for itself: nothing to fuse it with
         if link.base in self.forest.refused:
             return self.forest.refused[link.base]
         return Refusal(f"it follows {_describe(link.base)}, which is not affine")

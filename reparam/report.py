@@ -71,27 +71,28 @@ class Report:
         before = sum(row.counts[0] for row in self.fused)
         after = sum(row.counts[1] for row in self.fused)
         return (
-            f"{self.model}: {before} operators become {after} in {len(self.fused)} places; "
-            f"{len(self.refused)} stay as they are"
+            f"{self.model}: {before} operators become {after}, in "
+            f"{_many(len(self.fused), 'place')}; refused: {len(self.refused)}"
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.summary()
         if self.fused:
-            yield _table(
-                ("where", "was", "becomes", "ops", "multiply-adds", "float64 error"),
+            verified = any(row.error is not None for row in self.fused)
+            header = ("where", "was", "becomes", "ops", "multiply-adds", "float64 error")
+            rows = (
                 (
-                    (
-                        row.place,
-                        row.operators,
-                        row.result,
-                        f"{row.counts[0]} -> {row.counts[1]}",
-                        _change(*row.multiply_adds),
-                        "-" if row.error is None else f"{row.error:.0e}",
-                    )
-                    for row in self.fused
-                ),
+                    row.place,
+                    row.operators,
+                    row.result,
+                    f"{row.counts[0]} -> {row.counts[1]}",
+                    _change(*row.multiply_adds),
+                    "-" if row.error is None else f"{row.error:.0e}",
+                )
+                for row in self.fused
             )
+            columns = len(header) if verified else len(header) - 1
+            yield _table(header[:columns], (row[:columns] for row in rows))
         if self.refused:
             yield _table(
                 ("where", "stays", "because"),
@@ -122,6 +123,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _change(before: float, after: float) -> str:

@@ -80,11 +80,11 @@ def check(program: Program) -> tuple[OperatorCounts, OperatorCounts]:
 
 
 def failure(program: Program) -> str:
-    """What `check` says, in a word; empty where it passes."""
+    """What `check` says, in three words; empty where it passes."""
     try:
         check(program)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).partition(' ')[0]}"
+        return " ".join([type(error).__name__, *str(error).split()[:2]])
     return ""
 
 

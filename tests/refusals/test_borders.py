@@ -14,7 +14,6 @@ from tests.refusals.checking import (
     EXACT,
     Network,
     assert_refused,
-    assert_reported,
     differs,
     images,
     one_convolution,
@@ -43,6 +42,19 @@ def test_zero_padding_after_a_batch_norm() -> None:
     model = ready(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)))
     naive = one_convolution(model, 4, 3, (1, 1))
     assert_refused(model, images(), "1", "zero padding after a bias", naive=naive)
+
+
+def test_zero_padding_after_a_shift() -> None:
+    """The mean of an image, subtracted before a padded convolution, is none of its bias."""
+    model = ready(
+        Network(
+            lambda self, x: self.conv(x - self.mean),
+            conv=nn.Conv2d(4, 4, 3, padding=1),
+            mean=torch.randn(4, 1, 1),
+        )
+    )
+    naive = one_convolution(model, 4, 3, (1, 1))
+    assert_refused(model, images(), "conv", "zero padding after a bias", naive=naive)
 
 
 def test_zero_padding_between_two_kernels() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from tests.refusals.checking import EXACT, Network, assert_refused, assert_reported, images, ready
+from tests.refusals.checking import EXACT, Network, assert_reported, images, ready
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 
@@ -18,18 +18,21 @@ def conv_and_norm(**options: Any) -> nn.Module:
     return ready(nn.Sequential(nn.Conv2d(4, 4, 3, **options), nn.BatchNorm2d(4)))
 
 
-def test_parameters_of_different_dtypes() -> None:
-    """A float64 sum of a float32 and a float64 branch; one weight would round one of them."""
+def test_a_factor_of_another_dtype() -> None:
+    """It decides the dtype of the result, which a convolution in float32 would not give."""
     model = ready(
         Network(
-            lambda self, x: self.a(x.float()) + self.b(x), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)
+            lambda self, x: self.conv(x) * self.gamma,
+            conv=nn.Conv2d(4, 4, 1),
+            gamma=torch.randn(4, 1, 1),
         )
     )
-    model.a.float()
-    x = images()
+    model.conv.float()
+    x = images().float()
     fused = reparam.fuse(model)
+    assert run(fused, (x,)).dtype == torch.float64
     assert torch.equal(run(fused, (x,)), run(model, (x,)))
-    assert fused.reparam_report.fused == []
+    assert_reported(fused.reparam_report, "mul", "parameters of different dtypes")
 
 
 def test_layers_of_different_dtypes() -> None:
@@ -140,19 +143,3 @@ def test_integer_indices_scaled_by_a_number() -> None:
     fused = reparam.fuse(model)
     assert torch.equal(run(fused, (index,)), run(model, (index,)))
     assert fused.reparam_report.fused == []
-
-
-def test_a_bias_only_of_the_right_size_is_a_bias() -> None:
-    """A shift before a padded convolution is none of its bias."""
-    model = ready(
-        Network(
-            lambda self, x: self.conv(x + self.mean),
-            conv=nn.Conv2d(4, 4, 3, padding=1),
-            mean=torch.randn(4, 1, 1),
-        )
-    )
-
-    def naive(x: Tensor) -> Tensor:
-        return model.conv(x) + (model.conv.weight.sum((2, 3)) @ model.mean.flatten())[:, None, None]
-
-    assert_refused(model, images(), "conv", "zero padding after a bias", naive=naive)

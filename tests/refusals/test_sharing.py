@@ -132,18 +132,33 @@ def test_writing_in_place_to_a_value_that_is_read_later() -> None:
     assert_refused(model, images(), "mul_", reason, naive=naive)
 
 
-def test_writing_in_place_between_a_value_and_its_norm() -> None:
+def test_writing_to_a_part_of_a_value() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.conv(x)
-        view = y[:, :2]
-        view.relu_()
+        y[:, :2].relu_()
         return self.norm(y)
 
     model = conv_and_norm(forward)
-    naive = deepcopy(model)
+    naive = folded_in_place(model)
     naive.function = lambda self, x: self.norm(self.conv(x))
+    assert_refused(model, images(), "norm", "conv is also read by", naive=naive)
+
+
+def test_writing_between_the_reads_of_two_branches() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        y = self.conv(x)
+        x.sub_(0.5).relu_()
+        return y + self.other(x)
+
+    model = conv_and_norm(forward, other=nn.Conv2d(4, 4, 3))
+
+    def naive(x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        return model.conv(x) + model.other(x)
+
     fused = assert_right(model, naive, images())
-    assert_reported(fused.reparam_report, "norm", "is written to in place before it is read")
+    assert count_operators(fused, (images(),)).convolutions == 2
 
 
 def test_writing_to_the_input_in_place() -> None:
@@ -250,6 +265,27 @@ def test_a_hook_that_changes_the_value() -> None:
     model[1].register_forward_hook(lambda module, args, output: output.relu())
     fused = assert_right(model, naive, images())
     assert_reported(fused.reparam_report, "1", "hooks")
+
+
+def test_a_part_that_eager_code_reaches_by_a_helper() -> None:
+    """Nobody can trace this network, and its parts are not only called."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.block[0](x) if float(x.sum()) > 0 else self.block(x)
+
+    block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    model, x = ready(Network(forward, block=block)), images()
+    naive = folded_in_place(model, "block.1", "block.0")
+    for sign in (-1, 1):
+        fused = assert_right_for(sign * x, model)
+        assert_reported(fused.reparam_report, "the model", "cannot be traced")
+    assert differs(naive, model, x) or differs(naive, model, -x)
+
+
+def assert_right_for(x: Tensor, model: nn.Module) -> nn.Module:
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    return fused
 
 
 def test_dropout_in_training_mode_of_a_functional_stays() -> None:

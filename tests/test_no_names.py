@@ -1,0 +1,79 @@
+"""The library knows laws, not networks: no model, block or model library is named in its code."""
+
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import reparam
+
+PACKAGE = Path(reparam.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = re.compile(
+    r"""
+    timm | torchvision | transformers | ultralytics | yolo | mmcv | mmdet | mmpretrain | detectron
+    | repvgg | repvit | repghost | replk | repmlp | repnext | repmixer | repconv | reptile
+    | mobile | resnet | resnext | vgg | densenet | inception | efficient(net|vit|former)
+    | convnext | fastvit | levit | deit | swin | poolformer | shvit | tinyvit | iformer
+    | ghost | lcnet | mixnet | nasnet | regnet | vanilla | unet | sobel | laplac
+    | acnet | acb | dbb | diverse | orepa | lora | ecb | layer_?scale | batchnorm\w*act
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+STRINGS = {tokenize.STRING, *(getattr(tokenize, n) for n in ("FSTRING_MIDDLE",) if hasattr(tokenize, n))}
+BEFORE_A_DOCSTRING = {tokenize.INDENT, tokenize.NEWLINE, tokenize.ENCODING}
+LAYOUT = {tokenize.COMMENT, tokenize.NL}
+
+
+def code_tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    """Names and strings, without docstrings: a docstring is a statement of its own."""
+    tokens = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type not in LAYOUT
+    ]
+    before = tokenize.ENCODING
+    for token, after in zip(tokens, tokens[1:], strict=False):
+        stands_alone = before in BEFORE_A_DOCSTRING and after.type == tokenize.NEWLINE
+        if token.type == tokenize.NAME or (token.type in STRINGS and not stands_alone):
+            yield token
+        if token.type != tokenize.DEDENT:
+            before = token.type
+
+
+def named(source: str) -> list[str]:
+    return [
+        f"line {token.start[0]}: {token.string}"
+        for token in code_tokens(source)
+        if NAMES.search(token.string)
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_network_is_named(path: Path) -> None:
+    assert named(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import timm\n", ["line 1: timm"]),
+        ("def f():\n    return 'RepVGG'\n", ["line 2: 'RepVGG'"]),
+        ("x = 1\nfuse_resnet = x\n", ["line 2: fuse_resnet"]),
+        ('"""RepVGG."""\n# ACNet\nx = 1\n', []),
+        ('def f():\n    """As in DBB."""\n    x = 1  # DBB\n', []),
+        ('X = 1\n"""What LoRA needs."""\n', []),
+        ("f('''Not a docstring: timm''')\n", ["line 1: '''Not a docstring: timm'''"]),
+    ],
+)
+def test_only_docstrings_and_comments_may(source: str, found: list[str]) -> None:
+    assert named(source) == found
+
+
+def test_all_files_are_read() -> None:
+    assert {"affine.py", "planner.py", "rules/registry.py"} <= {
+        str(path.relative_to(PACKAGE)) for path in FILES
+    }
