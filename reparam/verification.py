@@ -42,7 +42,9 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
     Raises:
         UnverifiableError: If the region depends on values from outside, for example sizes.
     """
-    needed = _between(region, facts)
+    replacements = _replacements(region, module)
+    needed = _between(region, facts, {})
+    remaining = _between(region, facts, replacements)
     generator = torch.Generator().manual_seed(0)
     problem: Exception | None = None
     device = next(module.parameters()).device
@@ -51,9 +53,7 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
         try:
             with torch.no_grad():
                 expected = _run(region.value, needed, {region.base: x.clone()}, facts, {})
-                actual = _run(
-                    region.value, needed, {region.base: x}, facts, _replacements(region, module)
-                )
+                actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
         except UnverifiableError:
             raise
         except Exception as error:  # a shape that some view or padding cannot take: try the next
@@ -100,7 +100,7 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
         yield tuple(shape)
 
 
-def _between(region: Region, facts: Facts) -> list[fx.Node]:
+def _between(region: Region, facts: Facts, replacements: Mapping[fx.Node, Any]) -> list[fx.Node]:
     """The nodes to run, in order, from the base to the value."""
     found: set[fx.Node] = set()
     pending = [region.value]
@@ -111,7 +111,8 @@ def _between(region: Region, facts: Facts) -> list[fx.Node]:
         if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[region.base]):
             raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
         found.add(node)
-        pending.extend(node.all_input_nodes)
+        replacement = replacements.get(node)
+        pending.extend(node.all_input_nodes if replacement is None else (replacement[0],))
     return sorted(found, key=facts.order.__getitem__)
 
 
@@ -164,13 +165,8 @@ def _run(
     for node in nodes:
         if node in replacements:
             source, function = replacements[node]
-            if source in values:
-                values[node] = function(values[source])
-                continue
-        if replacements and not all(
-            argument in values or argument in facts.sources for argument in node.all_input_nodes
-        ):
-            continue  # a branch that the new operator stands for
+            values[node] = function(values[source])
+            continue
         args = fx.map_arg(node.args, read)
         kwargs = fx.map_arg(node.kwargs, read)
         if node.op == "call_module":

@@ -24,7 +24,7 @@ def compare(name: str, size: int = 224) -> None:
     }
     times = interleaved(
         {form: (lambda network=network: network(image)) for form, network in forms.items()},
-        rounds=15,
+        rounds=31,
     )
     training, hand = times["training"], times["by hand"]
     print(
