@@ -4,6 +4,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ NAMES = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-STRINGS = {tokenize.STRING, *(getattr(tokenize, n) for n in ("FSTRING_MIDDLE",) if hasattr(tokenize, n))}
+STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}  # since 3.12
 BEFORE_A_DOCSTRING = {tokenize.INDENT, tokenize.NEWLINE, tokenize.ENCODING}
 LAYOUT = {tokenize.COMMENT, tokenize.NL}
 
@@ -36,7 +37,7 @@ def code_tokens(source: str) -> Iterator[tokenize.TokenInfo]:
         if token.type not in LAYOUT
     ]
     before = tokenize.ENCODING
-    for token, after in zip(tokens, tokens[1:], strict=False):
+    for token, after in pairwise(tokens):
         stands_alone = before in BEFORE_A_DOCSTRING and after.type == tokenize.NEWLINE
         if token.type == tokenize.NAME or (token.type in STRINGS and not stands_alone):
             yield token

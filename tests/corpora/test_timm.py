@@ -20,9 +20,9 @@ from tests.support.errors import (
     FLOAT64_BOUND,
     float64_inputs,
     float64_twin,
+    median_error,
     relative_error,
     relative_errors,
-    root_mean_square_error,
     run,
 )
 from tests.support.images import random_images
@@ -142,7 +142,7 @@ def test_float32_error_is_that_of_the_hand_written_form(source: TimmModel) -> No
     for seed in range(5):
         fusion = Fusion(source, seed, count=16)
         ours, hand = (
-            root_mean_square_error(run(form, fusion.images), fusion.exact)
+            median_error(run(form, fusion.images), fusion.exact)
             for form in (fusion.fused, fusion.hand)
         )
         ratios.append(ours / hand)
