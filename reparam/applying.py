@@ -44,7 +44,8 @@ def apply_parts(
         verify: Compare every region in float64 first.
     """
     operators = [_make_all(part, verify, report) for part in parts]
-    target = model if inplace else _copy(model)
+    # What dies is never copied: the first copy shares all tensors, the second copies what remains.
+    target = model if inplace else _copy(model, shared=_tensors(model))
     with _all_or_nothing(target):
         for part, made in zip(parts, operators, strict=True):
             report.refused.extend(refused_rows(part))
@@ -62,6 +63,11 @@ def apply_parts(
                 error = made[region.value, region.base][1]
                 name = rewritten.names[region.value]
                 report.fused.append(applied_row(rows[region.value], error, name))
+        if not inplace:
+            target = _copy(
+                target,
+                shared=[t for made in operators for m, _ in made.values() for t in _tensors(m)],
+            )
         target.reparam_report = report  # type: ignore[assignment]
     return target
 
@@ -106,9 +112,14 @@ def _all_or_nothing(target: nn.Module) -> Iterator[None]:
         raise
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:
+    """A deep copy but for some tensors, which both will hold."""
     try:
-        return deepcopy(model)
+        return deepcopy(model, {id(tensor): tensor for tensor in shared})
     except Exception as error:
         raise ReparamError(
             f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True"

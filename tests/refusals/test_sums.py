@@ -183,7 +183,9 @@ def test_a_convolution_beside_a_transposed_one() -> None:
 
 def test_a_product_of_two_values() -> None:
     model = ready(
-        Network(lambda self, x: self.conv(x) * x.mean((2, 3), keepdim=True), conv=nn.Conv2d(4, 4, 1))
+        Network(
+            lambda self, x: self.conv(x) * x.mean((2, 3), keepdim=True), conv=nn.Conv2d(4, 4, 1)
+        )
     )
 
     def naive(x: Tensor) -> Tensor:
