@@ -50,6 +50,7 @@ class AffineConv:
         like: A parameter whose device, memory format and ``requires_grad`` the weights take over.
         pad_value: What padding of mode "value" holds, one entry per channel or one for all.
         rank: Number of axes of the base and of the value, where known.
+        ones: Number of last axes of the base that are known to have size 1.
         base: The value the form is over; forms over different bases do not add up.
     """
 
@@ -65,6 +66,7 @@ class AffineConv:
     like: Tensor | None = None
     pad_value: Tensor | None = None
     rank: int | None = None
+    ones: int = 0
     base: Hashable = None
 
     # -- What a form is -------------------------------------------------------------------------
@@ -375,7 +377,7 @@ class AffineConv:
         taps = [axis.kernel for axis in axes]
 
         def compute() -> Weights:
-            return torch.full((1, 1, *taps), tap, dtype=torch.float64), None
+            return torch.full((1, 1, *taps), tap, dtype=torch.float64, device="cpu"), None
 
         return self.then(AffineConv(Lazy(compute), tuple(axes), pad_value=value))
 
@@ -503,13 +505,13 @@ class AffineSum:
 Affine = AffineConv | AffineSum
 
 
-def identity(base: Hashable = None, rank: int | None = None) -> AffineConv:
+def identity(base: Hashable = None, rank: int | None = None, ones: int = 0) -> AffineConv:
     """The form of a value over itself."""
 
     def compute() -> Weights:
-        return torch.ones(1, 1, dtype=torch.float64), None
+        return torch.ones(1, 1, dtype=torch.float64, device="cpu"), None
 
-    return AffineConv(Lazy(compute), identity=True, rank=rank, base=base)
+    return AffineConv(Lazy(compute), identity=True, rank=rank, ones=ones, base=base)
 
 
 def _diagonal(
@@ -526,7 +528,7 @@ def _diagonal(
         if isinstance(part, Tensor):
             tensor = exact(part).flatten()
         else:
-            tensor = torch.tensor([part], dtype=torch.float64)
+            tensor = torch.tensor([part], dtype=torch.float64, device="cpu")
         return tensor.expand(known or 1).clone() if tensor.numel() == 1 else tensor
 
     def compute() -> Weights:

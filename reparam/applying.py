@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
 from reparam.describing import applied_row, fused_row, place, refused_rows
@@ -21,6 +21,7 @@ from reparam.parts import Part
 from reparam.regions import Region
 from reparam.report import Report
 from reparam.rewriting import rewrite
+from reparam.state import undisturbed
 from reparam.verification import (
     REGION_BOUND,
     UnverifiableError,
@@ -44,8 +45,10 @@ def apply_parts(
         verify: Compare every region in float64 first.
     """
     operators = [_make_all(part, verify, report) for part in parts]
-    # What dies is never copied: the first copy shares all tensors, the second copies what remains.
-    target = model if inplace else _copy(model, shared=_tensors(model))
+    # What dies is not copied: the first copy shares all tensors, the second copies what remains.
+    # A module with its own way to be copied could lose its new code by that, and is copied whole.
+    twice = not inplace and not any(map(_copies_itself, model.modules()))
+    target = model if inplace else _copy(model, shared=_tensors(model) if twice else [])
     with _all_or_nothing(target):
         for part, made in zip(parts, operators, strict=True):
             report.refused.extend(refused_rows(part))
@@ -63,7 +66,7 @@ def apply_parts(
                 error = made[region.value, region.base][1]
                 name = rewritten.names[region.value]
                 report.fused.append(applied_row(rows[region.value], error, name))
-        if not inplace:
+        if twice:
             target = _copy(
                 target,
                 shared=[t for made in operators for m, _ in made.values() for t in _tensors(m)],
@@ -76,7 +79,7 @@ def compare_whole(
     model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], report: Report
 ) -> None:
     """Run both models on the example inputs and note how far apart they are."""
-    with torch.no_grad():
+    with torch.no_grad(), undisturbed(model), undisturbed(fused):
         before = torch.utils._pytree.tree_leaves(model(*_cloned(inputs)))
         after = torch.utils._pytree.tree_leaves(fused(*_cloned(inputs)))
     errors = [
@@ -114,6 +117,10 @@ def _all_or_nothing(target: nn.Module) -> Iterator[None]:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    return hasattr(type(module), "__deepcopy__") and not isinstance(module, fx.GraphModule)
 
 
 def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:

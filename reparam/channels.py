@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from reparam.affine import AffineConv, AffineSum
+from reparam.effects import operator_name
 from reparam.facts import Facts
 from reparam.modules import fetch
 from reparam.ranks import keeps_shape
@@ -75,7 +76,7 @@ def holds_floats(node: fx.Node, facts: Facts) -> bool:
 
 
 def _wants_floats(node: fx.Node, root: nn.Module) -> bool:
-    name = getattr(node.target, "__name__", str(node.target))
+    name = operator_name(node)
     if node.op == "call_module":
         module = fetch(root, str(node.target))
         if not type(module).__module__.startswith("torch.nn.modules"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -74,10 +75,11 @@ class Plan:
             parts, self.report = fresh._parts or [], fresh.report
         self._parts = None
         report = Report(self.report.model, [], list(self._untraced), [])
-        fused = apply_parts(self.model, parts, report, inplace=inplace, verify=verify)
         inputs = self._options["example_inputs"]
-        if inputs is not None and verify and not inplace:
-            compare_whole(self.model, fused, as_arguments(inputs), report)
+        with torch.inference_mode(False), torch.no_grad():
+            fused = apply_parts(self.model, parts, report, inplace=inplace, verify=verify)
+            if inputs is not None and verify and not inplace:
+                compare_whole(self.model, fused, as_arguments(inputs), report)
         return fused
 
 
@@ -117,7 +119,8 @@ def plan(
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
-    parts, failures = find_parts(model, Rules(rules), inputs)
+    with torch.inference_mode(False), torch.no_grad():
+        parts, failures = find_parts(model, Rules(rules), inputs)
     untraced = [untraced_row(failure) for failure in failures]
     report = Report(type(model).__name__, [], list(untraced))
     for part in parts:
@@ -181,7 +184,7 @@ def check_model(model: Any) -> None:
                 f"{name or 'the model'} ({type(module).__name__}) is lazy and was never run; run "
                 "the model once on an input first"
             )
-        if module.training:
+        if module.training and type(module) is not nn.Module:  # a bare container runs nothing
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is in training mode, where "
                 "batch norm depends on the batch; call model.eval() first"

@@ -59,9 +59,14 @@ def _touched_names(kind: Any) -> frozenset[str] | None:
             if not isinstance(function, ast.FunctionDef) or function.name == "__init__":
                 continue
             called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+            held = {
+                id(node.value) for node in ast.walk(function) if isinstance(node, ast.Attribute)
+            }
             for node in ast.walk(function):
                 if isinstance(node, ast.Name) and node.id in _REACHES_EVERYTHING:
                     return None
+                if isinstance(node, ast.Name) and node.id == "self" and id(node) not in held:
+                    return None  # it hands itself on, and who gets it may reach anything
                 if not isinstance(node, ast.Attribute):
                     continue
                 if node.attr in _REACHES_EVERYTHING:

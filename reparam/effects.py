@@ -56,6 +56,13 @@ def reads_metadata(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _METADATA_METHODS
 
 
+def operator_name(node: fx.Node) -> str:
+    """The name of a function, a method or an ATen operator, without its overload."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
+    return str(getattr(node.target, "__name__", node.target))
+
+
 @dataclass(frozen=True)
 class Effects:
     """What a node does besides returning a value.
@@ -144,7 +151,7 @@ def _named_effects(
         return _VIEW
     if name.endswith("_") and not name.endswith("__"):
         return Effects(True, first)
-    packet = getattr(torch.ops.aten, name.strip("_"), None)
+    packet = getattr(torch.ops.aten, name, None) or getattr(torch.ops.aten, name.strip("_"), None)
     if packet is None:
         # A functional of many operators (F.normalize, F.interpolate): it writes to nothing.
         known = hasattr(home, name)

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from reparam.effects import NUMBER_FUNCTIONS, Effects, effects_of, reads_metadata
 from reparam.modules import fetch
-from reparam.ranks import find_ranks
+from reparam.ranks import find_ranks, find_trailing_ones
 from reparam.rules import Rules
 
 
@@ -29,6 +29,7 @@ class Facts:
         sources: For each constant node the parameters and buffers it depends on.
         numbers: Nodes whose value is no tensor but a size or a flag.
         ranks: Number of axes of a value, where known.
+        ones: Number of last axes that have size 1, where known.
         shapes: Shapes of values, where example inputs were given.
         dtypes: Types of values, where example inputs were given.
         asserted: Nodes that only feed assertions on shapes and types.
@@ -42,6 +43,7 @@ class Facts:
     ranks: dict[fx.Node, int]
     shapes: dict[fx.Node, torch.Size]
     dtypes: dict[fx.Node, torch.dtype]
+    ones: dict[fx.Node, int] = field(default_factory=dict)
     asserted: set[fx.Node] = field(default_factory=set)
     unread: set[fx.Node] = field(default_factory=set)
     storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -158,6 +160,7 @@ def gather(
         if facts.writers.get(facts.storage.get(node, node)):
             del sources[node]
     facts.ranks = find_ranks(nodes, root, _known_ranks(facts))
+    facts.ones = find_trailing_ones(nodes, root, facts.ranks)
     return facts
 
 

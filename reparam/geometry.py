@@ -133,8 +133,6 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
         # 2. Outside, the inner formula must give the zeros that the outer kernel sees.
         if inner_constant:
             return Refusal("zero padding after a bias: the border would differ")
-        if inner.cropped:
-            return Refusal("zero padding after a crop: the border would differ")
         if inner.padded and inner.mode != "zeros":
             return Refusal(f"zero padding after {inner.mode} padding: the border would differ")
         if outer.before > 0 and before < inner.reach - inner.stride + 1:

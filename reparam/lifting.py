@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv, AffineSum, identity
 from reparam.channels import known_channels
+from reparam.effects import operator_name
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts
 from reparam.modules import fetch, has_hooks
@@ -107,7 +108,7 @@ def _apply(
         step = steps.get(argument)
         if isinstance(step, Stacked):
             return step
-        return identity(argument, facts.ranks.get(argument))
+        return identity(argument, facts.ranks.get(argument), facts.ones.get(argument, 0))
 
     args = _map_nodes(node.args, lifted)
     kwargs = {
@@ -144,10 +145,9 @@ def _may_broadcast(
     Of the model's own input it is taken that it has as many channels as it is normalised by.
     """
     base, axes = step.base, step.axes
-    name = getattr(node.target, "__name__", str(node.target))
     if step.out_channels is None or axes is None or not isinstance(base, fx.Node):
         return None
-    if "norm" in name:
+    if "norm" in operator_name(node):
         return None
     channels = known_channels(base, -len(axes) - 1, step.out_channels, steps, facts)
     if channels == step.out_channels:

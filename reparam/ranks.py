@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
+from reparam.effects import operator_name
 from reparam.modules import fetch
 
-_FIXED_RANKS: dict[Any, int] = {
-    **dict.fromkeys((F.conv1d, F.conv_transpose1d, F.avg_pool1d, F.max_pool1d), 3),
-    **dict.fromkeys((F.conv2d, F.conv_transpose2d, F.avg_pool2d, F.max_pool2d), 4),
-    **dict.fromkeys((F.conv3d, F.conv_transpose3d, F.avg_pool3d, F.max_pool3d), 5),
-    **dict.fromkeys((F.adaptive_avg_pool1d,), 3),
-    **dict.fromkeys((F.adaptive_avg_pool2d,), 4),
-    **dict.fromkeys((F.adaptive_avg_pool3d,), 5),
-}
 _RANKED_MODULE = {"1d": 3, "2d": 4, "3d": 5}
 _RANKED_FAMILIES = ("Conv", "BatchNorm", "InstanceNorm", "AvgPool", "MaxPool", "Adaptive")
 _KEEPING_MODULES = (
@@ -34,12 +25,10 @@ _SHAPE_KEEPING_NAMES = set(
 _KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
     "linear pad mul_ add_ sub_ div_ interpolate transpose".split()
 )
-_BROADCASTING = {
-    *(getattr(operator, name) for name in "add sub mul truediv".split()),
-    *(getattr(operator, name) for name in "iadd isub imul itruediv".split()),
-    *(getattr(torch, name) for name in "add sub mul div".split()),
-    *"add sub mul div add_ sub_ mul_ div_".split(),
-}
+_BROADCASTING = set(
+    "add sub mul div truediv true_divide iadd isub imul itruediv add_ sub_ mul_ div_".split()
+)
+_RANKED_NAMES = re.compile(r"(conv|conv_transpose|(adaptive_)?(avg|max)_pool)([123])d$")
 
 
 def find_ranks(
@@ -82,8 +71,8 @@ def _rank_facts(
             rank = _RANKED_MODULE.get(name[-2:])
             if rank is not None and name.startswith(_RANKED_FAMILIES) and name != "BatchNorm1d":
                 return [(node, rank), (operand, rank)]
-            if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-                return [(node, 2)]
+            if isinstance(module, nn.Flatten):
+                return _flatten_rank(node, ranks.get(operand), module.start_dim, module.end_dim)
             if (
                 isinstance(module, _KEEPING_MODULES)
                 or _is_activation(module)
@@ -93,19 +82,19 @@ def _rank_facts(
         return []
     if node.op not in ("call_function", "call_method") or operand is None:
         return []
-    target: Any = node.target
-    if node.op == "call_function" and target in _FIXED_RANKS:
-        return [(node, _FIXED_RANKS[target]), (operand, _FIXED_RANKS[target])]
-    if target in _BROADCASTING:
+    name = operator_name(node)
+    ranked = _RANKED_NAMES.match(name)
+    if ranked:
+        rank = int(ranked[4]) + 2
+        return [(node, rank), (operand, rank)]
+    if name in _BROADCASTING:
         return _broadcast(node, ranks)
-    if target is getattr and node.args[1] == "shape" and "length" in node.meta:
-        return [(operand, int(node.meta["length"]))]
-    name = str(target) if node.op == "call_method" else getattr(target, "__name__", "")
-    if node.op == "call_method" and name == "size" and "length" in node.meta:
+    if "length" in node.meta and (name == "size" or node.args[1:] == ("shape",)):
         return [(operand, int(node.meta["length"]))]
     known = ranks.get(operand)
     if name == "flatten":
-        return _flatten_rank(node, known)
+        rest = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
+        return _flatten_rank(node, known, rest.get("start_dim", 0), rest.get("end_dim", -1))
     if name == "permute":
         order: Any = node.args[1:]
         order = order[0] if len(order) == 1 and isinstance(order[0], tuple | list) else order
@@ -137,8 +126,7 @@ def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         module = fetch(root, str(node.target))
         return _is_activation(module) or type(module).__name__.startswith(("Dropout", "LayerNorm"))
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name in _SHAPE_KEEPING_NAMES
+    return operator_name(node) in _SHAPE_KEEPING_NAMES
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -164,15 +152,15 @@ def _broadcast(node: fx.Node, ranks: Mapping[fx.Node, int]) -> list[tuple[fx.Nod
     if len(unknown) == 1 and node in ranks:
         operand, rank = unknown[0], ranks[node]
         # Of the model's own input it is taken that a constant does not add axes to it.
-        from_input = operand.op == "placeholder" or operand.target in _BROADCASTING
+        from_input = operand.op == "placeholder" or operator_name(operand) in _BROADCASTING
         if from_input or all(other < rank for other in known):
             return [(operand, rank)]
     return []
 
 
-def _flatten_rank(node: fx.Node, known: int | None) -> list[tuple[fx.Node, int]]:
-    rest = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
-    start, end = rest.get("start_dim", 0), rest.get("end_dim", -1)
+def _flatten_rank(
+    node: fx.Node, known: int | None, start: Any, end: Any
+) -> list[tuple[fx.Node, int]]:
     if not isinstance(start, int) or not isinstance(end, int):
         return []
     if end == -1 and start >= 0:
@@ -180,3 +168,47 @@ def _flatten_rank(node: fx.Node, known: int | None) -> list[tuple[fx.Node, int]]
     if known is None:
         return []
     return [(node, known - (end % known - start % known))]
+
+
+def find_trailing_ones(
+    nodes: Sequence[fx.Node], root: nn.Module, ranks: Mapping[fx.Node, int]
+) -> dict[fx.Node, int]:
+    """How many of the last axes of a value are known to have size 1: those of a global pool.
+
+    Args:
+        nodes: The nodes of the graph, in order.
+        root: The module that the nodes' paths refer to.
+        ranks: Ranks, where known.
+    """
+    ones: dict[fx.Node, int] = {}
+    for node in nodes:
+        operand = node.args[0] if node.args else None
+        if not isinstance(operand, fx.Node):
+            continue
+        count = _pooled_axes(node, root, ranks.get(operand))
+        if count == 0 and operand in ones and keeps_shape(node, root):
+            count = ones[operand]
+        if count:
+            ones[node] = count
+    return ones
+
+
+def _pooled_axes(node: fx.Node, root: nn.Module, rank: int | None) -> int:
+    """How many last axes a node averages over and keeps with size 1."""
+    name, size = operator_name(node), node.args[1] if len(node.args) > 1 else None
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        name, size = type(module).__name__, getattr(module, "output_size", None)
+    pool = re.match(r"(?:AdaptiveAvgPool|adaptive_avg_pool)([123])d$", name)
+    if pool:
+        sizes = size if isinstance(size, tuple | list) else (size,)
+        return int(pool[1]) if all(entry == 1 for entry in sizes) else 0
+    if name == "mean" and rank is not None:
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        axes = dims if isinstance(dims, tuple | list) else (dims,)
+        if keep is True and all(isinstance(axis, int) for axis in axes):
+            positions = {int(str(axis)) % rank for axis in axes}
+            if positions == set(range(rank - len(positions), rank)):
+                return len(positions)
+    return 0

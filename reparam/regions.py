@@ -91,7 +91,7 @@ class Appraiser:
             return form_cost(self.fused[node].form)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
-            return form_cost(step)
+            return Cost(step.multiply_adds, 0 if step.identity else 1)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
             return NOTHING

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from reparam.errors import ReparamError
+from reparam.state import undisturbed
 from reparam.tracing import Trace
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace.root, graph=trace.graph)
         self.shapes: dict[fx.Node, torch.Size] = {}
         self.dtypes: dict[fx.Node, torch.dtype] = {}
 
@@ -37,14 +38,9 @@ def record_shapes(
     Raises:
         ReparamError: If the model does not run on the inputs.
     """
-    tensors = {
-        tensor: tensor.detach().clone() for tensor in trace.root.buffers() if tensor.numel() < 2**20
-    }
-    del tensors
-    module = fx.GraphModule(trace.root, trace.graph)
-    recorder = _Recorder(module)
+    recorder = _Recorder(trace)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed(trace.root):
             recorder.run(*(_copied(value) for value in inputs))
     except Exception as error:
         raise ReparamError(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dis
 import inspect
 import operator
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock, get_ident
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
@@ -24,6 +23,7 @@ from torch.nn.utils import parametrize
 from reparam.errors import ReparamError
 from reparam.modules import has_hooks
 from reparam.rules import Rules
+from reparam.state import Watch, random_state
 
 
 @dataclass(eq=False)
@@ -76,6 +76,9 @@ class Trace:
     calls: list[Call]
     caller: dict[fx.Node, Call]
     stateful: set[Call]
+
+
+_TRACING = RLock()  # torch.fx patches torch while it traces
 
 
 class UntraceableError(Exception):
@@ -166,9 +169,11 @@ class _Tracer(fx.Tracer):
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.in_context: set[Call] = set()
+        self.random_modules: list[nn.Module] = []
+        self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.failed: nn.Module | None = None
-        self.watch: _Watch | None = None
+        self.watch: Watch | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if id(m) in self.opaque or type(m) in self.opaque or has_hooks(m):
@@ -188,6 +193,8 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if get_ident() != self.thread:
+            return forward(*args, **kwargs)  # somebody else's call: torch.fx patches all threads
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
@@ -206,7 +213,7 @@ class _Tracer(fx.Tracer):
         call = Call(path, module, parent, _bind(forward, args, kwargs), args, kwargs)
         self.calls.append(call)
         self.stack.append(call)
-        before = None if self.watch is None else self.watch.random_state()
+        before = None if self.watch is None else random_state()
         try:
             call.result = run()
         except Exception:
@@ -215,8 +222,8 @@ class _Tracer(fx.Tracer):
             raise
         finally:
             self.stack.pop()
-        if self.watch is not None and self.watch.random_state() != before:
-            self.watch.random_modules.append(module)
+        if self.watch is not None and random_state() != before:
+            self.random_modules.append(module)
         return call.result
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -229,6 +236,8 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if get_ident() != self.thread:
+            return attr_val
         if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
             node = self.create_node("get_attr", self.names[id(attr_val)], (), {})
             return _ConstantProxy(node, self, attr_val)
@@ -269,70 +278,6 @@ def _bind(
     return dict(bound.arguments)
 
 
-class _Watch:
-    """Remembers the state that a forward may change, and puts it back."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.attributes = [
-            (module, dict(vars(module)), _copied(vars(module))) for module in root.modules()
-        ]
-        self.initial = self.random_state()
-        self.random_modules: list[nn.Module] = []
-
-    @staticmethod
-    def random_state() -> tuple[Any, ...]:
-        return (
-            torch.get_rng_state().numpy().tobytes(),
-            random.getstate(),
-            str(np.random.get_state(legacy=False)),
-        )
-
-    def restore(self) -> list[nn.Module]:
-        """Undo what was done since, and say which modules did it."""
-        changed = []
-        for module, attributes, contents in self.attributes:
-            if vars(module).keys() == attributes.keys() and all(
-                _same(vars(module)[name], attributes[name], contents.get(name))
-                for name in attributes
-            ):
-                continue
-            changed.append(module)
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, content in contents.items():
-                container = attributes[name]
-                if isinstance(container, list):
-                    container[:] = content
-                else:
-                    container.clear()
-                    container.update(content)
-        return changed
-
-
-def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The contents of the containers among a module's attributes."""
-    return {
-        name: value.copy()
-        for name, value in attributes.items()
-        if isinstance(value, dict | list | set)
-    }
-
-
-def _same(now: Any, then: Any, content: Any) -> bool:
-    """Whether an attribute, and what it contained, are as they were."""
-    if now is not then:
-        return (
-            isinstance(then, int | float | str | bytes)
-            and type(now) is type(then)
-            and (now == then)
-        )
-    if isinstance(now, dict):
-        return now.keys() == content.keys() and all(now[key] is content[key] for key in now)
-    if isinstance(now, list):
-        return len(now) == len(content) and all(a is b for a, b in zip(now, content, strict=True))
-    return not isinstance(now, set) or now == content
-
-
 def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | None = None) -> Trace:
     """Trace a module's forward, with whatever cannot be traced as a leaf.
 
@@ -346,25 +291,20 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         UntraceableError: If the module's own forward cannot be traced.
     """
     opaque: set[Any] = set()
-    torch_state = torch.get_rng_state()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     for _ in range(1 + sum(1 for _ in root.modules())):
         tracer = _Tracer(root, rules, opaque, given or set())
-        watch = _Watch(root)
+        watch = Watch(root)
         if opaque:
             tracer.watch = watch
         problem: Exception | None = None
         graph: fx.Graph | None = None
         try:
-            with torch.no_grad(), _noticing_contexts(tracer):
+            with _TRACING, torch.no_grad(), _noticing_contexts(tracer):
                 graph = tracer.trace(root)
         except Exception as error:  # whatever the user's forward raises on a proxy
             problem = error
-        drew = watch.random_state() != watch.initial
+        drew = random_state() != watch.random
         changed = watch.restore()
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
         if problem is not None:
             culprit = tracer.failed
             if culprit is None or culprit is root:
@@ -377,7 +317,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
             if tracer.watch is None:
                 opaque.add("watch random numbers")
                 continue
-            innermost = tracer.watch.random_modules[0] if tracer.watch.random_modules else root
+            innermost = tracer.random_modules[0] if tracer.random_modules else root
             if innermost is root:
                 raise UntraceableError("its forward draws random numbers while it is traced")
             opaque.add(id(innermost))
@@ -404,7 +344,8 @@ def _noticing_contexts(tracer: _Tracer) -> Iterator[None]:
 
     def noticing(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def enter(self: Any) -> Any:
-            tracer.in_context.update(tracer.stack[-1:])
+            if get_ident() == tracer.thread:
+                tracer.in_context.update(tracer.stack[-1:])
             return original(self)
 
         return enter

@@ -45,11 +45,11 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
     replacements = _replacements(region, module)
     needed = _between(region, facts, {})
     remaining = _between(region, facts, replacements)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     problem: Exception | None = None
     device = next(module.parameters()).device
     for shape in _input_shapes(region, facts):
-        x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
                 expected = _run(region.value, needed, {region.base: x.clone()}, facts, {})
@@ -198,21 +198,22 @@ class Verification:
     Errors are ``max|y - y64| / max|y64|``, where y64 is the original run in float64.
 
     Args:
-        exact: The fused model in float64.
+        rounding: The fused model run in float64: what the rounding of its weights costs; nothing
+            if its weights are float64.
         original: The original model as it is.
         fused: The fused model as it is.
     """
 
-    exact: tuple[float, ...]
+    rounding: tuple[float, ...]
     original: tuple[float, ...]
     fused: tuple[float, ...]
 
     def __str__(self) -> str:
         lines = ["error against float64, per output (largest difference / largest value)"]
-        for index, errors in enumerate(zip(self.exact, self.original, self.fused, strict=True)):
+        for index, errors in enumerate(zip(self.rounding, self.original, self.fused, strict=True)):
             lines.append(
-                f"  output {index}: fused in float64 {errors[0]:.1e}, "
-                f"original {errors[1]:.1e}, fused {errors[2]:.1e}"
+                f"  output {index}: original {errors[1]:.1e}, fused {errors[2]:.1e} "
+                f"({errors[0]:.1e} of it from the rounding of the weights)"
             )
         return "\n".join(lines)
 
@@ -236,7 +237,7 @@ def verify(original: nn.Module, fused: nn.Module, example_inputs: Any) -> Verifi
         >>> import reparam
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
         >>> result = reparam.verify(model, reparam.fuse(model), torch.randn(1, 3, 8, 8))
-        >>> max(result.exact) < 1e-9
+        >>> max(result.fused) < 1e-6
         True
     """
     inputs = as_arguments(example_inputs)

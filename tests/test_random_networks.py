@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import reparam
 from tests.support.counting import OperatorCounts, count_operators
@@ -69,7 +70,7 @@ def check(program: Program) -> tuple[OperatorCounts, OperatorCounts]:
     assert isinstance(fused, type(model))
     assert not fused.training
     exact, result = output_and_inputs(model, inputs), output_and_inputs(fused, inputs)
-    for leaf, leaf64 in zip(*map(torch.utils._pytree.tree_leaves, (result, exact)), strict=True):
+    for leaf, leaf64 in zip(tree_leaves(result), tree_leaves(exact), strict=True):
         assert getattr(leaf, "dtype", None) == getattr(leaf64, "dtype", None)
     error = relative_error(result, exact)
     assert error <= FLOAT64_BOUND, f"relative error {error:.1e}"

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import reparam
 from tests.support.counting import count_operators
@@ -365,3 +366,30 @@ def test_every_spelling_fuses_to_the_same_operators(family: Family, spelling: st
     counts = fused_counts(family, spelling)
     assert counts[0] == family.total
     assert counts == fused_counts(family, next(iter(family.spellings)))
+
+
+class Standardised(nn.Conv2d):
+    """A kernel that forward computes from its parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / weight.flatten(1).norm(dim=1)[:, None, None, None], self.bias)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        lambda: parametrizations.weight_norm(IMAGE()),
+        lambda: parametrizations.weight_norm(IMAGE(), dim=1),
+        lambda: parametrizations.spectral_norm(IMAGE()),
+        lambda: Standardised(C, C, 3),
+    ],
+    ids=["weight_norm", "weight_norm, columns", "spectral_norm", "in forward"],
+)
+def test_a_kernel_computed_from_parameters_is_a_kernel(conv: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = randomise_batch_norm(nn.Sequential(conv(), nn.BatchNorm2d(C)).double().eval(), 0)
+    x = torch.randn(2, C, 6, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).total == 1

@@ -295,17 +295,17 @@ def test_rules_are_written_with_forms_and_refusals() -> None:
 def test_verify_measures_both_against_float64(model: nn.Module, x: Tensor) -> None:
     single = copy.deepcopy(model).float()
     result = reparam.verify(single, reparam.fuse(single), x.float())
-    assert len(result.exact) == len(result.original) == len(result.fused) == 1
+    assert len(result.rounding) == len(result.original) == len(result.fused) == 1
     assert 0 < result.original[0] < 1e-5
     assert 0 < result.fused[0] < 1e-5
 
 
 def test_verify_sees_a_wrong_model(model: nn.Module, x: Tensor) -> None:
     fused = reparam.fuse(model)
-    assert max(reparam.verify(model, fused, x).exact) < EXACT
+    assert max(reparam.verify(model, fused, x).rounding) < EXACT
     with torch.no_grad():
         next(fused.parameters()).mul_(1.01)
-    assert max(reparam.verify(model, fused, x).exact) > 1e-3
+    assert max(reparam.verify(model, fused, x).rounding) > 1e-3
 
 
 # -- What people do with a fused model ------------------------------------------------------------

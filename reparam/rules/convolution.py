@@ -5,6 +5,7 @@ v[o] = b + sum over t of W[t] * x[s * o + d * t - p]
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -199,6 +200,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> AffineConv | Refusal:
 
 
 @register_rule(
+    operator.matmul,
     torch.matmul,
     torch.mm,
     torch.Tensor.matmul,

@@ -45,7 +45,10 @@ def _flattened(x: Any, start: Any, end: Any) -> Step:
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
         del channels
         position = rank - removed + axis
-        if position < 0 or (position == first and removed):
+        merged = removed and position == first
+        if merged and last == rank - 1 and x.ones >= removed:
+            return first - rank  # only axes of size 1 were merged into the channels
+        if position < 0 or merged:
             return _MERGED
         return axis if position > first else axis - removed
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -144,6 +145,18 @@ def test_padding_with_the_folded_bias_composes(
     form = outer.form(padded)
     assert isinstance(form, AffineConv), form
     assert_same(form, c0, original)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("units", "accepted"), [(0, True), (3, True), (6, False), (-6, False)])
+def test_the_padded_bias_may_be_rounded(dtype: torch.dtype, units: int, accepted: bool) -> None:
+    """By four units in the last place of the weights' type, in every channel."""
+    bias = torch.tensor([1.0, 1.5, -1.0], dtype=dtype)
+    inner = Operator(random_tensor((3, 2, 1), 0, dtype), bias, (Axis(),))
+    value = bias.double().clone()
+    value[0] += units * torch.finfo(dtype).eps
+    padded = inner.form().pad([Axis(before=1, after=1, mode="value")], value)
+    assert isinstance(padded, AffineConv) is accepted
 
 
 @given(sequences(modes=("zeros",), stride=1), st.data())

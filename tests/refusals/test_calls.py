@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from tests.refusals.checking import Network, assert_reported, images, ready
+from tests.refusals.checking import EXACT, Network, assert_reported, images, ready
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 
@@ -112,6 +112,40 @@ def test_a_model_that_cannot_be_copied() -> None:
 def count_operators_of(model: nn.Module) -> int:
     model.__dict__.pop("generator", None)
     return count_operators(model, (images(),)).total
+
+
+def test_a_module_may_copy_itself_in_a_way_of_its_own() -> None:
+    class Copying(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](x) + self[1](x)
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Copying:
+            twin = ready(type(self)(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)))
+            twin.load_state_dict(self.state_dict())
+            return twin
+
+    model = ready(Copying(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)))
+    fused, x = reparam.fuse(model), images()
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+
+
+@pytest.mark.parametrize("example_inputs", [None, images()], ids=["no inputs", "inputs"])
+def test_counters_of_the_model_do_not_run(example_inputs: Any) -> None:
+    class Counting(nn.Sequential):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.steps += 1
+            return super().forward(x)
+
+    model, x = ready(Counting(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))), images()
+    model.register_buffer("steps", torch.zeros(()))
+    fused = reparam.fuse(model, example_inputs)
+    assert (model.calls, float(model.steps)) == (0, 0)
+    assert (fused.calls, float(fused.steps)) == (0, 0)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert (fused.calls, float(fused.steps)) == (1, 1)
 
 
 # -- Nothing to fuse ------------------------------------------------------------------------------
@@ -242,7 +276,7 @@ def test_one_wrong_rule_does_not_spoil_the_rest() -> None:
     with pytest.warns(UserWarning, match="A rule is wrong"):
         fused = reparam.fuse(model, rules={Doubling: lambda module, x: x.scale(3.0)})
     assert count_operators(fused, (x,)).batch_norms == 0
-    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
 
 
 def test_a_rule_with_other_parameters_than_the_call() -> None:

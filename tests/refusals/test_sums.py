@@ -155,6 +155,21 @@ def test_batch_norm_of_another_axis() -> None:
     )
 
 
+def test_batch_norm_of_an_image_without_a_batch() -> None:
+    """Here axis 1 is the length, of as many positions as there are channels."""
+    model = ready(nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)))
+    weight, bias = folded(model[1], model[0])
+    x = torch.randn(4, 4, dtype=torch.float64)
+    assert_refused(
+        model,
+        x,
+        "1",
+        "channels lie along different axes",
+        naive=lambda x: F.conv1d(x, weight, bias),
+        example_inputs=x,
+    )
+
+
 def test_branches_of_two_inputs() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tests.support import random_motifs as motifs
 from tests.support import random_steps as steps
@@ -123,5 +124,5 @@ def _is_sound(program: Program) -> bool:
             output = program.build()(*program.inputs())
     except Exception:
         return False
-    leaves = torch.utils._pytree.tree_leaves(output)
+    leaves = tree_leaves(output)
     return all(is_healthy(leaf) for leaf in leaves if isinstance(leaf, Tensor))

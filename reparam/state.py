@@ -1,0 +1,99 @@
+"""What running a forward may change besides its result: remembered, and put back."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a model and leave its attributes, its buffers and the random numbers as they were.
+
+    Args:
+        model: The model.
+    """
+    watch = Watch(model)
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        watch.restore()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def random_state() -> tuple[bytes, Any, bytes]:
+    """The states of torch's, Python's and numpy's random numbers, to compare and to restore."""
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        pickle.dumps(np.random.get_state()),
+    )
+
+
+class Watch:
+    """Remembers the state that a forward may change, and puts it back."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.attributes = [
+            (module, dict(vars(module)), _copied(vars(module))) for module in root.modules()
+        ]
+        self.random = random_state()
+
+    def restore(self) -> list[nn.Module]:
+        """Undo what was done since, and say which modules did it."""
+        torch_state, python_state, numpy_state = self.random
+        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+        random.setstate(python_state)
+        np.random.set_state(pickle.loads(numpy_state))
+        changed = []
+        for module, attributes, contents in self.attributes:
+            if vars(module).keys() == attributes.keys() and all(
+                _same(vars(module)[name], attributes[name], contents.get(name))
+                for name in attributes
+            ):
+                continue
+            changed.append(module)
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                container = attributes[name]
+                if isinstance(container, list):
+                    container[:] = content
+                else:
+                    container.clear()
+                    container.update(content)
+        return changed
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The contents of the containers among a module's attributes."""
+    return {
+        name: value.copy()
+        for name, value in attributes.items()
+        if isinstance(value, dict | list | set)
+    }
+
+
+def _same(now: Any, then: Any, content: Any) -> bool:
+    """Whether an attribute, and what it contained, are as they were."""
+    if now is not then:
+        return (
+            isinstance(then, int | float | str | bytes)
+            and type(now) is type(then)
+            and (now == then)
+        )
+    if isinstance(now, dict):
+        return now.keys() == content.keys() and all(now[key] is content[key] for key in now)
+    if isinstance(now, list):
+        return len(now) == len(content) and all(a is b for a, b in zip(now, content, strict=True))
+    return not isinstance(now, set) or now == content
