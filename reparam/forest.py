@@ -6,8 +6,9 @@ come from. Following these links from a value gives all bases that its form may 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import tee
 
 from torch import fx
 
@@ -116,15 +117,16 @@ class Forest:
                 and arg not in self._depth
                 and arg in operand.users
             )
-            branch = replace(term, base=base)
-            for link in self._up(operand, base):
+            path = list(self._up(operand, base))
+            for link in path:
                 inner.update(link.inner)
                 if link.form is None:
                     return Refusal("a view lies between its branches and their common value")
-                composed = link.form.then(branch)
-                if isinstance(composed, Refusal):
-                    return composed
-                branch = replace(composed, base=base)
+            branch: AffineConv | Refusal = replace(term, base=base)
+            for crossed in _climb(path, replace(term, base=base)):
+                branch = crossed
+            if isinstance(branch, Refusal):
+                return branch
             merged = branch if total is None else total.plus(branch)
             if isinstance(merged, Refusal):
                 return merged
@@ -153,33 +155,68 @@ class Forest:
 
     def candidates(self, value: fx.Node) -> Iterator[Candidate | Refusal]:
         """A value's forms over its bases, the nearest first; a refusal ends them."""
-        form: AffineConv | None = None
+        refusal: Refusal | None = None
         path: list[Link] = []
         spanned = 0
-        for link in self._up(value):
-            crossed = _cross(link, form)
-            if isinstance(crossed, Refusal):
-                yield crossed
-                return
-            form = crossed
+        for link, crossed in self._steps(value):
             path.append(link)
-            yield Candidate(link.base, form, tuple(reversed(path)))
+            if isinstance(crossed, Refusal):
+                refusal = crossed
+            else:
+                refusal = None
+                yield Candidate(link.base, crossed, tuple(reversed(path)))
             spanned += link.form is None or not link.form.identity
             if spanned == self._longest:
-                return
+                break
+        if refusal is not None:
+            yield refusal
+
+    def _steps(self, value: fx.Node) -> Iterator[tuple[Link, AffineConv | Refusal]]:
+        links, followed = tee(self._up(value))
+        return zip(followed, _climb(links, None), strict=False)
 
     def contract(self, value: fx.Node, base: fx.Node, form: AffineConv) -> None:
         """Make one link of a whole path, so that longer ones come within reach."""
         self.links[value] = Link(value, base, form, None, (value,))
 
 
+def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineConv | Refusal]:
+    """Move a form from base to base, up a path.
+
+    A law may hold for two links together although it does not for the nearer one alone: a causal
+    kernel and its padding, for example. So a refused link is joined with those above it.
+
+    Args:
+        links: The links, the nearest to the value first.
+        form: The form over the first link's value; None if it is the value itself.
+
+    Yields:
+        For each link the form over its base, or why there is none yet.
+    """
+    waiting: AffineConv | None = None
+    for link in links:
+        if link.form is None:
+            crossed = _cross(link, form) if waiting is None else Refusal("a view after a kernel")
+            yield crossed
+            if isinstance(crossed, Refusal):
+                return
+            form = crossed
+            continue
+        inner = link.form if waiting is None else link.form.then(waiting)
+        if isinstance(inner, Refusal):
+            yield inner
+            return
+        composed = inner if form is None else inner.then(form)
+        if isinstance(composed, Refusal):
+            waiting = inner
+            yield composed
+            continue
+        form, waiting = replace(composed, base=link.base), None
+        yield form
+
+
 def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
-    """Move a form over a link's value to the link's base."""
-    if link.form is not None:
-        if form is None:
-            return link.form
-        composed = link.form.then(form)
-        return composed if isinstance(composed, Refusal) else replace(composed, base=link.base)
+    """Move a form across an operator that lets forms pass."""
     if form is None or link.commuting is None:
         return Refusal("a view is no convolution")
     if not form.pointwise:

@@ -135,11 +135,12 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
             return Refusal("zero padding after a bias: the border would differ")
         if inner.padded and inner.mode != "zeros":
             return Refusal(f"zero padding after {inner.mode} padding: the border would differ")
-        if outer.before > 0 and before < inner.reach - inner.stride + 1:
-            return Refusal(
-                "zero padding between two kernels: the first one's formula is not zero outside"
-            )
-        if outer.after > 0 and after < inner.reach:
+        needs_before, needs_after = inner.reach - inner.stride + 1, inner.reach
+        if (outer.before > 0 and before < needs_before) or (
+            outer.after > 0 and after < needs_after
+        ):
+            if inner.cropped:
+                return Refusal("zero padding after a crop: the border would differ")
             return Refusal(
                 "zero padding between two kernels: the first one's formula is not zero outside"
             )

@@ -21,14 +21,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         model: The model.
     """
     watch = Watch(model)
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (buffer, buffer.detach().clone(), buffer._version)
+        for buffer in model.buffers()
+        if not buffer.is_inference()
+    ]
     try:
         yield
     finally:
         watch.restore()
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for buffer, value, version in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
 
 
 def random_state() -> tuple[bytes, Any, bytes]:

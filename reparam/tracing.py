@@ -182,6 +182,8 @@ class _Tracer(fx.Tracer):
             return True
         if "forward" in vars(m) or parametrize.is_parametrized(m):
             return False
+        if type(m).__module__.startswith("torch.nn.utils"):
+            return False  # what computes a parametrized weight
         if self.rules.find(type(m)) is not None:
             return True
         return super().is_leaf_module(m, module_qualified_name)
