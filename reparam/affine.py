@@ -414,6 +414,8 @@ class AffineConv:
         value = outer.pad_value
         if value is None:
             return Refusal("padding with an unknown value")
+        if self.like is not None and self.like.is_meta:
+            return Refusal("padding with a value, which weights on the meta device cannot tell")
         _, bias = self.weights.evaluate()
         constant = torch.zeros(1, dtype=torch.float64) if bias is None else bias
         value = value.to(constant)

@@ -14,12 +14,12 @@ from torch import Tensor, fx, nn
 from reparam.affine import AffineConv
 from reparam.describing import applied_row, fused_row, place, refused_rows
 from reparam.errors import Refusal, ReparamError
-from reparam.graft import graft
+from reparam.graft import GraftError, graft
 from reparam.lowering import lower, take_after
 from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.regions import Region
-from reparam.report import Report
+from reparam.report import RefusedRow, Report
 from reparam.rewriting import rewrite
 from reparam.state import undisturbed
 from reparam.verification import (
@@ -60,8 +60,13 @@ def apply_parts(
                 [(region, made[region.value, region.base][0]) for region in part.decision.regions],
                 part.facts,
             )
-            path = part.trace.path
-            graft(rewritten, fetch(target, path) if path else target)
+            try:
+                graft(rewritten, fetch(target, part.trace.path))
+            except GraftError as problem:
+                report.refused.extend(
+                    RefusedRow(row.place, row.operators, str(problem)) for row in rows.values()
+                )
+                continue
             for region in part.decision.regions:
                 error = made[region.value, region.base][1]
                 name = rewritten.names[region.value]

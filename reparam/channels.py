@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import fx, nn
 
 from reparam.affine import AffineConv, AffineSum
-from reparam.effects import operator_name
+from reparam.effects import is_torch, operator_name
 from reparam.facts import Facts
 from reparam.modules import fetch
-from reparam.ranks import keeps_shape
+from reparam.ranks import keeps_shape, keeps_type
 from reparam.rules import Commuting, Step
 
 
@@ -68,18 +69,48 @@ def holds_floats(node: fx.Node, facts: Facts) -> bool:
 
     What a convolution, a linear layer or a norm makes or reads is; the model's input may be bytes.
     """
-    if node in facts.dtypes:
-        return facts.dtypes[node].is_floating_point
-    return _wants_floats(node, facts.root) or any(
-        _wants_floats(user, facts.root) for user in node.users
-    )
+    pending, seen = [node], set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in facts.dtypes:
+            if facts.dtypes[value].is_floating_point:
+                return True
+            continue
+        makes = _MAKES_FLOATS.search(_torch_name(value, facts.root))
+        if makes or any(
+            _READS_FLOATS.search(_torch_name(user, facts.root)) for user in value.users
+        ):
+            return True
+        if keeps_type(value, facts.root):
+            pending.extend(_tensors(value, facts))
+    return False
 
 
-def _wants_floats(node: fx.Node, root: nn.Module) -> bool:
-    name = operator_name(node)
+_READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
+_MAKES_FLOATS = re.compile(
+    _READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"
+)
+
+
+def _torch_name(node: fx.Node, root: nn.Module) -> str:
+    """The name of torch's own operators in small letters; nothing for others."""
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
-        if not type(module).__module__.startswith("torch.nn.modules"):
-            return False
-        name = type(module).__name__
-    return any(part in name.lower() for part in ("conv", "norm", "linear", "elu", "pool", "mish"))
+        kind = type(fetch(root, str(node.target)))
+        return kind.__name__.lower() if kind.__module__.startswith("torch.nn.modules") else ""
+    if node.op == "call_method" or (node.op == "call_function" and is_torch(node.target)):
+        return operator_name(node)
+    return ""
+
+
+def promotes(node: fx.Node) -> bool:
+    """Whether an operator on integers computes in floating point from the start.
+
+    A sum or a product with an integer may overflow before anything becomes a float.
+    """
+    if operator_name(node).strip("_") in ("truediv", "itruediv", "div", "divide", "true_divide"):
+        return True
+    numbers = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, int)]
+    return not numbers

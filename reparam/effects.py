@@ -108,9 +108,11 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
         return _module_effects(module, arguments)
     inplace = node.kwargs.get("inplace", False)
     first = node.args[0] if node.args else node.kwargs.get("input")
-    target_nodes = (first,) if isinstance(first, fx.Node) else ()
+    target_nodes = (first,) if isinstance(first, fx.Node) else arguments
     if node.op == "call_method":
         name = str(node.target)
+        if not hasattr(torch.Tensor, name):
+            return Effects(True, arguments)  # a list, a dictionary, anything
         return _named_effects(name, arguments, target_nodes, torch.Tensor)
     target = node.target
     if target in _INPLACE_OPERATORS:
@@ -124,15 +126,24 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
     if isinstance(target, torch._ops.OpOverload):
         return _schema_effects(target, arguments)
     name = getattr(target, "__name__", "")
-    module = getattr(target, "__module__", None) or ""
-    builtin = type(target).__name__ == "builtin_function_or_method"
-    if not (builtin or module.startswith("torch")):
+    if not is_torch(target):
         return _VIEW if rules.find(target) is not None else Effects(True, arguments)
     if inplace is not False or _positional_inplace(target, node):
         return Effects(True, target_nodes)
     if "out" in node.kwargs:
         return Effects(True, arguments)
     return _named_effects(name, arguments, target_nodes, F)
+
+
+def is_torch(target: Any) -> bool:
+    """Whether a function is torch's own, whose name says what it does."""
+    name, module = getattr(target, "__name__", ""), getattr(target, "__module__", None) or ""
+    if module == "torch" or module.startswith("torch."):
+        return True
+    if isinstance(target, torch._ops.OpOverload):
+        return True
+    homes = (torch, F, torch._C._nn, operator)
+    return any(getattr(home, name, None) is target for home in homes)
 
 
 def _positional_inplace(target: Any, node: fx.Node) -> bool:

@@ -120,7 +120,7 @@ class Forest:
             path = list(self._up(operand, base))
             for link in path:
                 inner.update(link.inner)
-                if link.form is None:
+                if link.commuting is not None and not link.commuting.copies:
                     return Refusal("a view lies between its branches and their common value")
             branch: AffineConv | Refusal = replace(term, base=base)
             for crossed in _climb(path, replace(term, base=base)):
@@ -219,6 +219,8 @@ def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
     """Move a form across an operator that lets forms pass."""
     if form is None or link.commuting is None:
         return Refusal("a view is no convolution")
+    if link.commuting.copies:
+        return form
     if not form.pointwise:
         return Refusal("a kernel with several taps after a view")
     if form.axes is None:

@@ -11,29 +11,35 @@ import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import CodeType, ModuleType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from reparam.errors import ReparamError
+from reparam.methods import names_of_public_methods
 from reparam.modules import fetch
 from reparam.rewriting import Rewrite, nodes_in
 from reparam.tracing import Call
+
+
+class GraftError(Exception):
+    """The edited graph cannot be put back without changing code that must stay."""
 
 
 class FusedForward:
     """The forward of a module some of whose operators were fused.
 
     It is set on the instance and called like a method. Optional arguments keep the values they
-    were traced with; a call with other values runs the class's own forward.
+    were traced with; a call with other values runs the forward that was there before.
 
     Args:
         owner: The module.
         code: Source of a function ``forward(self, ...)``.
         names: What the source refers to by name.
         parameters: Names of the parameters the function takes.
+        positional: Whether these are the forward's first parameters, passed one by one.
         baked: Values of the parameters that tracing took as constants.
     """
 
@@ -43,13 +49,16 @@ class FusedForward:
         code: str,
         names: dict[str, Any],
         parameters: tuple[str, ...],
+        positional: bool,
         baked: dict[str, Any],
     ) -> None:
         self.owner = owner
         self.code = code
         self.names = names
         self.parameters = parameters
+        self.positional = positional
         self.baked = baked
+        self.original = vars(owner).get("forward")
         self.function = _compile(code, names)
 
     @property
@@ -58,23 +67,25 @@ class FusedForward:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        signature = inspect.signature(type(self.owner).forward)
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
+        return inspect.signature(self._original())
+
+    def _original(self) -> Callable[..., Any]:
+        """The forward that was there before: the class's, or one set on the instance."""
+        return self.original or partial(type(self.owner).forward, self.owner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the fused code, or the class's own for arguments that were not traced."""
-        if not kwargs and len(args) == len(self.parameters):
+        if self.positional and not kwargs and len(args) == len(self.parameters):
             return self.function(self.owner, *args)
         return self._call_by_name(args, kwargs)
 
     def _call_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        forward = type(self.owner).forward
-        bound = inspect.signature(forward).bind(self.owner, *args, **kwargs)
+        bound = inspect.signature(self._original()).bind(*args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
         for name, value in self.baked.items():
             if given[name] is not value and not _equal(given[name], value):
-                return forward(self.owner, *args, **kwargs)
+                return self._original()(*args, **kwargs)
         return self.function(self.owner, *(given[name] for name in self.parameters))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,6 +146,8 @@ class _Graft:
 
     def run(self) -> None:
         self._settle()
+        if self.edited & self.trace.stateful:
+            raise GraftError("a module that changes its own attributes would get new code")
         forwards: list[tuple[Call, fx.Graph, dict[str, Any], tuple[str, ...]]] = []
         for call in self.trace.calls:
             if call in self.edited and call not in self.inlined and self._is_live(call):
@@ -206,17 +219,10 @@ class _Graft:
         values: dict[fx.Node, fx.Node] = {}
         baked: dict[str, Any] = {}
         parameters: list[str] = []
-        kinds = {
-            name: parameter.kind
-            for name, parameter in inspect.signature(owner.module.forward).parameters.items()
-        }
         for name, argument in owner.arguments.items():
             if not any(True for _ in nodes_in(argument)):
                 baked[name] = argument
                 continue
-            if kinds[name] in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-                # The function takes them as one tuple or dict; the call by name passes it so.
-                pass
             placeholder = graph.placeholder(name)
             parameters.append(name)
             self._unpack(graph, argument, placeholder, values)
@@ -226,10 +232,7 @@ class _Graft:
             node = self.rewrite.current(node)
             if node not in values:
                 if node.op != "get_attr":
-                    raise ReparamError(
-                        f"internal error: {node} is not visible in {owner.path or 'the model'}; "
-                        "please report it"
-                    )
+                    raise GraftError(f"{node} is not visible in {owner.path or 'the model'}")
                 values[node] = graph.get_attr(self._relative(str(node.target), owner))
             return values[node]
 
@@ -310,7 +313,11 @@ class _Graft:
             return
         code = graph.python_code("self")
         names = {name: value for name, value in code.globals.items() if name in code.src}
-        forward = FusedForward(owner, code.src, names, parameters, baked)
+        taken = list(inspect.signature(owner.forward).parameters.values())
+        positional = tuple(p.name for p in taken[: len(parameters)]) == parameters and all(
+            p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in taken[: len(parameters)]
+        )
+        forward = FusedForward(owner, code.src, names, parameters, positional, baked)
         owner.forward = forward
 
     # -- What died must go ----------------------------------------------------------------------
@@ -318,13 +325,18 @@ class _Graft:
     def _prune(self, owners: list[Call]) -> None:
         """Remove the modules and tensors that only replaced code reached."""
         kept = self._kept()
-        removed = [*self.rewrite.removed, *self._vanished_calls()]
+        removed: dict[Call, list[tuple[str, Call]]] = {}
+        for path, caller in [*self.rewrite.removed, *self._vanished_calls()]:
+            for call in caller.ancestry():
+                removed.setdefault(call, []).append((path, caller))
         for owner in owners:
             root = fetch(self.target, owner.path)
-            protected = _names_read_by_methods(type(root))
+            protected = names_of_public_methods(type(root)) | self.rewrite.protected.get(
+                owner, set()
+            )
             prefix = f"{owner.path}." if owner.path else ""
-            for path, caller in removed:
-                if owner not in caller.ancestry() or not path.startswith(prefix):
+            for path, caller in removed.get(owner, ()):
+                if not path.startswith(prefix):
                     continue
                 relative = path[len(prefix) :].split(".")
                 between = _below(caller, owner)
@@ -369,21 +381,22 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
         if tensors.get(name) is not None and id(tensors[name]) not in kept:
             tensors[name] = None
             return
-    for parent, name in zip(reversed(parents), reversed(path), strict=True):
-        module = parent._modules.get(name)
-        if module is None:
+    module = holder._modules.get(name)
+    if module is None:
+        return
+    parts = (*module.modules(), *module.parameters(), *module.buffers())
+    if any(id(part) in kept for part in parts):
+        return
+    if isinstance(holder, nn.Sequential):
+        holder._modules[name] = nn.Identity().eval()
+        return
+    holder._modules[name] = None
+    # A list that holds nothing any more goes too.
+    for parent, inner, at in zip(parents[-2::-1], parents[:0:-1], path[-2::-1], strict=True):
+        empty = all(child is None for child in inner.children())
+        if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
             return
-        parts = (*module.modules(), *module.parameters(), *module.buffers())
-        if any(id(part) in kept for part in parts):
-            return
-        if parent is not holder and any(child is not None for child in module.children()):
-            return
-        if isinstance(parent, nn.Sequential):
-            parent._modules[name] = nn.Identity().eval()
-            return
-        parent._modules[name] = None
-        if not isinstance(parent, nn.ModuleList | nn.ModuleDict):
-            return
+        parent._modules[at] = None
 
 
 def _below(call: Call, owner: Call) -> list[Call]:
@@ -393,27 +406,3 @@ def _below(call: Call, owner: Call) -> list[Call]:
             break
         calls.append(current)
     return calls
-
-
-def _names_read_by_methods(kind: type) -> set[str]:
-    """Names that public methods called from forward use: a user may call these methods too."""
-    names: set[str] = set()
-    pending, seen = ["forward"], {"forward"}
-    while pending:
-        method = pending.pop()
-        function = inspect.unwrap(getattr(kind, method, None) or _nothing)
-        code = getattr(function, "__code__", None)
-        if code is None:
-            continue
-        if method != "forward" and not method.startswith("_"):
-            names.update(code.co_names)
-        for name in code.co_names:
-            own = inspect.isfunction(getattr(kind, name, None)) and not hasattr(nn.Module, name)
-            if own and name not in seen:
-                seen.add(name)
-                pending.append(name)
-    return names
-
-
-def _nothing() -> None:
-    return None

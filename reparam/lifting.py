@@ -49,11 +49,24 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             continue
         rule, leading = found
         step = _apply(rule, leading, node, facts, steps)
+        if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
+            step = identity(node.all_input_nodes[0])
         if node in facts.written and not isinstance(step, Refusal):
             problem = _overwrites_something_read(node, facts)
             step = step if problem is None else problem
         steps[node] = step
     return steps
+
+
+_LAYOUT_READERS = set("view view_as as_strided stride is_contiguous data_ptr".split())
+
+
+def _is_free(node: fx.Node, facts: Facts) -> bool:
+    """Whether nobody sees that a copy is one: no reader asks for its layout in memory."""
+    if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
+        return False
+    readers = {reader for member in facts.alias_class(node) for reader in member.users}
+    return not any(operator_name(reader) in _LAYOUT_READERS for reader in readers)
 
 
 def _find_rule(
@@ -121,7 +134,13 @@ def _apply(
         _signature(rule).bind(*leading, *args, **kwargs)
     except TypeError as error:
         return Refusal(f"its rule does not know how it is called ({error})")
-    step: Any = rule(*leading, *args, **kwargs)
+    try:
+        step: Any = rule(*leading, *args, **kwargs)
+    except Exception as error:
+        raise ReparamError(
+            f"the rule {rule.__module__}.{rule.__qualname__} raised {type(error).__name__} for "
+            f"{node.target}: {error}"
+        ) from error
     if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Refusal):
         raise ReparamError(
             f"the rule {rule.__module__}.{rule.__qualname__} returned {type(step).__name__} for "
@@ -129,12 +148,18 @@ def _apply(
         )
     if not leading and not isinstance(step, Refusal | Commuting | Stacked):
         step = _with_sources(step, node, facts)
-    if isinstance(step, AffineConv) and step.diagonal and not leading:
+    if isinstance(step, AffineConv) and step.diagonal and not _is_norm(node, leading):
         problem = _may_broadcast(step, node, facts, steps)
         if problem is not None:
             return problem
     result: Step = step
     return result
+
+
+def _is_norm(node: fx.Node, leading: tuple[Any, ...]) -> bool:
+    """Whether an operator raises unless its input has as many channels as its parameters."""
+    name = type(leading[0]).__name__ if leading else operator_name(node)
+    return "batch_norm" in name or name.startswith(("BatchNorm", "SyncBatchNorm"))
 
 
 def _may_broadcast(
@@ -146,8 +171,6 @@ def _may_broadcast(
     """
     base, axes = step.base, step.axes
     if step.out_channels is None or axes is None or not isinstance(base, fx.Node):
-        return None
-    if "norm" in operator_name(node):
         return None
     channels = known_channels(base, -len(axes) - 1, step.out_channels, steps, facts)
     if channels == step.out_channels:

@@ -107,7 +107,7 @@ class _Walk:
             transposed = link.form is not None and link.form.transposed
             self.area[node] = above * strides if transposed else above / strides
             found: list[Candidate] = []
-            if link.form is not None:
+            if link.form is not None and not link.form.identity:
                 for candidate in self.forest.candidates(node):
                     if isinstance(candidate, Refusal):
                         self.stops[node] = candidate

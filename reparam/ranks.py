@@ -25,6 +25,11 @@ _SHAPE_KEEPING_NAMES = set(
 _KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
     "linear pad mul_ add_ sub_ div_ interpolate transpose".split()
 )
+_TYPE_KEEPING_NAMES = set(
+    "add sub mul div truediv iadd isub imul itruediv add_ sub_ mul_ div_ cat stack sum mean pad "
+    "flatten reshape view permute transpose getitem chunk split max_pool1d max_pool2d "
+    "max_pool3d".split()
+)
 _BROADCASTING = set(
     "add sub mul div truediv true_divide iadd isub imul itruediv add_ sub_ mul_ div_".split()
 )
@@ -127,6 +132,14 @@ def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
         module = fetch(root, str(node.target))
         return _is_activation(module) or type(module).__name__.startswith(("Dropout", "LayerNorm"))
     return operator_name(node) in _SHAPE_KEEPING_NAMES
+
+
+def keeps_type(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node's value is of a floating-point type if an operand is."""
+    if node.op == "call_module":
+        name = type(fetch(root, str(node.target))).__name__
+        return keeps_shape(node, root) or name.startswith(("MaxPool", "Flatten", "Identity"))
+    return keeps_shape(node, root) or operator_name(node) in _TYPE_KEEPING_NAMES
 
 
 def _is_activation(module: nn.Module) -> bool:

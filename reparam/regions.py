@@ -13,7 +13,7 @@ from math import prod
 from torch import fx
 
 from reparam.affine import AffineConv
-from reparam.channels import holds_floats
+from reparam.channels import holds_floats, promotes
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
 from reparam.effects import reads_metadata
 from reparam.errors import Refusal
@@ -245,6 +245,10 @@ class Appraiser:
         problem = self._effects(candidate.base, path, value, dying, main)
         if problem is not None:
             return problem
+        converts = not holds_floats(candidate.base, self.facts)
+        first = next((link for link in path if link.form is not None), main)
+        if converts and not all(promotes(node) for node in first.inner):
+            return Refusal("integers may overflow before they become floats; pass example_inputs")
         return Region(
             value,
             candidate.base,
@@ -255,7 +259,7 @@ class Appraiser:
             before,
             after,
             current - after,
-            converts=not holds_floats(candidate.base, self.facts),
+            converts=converts,
         )
 
     def _parts(self, link: Link) -> tuple[Link, ...]:

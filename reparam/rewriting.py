@@ -12,6 +12,7 @@ from torch import fx, nn
 from reparam.costs import explicit_padding
 from reparam.errors import Refusal
 from reparam.facts import Facts
+from reparam.methods import methods_naming
 from reparam.modules import fetch, has_hooks
 from reparam.regions import Region
 from reparam.tracing import Call, Trace
@@ -31,6 +32,7 @@ class Rewrite:
         replaced: For each node that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
         names: Where each region's operator is registered.
+        protected: For each call the parts that other methods of its module run by themselves.
     """
 
     trace: Trace
@@ -39,6 +41,7 @@ class Rewrite:
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     removed: list[tuple[str, Call]] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
+    protected: dict[Call, set[str]] = field(default_factory=dict)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that stands for a node of the trace now."""
@@ -63,6 +66,7 @@ class _Rewriter:
         self.trace = trace
         self.facts = facts
         self.result = Rewrite(trace)
+        self.as_written = True
         self.paths: dict[int, list[str]] = {}
         for path, module in trace.root.named_modules(remove_duplicate=False):
             self.paths.setdefault(id(module), []).append(path)
@@ -101,7 +105,8 @@ class _Rewriter:
         source = main.base if region.collapses else region.base
         single = len(main.inner) == 1 and region.collapses
         frame = common_caller(callers) if region.collapses else self.trace.caller[value]
-        swap = single and not region.converts and self._may_swap(place, frame, module)
+        self.as_written = region.collapses and self._methods_agree(region, frame)
+        swap = single and not region.converts and self._may_swap(place, frame)
         if single:
             owner = self.trace.caller[place]
         else:
@@ -142,7 +147,7 @@ class _Rewriter:
         self.inside[owner].add(new)
         if not swap:
             result.edited.add(owner)
-            self._note_edits(main.inner if region.collapses else (value,), region, owner)
+            self._note_edits(main.inner if region.collapses else (value,), region)
         self._substitute(place, new, keep_code=swap)
         if region.collapses:
             for link in region.path:
@@ -160,15 +165,15 @@ class _Rewriter:
     ) -> None:
         """Make one link of a path the identity."""
         identity = nn.Identity().eval()
-        if len(inner) == 1 and self._may_swap(node, frame, identity):
+        if len(inner) == 1 and self._may_swap(node, frame):
             for path in self.paths[id(fetch(self.trace.root, str(node.target)))]:
                 self.result.modules[path] = identity
             self._substitute(node, self.result.current(base), keep_code=True)
             return
-        self._note_edits(inner, region, None)
+        self._note_edits(inner, region)
         self._substitute(node, self.result.current(base), keep_code=False)
 
-    def _note_edits(self, nodes: Iterable[fx.Node], region: Region, owner: Call | None) -> None:
+    def _note_edits(self, nodes: Iterable[fx.Node], region: Region) -> None:
         for node in nodes:
             if node in region.dying and node.op != "get_attr":
                 self.result.edited.add(self.trace.caller[node])
@@ -231,14 +236,42 @@ class _Rewriter:
             self._erase(node)
             pending.extend(feeds)
 
-    def _may_swap(self, node: fx.Node, frame: Call, module: nn.Module) -> bool:
+    def _methods_agree(self, region: Region, frame: Call) -> bool:
+        """Whether every method of the module that holds a region runs all of it or nothing.
+
+        A method that runs a part of it, ``forward_features`` say, must go on finding that part as
+        it was.
+        """
+        prefix = f"{frame.path}." if frame.path else ""
+        names: set[str] = set()
+        in_code = False
+        for link in region.path:
+            if link.form is None or link.form.identity:
+                continue
+            for node in link.inner:
+                caller = self.trace.caller[node]
+                path = str(node.target) if node.op == "call_module" else caller.path
+                if node.op != "call_module" and caller is frame:
+                    in_code = in_code or node not in self.facts.sources
+                elif path.startswith(prefix):
+                    names.add(path[len(prefix) :].split(".")[0])
+        methods = methods_naming(frame.module, names)
+        partial = {name for name, used in methods.items() if used != names}
+        public = {name for name in methods if name != "forward" and not name.startswith("_")}
+        if partial - {"forward"} or (in_code and public) or (partial and len(methods) > 1):
+            self.result.protected.setdefault(frame, set()).update(names)
+            return False
+        return True
+
+    def _may_swap(self, node: fx.Node, frame: Call) -> bool:
         """Whether a module may be replaced where it is registered, and no code has to change."""
         if node.op != "call_module":
             return False
         old = fetch(self.trace.root, str(node.target))
         reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
         return (
-            self.uses[id(old)] == 1
+            self.as_written
+            and self.uses[id(old)] == 1
             and bool(reads)
             and id(old) not in self.read_directly
             and self.traced_through[id(self.trace.caller[node].module)] == 1

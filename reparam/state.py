@@ -50,7 +50,7 @@ class Watch:
 
     def __init__(self, root: nn.Module) -> None:
         self.attributes = [
-            (module, dict(vars(module)), _copied(vars(module))) for module in root.modules()
+            (module, dict(vars(module)), _contents(vars(module))) for module in root.modules()
         ]
         self.random = random_state()
 
@@ -71,34 +71,55 @@ class Watch:
             vars(module).clear()
             vars(module).update(attributes)
             for name, content in contents.items():
-                container = attributes[name]
-                if isinstance(container, list):
-                    container[:] = content
-                else:
-                    container.clear()
-                    container.update(content)
+                _refill(attributes[name], content)
         return changed
 
 
-def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
     """The contents of the containers among a module's attributes."""
     return {
-        name: value.copy()
+        name: _content(value)
         for name, value in attributes.items()
         if isinstance(value, dict | list | set)
     }
 
 
+def _content(value: Any) -> Any:
+    """A container's entries, each with its own contents if it is a container too."""
+    if isinstance(value, dict):
+        return {key: (entry, _content(entry)) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [(entry, _content(entry)) for entry in value]
+    return set(value) if isinstance(value, set) else None
+
+
 def _same(now: Any, then: Any, content: Any) -> bool:
-    """Whether an attribute, and what it contained, are as they were."""
+    """Whether a value, and what it contained, are as they were."""
     if now is not then:
-        return (
-            isinstance(then, int | float | str | bytes)
-            and type(now) is type(then)
-            and (now == then)
-        )
+        plain = isinstance(then, int | float | str | bytes)
+        return plain and type(now) is type(then) and bool(now == then)
     if isinstance(now, dict):
-        return now.keys() == content.keys() and all(now[key] is content[key] for key in now)
+        return now.keys() == content.keys() and all(_same(now[key], *content[key]) for key in now)
     if isinstance(now, list):
-        return len(now) == len(content) and all(a is b for a, b in zip(now, content, strict=True))
+        return len(now) == len(content) and all(
+            _same(entry, *was) for entry, was in zip(now, content, strict=True)
+        )
     return not isinstance(now, set) or now == content
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Put back what a container contained."""
+    if isinstance(container, dict):
+        container.clear()
+        container.update({key: entry for key, (entry, _) in content.items()})
+        entries = list(content.values())
+    elif isinstance(container, list):
+        container[:] = [entry for entry, _ in content]
+        entries = content
+    else:
+        if isinstance(container, set):
+            container.clear()
+            container.update(content)
+        return
+    for entry, inner in entries:
+        _refill(entry, inner)

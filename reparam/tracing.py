@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.errors import ReparamError
-from reparam.modules import has_hooks
+from reparam.modules import has_hooks, join
 from reparam.rules import Rules
 from reparam.state import Watch, random_state
 
@@ -166,6 +166,10 @@ class _Tracer(fx.Tracer):
             for named in (root.named_buffers, root.named_parameters)
             for name, tensor in named()
         }
+        for path, module in root.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    self.names.setdefault(id(value), join(path, name))
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.in_context: set[Call] = set()
@@ -227,6 +231,12 @@ class _Tracer(fx.Tracer):
         if self.watch is not None and random_state() != before:
             self.random_modules.append(module)
         return call.result
+
+    def create_arg(self, a: Any) -> fx.node.Argument:
+        if isinstance(a, Tensor) and id(a) not in self.names:
+            # A graph could only hold it as a constant of the whole model.
+            raise UntraceableError("its forward makes a tensor that does not depend on its input")
+        return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -312,7 +322,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
             if culprit is None or culprit is root:
                 raise UntraceableError(_summary(problem))
             opaque.add(id(culprit))
-            if not any(type(culprit) is type(module) for module in (root,)):
+            if type(culprit) is not type(root):
                 opaque.add(type(culprit))
             continue
         if drew:
@@ -331,8 +341,9 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
             call.args, call.kwargs = _nodes(call.args), _nodes(call.kwargs)
         for node in graph.nodes:
             tracer.caller.setdefault(node, tracer.calls[0])
+        identities = {id(module) for module in changed}
         stateful = tracer.in_context | {
-            call for call in tracer.calls if any(call.module is m for m in changed)
+            call for call in tracer.calls if id(call.module) in identities
         }
         return Trace(root, path, graph, tracer.calls, tracer.caller, stateful)
     raise UntraceableError("tracing does not come to an end")
@@ -352,11 +363,19 @@ def _noticing_contexts(tracer: _Tracer) -> Iterator[None]:
 
         return enter
 
+    def noticing_mode(self: Any, mode: bool) -> None:
+        if get_ident() == tracer.thread:
+            tracer.in_context.update(tracer.stack[-1:])
+        set_mode(self, mode)
+
+    set_mode: Any = torch.set_grad_enabled.__init__
     for kind, original in originals:
         kind.__enter__ = noticing(original)
+    torch.set_grad_enabled.__init__ = noticing_mode  # type: ignore[method-assign]
     try:
         yield
     finally:
+        torch.set_grad_enabled.__init__ = set_mode  # type: ignore[method-assign]
         for kind, original in originals:
             kind.__enter__ = original
 

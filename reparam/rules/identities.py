@@ -53,12 +53,3 @@ def _dropout(x: Any, training: Any) -> AffineConv | Refusal:
     if training is not False or not isinstance(x, AffineConv):
         return Refusal("dropout in training mode")
     return x
-
-
-@register_rule(
-    torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, aten.clone, aten.contiguous
-)
-def copy(input: Any, *, memory_format: Any = None) -> AffineConv | Refusal:
-    """The same numbers, perhaps in another place of memory."""
-    del memory_format
-    return input if isinstance(input, AffineConv) else Refusal("a copy of a constant")

@@ -35,10 +35,12 @@ class Commuting:
             told apart.
         scales_only: Whether only a scale and a shift may cross: the operator names the number of
             channels, or mixing the channels on its other side would cost more or less.
+        copies: Whether the value is the operand itself, in another place of memory.
     """
 
     input_axis: Callable[[int, int | None], int | Refusal]
     scales_only: bool = False
+    copies: bool = False
 
 
 @dataclass(frozen=True)

@@ -221,3 +221,14 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
         return kept[axis] - rank
 
     return Commuting(input_axis, scales_only=True)
+
+
+@register_rule(
+    torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, aten.clone, aten.contiguous
+)
+def copy(input: Any, *, memory_format: Any = None) -> Step:
+    """The same numbers, perhaps in another place of memory; it stays, since a view may need it."""
+    del memory_format
+    if not isinstance(input, AffineConv):
+        return Refusal("a copy of a constant")
+    return Commuting(lambda axis, channels: axis, copies=True)
