@@ -104,19 +104,27 @@ def _cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def _all_or_nothing(target: nn.Module) -> Iterator[None]:
     """Put every module back as it was if anything is raised."""
     saved = [
-        (module, dict(vars(module)), dict(module._modules), dict(module._parameters))
+        (
+            module,
+            dict(vars(module)),
+            dict(module._modules),
+            dict(module._parameters),
+            dict(module._buffers),
+        )
         for module in target.modules()
     ]
     try:
         yield
     except BaseException:
-        for module, attributes, children, parameters in saved:
+        for module, attributes, children, parameters, buffers in saved:
             vars(module).clear()
             vars(module).update(attributes)
             module._modules.clear()
             module._modules.update(children)
             module._parameters.clear()
             module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
         raise
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import fx, nn
 
 from reparam.affine import AffineConv, AffineSum
-from reparam.effects import is_torch, operator_name
+from reparam.effects import computes, is_torch, operator_name
 from reparam.facts import Facts
 from reparam.modules import fetch
 from reparam.ranks import keeps_shape, keeps_type
@@ -64,10 +65,10 @@ def _tensors(node: fx.Node, facts: Facts) -> list[fx.Node]:
     ]
 
 
-def holds_floats(node: fx.Node, facts: Facts) -> bool:
-    """Whether a value is surely of a floating-point type.
+def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
+    """Whether a value surely has the type of the model's parameters.
 
-    What a convolution, a linear layer or a norm makes or reads is; the model's input may be bytes.
+    What a convolution, a linear layer or a norm makes or reads has; the model's input may be bytes.
     """
     pending, seen = [node], set()
     while pending:
@@ -76,9 +77,7 @@ def holds_floats(node: fx.Node, facts: Facts) -> bool:
             continue
         seen.add(value)
         if value in facts.dtypes:
-            if facts.dtypes[value].is_floating_point:
-                return True
-            continue
+            return facts.dtypes[value] == dtype
         makes = _MAKES_FLOATS.search(_torch_name(value, facts.root))
         if makes or any(
             _READS_FLOATS.search(_torch_name(user, facts.root)) for user in value.users
@@ -112,5 +111,12 @@ def promotes(node: fx.Node) -> bool:
     """
     if operator_name(node).strip("_") in ("truediv", "itruediv", "div", "divide", "true_divide"):
         return True
-    numbers = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, int)]
-    return not numbers
+    if not computes(node):
+        return True
+    arguments = (*node.args, *node.kwargs.values())
+    if any(isinstance(value, int) for value in arguments):
+        return False
+    constants = [
+        value for value in arguments if isinstance(value, fx.Node) and value.op == "get_attr"
+    ]
+    return bool(constants) or any(isinstance(value, float) for value in arguments)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from reparam.applying import apply_parts, compare_whole
@@ -116,6 +116,8 @@ def plan(
         1
     """
     check_model(model)
+    if rules is not None and not isinstance(rules, Mapping):
+        raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
@@ -184,7 +186,8 @@ def check_model(model: Any) -> None:
                 f"{name or 'the model'} ({type(module).__name__}) is lazy and was never run; run "
                 "the model once on an input first"
             )
-        if module.training and type(module) is not nn.Module:  # a bare container runs nothing
+        runs = type(module) is not nn.Module and not isinstance(module, fx.GraphModule)
+        if module.training and runs:
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is in training mode, where "
                 "batch norm depends on the batch; call model.eval() first"

@@ -44,7 +44,9 @@ _QUIET_ALIASES = set(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
     "feature_dropout Dropout Dropout1d Dropout2d Dropout3d AlphaDropout "
     "FeatureAlphaDropout Identity Flatten Unflatten type_as contiguous float half double "
-    "bfloat16 to cpu cuda type conj real requires_grad_".split()
+    "bfloat16 to cpu cuda type conj real requires_grad_ einsum unsafe_chunk unsafe_split "
+    "unsafe_split_with_sizes atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid "
+    "cartesian_prod to_dense".split()
 )
 _RANDOM = set("gumbel_softmax rrelu fractional_max_pool2d fractional_max_pool3d".split())
 
@@ -83,6 +85,7 @@ class Effects:
         return not self.writes and not self.random
 
 
+_INPLACE_NAMES = {function.__name__ for function in _INPLACE_OPERATORS}
 _FRESH = Effects(False, ())
 _VIEW = Effects(True, ())
 
@@ -113,6 +116,8 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
         name = str(node.target)
         if not hasattr(torch.Tensor, name):
             return Effects(True, arguments)  # a list, a dictionary, anything
+        if name == "__setitem__" or name.strip("_") in _INPLACE_NAMES:
+            return Effects(True, target_nodes)
         return _named_effects(name, arguments, target_nodes, torch.Tensor)
     target = node.target
     if target in _INPLACE_OPERATORS:
@@ -125,6 +130,8 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
         return _FRESH
     if isinstance(target, torch._ops.OpOverload):
         return _schema_effects(target, arguments)
+    if isinstance(target, type) and issubclass(target, tuple):
+        return _VIEW
     name = getattr(target, "__name__", "")
     if not is_torch(target):
         return _VIEW if rules.find(target) is not None else Effects(True, arguments)
@@ -144,6 +151,14 @@ def is_torch(target: Any) -> bool:
         return True
     homes = (torch, F, torch._C._nn, operator)
     return any(getattr(home, name, None) is target for home in homes)
+
+
+def computes(node: fx.Node) -> bool:
+    """Whether a node runs an arithmetic operator, even if it changes nothing: ``x + 0``."""
+    return node.op != "call_module" and operator_name(node).strip("_") in _ARITHMETIC_NAMES
+
+
+_ARITHMETIC_NAMES = set("add sub mul div truediv iadd isub imul itruediv neg leaky_relu".split())
 
 
 def _positional_inplace(target: Any, node: fx.Node) -> bool:

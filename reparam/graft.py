@@ -20,7 +20,8 @@ from torch import fx, nn
 
 from reparam.methods import names_of_public_methods
 from reparam.modules import fetch
-from reparam.rewriting import Rewrite, nodes_in
+from reparam.rewriting import Rewrite
+from reparam.structures import Built, nodes_in, outline, written_into
 from reparam.tracing import Call
 
 
@@ -41,6 +42,7 @@ class FusedForward:
         parameters: Names of the parameters the function takes.
         positional: Whether these are the forward's first parameters, passed one by one.
         baked: Values of the parameters that tracing took as constants.
+        outlines: Lengths and keys of the parameters that are containers.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class FusedForward:
         parameters: tuple[str, ...],
         positional: bool,
         baked: dict[str, Any],
+        outlines: dict[str, Any],
     ) -> None:
         self.owner = owner
         self.code = code
@@ -58,6 +61,7 @@ class FusedForward:
         self.parameters = parameters
         self.positional = positional
         self.baked = baked
+        self.outlines = outlines
         self.original = vars(owner).get("forward")
         self.function = _compile(code, names)
 
@@ -83,9 +87,14 @@ class FusedForward:
         bound = inspect.signature(self._original()).bind(*args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
-        for name, value in self.baked.items():
-            if given[name] is not value and not _equal(given[name], value):
-                return self._original()(*args, **kwargs)
+        other = any(
+            given[name] is not value and not _equal(given[name], value)
+            for name, value in self.baked.items()
+        )
+        # A tensor was traced where now there is none.
+        other = other or any(given[name] is None for name in self.parameters)
+        if other or any(outline(given[name]) != was for name, was in self.outlines.items()):
+            return self._original()(*args, **kwargs)
         return self.function(self.owner, *(given[name] for name in self.parameters))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,6 +152,7 @@ class _Graft:
         self.times = Counter(id(call.module) for call in self.trace.calls)
         self.edited = set(rewrite.edited)
         self.inlined: set[Call] = set()
+        self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
 
     def run(self) -> None:
         self._settle()
@@ -158,7 +168,7 @@ class _Graft:
             setattr(fetch(self.target, parent) if parent else self.target, name, module)
         for call, graph, baked, parameters in forwards:
             owner = fetch(self.target, call.path) if call.path else self.target
-            self._attach(owner, graph, baked, parameters)
+            self._attach(owner, graph, baked, parameters, call.arguments)
         self._prune([call for call, _, baked, _ in forwards if not baked])
 
     def _is_live(self, call: Call) -> bool:
@@ -175,7 +185,11 @@ class _Graft:
                 if self._vanished(call):
                     self.edited.add(call.parent)
                 continue
-            if (call in self.edited and not self._can_change_alone(call)) or self._leaks(call):
+            if (
+                call in self.rewrite.inlined
+                or (call in self.edited and not self._can_change_alone(call))
+                or self._leaks(call)
+            ):
                 self.inlined.add(call)
             if call in self.inlined:
                 self.edited.add(call.parent)
@@ -183,9 +197,7 @@ class _Graft:
 
     def _vanished(self, call: Call) -> bool:
         """Whether a call had nodes of its own and has none any more."""
-        return any(call in caller.ancestry() for _, caller in self.rewrite.removed) or (
-            call in self.edited
-        )
+        return call in self.shrunk or call in self.edited
 
     def _can_change_alone(self, call: Call) -> bool:
         if self.times[id(call.module)] > 1:
@@ -219,11 +231,16 @@ class _Graft:
         values: dict[fx.Node, fx.Node] = {}
         baked: dict[str, Any] = {}
         parameters: list[str] = []
+        signature = inspect.signature(owner.module.forward)
+        graph_module = isinstance(owner.module, fx.GraphModule)
         for name, argument in owner.arguments.items():
             if not any(True for _ in nodes_in(argument)):
                 baked[name] = argument
                 continue
-            placeholder = graph.placeholder(name)
+            default = signature.parameters[name].default
+            placeholder = graph.placeholder(
+                name, default_value=default if graph_module else inspect.Parameter.empty
+            )
             parameters.append(name)
             self._unpack(graph, argument, placeholder, values)
         emitted: set[Call] = set()
@@ -249,7 +266,7 @@ class _Graft:
             if node.op == "call_module":
                 copied.target = self._relative(str(node.target), owner)
             values[node] = copied
-        graph.output(fx.map_arg(owner.result, read))
+        graph.output(written_into(graph, owner.result, read))
         return graph, baked, tuple(parameters)
 
     def _called_from(self, owner: Call, caller: Call) -> Call | None:
@@ -271,8 +288,8 @@ class _Graft:
         values: dict[fx.Node, fx.Node],
     ) -> None:
         path = self._relative(call.path, owner)
-        args = fx.map_arg(call.args, read)
-        kwargs = fx.map_arg(call.kwargs, read)
+        args = written_into(graph, call.args, read)
+        kwargs = written_into(graph, call.kwargs, read)
         result = graph.call_module(path, args, kwargs)
         self._unpack(graph, call.result, result, values)
 
@@ -288,13 +305,17 @@ class _Graft:
             values.setdefault(self.rewrite.current(structure), whole)
             return
         entries: list[tuple[Any, Any]] = []
-        if isinstance(structure, dict):
+        by_key = True
+        if isinstance(structure, Built):
+            by_key = structure.by_key
+            entries = list(structure.entries.items())
+        elif isinstance(structure, dict):
             entries = list(structure.items())
         elif isinstance(structure, tuple | list):
             entries = list(enumerate(structure))
         for key, entry in entries:
             if any(True for _ in nodes_in(entry)):
-                part = graph.call_function(operator.getitem, (whole, key))
+                part = graph.call_function(operator.getitem if by_key else getattr, (whole, key))
                 self._unpack(graph, entry, part, values)
 
     def _relative(self, path: str, owner: Call) -> str:
@@ -306,6 +327,7 @@ class _Graft:
         graph: fx.Graph,
         baked: dict[str, Any],
         parameters: tuple[str, ...],
+        arguments: dict[str, Any],
     ) -> None:
         graph.lint()
         if isinstance(owner, fx.GraphModule):
@@ -317,7 +339,9 @@ class _Graft:
         positional = tuple(p.name for p in taken[: len(parameters)]) == parameters and all(
             p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in taken[: len(parameters)]
         )
-        forward = FusedForward(owner, code.src, names, parameters, positional, baked)
+        outlines = {name: outline(arguments[name]) for name in parameters}
+        positional = positional and all(was is None for was in outlines.values())
+        forward = FusedForward(owner, code.src, names, parameters, positional, baked, outlines)
         owner.forward = forward
 
     # -- What died must go ----------------------------------------------------------------------

@@ -15,6 +15,7 @@ from math import prod
 from torch import fx
 
 from reparam.costs import NOTHING, Cost
+from reparam.effects import computes
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Link
@@ -107,7 +108,8 @@ class _Walk:
             transposed = link.form is not None and link.form.transposed
             self.area[node] = above * strides if transposed else above / strides
             found: list[Candidate] = []
-            if link.form is not None and not link.form.identity:
+            free = link.form is not None and link.form.identity and not computes(node)
+            if link.form is not None and not free:
                 for candidate in self.forest.candidates(node):
                     if isinstance(candidate, Refusal):
                         self.stops[node] = candidate

@@ -13,9 +13,9 @@ from math import prod
 from torch import fx
 
 from reparam.affine import AffineConv
-from reparam.channels import holds_floats, promotes
+from reparam.channels import holds_type, promotes
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
-from reparam.effects import reads_metadata
+from reparam.effects import computes, reads_metadata
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link, with_layout
@@ -91,7 +91,7 @@ class Appraiser:
             return form_cost(self.fused[node].form)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
-            return Cost(step.multiply_adds, 0 if step.identity else 1)
+            return Cost(step.multiply_adds, 0 if step.identity and not computes(node) else 1)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
             return NOTHING
@@ -116,7 +116,7 @@ class Appraiser:
         if value in self.facts.shapes:
             known = {node: self._known_positions(node) for node in nodes}
             if not form.transposed:
-                return known, _count(self.facts.shapes[placed], form)
+                return known, _count(self.facts.shapes[placed], form.out_channels)
             return known, max(known[node] for node in nodes if self._transposed(node))
         least = {value: 1.0}
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
@@ -137,7 +137,9 @@ class Appraiser:
         form = self._form(node)
         source = form.base if form is not None and form.transposed else node
         shape = self.facts.shapes.get(source) if isinstance(source, fx.Node) else None
-        return 0.0 if shape is None else _count(shape, form)
+        if shape is None or form is None:
+            return 0.0 if shape is None else 1.0
+        return _count(shape, form.in_channels if form.transposed else form.out_channels)
 
     def _transposed(self, node: fx.Node) -> bool:
         form = self._form(node)
@@ -245,7 +247,8 @@ class Appraiser:
         problem = self._effects(candidate.base, path, value, dying, main)
         if problem is not None:
             return problem
-        converts = not holds_floats(candidate.base, self.facts)
+        dtype = form.dtype or (None if form.like is None else form.like.dtype)
+        converts = not holds_type(candidate.base, dtype, self.facts)
         first = next((link for link in path if link.form is not None), main)
         if converts and not all(promotes(node) for node in first.inner):
             return Refusal("integers may overflow before they become floats; pass example_inputs")
@@ -364,15 +367,9 @@ def _reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
     )
 
 
-def _count(shape: Iterable[int], form: AffineConv | None) -> float:
+def _count(shape: Iterable[int], channels: int | None) -> float:
     """Positions of a value: its elements but for the channels."""
-    sizes = list(shape)
-    axes = None if form is None else form.axes
-    if axes is not None and len(axes) < len(sizes):
-        del sizes[-len(axes) - 1]
-    elif len(sizes) > 1:
-        del sizes[1]
-    return float(max(prod(sizes), 1))
+    return max(prod(shape) / (channels or 1), 1.0)
 
 
 def _ratio(after: float, before: float) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from types import MethodType
 
 from torch import fx, nn
 
@@ -15,6 +16,7 @@ from reparam.facts import Facts
 from reparam.methods import methods_naming
 from reparam.modules import fetch, has_hooks
 from reparam.regions import Region
+from reparam.structures import nodes_in
 from reparam.tracing import Call, Trace
 from reparam.verification import pad_mode
 
@@ -33,6 +35,7 @@ class Rewrite:
         removed: Modules and tensors that some code does not use any more: path and code.
         names: Where each region's operator is registered.
         protected: For each call the parts that other methods of its module run by themselves.
+        inlined: Calls whose code has to move into their caller's.
     """
 
     trace: Trace
@@ -42,6 +45,7 @@ class Rewrite:
     removed: list[tuple[str, Call]] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
     protected: dict[Call, set[str]] = field(default_factory=dict)
+    inlined: set[Call] = field(default_factory=set)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that stands for a node of the trace now."""
@@ -76,6 +80,7 @@ class _Rewriter:
             if node.op == "call_module"
         )
         self.traced_through = Counter(id(call.module) for call in trace.calls)
+        self.held = _held_aside(trace.root)
         self.read_directly = {
             id(
                 fetch(trace.root, str(node.target).rpartition(".")[0])
@@ -119,6 +124,8 @@ class _Rewriter:
             )
             while owner.parent is not None and not self._sees(owner, result.current(source)):
                 owner = owner.parent
+        if region.collapses and not self.as_written:
+            owner = frame
         while not swap and owner.parent is not None and self._must_not_grow(owner):
             owner = owner.parent
         read = result.current(source)
@@ -189,7 +196,7 @@ class _Rewriter:
         frames = {self.trace.caller[node] for node in region.dying}
         pending = sorted(region.dying, key=self.facts.order.__getitem__, reverse=True)
         for node in pending:
-            if node.users:
+            if node.users or node not in self.inside[self.trace.caller[node]]:
                 continue
             feeds = list(node.all_input_nodes)
             if node not in self.result.replaced:
@@ -259,9 +266,27 @@ class _Rewriter:
         partial = {name for name, used in methods.items() if used != names}
         public = {name for name in methods if name != "forward" and not name.startswith("_")}
         if partial - {"forward"} or (in_code and public) or (partial and len(methods) > 1):
-            self.result.protected.setdefault(frame, set()).update(names)
+            self._keep_parts(region, frame, names)
+            return False
+        mixing = {
+            self.trace.caller[link.value]
+            for link in region.path
+            if link.form is not None and not link.form.diagonal
+        }
+        if len(mixing) > 1 and names:
+            # A part would return other channels or another size than it did.
+            self._keep_parts(region, frame, names)
             return False
         return True
+
+    def _keep_parts(self, region: Region, frame: Call, names: set[str]) -> None:
+        """Write a region into its frame's own code; its parts stay what they are."""
+        self.result.protected.setdefault(frame, set()).update(names)
+        for node in region.dying:
+            for call in self.trace.caller[node].ancestry():
+                if call is frame:
+                    break
+                self.result.inlined.add(call)
 
     def _may_swap(self, node: fx.Node, frame: Call) -> bool:
         """Whether a module may be replaced where it is registered, and no code has to change."""
@@ -277,7 +302,8 @@ class _Rewriter:
             and self.traced_through[id(self.trace.caller[node].module)] == 1
             and not has_hooks(old)
             and not any(child for child in old.children())
-            and determined(frame)
+            and id(old) not in self.held
+            and knows_only_tensors(frame)
         )
 
     def _sees(self, call: Call, node: fx.Node) -> bool:
@@ -341,12 +367,24 @@ def knows_only_tensors(call: Call) -> bool:
     return all(isinstance(value, fx.Node) for value in call.arguments.values())
 
 
-def determined(call: Call) -> bool:
-    """Whether a module always runs the way it was traced: its code knows nothing but tensors.
-
-    A call that got other values is determined by its caller, if the caller is.
-    """
-    return any(knows_only_tensors(current) for current in call.ancestry())
+def _held_aside(root: nn.Module) -> set[int]:
+    """Identities of the modules that some attribute holds besides their registration."""
+    held: set[int] = set()
+    for module in root.modules():
+        pending = [value for name, value in vars(module).items() if name != "_modules"]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, nn.Module):
+                held.add(id(value))
+            elif isinstance(value, list | tuple | set):
+                pending.extend(value)
+            elif isinstance(value, dict):
+                pending.extend(value.values())
+            elif isinstance(value, MethodType):
+                held.add(id(value.__self__))
+            elif isinstance(value, partial):
+                pending.extend((value.func, *value.args, *value.keywords.values()))
+    return held
 
 
 def common_caller(callers: Iterable[Call]) -> Call:
@@ -362,17 +400,3 @@ def common_caller(callers: Iterable[Call]) -> Call:
             length += 1
         common = common[:length]
     return common[-1]
-
-
-def nodes_in(value: Any) -> Iterator[fx.Node]:
-    """All nodes in a structure of arguments."""
-    if isinstance(value, fx.Node):
-        yield value
-    elif isinstance(value, tuple | list):
-        for entry in value:
-            yield from nodes_in(entry)
-    elif isinstance(value, dict):
-        for entry in value.values():
-            yield from nodes_in(entry)
-    elif isinstance(value, slice):
-        yield from nodes_in((value.start, value.stop, value.step))

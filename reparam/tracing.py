@@ -24,6 +24,7 @@ from reparam.errors import ReparamError
 from reparam.modules import has_hooks, join
 from reparam.rules import Rules
 from reparam.state import Watch, random_state
+from reparam.structures import can_be_built, nodes_in, without_proxies
 
 
 @dataclass(eq=False)
@@ -98,6 +99,11 @@ class _Proxy(fx.Proxy):
     def __iter__(self) -> Iterator[fx.Proxy]:
         return _unpack(self, inspect.currentframe())
 
+    def __len__(self) -> int:
+        tracer: Any = self.tracer
+        tracer.refuse()
+        return super().__len__()
+
 
 def _record_inplace(name: str) -> Callable[[fx.Proxy, Any], Any]:
     """``x += y`` writes to x; a plain proxy would record ``x + y``."""
@@ -155,6 +161,8 @@ class _ConstantProxy(_Proxy):
 
 
 class _Tracer(fx.Tracer):
+    trace_asserts = True
+
     def __init__(self, root: nn.Module, rules: Rules, opaque: set[Any], given: set[str]) -> None:
         super().__init__()
         self.rules = rules
@@ -174,6 +182,7 @@ class _Tracer(fx.Tracer):
         self.stack: list[Call] = []
         self.in_context: set[Call] = set()
         self.random_modules: list[nn.Module] = []
+        self.refused: set[int] = set()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.failed: nn.Module | None = None
@@ -201,6 +210,8 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         if get_ident() != self.thread:
             return forward(*args, **kwargs)  # somebody else's call: torch.fx patches all threads
+        if _has_own_call(m):
+            raise UntraceableError("it runs a module whose __call__ is its own")
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
@@ -231,6 +242,18 @@ class _Tracer(fx.Tracer):
         if self.watch is not None and random_state() != before:
             self.random_modules.append(module)
         return call.result
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.refuse()
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        self.refuse()
+        return super().iter(obj)
+
+    def refuse(self) -> None:
+        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
+        self.refused.update(id(call.module) for call in self.stack[-1:])
 
     def create_arg(self, a: Any) -> fx.node.Argument:
         if isinstance(a, Tensor) and id(a) not in self.names:
@@ -265,7 +288,9 @@ class _Tracer(fx.Tracer):
         for parameter in inspect.signature(forward).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
-            if parameter.default is parameter.empty or parameter.name in self.given:
+            everything = isinstance(self.model, fx.GraphModule)
+            required = everything or parameter.default is parameter.empty
+            if required or parameter.name in self.given:
                 value: Any = self.create_proxy("placeholder", parameter.name, (), {})
             else:
                 value = parameter.default
@@ -280,6 +305,13 @@ class _Tracer(fx.Tracer):
             )
 
         return run, positional
+
+
+def _has_own_call(module: nn.Module) -> bool:
+    if isinstance(module, fx.GraphModule):
+        return False
+    kinds = type(module).__mro__
+    return any("__call__" in vars(kind) for kind in kinds[: kinds.index(nn.Module)])
 
 
 def _bind(
@@ -325,6 +357,11 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
             if type(culprit) is not type(root):
                 opaque.add(type(culprit))
             continue
+        if tracer.refused:
+            if id(root) in tracer.refused:
+                raise UntraceableError("its forward catches that a proxy has no value")
+            opaque.update(tracer.refused)
+            continue
         if drew:
             if tracer.watch is None:
                 opaque.add("watch random numbers")
@@ -337,8 +374,12 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         if graph is None:
             raise ReparamError("tracing gave no graph")
         for call in tracer.calls:
-            call.arguments, call.result = _nodes(call.arguments), _nodes(call.result)
-            call.args, call.kwargs = _nodes(call.args), _nodes(call.kwargs)
+            call.arguments = without_proxies(call.arguments)
+            call.args, call.kwargs = without_proxies(call.args), without_proxies(call.kwargs)
+            call.result = without_proxies(call.result)
+        if not can_be_built(tracer.calls[0].result):
+            raise UntraceableError("it returns a container of a class of its own")
+        _simplify_output(graph, tracer.calls[0].result)
         for node in graph.nodes:
             tracer.caller.setdefault(node, tracer.calls[0])
         identities = {id(module) for module in changed}
@@ -347,6 +388,20 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         }
         return Trace(root, path, graph, tracer.calls, tracer.caller, stateful)
     raise UntraceableError("tracing does not come to an end")
+
+
+def _simplify_output(graph: fx.Graph, result: Any) -> None:
+    """Return the bare nodes: whoever writes the graph down builds the containers again."""
+    output = next(iter(reversed(graph.nodes)))
+    built = [node for node in output.all_input_nodes if node not in set(nodes_in(result))]
+    output.args = (tuple(nodes_in(result)),)
+    while built:
+        node = built.pop()
+        if not node.users:
+            built.extend(node.all_input_nodes)
+            built = [feed for feed in built if feed not in set(nodes_in(result))]
+            if node.op == "call_function" and isinstance(node.target, type):
+                graph.erase_node(node)
 
 
 @contextmanager
@@ -383,18 +438,3 @@ def _noticing_contexts(tracer: _Tracer) -> Iterator[None]:
 def _summary(error: Exception) -> str:
     text = str(error).strip().split("\n", 1)[0]
     return f"its forward cannot be traced ({type(error).__name__}: {text[:160]})"
-
-
-def _nodes(value: Any) -> Any:
-    """A structure with nodes in place of proxies."""
-    if isinstance(value, fx.Proxy):
-        return value.node
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_nodes, value))
-    if isinstance(value, tuple | list):
-        return type(value)(map(_nodes, value))
-    if isinstance(value, dict):
-        return {key: _nodes(entry) for key, entry in value.items()}
-    if isinstance(value, slice):
-        return slice(_nodes(value.start), _nodes(value.stop), _nodes(value.step))
-    return value
