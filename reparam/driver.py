@@ -186,7 +186,11 @@ def check_model(model: Any) -> None:
                 f"{name or 'the model'} ({type(module).__name__}) is lazy and was never run; run "
                 "the model once on an input first"
             )
-        runs = type(module) is not nn.Module and not isinstance(module, fx.GraphModule)
+        kind = type(module)
+        runs = kind is not nn.Module and not isinstance(module, fx.GraphModule)
+        runs = runs and not kind.__module__.startswith(
+            ("torch.fx", "torch.export", "torch._export")
+        )
         if module.training and runs:
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is in training mode, where "

@@ -56,16 +56,19 @@ def _touched_names(kind: Any) -> frozenset[str] | None:
         except (OSError, TypeError, SyntaxError):
             return None
         for function in ast.walk(tree):
-            if not isinstance(function, ast.FunctionDef) or function.name == "__init__":
+            functions = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+            if not isinstance(function, functions) or _name(function) == "__init__":
                 continue
             called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
             held = {
                 id(node.value) for node in ast.walk(function) if isinstance(node, ast.Attribute)
             }
+            arguments = [*function.args.posonlyargs, *function.args.args]
+            own = arguments[0].arg if arguments else "self"
             for node in ast.walk(function):
                 if isinstance(node, ast.Name) and node.id in _REACHES_EVERYTHING:
                     return None
-                if isinstance(node, ast.Name) and node.id == "self" and id(node) not in held:
+                if isinstance(node, ast.Name) and node.id == own and id(node) not in held:
                     return None  # it hands itself on, and who gets it may reach anything
                 if not isinstance(node, ast.Attribute):
                     continue
@@ -74,3 +77,7 @@ def _touched_names(kind: Any) -> frozenset[str] | None:
                 if id(node) not in called:
                     touched.add(node.attr)
     return frozenset(touched - _HARMLESS)
+
+
+def _name(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> str:
+    return "" if isinstance(function, ast.Lambda) else function.name

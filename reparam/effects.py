@@ -153,6 +153,14 @@ def is_torch(target: Any) -> bool:
     return any(getattr(home, name, None) is target for home in homes)
 
 
+def reads_layout(node: fx.Node) -> bool:
+    """Whether a node depends on how its operand lies in memory."""
+    return operator_name(node) in _LAYOUT_READERS
+
+
+_LAYOUT_READERS = set("view view_as as_strided stride is_contiguous data_ptr".split())
+
+
 def computes(node: fx.Node) -> bool:
     """Whether a node runs an arithmetic operator, even if it changes nothing: ``x + 0``."""
     return node.op != "call_module" and operator_name(node).strip("_") in _ARITHMETIC_NAMES

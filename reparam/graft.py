@@ -169,7 +169,8 @@ class _Graft:
         for call, graph, baked, parameters in forwards:
             owner = fetch(self.target, call.path) if call.path else self.target
             self._attach(owner, graph, baked, parameters, call.arguments)
-        self._prune([call for call, _, baked, _ in forwards if not baked])
+        # Where other arguments may come, the code as it was must go on running.
+        self._prune([call for call, *_ in forwards if not call.optional])
 
     def _is_live(self, call: Call) -> bool:
         return call.parent is None or bool(self.inside[call])

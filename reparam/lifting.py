@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv, AffineSum, identity
 from reparam.channels import known_channels
-from reparam.effects import operator_name
+from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts
 from reparam.modules import fetch, has_hooks
@@ -58,15 +58,12 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
     return steps
 
 
-_LAYOUT_READERS = set("view view_as as_strided stride is_contiguous data_ptr".split())
-
-
 def _is_free(node: fx.Node, facts: Facts) -> bool:
     """Whether nobody sees that a copy is one: no reader asks for its layout in memory."""
     if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
         return False
     readers = {reader for member in facts.alias_class(node) for reader in member.users}
-    return not any(operator_name(reader) in _LAYOUT_READERS for reader in readers)
+    return not any(map(reads_layout, readers))
 
 
 def _find_rule(

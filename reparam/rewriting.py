@@ -364,7 +364,8 @@ def frame_problem(trace: Trace, region: Region) -> Refusal | None:
 
 def knows_only_tensors(call: Call) -> bool:
     """Whether every argument of a call was a value of the graph."""
-    return all(isinstance(value, fx.Node) for value in call.arguments.values())
+    arguments = call.arguments.values()
+    return not call.optional and all(isinstance(value, fx.Node) for value in arguments)
 
 
 def _held_aside(root: nn.Module) -> set[int]:

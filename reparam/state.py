@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
@@ -52,6 +54,12 @@ class Watch:
         self.attributes = [
             (module, dict(vars(module)), _contents(vars(module))) for module in root.modules()
         ]
+        self.tensors = [
+            (module, tensor, tensor._version, tensor.detach().clone())
+            for module in root.modules()
+            for tensor in _plain_tensors(vars(module))
+            if not tensor.is_inference()
+        ]
         self.random = random_state()
 
     def restore(self) -> list[nn.Module]:
@@ -61,6 +69,11 @@ class Watch:
         random.setstate(python_state)
         np.random.set_state(pickle.loads(numpy_state))
         changed = []
+        for module, tensor, version, value in self.tensors:
+            if tensor._version != version:
+                changed.append(module)
+                with torch.no_grad():
+                    tensor.copy_(value)
         for module, attributes, contents in self.attributes:
             if vars(module).keys() == attributes.keys() and all(
                 _same(vars(module)[name], attributes[name], contents.get(name))
@@ -73,6 +86,19 @@ class Watch:
             for name, content in contents.items():
                 _refill(attributes[name], content)
         return changed
+
+
+def _plain_tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors among a module's attributes that are neither parameters nor buffers."""
+    pending = [value for name, value in attributes.items() if name not in _REGISTERED]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple | set):
+            pending.extend(value)
+        elif isinstance(value, dict):
+            pending.extend(value.values())
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, Any]:

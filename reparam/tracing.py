@@ -38,6 +38,7 @@ class Call:
         arguments: What every parameter of the module's forward was given.
         args: The positional arguments as the caller wrote them.
         kwargs: The keyword arguments as the caller wrote them.
+        optional: Whether the forward has parameters that a caller may leave out.
         result: What the forward returned, nodes in place of proxies.
     """
 
@@ -47,6 +48,7 @@ class Call:
     arguments: dict[str, Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    optional: bool = False
     result: Any = None
 
     def ancestry(self) -> Iterator[Call]:
@@ -228,6 +230,10 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         parent = self.stack[-1] if self.stack else None
         call = Call(path, module, parent, _bind(forward, args, kwargs), args, kwargs)
+        call.optional = any(
+            parameter.default is not parameter.empty
+            for parameter in inspect.signature(forward).parameters.values()
+        )
         self.calls.append(call)
         self.stack.append(call)
         before = None if self.watch is None else random_state()
