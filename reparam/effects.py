@@ -161,6 +161,11 @@ def reads_layout(node: fx.Node) -> bool:
 _LAYOUT_READERS = set("view view_as as_strided stride is_contiguous data_ptr".split())
 
 
+def permutes(node: fx.Node) -> bool:
+    """Whether a node only changes the order of axes, and so the layout in memory."""
+    return operator_name(node) in ("permute", "transpose", "swapaxes", "swapdims")
+
+
 def computes(node: fx.Node) -> bool:
     """Whether a node runs an arithmetic operator, even if it changes nothing: ``x + 0``."""
     return node.op != "call_module" and operator_name(node).strip("_") in _ARITHMETIC_NAMES

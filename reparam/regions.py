@@ -15,7 +15,7 @@ from torch import fx
 from reparam.affine import AffineConv
 from reparam.channels import holds_type, promotes
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
-from reparam.effects import computes, reads_layout, reads_metadata
+from reparam.effects import computes, permutes, reads_layout, reads_metadata
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link, with_layout
@@ -308,9 +308,12 @@ class Appraiser:
                     last = max(last, place - 1)
                 if facts.write_between(operand, order[operand], last, ignoring=dying):
                     return Refusal(f"{operand} is written to in place before it is read")
-        barriers = [index for index, link in enumerate(path) if link.commuting is not None]
-        if barriers and path.index(main) < barriers[-1]:
-            # What was computed after a view becomes the view itself.
+        permuted = False
+        for link in path[path.index(main) + 1 :]:
+            if link.commuting is not None:
+                permuted = permutes(link.value) or (permuted and not link.commuting.copies)
+        if permuted:
+            # What was computed after a transposition becomes the transposed view itself.
             readers = {reader for member in facts.alias_class(value) for reader in member.users}
             if any(map(reads_layout, readers - dying)):
                 return Refusal("its value's layout in memory would change, which a view reads")
