@@ -145,7 +145,7 @@ def _apply(
         )
     if not leading and not isinstance(step, Refusal | Commuting | Stacked):
         step = _with_sources(step, node, facts)
-    if isinstance(step, AffineConv) and step.diagonal and not _is_norm(node, leading):
+    if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
         problem = _may_broadcast(step, node, facts, steps)
         if problem is not None:
             return problem
@@ -153,10 +153,10 @@ def _apply(
     return result
 
 
-def _is_norm(node: fx.Node, leading: tuple[Any, ...]) -> bool:
+def _counts_channels(node: fx.Node, leading: tuple[Any, ...]) -> bool:
     """Whether an operator raises unless its input has as many channels as its parameters."""
     name = type(leading[0]).__name__ if leading else operator_name(node)
-    return "batch_norm" in name or name.startswith(("BatchNorm", "SyncBatchNorm"))
+    return any(part in name.lower() for part in ("conv", "linear", "batch_norm", "batchnorm"))
 
 
 def _may_broadcast(

@@ -18,7 +18,7 @@ from reparam.lifting import lift
 from reparam.modules import fetch, has_hooks, join
 from reparam.planner import Decision, decide
 from reparam.regions import Region
-from reparam.rewriting import frame_problem
+from reparam.rewriting import Rewriter, frame_problem
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
 from reparam.tracing import Trace, UntraceableError, trace
@@ -44,12 +44,13 @@ class Part:
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
+        rewriter = Rewriter(self.trace, self.facts)
         while True:
             self.decision = decide(self.trace.graph, self.steps, self.facts, self.banned)
             problems = [
                 (region, problem)
                 for region in self.decision.regions
-                if (problem := frame_problem(self.trace, region)) is not None
+                if (problem := frame_problem(rewriter, region)) is not None
             ]
             for region, problem in problems:
                 self.ban(region, problem)

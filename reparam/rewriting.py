@@ -62,10 +62,17 @@ def rewrite(trace: Trace, operators: Operators, facts: Facts) -> Rewrite:
         operators: The regions and the modules that stand for them.
         facts: What was known of the graph before.
     """
-    return _Rewriter(trace, facts).run(operators)
+    return Rewriter(trace, facts).run(operators)
 
 
-class _Rewriter:
+class Rewriter:
+    """Edits the graph of one trace, region by region.
+
+    Args:
+        trace: The trace.
+        facts: What was known of the graph before.
+    """
+
     def __init__(self, trace: Trace, facts: Facts) -> None:
         self.trace = trace
         self.facts = facts
@@ -96,38 +103,19 @@ class _Rewriter:
         self.taken = {name for name, _ in trace.root.named_modules(remove_duplicate=False)}
 
     def run(self, operators: Operators) -> Rewrite:
+        """Edit the graph so that every region becomes its operator."""
         for region, module in operators:
             self.apply(region, module)
         return self.result
 
     def apply(self, region: Region, module: nn.Module) -> None:
+        """Edit the graph so that one region becomes its operator."""
         graph, result = self.trace.graph, self.result
-        for node in region.dying:
-            self._erase_unread(list(node.users))
+        self._erase_unread(self._doomed(region))
         main, value = region.main, region.value
-        callers = [self.trace.caller[node] for node in region.dying if node.op != "get_attr"]
         place = main.value if region.collapses else value
         source = main.base if region.collapses else region.base
-        single = len(main.inner) == 1 and region.collapses
-        frame = common_caller(callers) if region.collapses else self.trace.caller[value]
-        self.as_written = region.collapses and self._methods_agree(region, frame)
-        swap = single and not region.converts and self._may_swap(place, frame)
-        if single:
-            owner = self.trace.caller[place]
-        else:
-            owner = common_caller(
-                [
-                    self.trace.caller[node]
-                    for node in main.inner
-                    if node in region.dying or node is place
-                ]
-            )
-            while owner.parent is not None and not self._sees(owner, result.current(source)):
-                owner = owner.parent
-        if region.collapses and not self.as_written:
-            owner = frame
-        while not swap and owner.parent is not None and self._must_not_grow(owner):
-            owner = owner.parent
+        frame, owner, swap = self.placement(region)
         read = result.current(source)
         path = str(place.target) if swap else self._new_name(owner, module)
         result.modules[path] = module
@@ -161,6 +149,62 @@ class _Rewriter:
                 if link.form is not None and link is not main:
                     self._skip(link.value, link.base, link.inner, region, frame)
         self._sweep(region)
+
+    def placement(self, region: Region) -> tuple[Call, Call, bool]:
+        """Where a region belongs: its frame, whose code gets the new operator, and whether none.
+
+        Returns:
+            The innermost call that all of the region lies in, the call whose code names the new
+            operator, and whether a module is replaced where it is registered instead.
+        """
+        main, value = region.main, region.value
+        callers = [self.trace.caller[node] for node in region.dying if node.op != "get_attr"]
+        place = main.value if region.collapses else value
+        source = main.base if region.collapses else region.base
+        single = len(main.inner) == 1 and region.collapses
+        frame = common_caller(callers) if region.collapses else self.trace.caller[value]
+        self.as_written = region.collapses and self._methods_agree(region, frame)
+        swap = single and not region.converts and self._may_swap(place, frame)
+        if single:
+            owner = self.trace.caller[place]
+        else:
+            inner = (node for node in main.inner if node in region.dying or node is place)
+            owner = common_caller([self.trace.caller[node] for node in inner])
+            while owner.parent is not None and not self._sees(owner, self.result.current(source)):
+                owner = owner.parent
+        if region.collapses and not self.as_written:
+            owner = frame
+        while not swap and owner.parent is not None and self._must_not_grow(owner):
+            owner = owner.parent
+        return frame, owner, swap
+
+    def _doomed(self, region: Region) -> list[fx.Node]:
+        """What reads a dying value although nobody reads it, and cannot read what replaces it."""
+        ignored = self.facts.asserted | self.facts.unread
+        replaced = {link.value for link in region.path} if region.collapses else {region.value}
+        return [
+            user
+            for node in region.dying
+            for user in node.users
+            if user in ignored and not (node in replaced and user in self.facts.numbers)
+        ]
+
+    def edits(self, region: Region) -> set[Call]:
+        """The calls whose code would change for a region."""
+        frame, owner, swap = self.placement(region)
+        if not region.collapses:
+            return {owner, self.trace.caller[region.value]}
+        changed = set() if swap else {owner}
+        changed.update(self.trace.caller[node] for node in self._doomed(region))
+        for link in region.path:
+            if link.form is None or (link is region.main and swap):
+                continue
+            kept = len(link.inner) == 1 and self._may_swap(link.value, frame)
+            if not kept:
+                changed.update(
+                    self.trace.caller[node] for node in link.inner if node.op != "get_attr"
+                )
+        return changed
 
     def _skip(
         self,
@@ -218,8 +262,7 @@ class _Rewriter:
     def _erase_unread(self, nodes: list[fx.Node]) -> None:
         """Erase what nobody reads of what is gone, and assertions on its shape."""
         found: set[fx.Node] = set()
-        ignored = self.facts.asserted | self.facts.unread
-        pending = [node for node in nodes if node in ignored]
+        pending = list(nodes)
         while pending:
             node = pending.pop()
             if node not in found:
@@ -334,12 +377,13 @@ class _Rewriter:
         raise RuntimeError("no name is left")
 
 
-def frame_problem(trace: Trace, region: Region) -> Refusal | None:
+def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
     """Why a region may not be fused although it is exact: its code keeps state.
 
     A module whose forward changes the module runs as it is written. What lies inside one of its
     parts may change if that part alone decides how it runs.
     """
+    trace = rewriter.trace
     if not trace.stateful:
         return None
     frame = common_caller(
@@ -350,7 +394,7 @@ def frame_problem(trace: Trace, region: Region) -> Refusal | None:
         f"{frame.path or 'the model'} changes its own attributes when it runs, or enters a context "
         "such as torch.no_grad"
     )
-    if frame in trace.stateful:
+    if frame in trace.stateful or rewriter.edits(region) & trace.stateful:
         return refusal
     if not any(call in trace.stateful for call in frame.ancestry()):
         return None
