@@ -229,7 +229,9 @@ class _Tracer(fx.Tracer):
         run: Callable[[], Any],
     ) -> Any:
         parent = self.stack[-1] if self.stack else None
-        call = Call(path, module, parent, _bind(forward, args, kwargs), args, kwargs)
+        # Now, since the forward may append to a list that it was given.
+        given = without_proxies((_bind(forward, args, kwargs), args, kwargs))
+        call = Call(path, module, parent, *given)
         call.optional = any(
             parameter.default is not parameter.empty
             for parameter in inspect.signature(forward).parameters.values()
@@ -238,7 +240,8 @@ class _Tracer(fx.Tracer):
         self.stack.append(call)
         before = None if self.watch is None else random_state()
         try:
-            call.result = run()
+            result = run()
+            call.result = without_proxies(result)
         except Exception:
             if self.failed is None:
                 self.failed = module
@@ -247,7 +250,7 @@ class _Tracer(fx.Tracer):
             self.stack.pop()
         if self.watch is not None and random_state() != before:
             self.random_modules.append(module)
-        return call.result
+        return result
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.refuse()
@@ -379,10 +382,6 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
             continue
         if graph is None:
             raise ReparamError("tracing gave no graph")
-        for call in tracer.calls:
-            call.arguments = without_proxies(call.arguments)
-            call.args, call.kwargs = without_proxies(call.args), without_proxies(call.kwargs)
-            call.result = without_proxies(call.result)
         if not can_be_built(tracer.calls[0].result):
             raise UntraceableError("it returns a container of a class of its own")
         _simplify_output(graph, tracer.calls[0].result)
