@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 
 import timm
+import torch
 from torch import nn
 
 from tests.support.images import random_images
@@ -34,6 +35,7 @@ class TimmModel:
     def build(self, seed: int) -> nn.Module:
         """The network in evaluation mode, with randomised statistics and scales."""
         size = {"img_size": self.size} if self.resizable else {}
+        torch.manual_seed(seed)
         model: nn.Module = timm.create_model(self.name, pretrained=False, **size).eval()
         calibration = random_images(8 if self.size < 200 else 4, self.size, seed)
         return randomise_batch_norm(model, seed, (calibration,))

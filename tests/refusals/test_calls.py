@@ -289,7 +289,7 @@ def test_a_rule_that_raises_is_not_hidden() -> None:
         return x.scale(module.no_such_attribute)
 
     with pytest.raises(
-        reparam.ReparamError, match="broken raised AttributeError .*no_such_attribute"
+        reparam.ReparamError, match=r"broken raised AttributeError .*no_such_attribute"
     ):
         reparam.fuse(doubled(), rules={Doubling: broken})
 
