@@ -44,13 +44,13 @@ class Part:
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
-        rewriter = Rewriter(self.trace, self.facts)
+        stateful = Rewriter(self.trace, self.facts) if self.trace.stateful else None
         while True:
             self.decision = decide(self.trace.graph, self.steps, self.facts, self.banned)
             problems = [
                 (region, problem)
                 for region in self.decision.regions
-                if (problem := frame_problem(rewriter, region)) is not None
+                if stateful and (problem := frame_problem(stateful, region)) is not None
             ]
             for region, problem in problems:
                 self.ban(region, problem)

@@ -384,8 +384,6 @@ def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
     parts may change if that part alone decides how it runs.
     """
     trace = rewriter.trace
-    if not trace.stateful:
-        return None
     frame = common_caller(
         [trace.caller[node] for node in region.dying if node.op != "get_attr"]
         + [trace.caller[region.value]]
