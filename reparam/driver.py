@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +78,7 @@ class Plan:
         self._parts = None
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _without_collection():
             fused = apply_parts(self.model, parts, report, inplace=inplace, verify=verify)
             if inputs is not None and verify and not inplace:
                 compare_whole(self.model, fused, as_arguments(inputs), report)
@@ -121,7 +123,7 @@ def plan(
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), _without_collection():
         parts, failures = find_parts(model, Rules(rules), inputs)
     untraced = [untraced_row(failure) for failure in failures]
     report = Report(type(model).__name__, [], list(untraced))
@@ -171,6 +173,18 @@ def fuse(
         )
     """
     return plan(model, example_inputs, rules=rules, cost=cost).apply(inplace=inplace, verify=verify)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Make many small objects without Python searching all of them for garbage again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_model(model: Any) -> None:
