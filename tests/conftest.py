@@ -3,8 +3,11 @@
 import os
 import sys
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("tests.laws", "tests.refusals", "tests.support")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores already
