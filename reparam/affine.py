@@ -440,7 +440,9 @@ class AffineConv:
         return self
 
     def with_axes(self, count: int) -> AffineConv:
-        """The same pointwise form for a known number of spatial axes."""
+        """The same pointwise form for another number of spatial axes."""
+        if self.axes is not None and len(self.axes) == count:
+            return self
 
         def reshape(weights: Weights) -> Weights:
             kernel, bias = weights

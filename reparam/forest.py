@@ -15,8 +15,6 @@ from torch import fx
 from reparam.affine import AffineConv, AffineSum
 from reparam.errors import Refusal
 from reparam.facts import Facts
-from reparam.geometry import Axis
-from reparam.kernels import Lazy, Weights
 from reparam.rules import Commuting, Stacked, Step
 
 
@@ -228,16 +226,4 @@ def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
     axis = link.commuting.input_axis(-len(form.axes) - 1, form.in_channels)
     if isinstance(axis, Refusal):
         return axis
-    return with_layout(form, -axis - 1)
-
-
-def with_layout(form: AffineConv, count: int) -> AffineConv:
-    """A pointwise form for channels that lie before another number of axes."""
-    if form.axes is None or len(form.axes) == count:
-        return form
-
-    def reshape(weights: Weights) -> Weights:
-        kernel, bias = weights
-        return kernel.view(*kernel.shape[:2], *(1,) * count), bias
-
-    return replace(form, axes=(Axis(),) * count, weights=Lazy(reshape, (form.weights,)))
+    return form.with_axes(-axis - 1)

@@ -18,7 +18,7 @@ from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
 from reparam.effects import computes, permutes, reads_layout, reads_metadata
 from reparam.errors import Refusal
 from reparam.facts import Facts
-from reparam.forest import Candidate, Forest, Link, with_layout
+from reparam.forest import Candidate, Forest, Link
 from reparam.rules import Step
 
 _SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
@@ -222,7 +222,7 @@ class Appraiser:
             if any(link.form is None for link in path):
                 return Refusal(self._other_readers(candidate, gone))
         if main.form is not None and main.form.axes is not None and form.pointwise:
-            form = with_layout(form, len(main.form.axes))
+            form = form if form.axes is None else form.with_axes(len(main.form.axes))
         placed = _placed(path, main) if collapses else value
         positions, own = self.positions(gone, value, form, placed)
         current = before = NOTHING
