@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from reparam.methods import names_of_public_methods
 from reparam.modules import fetch
-from reparam.rewriting import Rewrite
+from reparam.rewriting import Rewrite, knows_only_tensors
 from reparam.structures import Built, nodes_in, outline, written_into
 from reparam.tracing import Call
 
@@ -170,7 +170,7 @@ class _Graft:
             owner = fetch(self.target, call.path) if call.path else self.target
             self._attach(owner, graph, baked, parameters, call.arguments)
         # Where other arguments may come, the code as it was must go on running.
-        self._prune([call for call, *_ in forwards if not call.optional])
+        self._prune([call for call, *_ in forwards if knows_only_tensors(call)])
 
     def _is_live(self, call: Call) -> bool:
         return call.parent is None or bool(self.inside[call])

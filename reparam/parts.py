@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from reparam.eager import only_called
+from reparam.eager import Reach
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts, gather
 from reparam.lifting import lift
-from reparam.modules import fetch, has_hooks, join
+from reparam.modules import fetch, has_hooks
 from reparam.planner import Decision, decide
 from reparam.regions import Region
 from reparam.rewriting import Rewriter, frame_problem
@@ -95,20 +95,23 @@ def find_parts(
     """
     parts: list[Part] = []
     untraced: list[Untraced] = []
-    pending: list[tuple[str, nn.Module]] = [("", model)]
+    reach = Reach()
+    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    pending: list[nn.Module] = [model]
     seen: set[int] = set()
     while pending:
-        path, module = pending.pop(0)
-        if id(module) in seen:
+        module = pending.pop(0)
+        if id(module) in seen or id(module) not in paths:
             continue
         seen.add(id(module))
+        path = paths[id(module)]
         given = _given(model, inputs) if module is model and inputs is not None else None
         try:
             traced = trace(module, rules, path=path, given=given)
         except UntraceableError as error:
             untraced.append(Untraced(path, module, error.reason))
-            for name, child in only_called(module).items():
-                pending.append((join(path, name), child))
+            reach.follow(module)
+            pending.extend(reach.only_called())
             continue
         shapes: dict[fx.Node, torch.Size] = {}
         dtypes: dict[fx.Node, torch.dtype] = {}
@@ -116,19 +119,25 @@ def find_parts(
             shapes, dtypes = record_shapes(traced, inputs)
         facts = gather(module, traced.graph, rules, shapes, dtypes)
         parts.append(Part(traced, facts, lift(traced.graph, facts, rules)))
-        for node in traced.graph.nodes:
-            if node.op == "call_module":
-                leaf = fetch(module, str(node.target))
-                if not type(leaf).__module__.startswith("torch.") and (
-                    rules.find(type(leaf)) is None or has_hooks(leaf)
-                ):
-                    pending.append((join(path, str(node.target)), leaf))
+        pending.extend(_opaque_leaves(traced, rules))
     users = Counter(key for part in parts for key in part.touched(part.trace.graph))
+    users.update(reach.opened | (reach.called.keys() - {id(part.trace.root) for part in parts}))
     for part in parts:
         part.decide()
         while _ban_shared(part, users):
             part.decide()
     return parts, untraced
+
+
+def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
+    """The modules in a graph into which it does not look."""
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            leaf = fetch(traced.root, str(node.target))
+            if not type(leaf).__module__.startswith("torch.") and (
+                rules.find(type(leaf)) is None or has_hooks(leaf)
+            ):
+                yield leaf
 
 
 def _ban_shared(part: Part, users: Counter[int]) -> bool:

@@ -164,6 +164,10 @@ class Rewriter:
         single = len(main.inner) == 1 and region.collapses
         frame = common_caller(callers) if region.collapses else self.trace.caller[value]
         self.as_written = region.collapses and self._methods_agree(region, frame)
+        if not region.collapses:
+            whole = common_caller([frame, *callers])
+            if not knows_only_tensors(whole):
+                self._keep_parts(region, whole, set())
         swap = single and not region.converts and self._may_swap(place, frame)
         if single:
             owner = self.trace.caller[place]
@@ -308,6 +312,10 @@ class Rewriter:
         methods = methods_naming(frame.module, names)
         partial = {name for name, used in methods.items() if used != names}
         public = {name for name in methods if name != "forward" and not name.startswith("_")}
+        if names and not knows_only_tensors(frame):
+            # With other arguments the code as it was runs, and calls the parts as they were.
+            self._keep_parts(region, frame, names)
+            return False
         if partial - {"forward"} or (in_code and public) or (partial and len(methods) > 1):
             self._keep_parts(region, frame, names)
             return False

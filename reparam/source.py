@@ -1,0 +1,57 @@
+"""The functions that a class of modules defines, and the code of a function."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from functools import cache
+from types import FunctionType
+from typing import Any, TypeAlias
+
+from torch import nn
+
+Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def methods(kind: Any, after: type | None = None) -> dict[str, FunctionType]:
+    """The functions that a class and its bases define, without those that every module has.
+
+    Args:
+        kind: The class.
+        after: Leave out the classes up to this one, as ``super`` does.
+    """
+    return _methods(kind, after)
+
+
+@cache
+def _methods(kind: Any, after: Any) -> dict[str, FunctionType]:
+    order = kind.__mro__
+    if after in order:
+        order = order[order.index(after) + 1 :]
+    found: dict[str, FunctionType] = {}
+    for base in reversed(order):
+        if base in (object, nn.Module):
+            continue
+        for name, value in vars(base).items():
+            function = inspect.unwrap(value) if callable(value) else None
+            if isinstance(function, FunctionType) and name != "__init__":
+                found[name] = function
+    return found
+
+
+@cache
+def definition(function: FunctionType) -> Definition | None:
+    """The syntax tree of a function; None where its source is not at hand.
+
+    Args:
+        function: The function.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, Definition) and node.name == function.__name__:
+            return node
+    return None
