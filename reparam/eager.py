@@ -23,6 +23,7 @@ from reparam.references import (
     Known,
     Method,
     Outside,
+    Row,
     Several,
     Super,
     TensorsOf,
@@ -32,6 +33,7 @@ from reparam.references import (
     contents,
     modules_in,
     refer_to,
+    row,
     union,
 )
 from reparam.source import Definition, definition, methods
@@ -89,6 +91,8 @@ class Reach:
                 self.opened.add(id(value.owner))
             elif isinstance(value, Several | Carrier):
                 self.use(value.entries)
+            elif isinstance(value, Row):
+                self.use(union(value.places))
             elif isinstance(value, Super):
                 self.use(frozenset([value.owner]))
             elif isinstance(value, Method) and isinstance(value.owner, nn.Module):
@@ -291,6 +295,8 @@ class _Reader:
                 values = self.value(value)
                 self.assign(target, values)
                 return values
+            case ast.Tuple(elts=several) if not any(isinstance(e, ast.Starred) for e in several):
+                return row(tuple(map(self.value, several)))
             case ast.Tuple(elts=several) | ast.List(elts=several) | ast.Set(elts=several):
                 return container(union(map(self.value, several)))
             case ast.Dict(keys=keys, values=several):
@@ -336,7 +342,7 @@ class _Reader:
             return refer_to(inspect.getattr_static(value.value, name, None))
         if isinstance(value, Super):
             return frozenset([Method(value.owner, name, value.after)])
-        if isinstance(value, Several):
+        if isinstance(value, Several | Row):
             return frozenset([Method(value, name)])
         if isinstance(value, TensorsOf):
             return NOTHING if name in _METADATA else frozenset([value])
@@ -370,6 +376,8 @@ class _Reader:
     def elements_of(self, value: Any) -> Values:
         if isinstance(value, Several):
             return value.entries | {value}
+        if isinstance(value, Row):
+            return union(value.places)
         if _is_plain_container(value):
             self.reach.opened.add(id(value))
             return frozenset(value.children())
@@ -377,6 +385,12 @@ class _Reader:
             return frozenset([value])
         self.use(modules_in(frozenset([value])))
         return NOTHING
+
+    def place(self, values: Values, index: int, count: int) -> Values:
+        """What one of the targets of ``a, b = values`` may be."""
+        rows = [value for value in values if isinstance(value, Row) and len(value.places) == count]
+        exact = union(value.places[index] for value in rows)
+        return exact | self.elements(values - frozenset(rows))
 
     def entries(self, values: Values, index: ast.expr) -> Values:
         """What ``values[index]`` may be."""
@@ -439,14 +453,14 @@ class _Reader:
         given = union((*args, *keywords.values()))
         if isinstance(value, nn.Module):
             self.reach.called[id(value)] = value
-        elif isinstance(value, Method) and isinstance(value.owner, Several):
+        elif isinstance(value, Method) and isinstance(value.owner, Several | Row):
             if value.name not in ("append", "extend", "insert", "add", "update"):
-                return container(value.owner.entries) | value.owner.entries
+                return _taken_from(value.owner, value.name)
         elif isinstance(value, Method):
             return self.called_method(value, args, keywords)
         elif isinstance(value, Outside):
             return self.called_outside(value.value, args, keywords)
-        elif not isinstance(value, Several):
+        elif not isinstance(value, Several | Row):
             self.use(modules_in(frozenset([value])))
         self.use(given)
         return NOTHING
@@ -458,7 +472,7 @@ class _Reader:
         if name in _RUNS and method.after is None:
             self.reach.called[id(owner)] = owner
         elif _is_plain_container(owner) and name in ("items", "values"):
-            return container(self.elements_of(owner))
+            return _taken_from(Several(self.elements_of(owner)), name)
         elif name in methods(type(owner), method.after):
             return self.reach.run(
                 owner, name, args, keywords, after=method.after, strict=self.strict
@@ -467,7 +481,8 @@ class _Reader:
             if self.strict:
                 self.reach.opened.add(id(owner))
                 parts = owner.modules() if name.endswith("modules") else owner.children()
-                return container(frozenset(parts))
+                listed = "items" if name.startswith("named") else "values"
+                return _taken_from(Several(frozenset(parts)), listed)
         elif name in _TENSORS:
             return container(frozenset(map(TensorsOf, owner.modules())))
         elif name not in _LEAVES_AS_IT_IS and name not in _RUNS:
@@ -481,6 +496,10 @@ class _Reader:
         given = modules_in(union((*args, *keywords.values())))
         if not given or _is_one_of(function, _ASKS):
             return NOTHING
+        if function is enumerate:
+            return container(row((NOTHING, self.elements(args[0]))))
+        if function is zip and "**" not in keywords:
+            return container(row(tuple(map(self.elements, args))))
         if _is_one_of(function, _REARRANGES):
             found = self.elements(given)
             return found if function is next else container(found)
@@ -526,6 +545,14 @@ def _bind(
             yield parameter.name, refer_to(parameter.default) | spread
         else:
             yield parameter.name, spread
+
+
+def _taken_from(owner: Several | Row, method: str) -> Values:
+    """What a method of a container may return."""
+    entries = owner.entries if isinstance(owner, Several) else union(owner.places)
+    if method == "items":
+        return container(row((NOTHING, entries)))
+    return container(entries) | (NOTHING if method == "values" else entries)
 
 
 def _decided(op: ast.boolop, several: list[Values]) -> Values:

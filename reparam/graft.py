@@ -43,6 +43,7 @@ class FusedForward:
         positional: Whether these are the forward's first parameters, passed one by one.
         baked: Values of the parameters that tracing took as constants.
         outlines: Lengths and keys of the parameters that are containers.
+        tensors: The parameters that the code has to find to be tensors.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class FusedForward:
         positional: bool,
         baked: dict[str, Any],
         outlines: dict[str, Any],
+        tensors: frozenset[str] = frozenset(),
     ) -> None:
         self.owner = owner
         self.code = code
@@ -62,6 +64,7 @@ class FusedForward:
         self.positional = positional
         self.baked = baked
         self.outlines = outlines
+        self.tensors = tensors
         self.original = vars(owner).get("forward")
         self.function = _compile(code, names)
 
@@ -93,6 +96,7 @@ class FusedForward:
         )
         # A tensor was traced where now there is none.
         other = other or any(given[name] is None for name in self.parameters)
+        other = other or not all(isinstance(given[name], torch.Tensor) for name in self.tensors)
         if other or any(outline(given[name]) != was for name, was in self.outlines.items()):
             return self._original()(*args, **kwargs)
         return self.function(self.owner, *(given[name] for name in self.parameters))
@@ -168,7 +172,7 @@ class _Graft:
             setattr(fetch(self.target, parent) if parent else self.target, name, module)
         for call, graph, baked, parameters in forwards:
             owner = fetch(self.target, call.path) if call.path else self.target
-            self._attach(owner, graph, baked, parameters, call.arguments)
+            self._attach(owner, graph, baked, parameters, call)
         # Where other arguments may come, the code as it was must go on running.
         self._prune([call for call, *_ in forwards if knows_only_tensors(call)])
 
@@ -328,7 +332,7 @@ class _Graft:
         graph: fx.Graph,
         baked: dict[str, Any],
         parameters: tuple[str, ...],
-        arguments: dict[str, Any],
+        call: Call,
     ) -> None:
         graph.lint()
         if isinstance(owner, fx.GraphModule):
@@ -340,9 +344,12 @@ class _Graft:
         positional = tuple(p.name for p in taken[: len(parameters)]) == parameters and all(
             p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in taken[: len(parameters)]
         )
-        outlines = {name: outline(arguments[name]) for name in parameters}
-        positional = positional and all(was is None for was in outlines.values())
-        forward = FusedForward(owner, code.src, names, parameters, positional, baked, outlines)
+        outlines = {name: outline(call.arguments[name]) for name in parameters}
+        tensors = frozenset(call.tensors)
+        positional = positional and not tensors and all(was is None for was in outlines.values())
+        forward = FusedForward(
+            owner, code.src, names, parameters, positional, baked, outlines, tensors
+        )
         owner.forward = forward
 
     # -- What died must go ----------------------------------------------------------------------

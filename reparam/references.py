@@ -24,6 +24,13 @@ class Several:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A tuple, such as ``enumerate`` and ``zip`` give, place by place."""
+
+    places: tuple[Values, ...]
+
+
+@dataclass(frozen=True)
 class Carrier:
     """A function, or an object of some class, that holds modules."""
 
@@ -85,12 +92,34 @@ def container(entries: Values) -> Values:
         value.entries if isinstance(value, Several) else frozenset([value])
         for value in modules_in(entries)
     )
+    rows = [value for value in flat if isinstance(value, Row)]
+    if any(isinstance(v, Several) for value in rows for place in value.places for v in place):
+        flat -= frozenset(rows)
+        flat |= union(modules_in_row(value) for value in rows)
     return frozenset([Several(flat)]) if flat else NOTHING
+
+
+def row(places: tuple[Values, ...]) -> Values:
+    """A tuple of what expressions may be; a row within a row is no longer told place by place."""
+    flat = tuple(
+        union(container(frozenset([v])) if isinstance(v, Row) else frozenset([v]) for v in place)
+        for place in map(modules_in, places)
+    )
+    return frozenset([Row(flat)]) if any(flat) else NOTHING
 
 
 def modules_in(values: Values) -> Values:
     """What leads to a module."""
     return frozenset(v for v in values if not isinstance(v, Known | Outside))
+
+
+def modules_in_row(value: Row) -> Values:
+    """What any place of a row may be, containers opened."""
+    return union(
+        v.entries if isinstance(v, Several) else frozenset([v])
+        for place in value.places
+        for v in place
+    )
 
 
 def constant(values: Values) -> Known | None:

@@ -89,11 +89,7 @@ class Rewriter:
         self.traced_through = Counter(id(call.module) for call in trace.calls)
         self.held = _held_aside(trace.root)
         self.read_directly = {
-            id(
-                fetch(trace.root, str(node.target).rpartition(".")[0])
-                if "." in str(node.target)
-                else trace.root
-            )
+            id(_read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
             if node.op == "get_attr"
         }
@@ -413,9 +409,22 @@ def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
 
 
 def knows_only_tensors(call: Call) -> bool:
-    """Whether every argument of a call was a value of the graph."""
+    """Whether a call runs the same code whatever its arguments: each is a value of the graph."""
     arguments = call.arguments.values()
-    return not call.optional and all(isinstance(value, fx.Node) for value in arguments)
+    return (
+        not call.optional
+        and not call.tensors
+        and all(isinstance(value, fx.Node) for value in arguments)
+    )
+
+
+def _read_from(root: nn.Module, path: str) -> nn.Module:
+    """The module whose tensor a path names, or that it names itself."""
+    value = fetch(root, path)
+    if isinstance(value, nn.Module):
+        return value
+    holder, _, _ = path.rpartition(".")
+    return fetch(root, holder) if holder else root
 
 
 def _held_aside(root: nn.Module) -> set[int]:

@@ -6,14 +6,11 @@ and a module that did something, or that cannot be traced, becomes a leaf and st
 
 from __future__ import annotations
 
-import dis
 import inspect
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import RLock, get_ident
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,7 +18,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.errors import ReparamError
-from reparam.modules import has_hooks, join
+from reparam.leaf_functions import LeafFunction, as_leaves, failing_function
+from reparam.modules import fetch, has_hooks, join
+from reparam.proxies import Attribute, ConstantProxy, Proxy, answering_isinstance, is_tensor
 from reparam.rules import Rules
 from reparam.state import Watch, random_state
 from reparam.structures import can_be_built, nodes_in, without_proxies
@@ -39,6 +38,7 @@ class Call:
         args: The positional arguments as the caller wrote them.
         kwargs: The keyword arguments as the caller wrote them.
         optional: Whether the forward has parameters that a caller may leave out.
+        tensors: The parameters that were taken for tensors because the code asks what they are.
         result: What the forward returned, nodes in place of proxies.
     """
 
@@ -49,6 +49,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     optional: bool = False
+    tensors: set[str] = field(default_factory=set)
     result: Any = None
 
     def ancestry(self) -> Iterator[Call]:
@@ -81,6 +82,18 @@ class Trace:
     stateful: set[Call]
 
 
+_RETURN_A_TENSOR = {
+    kind
+    for name in ("activation", "batchnorm", "conv", "dropout", "linear", "normalization", "pooling")
+    for kind in vars(getattr(nn.modules, name)).values()
+    if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.MultiheadAttention
+}
+_ATTRIBUTES: dict[str, type] = {
+    "shape": torch.Size,
+    "dtype": torch.dtype,
+    "device": torch.device,
+    "ndim": int,
+}
 _TRACING = RLock()  # torch.fx patches torch while it traces
 
 
@@ -90,76 +103,6 @@ class UntraceableError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-class _Proxy(fx.Proxy):
-    """A proxy that remembers into how many values it was unpacked."""
-
-    def __getattr__(self, k: str) -> Any:
-        return _Attribute(self, k)
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return _unpack(self, inspect.currentframe())
-
-    def __len__(self) -> int:
-        tracer: Any = self.tracer
-        tracer.refuse()
-        return super().__len__()
-
-
-def _record_inplace(name: str) -> Callable[[fx.Proxy, Any], Any]:
-    """``x += y`` writes to x; a plain proxy would record ``x + y``."""
-    function = getattr(operator, name)
-
-    def method(self: fx.Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split():
-    setattr(_Proxy, f"__{_name}__", _record_inplace(_name))
-
-
-class _Attribute(fx.proxy.Attribute):
-    """Likewise for a shape."""
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return _unpack(self, inspect.currentframe())
-
-
-def _unpack(proxy: Any, frame: FrameType | None) -> Iterator[fx.Proxy]:
-    """The values of an assignment such as ``b, c, h, w = x.shape``."""
-    caller = None if frame is None else frame.f_back
-    if caller is not None:
-        for instruction in dis.get_instructions(caller.f_code):
-            unpacks = instruction.opname == "UNPACK_SEQUENCE"
-            if unpacks and instruction.offset == caller.f_lasti:
-                count = int(instruction.argval)
-                proxy.node.meta["length"] = count
-                return iter([proxy[index] for index in range(count)])
-    values: Iterator[fx.Proxy] = proxy.tracer.iter(proxy)
-    return values
-
-
-class _ConstantProxy(_Proxy):
-    """A proxy of a parameter or buffer, whose shape and type are known."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
-        super().__init__(node, tracer)
-        self._known = {
-            "shape": value.shape,
-            "ndim": value.ndim,
-            "dtype": value.dtype,
-            "device": value.device,
-            "dim": value.dim,
-            "numel": value.numel,
-            "size": value.size,
-        }
-
-    def __getattr__(self, k: str) -> Any:
-        known = self.__dict__.get("_known", {})
-        return known[k] if k in known else super().__getattr__(k)
 
 
 class _Tracer(fx.Tracer):
@@ -264,7 +207,41 @@ class _Tracer(fx.Tracer):
         """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
         self.refused.update(id(call.module) for call in self.stack[-1:])
 
+    def class_of(self, proxy: fx.Proxy) -> type:
+        """The class that a value has for code that asks for it, if that is certain."""
+        node = proxy.node if type(proxy) is not Attribute else None
+        if isinstance(proxy, ConstantProxy):
+            return proxy.kind
+        if isinstance(proxy, Attribute) and proxy.attr in _ATTRIBUTES:
+            return _ATTRIBUTES[proxy.attr]
+        if node is not None and node.op == "placeholder":
+            named = [
+                (call, name)
+                for call in self.stack
+                for name, value in call.arguments.items()
+                if value is node
+            ]
+            if {call for call, _ in named} == set(self.stack):
+                for call, name in named:
+                    call.tensors.add(name)
+                return Tensor
+        elif node is not None and (is_tensor(node) or self._is_tensor_of_a_module(node)):
+            return Tensor
+        self.refuse()
+        raise fx.proxy.TraceError("what a value is cannot be told")
+
+    def _is_tensor_of_a_module(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        module = fetch(self.model, str(node.target))
+        known = type(module) in _RETURN_A_TENSOR or self.rules.find(type(module)) is not None
+        return known and not getattr(module, "return_indices", False)
+
     def create_arg(self, a: Any) -> fx.node.Argument:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, nn.Module):
+            return self.create_node("get_attr", self.path_of_module(a), (), {})
         if isinstance(a, Tensor) and id(a) not in self.names:
             # A graph could only hold it as a constant of the whole model.
             raise UntraceableError("its forward makes a tensor that does not depend on its input")
@@ -277,14 +254,14 @@ class _Tracer(fx.Tracer):
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if get_ident() != self.thread:
             return attr_val
         if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
             node = self.create_node("get_attr", self.names[id(attr_val)], (), {})
-            return _ConstantProxy(node, self, attr_val)
+            return ConstantProxy(node, self, attr_val)
         return attr_val
 
     def create_args_for_root(
@@ -344,7 +321,8 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         UntraceableError: If the module's own forward cannot be traced.
     """
     opaque: set[Any] = set()
-    for _ in range(1 + sum(1 for _ in root.modules())):
+    functions: list[LeafFunction] = []
+    while True:
         tracer = _Tracer(root, rules, opaque, given or set())
         watch = Watch(root)
         if opaque:
@@ -352,13 +330,23 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         problem: Exception | None = None
         graph: fx.Graph | None = None
         try:
-            with _TRACING, torch.no_grad(), _noticing_contexts(tracer):
+            with (
+                _TRACING,
+                torch.no_grad(),
+                _noticing_contexts(tracer),
+                answering_isinstance(),
+                as_leaves(functions, tracer),
+            ):
                 graph = tracer.trace(root)
         except Exception as error:  # whatever the user's forward raises on a proxy
             problem = error
         drew = random_state() != watch.random
         changed = watch.restore()
         if problem is not None:
+            function = failing_function(problem)
+            if function is not None and function not in functions:
+                functions.append(function)
+                continue
             culprit = tracer.failed
             if culprit is None or culprit is root:
                 raise UntraceableError(_summary(problem))
@@ -392,7 +380,6 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
             call for call in tracer.calls if id(call.module) in identities
         }
         return Trace(root, path, graph, tracer.calls, tracer.caller, stateful)
-    raise UntraceableError("tracing does not come to an end")
 
 
 def _simplify_output(graph: fx.Graph, result: Any) -> None:

@@ -1,0 +1,199 @@
+"""The values that tracing sends through a model's code in place of tensors.
+
+What a proxy cannot know it must not pretend to know. It answers where the answer is certain, and
+refuses where the code would otherwise take a wrong turn.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import inspect
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+_NEVER_ASKS = ("torch.fx", "torch._", "torch.utils", "torch.overrides", "reparam.")
+
+
+class Proxy(fx.Proxy):
+    """A value of the graph."""
+
+    def __getattr__(self, k: str) -> Any:
+        return Attribute(self, k)
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return _unpack(self, inspect.currentframe())
+
+    def __len__(self) -> int:
+        known = _known_length(self.node)
+        if known is not None:
+            return known
+        tracer: Any = self.tracer
+        tracer.refuse()
+        return super().__len__()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __hash__(self) -> int:
+        return self._only_inside(sys._getframe(1), "be the key of a dictionary") or id(self)
+
+    def __str__(self) -> str:
+        return self._only_inside(sys._getframe(1), "be written into a text") or repr(self)
+
+    def __format__(self, format_spec: str) -> str:
+        return self._only_inside(sys._getframe(1), "be written into a text") or repr(self)
+
+    def _only_inside(self, frame: FrameType, what: str) -> Any:
+        if _user_asks(frame):
+            tracer: Any = self.tracer
+            tracer.refuse()
+            raise fx.proxy.TraceError(f"a value that only a run of the model tells cannot {what}")
+        return None
+
+
+def _record_inplace(name: str) -> Callable[[fx.Proxy, Any], Any]:
+    """``x += y`` writes to x; a plain proxy would record ``x + y``."""
+    function = getattr(operator, name)
+
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split():
+    setattr(Proxy, f"__{_name}__", _record_inplace(_name))
+
+
+class Attribute(fx.proxy.Attribute):
+    """An attribute of a value, such as its shape."""
+
+    attr: str
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return _unpack(self, inspect.currentframe())
+
+
+class ConstantProxy(Proxy):
+    """A parameter or buffer, whose shape and type are known."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
+        super().__init__(node, tracer)
+        self._known = {
+            "shape": value.shape,
+            "ndim": value.ndim,
+            "dtype": value.dtype,
+            "device": value.device,
+            "dim": value.dim,
+            "numel": value.numel,
+            "size": value.size,
+        }
+        self.kind = type(value)
+
+    def __getattr__(self, k: str) -> Any:
+        known = self.__dict__.get("_known", {})
+        return known[k] if k in known else super().__getattr__(k)
+
+
+@contextmanager
+def answering_isinstance() -> Iterator[None]:
+    """Let ``isinstance`` in a model's code take a proxy for what it stands for."""
+    original = builtins.isinstance
+
+    def asked(value: Any, kinds: Any, /) -> bool:
+        if original(value, kinds):
+            return True
+        if not original(value, fx.Proxy) or not _user_asks(sys._getframe(1)):
+            return False
+        tracer: Any = value.tracer
+        return issubclass(tracer.class_of(value), kinds)
+
+    builtins.isinstance = asked
+    try:
+        yield
+    finally:
+        builtins.isinstance = original
+
+
+def _user_asks(frame: FrameType) -> bool:
+    """Whether it is a model's code that runs in a frame."""
+    module = str(frame.f_globals.get("__name__", ""))
+    return not module.startswith(_NEVER_ASKS)
+
+
+def _unpack(proxy: Any, frame: FrameType | None) -> Iterator[fx.Proxy]:
+    """The values of an assignment such as ``b, c, h, w = x.shape``."""
+    count = _known_length(proxy.node)
+    caller = None if frame is None else frame.f_back
+    if count is None and caller is not None:
+        for instruction in dis.get_instructions(caller.f_code):
+            unpacks = instruction.opname == "UNPACK_SEQUENCE"
+            if unpacks and instruction.offset == caller.f_lasti:
+                count = int(instruction.argval)
+                proxy.node.meta["length"] = count
+    if count is not None:
+        return iter([proxy[index] for index in range(count)])
+    values: Iterator[fx.Proxy] = proxy.tracer.iter(proxy)
+    return values
+
+
+def _known_length(node: fx.Node) -> int | None:
+    """How many values an operator returns, if that does not depend on its input."""
+    name = getattr(node.target, "__name__", node.target)
+    if node.op not in ("call_function", "call_method") or len(node.args) < 2:
+        return None
+    pieces = node.args[1]
+    if name == "tensor_split" and isinstance(pieces, int):
+        return pieces
+    if name in ("split", "split_with_sizes") and isinstance(pieces, tuple | list):
+        return len(pieces)
+    return None
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether the value of a node is a tensor, whatever the model's input is.
+
+    Args:
+        node: The node; not a placeholder.
+    """
+    if node.op == "get_attr":
+        return True
+    if node.op == "call_method":
+        return hasattr(Tensor, str(node.target)) and _returns_a_tensor(str(node.target))
+    if node.op != "call_function":
+        return False
+    target: Any = node.target
+    if target is operator.getitem:
+        first = node.args[0]
+        return isinstance(first, fx.Node) and (is_tensor(first) or _returns_tensors(first))
+    if getattr(operator, str(getattr(target, "__name__", "")), None) is target:
+        return any(is_tensor(argument) for argument in node.all_input_nodes)
+    module = str(getattr(target, "__module__", "") or "torch")
+    declared = getattr(target, "__annotations__", {}).get("return")
+    return module.partition(".")[0] == "torch" and (
+        declared is Tensor or _returns_a_tensor(target.__name__)
+    )
+
+
+def _returns_tensors(node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op != "call_module" and name in ("chunk", "split", "unbind", "tensor_split")
+
+
+@cache
+def _returns_a_tensor(name: str) -> bool:
+    """Whether every overload of one of torch's operators returns exactly one tensor."""
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return False
+    results = [getattr(packet, overload)._schema.returns for overload in packet.overloads()]
+    return all(len(several) == 1 and str(several[0].type) == "Tensor" for several in results)
