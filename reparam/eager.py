@@ -79,8 +79,9 @@ class Reach:
             if name in defined:
                 self.run(module, name)
         # A user may call the others, but they do not decide how the model runs.
-        for name in defined.keys() - set(_RUNS):
-            self.run(module, name, strict=False)
+        for name in defined:
+            if name not in _RUNS:
+                self.run(module, name, strict=False)
 
     def use(self, values: Values) -> None:
         """Note that what some values lead to may be used in any way."""
@@ -125,7 +126,8 @@ class Reach:
             after: Search the classes after this one only.
             strict: Whether the model runs it, or only a user who asks for it.
         """
-        self.opened.add(id(module))
+        if strict:
+            self.opened.add(id(module))
         function = methods(type(module), after)[name]
         return self.read(function, (frozenset([module]), *args), keywords or {}, strict)
 
@@ -158,7 +160,7 @@ class _Reader:
         node: Its syntax tree.
         args: What its positional arguments may be.
         keywords: What its keyword arguments may be; what may be any of them under ``**``.
-        strict: Whether the model runs it. If not, what nobody can follow is not noted.
+        strict: Whether the model runs it. If not, only what it calls is noted.
     """
 
     def __init__(
@@ -191,6 +193,10 @@ class _Reader:
     def use(self, values: Values) -> None:
         if self.strict:
             self.reach.use(values)
+
+    def open(self, module: nn.Module) -> None:
+        if self.strict:
+            self.reach.opened.add(id(module))
 
     # -- Statements ---------------------------------------------------------------------------
 
@@ -342,10 +348,12 @@ class _Reader:
             return refer_to(inspect.getattr_static(value.value, name, None))
         if isinstance(value, Super):
             return frozenset([Method(value.owner, name, value.after)])
+        if name in _METADATA and isinstance(value, TensorsOf | Several):
+            return NOTHING
         if isinstance(value, Several | Row):
             return frozenset([Method(value, name)])
         if isinstance(value, TensorsOf):
-            return NOTHING if name in _METADATA else frozenset([value])
+            return frozenset([value])
         self.use(modules_in(frozenset([value])))
         return NOTHING
 
@@ -355,7 +363,7 @@ class _Reader:
         if name in module._modules or name in vars(module):
             values = refer_to(module._modules.get(name, vars(module).get(name)), module)
             if modules_in(values):
-                self.reach.opened.add(id(module))
+                self.open(module)
             return values
         found = inspect.getattr_static(type(module), name, None)
         if isinstance(found, property):
@@ -379,7 +387,7 @@ class _Reader:
         if isinstance(value, Row):
             return union(value.places)
         if _is_plain_container(value):
-            self.reach.opened.add(id(value))
+            self.open(value)
             return frozenset(value.children())
         if isinstance(value, TensorsOf):
             return frozenset([value])
@@ -479,7 +487,7 @@ class _Reader:
             )
         elif name in _PARTS:
             if self.strict:
-                self.reach.opened.add(id(owner))
+                self.open(owner)
                 parts = owner.modules() if name.endswith("modules") else owner.children()
                 listed = "items" if name.startswith("named") else "values"
                 return _taken_from(Several(frozenset(parts)), listed)
@@ -510,6 +518,8 @@ class _Reader:
             return union(self.called(value, (), {}) for value in union(args[:1]))
         if function is partial and not modules_in(union((*args[1:], *keywords.values()))):
             return args[0]
+        if isinstance(function, type):
+            function, args = vars(function).get("__init__"), (NOTHING, *args)
         own = isinstance(function, FunctionType) and not function.__module__.startswith("torch.")
         if own and self.strict:
             return self.reach.read(inspect.unwrap(function), args, keywords, self.strict)
@@ -523,7 +533,8 @@ class _Reader:
             return default | union(self.attribute(value, key.value) for value in args[0])
         modules = [value for value in args[0] if isinstance(value, nn.Module)]
         self.use(modules_in(args[0] - frozenset(modules)))
-        self.reach.opened.update(map(id, modules))
+        for module in modules:
+            self.open(module)
         return default | frozenset(child for module in modules for child in module.children())
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from reparam.methods import names_of_public_methods
-from reparam.modules import fetch
+from reparam.modules import fetch, join
 from reparam.rewriting import Rewrite, knows_only_tensors
 from reparam.structures import Built, nodes_in, outline, written_into
 from reparam.tracing import Call
@@ -120,6 +120,8 @@ class FusedForward:
 
 
 def _equal(given: Any, traced: Any) -> bool:
+    if isinstance(traced, dict) and type(given) is dict:
+        return given.keys() == traced.keys() and all(_equal(given[k], traced[k]) for k in traced)
     plain = (int, float, str, bool, tuple, torch.dtype, type(None))
     return type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
 
@@ -154,6 +156,11 @@ class _Graft:
             for call in caller.ancestry() if caller is not None else ():
                 self.inside[call].append(node)
         self.times = Counter(id(call.module) for call in self.trace.calls)
+        self.paths: dict[str, list[str]] = {}
+        several: dict[int, list[str]] = {}
+        for path, module in self.trace.root.named_modules(remove_duplicate=False):
+            several.setdefault(id(module), []).append(path)
+            self.paths[path] = several[id(module)]
         self.edited = set(rewrite.edited)
         self.inlined: set[Call] = set()
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
@@ -207,9 +214,8 @@ class _Graft:
     def _can_change_alone(self, call: Call) -> bool:
         if self.times[id(call.module)] > 1:
             return False
-        prefix = f"{call.path}."
         return all(
-            str(node.target).startswith(prefix)
+            self._relative(str(node.target), call) is not None
             for node in self.inside[call]
             if node.op in ("call_module", "get_attr")
         )
@@ -255,7 +261,7 @@ class _Graft:
             if node not in values:
                 if node.op != "get_attr":
                     raise GraftError(f"{node} is not visible in {owner.path or 'the model'}")
-                values[node] = graph.get_attr(self._relative(str(node.target), owner))
+                values[node] = graph.get_attr(self._named(str(node.target), owner))
             return values[node]
 
         for node in self.inside[owner]:
@@ -269,7 +275,7 @@ class _Graft:
                 continue
             copied = graph.node_copy(node, read)
             if node.op == "call_module":
-                copied.target = self._relative(str(node.target), owner)
+                copied.target = self._named(str(node.target), owner)
             values[node] = copied
         graph.output(written_into(graph, owner.result, read))
         return graph, baked, tuple(parameters)
@@ -292,7 +298,7 @@ class _Graft:
         read: Callable[[fx.Node], fx.Node],
         values: dict[fx.Node, fx.Node],
     ) -> None:
-        path = self._relative(call.path, owner)
+        path = self._named(call.path, owner)
         args = written_into(graph, call.args, read)
         kwargs = written_into(graph, call.kwargs, read)
         result = graph.call_module(path, args, kwargs)
@@ -323,8 +329,27 @@ class _Graft:
                 part = graph.call_function(operator.getitem if by_key else getattr, (whole, key))
                 self._unpack(graph, entry, part, values)
 
-    def _relative(self, path: str, owner: Call) -> str:
-        return path[len(owner.path) + 1 :] if owner.path else path
+    def _relative(self, path: str, owner: Call) -> str | None:
+        """The name of a module or tensor below an owner, which may not be its first one."""
+        if not owner.path:
+            return path
+        prefix = f"{owner.path}."
+        if path.startswith(prefix):
+            return path[len(prefix) :]
+        holder, _, name = path.rpartition(".")
+        for paths, rest in ((self.paths.get(path, ()), ""), (self.paths.get(holder, ()), name)):
+            for other in paths:
+                if other.startswith(prefix):
+                    return join(other[len(prefix) :], rest)
+                if rest and other == owner.path:
+                    return rest
+        return None
+
+    def _named(self, path: str, owner: Call) -> str:
+        relative = self._relative(path, owner)
+        if relative is None:
+            raise GraftError(f"{path} is not below {owner.path}")
+        return relative
 
     def _attach(
         self,

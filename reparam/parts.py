@@ -111,7 +111,8 @@ def find_parts(
         except UntraceableError as error:
             untraced.append(Untraced(path, module, error.reason))
             reach.follow(module)
-            pending.extend(reach.only_called())
+            called = {id(part) for part in reach.only_called()}
+            pending.extend(part for part in model.modules() if id(part) in called)
             continue
         shapes: dict[fx.Node, torch.Size] = {}
         dtypes: dict[fx.Node, torch.dtype] = {}
