@@ -254,14 +254,12 @@ class _Reader:
             case ast.Name(id=name):
                 self.names[name] = self.names.get(name, NOTHING) | values
             case ast.Tuple(elts=targets) | ast.List(elts=targets):
-                pairs = isinstance(source, ast.Tuple | ast.List) and len(source.elts) == len(
-                    targets
-                )
+                written = source.elts if isinstance(source, ast.Tuple | ast.List) else []
                 for index, one in enumerate(targets):
-                    if pairs and isinstance(source, ast.Tuple | ast.List):
-                        self.assign(one, self.value(source.elts[index]), source.elts[index])
+                    if len(written) == len(targets):
+                        self.assign(one, self.value(written[index]), written[index])
                     else:
-                        self.assign(one, self.elements(values))
+                        self.assign(one, self.place(values, index, len(targets)))
             case ast.Starred(value=value):
                 self.assign(value, container(values))
             case ast.Subscript(value=ast.Name(id=name), slice=index):
@@ -383,7 +381,7 @@ class _Reader:
 
     def elements_of(self, value: Any) -> Values:
         if isinstance(value, Several):
-            return value.entries | {value}
+            return value.entries | {value} if value.nested else value.entries
         if isinstance(value, Row):
             return union(value.places)
         if _is_plain_container(value):

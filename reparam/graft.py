@@ -44,6 +44,7 @@ class FusedForward:
         baked: Values of the parameters that tracing took as constants.
         outlines: Lengths and keys of the parameters that are containers.
         tensors: The parameters that the code has to find to be tensors.
+        lengths: How many values some parameters have to hold at least.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class FusedForward:
         baked: dict[str, Any],
         outlines: dict[str, Any],
         tensors: frozenset[str] = frozenset(),
+        lengths: dict[str, int] | None = None,
     ) -> None:
         self.owner = owner
         self.code = code
@@ -65,6 +67,7 @@ class FusedForward:
         self.baked = baked
         self.outlines = outlines
         self.tensors = tensors
+        self.lengths = lengths or {}
         self.original = vars(owner).get("forward")
         self.function = _compile(code, names)
 
@@ -97,6 +100,7 @@ class FusedForward:
         # A tensor was traced where now there is none.
         other = other or any(given[name] is None for name in self.parameters)
         other = other or not all(isinstance(given[name], torch.Tensor) for name in self.tensors)
+        other = other or any(len(given[name]) < count for name, count in self.lengths.items())
         if other or any(outline(given[name]) != was for name, was in self.outlines.items()):
             return self._original()(*args, **kwargs)
         return self.function(self.owner, *(given[name] for name in self.parameters))
@@ -371,9 +375,11 @@ class _Graft:
         )
         outlines = {name: outline(call.arguments[name]) for name in parameters}
         tensors = frozenset(call.tensors)
-        positional = positional and not tensors and all(was is None for was in outlines.values())
+        positional = positional and not tensors and not call.lengths
+        outlines = {name: was for name, was in outlines.items() if was is not None}
+        positional = positional and not outlines
         forward = FusedForward(
-            owner, code.src, names, parameters, positional, baked, outlines, tensors
+            owner, code.src, names, parameters, positional, baked, outlines, tensors, call.lengths
         )
         owner.forward = forward
 

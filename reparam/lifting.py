@@ -81,6 +81,11 @@ def _find_rule(
             return Refusal("it has hooks, which would not see the same values any more")
         if "forward" in vars(module):
             return Refusal("its forward is set on the instance")
+        given = (*node.args, *node.kwargs.values())
+        if any(isinstance(value, tuple | list | dict) for value in given):
+            return Refusal("it is called with several values in one argument")
+        if any(value is None for value in given):
+            return Refusal("it is called with None")
         return rule, (module,)
     target: Any = node.target
     if node.op == "call_method":

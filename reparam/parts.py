@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from reparam.lifting import lift
 from reparam.modules import fetch, has_hooks
 from reparam.planner import Decision, decide
 from reparam.regions import Region
-from reparam.rewriting import Rewriter, frame_problem
+from reparam.rewriting import Rewriter, frame_problem, knows_only_tensors
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
 from reparam.tracing import Trace, UntraceableError, trace
@@ -61,14 +61,20 @@ class Part:
         """Exclude a region from the next decision."""
         self.banned[region.value, region.base] = reason
 
-    def touched(self, nodes: fx.Graph | frozenset[fx.Node]) -> set[int]:
-        """Identities of the modules whose code or operators some nodes are."""
-        found: set[int] = set()
-        for node in nodes.nodes if isinstance(nodes, fx.Graph) else nodes:
-            found.update(id(call.module) for call in (self.trace.caller[node],))
-            if node.op == "call_module":
-                found.add(id(fetch(self.trace.root, str(node.target))))
-        return found
+    def touched(self, nodes: Iterable[fx.Node], roots: Collection[int] = ()) -> set[int]:
+        """Identities of the modules whose code or operators some nodes are.
+
+        Args:
+            nodes: The nodes.
+            roots: Modules that are parts of their own: calling one does not look into it.
+        """
+        callers = {id(self.trace.caller[node].module) for node in nodes}
+        leaves = {
+            id(fetch(self.trace.root, str(node.target)))
+            for node in nodes
+            if node.op == "call_module"
+        }
+        return callers | leaves.difference(roots)
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,42 @@ def find_parts(
         facts = gather(module, traced.graph, rules, shapes, dtypes)
         parts.append(Part(traced, facts, lift(traced.graph, facts, rules)))
         pending.extend(_opaque_leaves(traced, rules))
-    users = Counter(key for part in parts for key in part.touched(part.trace.graph))
-    users.update(reach.opened | (reach.called.keys() - {id(part.trace.root) for part in parts}))
+        pending.extend(_left_out(parts[-1]))
+    roots = {id(part.trace.root) for part in parts}
+    users = Counter(
+        key
+        for part in parts
+        for key in part.touched(
+            [node for node in part.trace.graph.nodes if node not in part.facts.unread], roots
+        )
+    )
+    users.update(reach.opened | (reach.called.keys() - roots))
     for part in parts:
         part.decide()
         while _ban_shared(part, users):
             part.decide()
     return parts, untraced
+
+
+def _left_out(part: Part) -> Iterator[nn.Module]:
+    """The modules that run although the graph does not need them.
+
+    Some only run when a forward gets other arguments than it was traced with. Of others nobody
+    reads the result.
+    """
+    traced = part.trace
+    nodes = [node for node in traced.graph.nodes if node not in part.facts.unread]
+    live = {call for node in nodes for call in traced.caller[node].ancestry()}
+    entered = {id(call.module) for call in live} | part.touched(nodes)
+    for call in traced.calls:
+        if call not in live and (call.parent is None or call.parent in live):
+            yield call.module
+        elif not knows_only_tensors(call) and any(
+            id(child) not in entered for child in call.module.children()
+        ):
+            reach = Reach()
+            reach.follow(call.module)
+            yield from (module for module in reach.only_called() if id(module) not in entered)
 
 
 def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ import dis
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
@@ -105,9 +105,9 @@ class ConstantProxy(Proxy):
 
 
 @contextmanager
-def answering_isinstance() -> Iterator[None]:
-    """Let ``isinstance`` in a model's code take a proxy for what it stands for."""
-    original = builtins.isinstance
+def answering_for_proxies() -> Iterator[None]:
+    """Let ``isinstance`` and ``zip`` in a model's code take a proxy for what it stands for."""
+    original, originally_zip = builtins.isinstance, builtins.zip
 
     def asked(value: Any, kinds: Any, /) -> bool:
         if original(value, kinds):
@@ -117,11 +117,25 @@ def answering_isinstance() -> Iterator[None]:
         tracer: Any = value.tracer
         return issubclass(tracer.class_of(value), kinds)
 
-    builtins.isinstance = asked
+    def zipped(*several: Any, strict: bool = False) -> Any:
+        proxies = [value for value in several if original(value, fx.Proxy)]
+        sized = [
+            len(value)
+            for value in several
+            if original(value, Sized) and not original(value, fx.Proxy)
+        ]
+        if proxies and sized and not strict and _user_asks(sys._getframe(1)):
+            several = tuple(
+                value.tracer.first_of(value, min(sized)) if original(value, fx.Proxy) else value
+                for value in several
+            )
+        return originally_zip(*several, strict=strict)
+
+    builtins.isinstance, builtins.zip = asked, zipped  # type: ignore[misc, assignment]
     try:
         yield
     finally:
-        builtins.isinstance = original
+        builtins.isinstance, builtins.zip = original, originally_zip  # type: ignore[misc]
 
 
 def _user_asks(frame: FrameType) -> bool:

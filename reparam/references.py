@@ -18,9 +18,15 @@ NOTHING: Values = frozenset()
 
 @dataclass(frozen=True)
 class Several:
-    """A container, or a container of containers, with modules in it."""
+    """A container with modules in it.
+
+    Args:
+        entries: What it may hold.
+        nested: Whether it may also hold containers of the same.
+    """
 
     entries: Values
+    nested: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,38 +94,44 @@ def union(several: Iterable[Values]) -> Values:
 
 def container(entries: Values) -> Values:
     """A container of what an expression may be."""
-    flat = union(
-        value.entries if isinstance(value, Several) else frozenset([value])
-        for value in modules_in(entries)
-    )
-    rows = [value for value in flat if isinstance(value, Row)]
-    if any(isinstance(v, Several) for value in rows for place in value.places for v in place):
-        flat -= frozenset(rows)
-        flat |= union(modules_in_row(value) for value in rows)
-    return frozenset([Several(flat)]) if flat else NOTHING
+    entries = modules_in(entries)
+    deep = frozenset(v for v in entries if isinstance(v, Several) or _depth(v) > _DEPTH)
+    flat = (entries - deep) | union(map(_flat, deep))
+    return frozenset([Several(flat, bool(deep))]) if flat else NOTHING
 
 
 def row(places: tuple[Values, ...]) -> Values:
-    """A tuple of what expressions may be; a row within a row is no longer told place by place."""
-    flat = tuple(
-        union(container(frozenset([v])) if isinstance(v, Row) else frozenset([v]) for v in place)
-        for place in map(modules_in, places)
-    )
-    return frozenset([Row(flat)]) if any(flat) else NOTHING
+    """A tuple of what expressions may be."""
+    places = tuple(map(modules_in, places))
+    value = Row(places)
+    if _depth(value) > _DEPTH:
+        return container(union(places))
+    return frozenset([value]) if any(places) else NOTHING
+
+
+_DEPTH = 3  # of containers in containers that are told apart: what recurses would have no end
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, Row):
+        return 1 + max((_depth(v) for place in value.places for v in place), default=0)
+    if isinstance(value, Several):
+        return 1 + max(map(_depth, value.entries), default=0)
+    return 0
+
+
+def _flat(value: Any) -> Values:
+    """The modules in containers of containers."""
+    if isinstance(value, Row):
+        return union(map(_flat, union(value.places)))
+    if isinstance(value, Several):
+        return union(map(_flat, value.entries))
+    return frozenset([value])
 
 
 def modules_in(values: Values) -> Values:
     """What leads to a module."""
     return frozenset(v for v in values if not isinstance(v, Known | Outside))
-
-
-def modules_in_row(value: Row) -> Values:
-    """What any place of a row may be, containers opened."""
-    return union(
-        v.entries if isinstance(v, Several) else frozenset([v])
-        for place in value.places
-        for v in place
-    )
 
 
 def constant(values: Values) -> Known | None:

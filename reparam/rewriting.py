@@ -414,6 +414,7 @@ def knows_only_tensors(call: Call) -> bool:
     return (
         not call.optional
         and not call.tensors
+        and not call.lengths
         and all(isinstance(value, fx.Node) for value in arguments)
     )
 

@@ -25,7 +25,7 @@ class Built:
     @property
     def by_key(self) -> bool:
         """Whether its entries are read as ``value[key]``, not as attributes."""
-        return issubclass(self.kind, dict)
+        return not dataclasses.is_dataclass(self.kind)
 
 
 def without_proxies(value: Any) -> Any:

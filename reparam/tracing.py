@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from reparam.errors import ReparamError
 from reparam.leaf_functions import LeafFunction, as_leaves, failing_function
 from reparam.modules import fetch, has_hooks, join
-from reparam.proxies import Attribute, ConstantProxy, Proxy, answering_isinstance, is_tensor
+from reparam.proxies import Attribute, ConstantProxy, Proxy, answering_for_proxies, is_tensor
 from reparam.rules import Rules
 from reparam.state import Watch, random_state
 from reparam.structures import can_be_built, nodes_in, without_proxies
@@ -39,6 +39,7 @@ class Call:
         kwargs: The keyword arguments as the caller wrote them.
         optional: Whether the forward has parameters that a caller may leave out.
         tensors: The parameters that were taken for tensors because the code asks what they are.
+        lengths: How many values a parameter has to hold at least, since the code takes as many.
         result: What the forward returned, nodes in place of proxies.
     """
 
@@ -50,6 +51,7 @@ class Call:
     kwargs: dict[str, Any]
     optional: bool = False
     tensors: set[str] = field(default_factory=set)
+    lengths: dict[str, int] = field(default_factory=dict)
     result: Any = None
 
     def ancestry(self) -> Iterator[Call]:
@@ -215,20 +217,39 @@ class _Tracer(fx.Tracer):
         if isinstance(proxy, Attribute) and proxy.attr in _ATTRIBUTES:
             return _ATTRIBUTES[proxy.attr]
         if node is not None and node.op == "placeholder":
-            named = [
-                (call, name)
-                for call in self.stack
-                for name, value in call.arguments.items()
-                if value is node
-            ]
-            if {call for call, _ in named} == set(self.stack):
-                for call, name in named:
-                    call.tensors.add(name)
+            named = self._named_in_all_calls(node)
+            for call, name in named:
+                call.tensors.add(name)
+            if named:
                 return Tensor
         elif node is not None and (is_tensor(node) or self._is_tensor_of_a_module(node)):
             return Tensor
         self.refuse()
         raise fx.proxy.TraceError("what a value is cannot be told")
+
+    def _named_in_all_calls(self, node: fx.Node) -> list[tuple[Call, str]]:
+        """The parameters by which a placeholder came here; none if one call hid it in a container.
+
+        Whatever is assumed of its value can then be checked when the new code is called.
+        """
+        named = [
+            (call, name)
+            for call in self.stack
+            for name, value in call.arguments.items()
+            if value is node
+        ]
+        return named if {call for call, _ in named} == set(self.stack) else []
+
+    def first_of(self, proxy: fx.Proxy, count: int) -> list[fx.Proxy]:
+        """The first values of a container, all that ``zip`` with something shorter takes."""
+        placeholder = type(proxy) is Proxy and proxy.node.op == "placeholder"
+        named = self._named_in_all_calls(proxy.node) if placeholder else []
+        if not named:
+            return list(self.iter(proxy))
+        for call, name in named:
+            call.lengths[name] = max(count, call.lengths.get(name, 0))
+        value: Any = proxy
+        return [value[index] for index in range(count)]
 
     def _is_tensor_of_a_module(self, node: fx.Node) -> bool:
         if node.op != "call_module":
@@ -271,12 +292,13 @@ class _Tracer(fx.Tracer):
         forward = self.model.forward
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
+        given = self.given or _surely_given(forward)
         for parameter in inspect.signature(forward).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             everything = isinstance(self.model, fx.GraphModule)
             required = everything or parameter.default is parameter.empty
-            if required or parameter.name in self.given:
+            if required or parameter.name in given:
                 value: Any = self.create_proxy("placeholder", parameter.name, (), {})
             else:
                 value = parameter.default
@@ -291,6 +313,15 @@ class _Tracer(fx.Tracer):
             )
 
         return run, positional
+
+
+def _surely_given(forward: Callable[..., Any]) -> set[str]:
+    """The first parameter, where all may be left out: with none at all there is nothing to do."""
+    parameters = list(inspect.signature(forward).parameters.values())
+    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if named and all(p.default is not p.empty for p in named):
+        return {named[0].name}
+    return set()
 
 
 def _has_own_call(module: nn.Module) -> bool:
@@ -334,7 +365,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
                 _TRACING,
                 torch.no_grad(),
                 _noticing_contexts(tracer),
-                answering_isinstance(),
+                answering_for_proxies(),
                 as_leaves(functions, tracer),
             ):
                 graph = tracer.trace(root)
