@@ -78,16 +78,31 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         seen.add(value)
         if value in facts.dtypes:
             return facts.dtypes[value] == dtype
-        makes = _MAKES_FLOATS.search(_torch_name(value, facts.root))
-        if makes or any(
-            _READS_FLOATS.search(_torch_name(user, facts.root)) for user in value.users
-        ):
+        if _MAKES_FLOATS.search(_torch_name(value, facts.root)) or _read_as_floats(value, facts):
             return True
         if keeps_type(value, facts.root):
             pending.extend(_tensors(value, facts))
     return False
 
 
+def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
+    """Whether a value meets parameters as it is, or after what leaves its type alone."""
+    pending, seen = list(node.users), set(node.users)
+    while pending:
+        user = pending.pop()
+        name = _torch_name(user, facts.root)
+        if _READS_FLOATS.search(name):
+            return True
+        if name in _LEAVES_TYPE:
+            pending.extend(reader for reader in user.users if reader not in seen)
+            seen.update(user.users)
+    return False
+
+
+_LEAVES_TYPE = set(
+    "pad flatten reshape view permute transpose contiguous clone detach relu dropout identity "
+    "zeropad2d max_pool1d max_pool2d max_pool3d maxpool1d maxpool2d maxpool3d".split()
+)
 _READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
 _MAKES_FLOATS = re.compile(
     _READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"

@@ -6,9 +6,8 @@ come from. Following these links from a value gives all bases that its form may 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import tee
 
 from torch import fx
 
@@ -68,6 +67,7 @@ class Forest:
 
     def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 8) -> None:
         self.links: dict[fx.Node, Link] = {}
+        self.passing: dict[fx.Node, Link] = {}
         self.refused: dict[fx.Node, Refusal] = {}
         self._depth: dict[fx.Node, int] = {}
         self._order = facts.order
@@ -79,6 +79,9 @@ class Forest:
             elif link is not None:
                 self.links[node] = link
                 self._depth[node] = self._depth.get(link.base, 0) + 1
+                commuting = None if link.form is None else _commuting(link.form)
+                if commuting is not None:
+                    self.passing[node] = replace(link, form=None, commuting=commuting)
 
     def _link(self, node: fx.Node, step: Step, facts: Facts) -> Link | Refusal | None:
         if isinstance(step, Refusal):
@@ -152,30 +155,79 @@ class Forest:
         return first
 
     def candidates(self, value: fx.Node) -> Iterator[Candidate | Refusal]:
-        """A value's forms over its bases, the nearest first; a refusal ends them."""
-        refusal: Refusal | None = None
-        path: list[Link] = []
-        spanned = 0
-        for link, crossed in self._steps(value):
-            path.append(link)
-            if isinstance(crossed, Refusal):
-                refusal = crossed
-            else:
-                refusal = None
-                yield Candidate(link.base, crossed, tuple(reversed(path)))
-            spanned += link.form is None or not link.form.identity
-            if spanned == self._longest:
+        """A value's forms over its bases, the nearest first; a refusal ends them.
+
+        Where pools or paddings lie between, there are two kinds: what takes them into the form, and
+        what leaves them where they are and crosses them.
+        """
+        links = self._within_reach(value)
+        if not links:
+            return
+        refusal = yield from _forms(links)
+        across = [links[0], *(self.passing.get(link.value, link) for link in links[1:])]
+        for index, (link, own) in enumerate(zip(across, links, strict=True)):
+            if link is not own:
+                yield from (
+                    found
+                    for found in _forms(across)
+                    if isinstance(found, Candidate) and len(found.path) > index + 1
+                )
                 break
         if refusal is not None:
             yield refusal
 
-    def _steps(self, value: fx.Node) -> Iterator[tuple[Link, AffineConv | Refusal]]:
-        links, followed = tee(self._up(value))
-        return zip(followed, _climb(links, None), strict=False)
+    def _within_reach(self, value: fx.Node) -> list[Link]:
+        """The links above a value that its forms may span."""
+        links: list[Link] = []
+        spanned = 0
+        for link in self._up(value):
+            links.append(link)
+            spanned += link.form is None or not link.form.identity
+            if spanned == self._longest:
+                break
+        return links
 
     def contract(self, value: fx.Node, base: fx.Node, form: AffineConv) -> None:
         """Make one link of a whole path, so that longer ones come within reach."""
+        self.passing.pop(value, None)
         self.links[value] = Link(value, base, form, None, (value,))
+
+
+def _forms(links: Sequence[Link]) -> Generator[Candidate | Refusal, None, Refusal | None]:
+    """The forms of a value over the bases of its links; returns why there are no more."""
+    refusal: Refusal | None = None
+    path: list[Link] = []
+    for link, crossed in zip(links, _climb(links, None), strict=False):
+        path.append(link)
+        if isinstance(crossed, Refusal):
+            refusal = crossed
+        else:
+            refusal = None
+            yield Candidate(link.base, crossed, tuple(reversed(path)))
+    return refusal
+
+
+def _commuting(form: AffineConv) -> Commuting | None:
+    """How a pool or a padding lets maps of the channels pass: it treats all channels alike.
+
+    A factor crosses it. A constant does if the taps sum to one and no zeros are padded::
+
+        sum over t of K[t] * (a * x[o + t] + c) = a * (sum over t of K[t] * x[o + t]) + c
+    """
+    axes = form.axes
+    if not axes or form.groups is not None or form.pointwise or form.transposed or form.has_bias:
+        return None
+    modes = {axis.mode for axis in axes if axis.padded}
+    if "value" in modes:
+        return None
+    kernel, _ = form.weights.evaluate()
+    keeps = "zeros" not in modes and abs(float(kernel.sum()) - 1) < 1e-12
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        return axis if axis == -len(axes) - 1 else Refusal("a pool along the channels")
+
+    return Commuting(input_axis, scales_only=True, constants=keeps)
 
 
 def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineConv | Refusal]:
@@ -221,6 +273,8 @@ def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
         return form
     if not form.pointwise:
         return Refusal("a kernel with several taps after a view")
+    if form.has_bias and not link.commuting.constants:
+        return Refusal("a constant after a pool or a padding with zeros")
     if form.axes is None:
         return form
     axis = link.commuting.input_axis(-len(form.axes) - 1, form.in_channels)

@@ -6,7 +6,7 @@ nodes that die, and safe if nobody writes in place to what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -39,6 +39,7 @@ class Region:
         after: Cost of the new operator.
         gain: What is saved beyond what was saved before.
         converts: Whether the base may hold integers, which the dying nodes made floats.
+        shared: The dying nodes that die for other regions too.
     """
 
     value: fx.Node
@@ -51,6 +52,12 @@ class Region:
     after: Cost
     gain: Cost
     converts: bool = False
+    shared: frozenset[fx.Node] = frozenset()
+
+    @property
+    def key(self) -> Hashable:
+        """What tells this region from others, also from one of another plan."""
+        return self.value, self.base, self.form.axes
 
     @property
     def collapses(self) -> bool:
@@ -100,7 +107,12 @@ class Appraiser:
         return Cost(operators=1)
 
     def positions(
-        self, nodes: Collection[fx.Node], value: fx.Node, form: AffineConv, placed: fx.Node
+        self,
+        nodes: Collection[fx.Node],
+        value: fx.Node,
+        form: AffineConv,
+        placed: fx.Node,
+        crossed: Collection[fx.Node],
     ) -> tuple[dict[fx.Node, float], float]:
         """How many positions each node has, at least, and how many the new operator.
 
@@ -112,6 +124,7 @@ class Appraiser:
             value: The value.
             form: Its new form.
             placed: The value that has the positions of the new operator.
+            crossed: The values between that stay where they are.
         """
         if value in self.facts.shapes:
             known = {node: self._known_positions(node) for node in nodes}
@@ -120,7 +133,7 @@ class Appraiser:
             return known, max(known[node] for node in nodes if self._transposed(node))
         least = {value: 1.0}
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
-            form_here = self._form(node)
+            form_here = None if node in crossed else self._form(node)
             ratio = 1.0
             if form_here is not None and not form_here.transposed:
                 for axis in form_here.axes or ():
@@ -170,22 +183,25 @@ class Appraiser:
 
     # -- Liveness -------------------------------------------------------------------------------
 
-    def dying(self, candidate: Candidate, value: fx.Node, *, metadata: bool) -> set[fx.Node]:
-        """The nodes that nobody reads once the value is rewritten.
+    def dying(
+        self, candidates: Sequence[tuple[fx.Node, Candidate]], *, metadata: bool
+    ) -> set[fx.Node]:
+        """The nodes that nobody reads once some values are rewritten.
 
         Args:
-            candidate: The form that replaces the value.
-            value: The value.
+            candidates: The values and the forms that replace them.
             metadata: Whether reading only a shape counts as reading.
         """
-        inner = {node for link in candidate.path for node in link.inner}
-        gone = {value}
+        gone = {value for value, _ in candidates}
+        inner = {
+            node for _, candidate in candidates for link in candidate.path for node in link.inner
+        }
         for node in sorted(inner - gone, key=self.facts.order.__getitem__, reverse=True):
             if all(
                 reader in gone
                 or reader in self.dead
                 or reader in self.facts.asserted
-                or (not metadata and _reads_shape_only(reader, node))
+                or (not metadata and reads_shape_only(reader, node))
                 for reader in self.readers[node]
             ):
                 gone.add(node)
@@ -195,6 +211,38 @@ class Appraiser:
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""
+        gone = self.dying([(value, candidate)], metadata=moves_kernels(candidate))
+        region = self.draft(candidate, value, gone)
+        if isinstance(region, Refusal):
+            return region
+        if region.gain.saves:
+            return self.hazard(region) or region
+        current, after = region.after + region.gain, region.after
+        if not region.collapses and current.operators <= after.operators:
+            return Refusal(self._other_readers(candidate, gone))
+        return Refusal(
+            "one operator instead would cost more: "
+            f"{_ratio(after.multiply_adds, current.multiply_adds)} multiply-adds, "
+            f"{after.operators} instead of {current.operators} operators"
+        )
+
+    def draft(
+        self,
+        candidate: Candidate,
+        value: fx.Node,
+        gone: Collection[fx.Node],
+        shared: Collection[fx.Node] = (),
+        counted: Collection[fx.Node] = (),
+    ) -> Region | Refusal:
+        """Turn a candidate into a region whether it is worth it or not.
+
+        Args:
+            candidate: The form that replaces the value.
+            value: The value.
+            gone: What nobody reads any more.
+            shared: Nodes of these that die for other regions too.
+            counted: Nodes of these that another region has counted as saved.
+        """
         form = candidate.form
         if (value, candidate.base) in self.banned:
             return self.banned[value, candidate.base]
@@ -207,14 +255,10 @@ class Appraiser:
             return problem
         if form.diagonal:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
-        moved = [
-            link for link in candidate.path if link.form is not None and not link.form.diagonal
-        ]
-        gone = self.dying(candidate, value, metadata=len(moved) > 1)
         path = tuple(part for link in candidate.path for part in self._parts(link))
         collapses = all(link.value in gone for link in candidate.path)
         if collapses:
-            main = _main(path, form)
+            main = _main([link for link in path if link.value not in shared], path, form)
             if isinstance(main, Refusal):
                 return main
         else:
@@ -224,34 +268,23 @@ class Appraiser:
         if main.form is not None and main.form.axes is not None and form.pointwise:
             form = form if form.axes is None else form.with_axes(len(main.form.axes))
         placed = _placed(path, main) if collapses else value
-        positions, own = self.positions(gone, value, form, placed)
+        crossed = {link.value for link in candidate.path if link.form is None}
+        positions, own = self.positions(gone, value, form, placed, crossed)
         current = before = NOTHING
         for node in gone:
+            if node in crossed or node in counted:
+                continue
             here = positions.get(node, 0.0)
             current += self.node_cost(node).times(here)
             before += (
                 self.fused[node].before if node in self.fused else self.node_cost(node).times(here)
             )
         after = form_cost(form).times(own)
-        if not (current - after).saves:
-            if not collapses and current.operators <= after.operators:
-                return Refusal(self._other_readers(candidate, gone))
-            return Refusal(
-                "one operator instead would cost more: "
-                f"{_ratio(after.multiply_adds, current.multiply_adds)} multiply-adds, "
-                f"{after.operators} instead of {current.operators} operators"
-            )
-        dying = frozenset(
-            gone.union(*(self.fused[node].dying for node in gone & self.fused.keys()))
-        )
-        problem = self._effects(candidate.base, path, value, dying, main)
-        if problem is not None:
-            return problem
+        taken = [self.fused[node] for node in self.fused.keys() & gone]
+        dying = frozenset(gone).union(*(region.dying for region in taken))
+        shared = frozenset(shared).union(*(region.shared for region in taken))
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
-        first = next((link for link in path if link.form is not None), main)
-        if converts and not all(promotes(node) for node in first.inner):
-            return Refusal("integers may overflow before they become floats; pass example_inputs")
         return Region(
             value,
             candidate.base,
@@ -262,7 +295,8 @@ class Appraiser:
             before,
             after,
             current - after,
-            converts=converts,
+            converts,
+            shared,
         )
 
     def _parts(self, link: Link) -> tuple[Link, ...]:
@@ -281,24 +315,22 @@ class Appraiser:
         self.fused[region.value] = region
         self.forest.contract(region.value, region.base, region.form)
 
-    def _other_readers(self, candidate: Candidate, gone: set[fx.Node]) -> str:
+    def _other_readers(self, candidate: Candidate, gone: Collection[fx.Node]) -> str:
         for link in reversed(candidate.path):
             if link.value not in gone:
                 others = sorted(
-                    str(reader) for reader in self.readers[link.value] - gone - self.dead
+                    str(reader) for reader in self.readers[link.value].difference(gone, self.dead)
                 )
                 return f"{link.value} is also read by {', '.join(others[:3])}"
         return "a value between is read elsewhere"
 
-    def _effects(
-        self,
-        base: fx.Node,
-        path: tuple[Link, ...],
-        value: fx.Node,
-        dying: frozenset[fx.Node],
-        main: Link,
-    ) -> Refusal | None:
-        """Refuse if somebody writes to what the region reads between its reading and now."""
+    def hazard(self, region: Region) -> Refusal | None:
+        """Why a region is not safe: a write to what it reads, a layout or a type that changes."""
+        path, main = region.path, region.main
+        first = next((link for link in path if link.form is not None), main)
+        if region.converts and not all(promotes(node) for node in first.inner):
+            return Refusal("integers may overflow before they become floats; pass example_inputs")
+        base, value, dying = region.base, region.value, region.dying
         facts, order = self.facts, self.facts.order
         place = order[main.value if main.value in dying else value]
         for node in {node for link in path for node in link.inner}:
@@ -326,14 +358,20 @@ class Appraiser:
         return None
 
 
-def _main(path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
-    """The link whose place the new operator takes: the dearest that it can stand in for."""
+def moves_kernels(candidate: Candidate) -> bool:
+    """Whether more than a scale and a shift joins another operator, so that shapes may change."""
+    moved = [link for link in candidate.path if link.form is not None and not link.form.diagonal]
+    return len(moved) > 1
+
+
+def _main(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
+    """The link whose place the new operator takes: the dearest of its own that it can replace."""
     eligible: list[tuple[Cost, int, Link]] = []
     crossed = False
     for index, link in enumerate(path):
         if link.form is None:
             crossed = True
-        elif (form.pointwise or not crossed) and _may_move(path, index):
+        elif link in own and (form.pointwise or not crossed) and _may_move(path, index):
             eligible.append((form_cost(link.form), -index, link))
     if not eligible:
         return Refusal("an operator between lets scales pass, but no mixing of channels")
@@ -365,7 +403,8 @@ def _placed(path: tuple[Link, ...], main: Link) -> fx.Node:
     return placed
 
 
-def _reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
+def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
+    """Whether a reader of a value only asks for its shape or type."""
     if reads_metadata(reader):
         return True
     return (

@@ -164,7 +164,7 @@ class Rewriter:
             whole = common_caller([frame, *callers])
             if not knows_only_tensors(whole):
                 self._keep_parts(region, whole, set())
-        swap = single and not region.converts and self._may_swap(place, frame)
+        swap = single and not region.converts and self._may_swap(place, region, frame)
         if single:
             owner = self.trace.caller[place]
         else:
@@ -199,7 +199,7 @@ class Rewriter:
         for link in region.path:
             if link.form is None or (link is region.main and swap):
                 continue
-            kept = len(link.inner) == 1 and self._may_swap(link.value, frame)
+            kept = len(link.inner) == 1 and self._may_swap(link.value, region, frame)
             if not kept:
                 changed.update(
                     self.trace.caller[node] for node in link.inner if node.op != "get_attr"
@@ -216,7 +216,7 @@ class Rewriter:
     ) -> None:
         """Make one link of a path the identity."""
         identity = nn.Identity().eval()
-        if len(inner) == 1 and self._may_swap(node, frame):
+        if len(inner) == 1 and self._may_swap(node, region, frame):
             for path in self.paths[id(fetch(self.trace.root, str(node.target)))]:
                 self.result.modules[path] = identity
             self._substitute(node, self.result.current(base), keep_code=True)
@@ -335,9 +335,9 @@ class Rewriter:
                     break
                 self.result.inlined.add(call)
 
-    def _may_swap(self, node: fx.Node, frame: Call) -> bool:
+    def _may_swap(self, node: fx.Node, region: Region, frame: Call) -> bool:
         """Whether a module may be replaced where it is registered, and no code has to change."""
-        if node.op != "call_module":
+        if node.op != "call_module" or node in region.shared:
             return False
         old = fetch(self.trace.root, str(node.target))
         reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()

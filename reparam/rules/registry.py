@@ -36,11 +36,13 @@ class Commuting:
         scales_only: Whether only a scale and a shift may cross: the operator names the number of
             channels, or mixing the channels on its other side would cost more or less.
         copies: Whether the value is the operand itself, in another place of memory.
+        constants: Whether a constant may cross too, not only a factor: not where zeros are padded.
     """
 
     input_axis: Callable[[int, int | None], int | Refusal]
     scales_only: bool = False
     copies: bool = False
+    constants: bool = True
 
 
 @dataclass(frozen=True)
