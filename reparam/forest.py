@@ -74,6 +74,8 @@ class Forest:
         self._longest = longest
         for node, step in steps.items():
             link = self._link(node, step, facts)
+            if isinstance(step, Commuting) and step.refusal is not None:
+                self.refused[node] = step.refusal
             if isinstance(link, Refusal):
                 self.refused[node] = link
             elif link is not None:
@@ -274,7 +276,7 @@ def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
     if not form.pointwise:
         return Refusal("a kernel with several taps after a view")
     if form.has_bias and not link.commuting.constants:
-        return Refusal("a constant after a pool or a padding with zeros")
+        return Refusal("a constant after zeros were padded: the border would differ")
     if form.axes is None:
         return form
     axis = link.commuting.input_axis(-len(form.axes) - 1, form.in_channels)

@@ -37,12 +37,14 @@ class Commuting:
             channels, or mixing the channels on its other side would cost more or less.
         copies: Whether the value is the operand itself, in another place of memory.
         constants: Whether a constant may cross too, not only a factor: not where zeros are padded.
+        refusal: Why the operator is no convolution itself, where that is not plain.
     """
 
     input_axis: Callable[[int, int | None], int | Refusal]
     scales_only: bool = False
     copies: bool = False
     constants: bool = True
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)

@@ -139,14 +139,23 @@ def spatial_module(module: nn.Module, x: AffineConv) -> Step:
     """A pool or an interpolation over the spatial axes, with weights that sum to one."""
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
         axes = int(type(module).__name__[-2])
-        return _spatial(x, axes)
+        return spatial(x, axes)
     if isinstance(module, nn.Upsample) and module.mode == "bicubic":
         return Refusal("bicubic interpolation")
-    return _spatial(x, None)
+    return spatial(x, None)
 
 
-def _spatial(x: Any, axes: int | None) -> Step:
-    """A map of the last axes that leaves the channels before them alone."""
+def spatial(
+    x: Any, axes: int | None, *, constants: bool = True, refusal: Refusal | None = None
+) -> Step:
+    """A map of the last axes that leaves the channels before them alone.
+
+    Args:
+        x: The form that flows in.
+        axes: How many last axes it maps; None for all after the channels.
+        constants: Whether its weights sum to one at every position.
+        refusal: Why it is no convolution.
+    """
     if not isinstance(x, AffineConv):
         return Refusal("its input is a constant or not a tensor")
     if axes is None:
@@ -158,28 +167,28 @@ def _spatial(x: Any, axes: int | None) -> Step:
         del channels
         return axis if axis == -axes - 1 else _MERGED
 
-    return Commuting(input_axis, scales_only=True)
+    return Commuting(input_axis, scales_only=True, constants=constants, refusal=refusal)
 
 
 @register_rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d)
 def adaptive_pool_1d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
-    return _spatial(input, 1)
+    return spatial(input, 1)
 
 
 @register_rule(F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d)
 def adaptive_pool_2d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
-    return _spatial(input, 2)
+    return spatial(input, 2)
 
 
 @register_rule(F.adaptive_avg_pool3d, aten.adaptive_avg_pool3d)
 def adaptive_pool_3d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
-    return _spatial(input, 3)
+    return spatial(input, 3)
 
 
 @register_rule(F.interpolate)
@@ -196,7 +205,7 @@ def interpolate(
     del size, scale_factor, align_corners, recompute_scale_factor
     if mode == "bicubic" or antialias is not False:
         return Refusal("bicubic or antialiased interpolation")
-    return _spatial(input, None)
+    return spatial(input, None)
 
 
 @register_rule(torch.mean, torch.Tensor.mean, aten.mean)
