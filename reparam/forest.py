@@ -27,6 +27,8 @@ class Link:
         form: The value's form over the base; None if the operator only lets forms pass.
         commuting: How the operator moves the channel axis, if it lets forms pass.
         inner: The nodes between base and value, the value included, in order.
+        crossed: Operators between that let forms pass, the nearest to the value first; the form
+            acts before them.
     """
 
     value: fx.Node
@@ -34,6 +36,7 @@ class Link:
     form: AffineConv | None
     commuting: Commuting | None
     inner: tuple[fx.Node, ...]
+    crossed: tuple[Commuting, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,10 +192,20 @@ class Forest:
                 break
         return links
 
-    def contract(self, value: fx.Node, base: fx.Node, form: AffineConv) -> None:
-        """Make one link of a whole path, so that longer ones come within reach."""
+    def contract(
+        self, value: fx.Node, base: fx.Node, form: AffineConv, path: Sequence[Link]
+    ) -> None:
+        """Make one link of a whole path, so that longer ones come within reach.
+
+        Args:
+            value: The value.
+            base: Its base.
+            form: Its form, laid out as the base is.
+            path: The links from the base to the value.
+        """
+        crossed = tuple(link.commuting for link in reversed(path) if link.commuting is not None)
+        self.links[value] = Link(value, base, form, None, (value,), crossed)
         self.passing.pop(value, None)
-        self.links[value] = Link(value, base, form, None, (value,))
 
 
 def _forms(links: Sequence[Link]) -> Generator[Candidate | Refusal, None, Refusal | None]:
@@ -247,12 +260,15 @@ def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineCon
     """
     waiting: AffineConv | None = None
     for link in links:
-        if link.form is None:
-            crossed = _cross(link, form) if waiting is None else Refusal("a view after a kernel")
-            yield crossed
+        commuting = link.crossed if link.commuting is None else (link.commuting,)
+        if commuting and (link.form is None or form is not None):
+            crossed = _cross(commuting, form) if waiting is None else Refusal("a view of a kernel")
+            if link.form is None or isinstance(crossed, Refusal):
+                yield crossed
             if isinstance(crossed, Refusal):
                 return
             form = crossed
+        if link.form is None:
             continue
         inner = link.form if waiting is None else link.form.then(waiting)
         if isinstance(inner, Refusal):
@@ -267,19 +283,19 @@ def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineCon
         yield form
 
 
-def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
-    """Move a form across an operator that lets forms pass."""
-    if form is None or link.commuting is None:
+def _cross(crossed: Iterable[Commuting], form: AffineConv | None) -> AffineConv | Refusal:
+    """Move a form across operators that let forms pass, the last one first."""
+    if form is None:
         return Refusal("a view is no convolution")
-    if link.commuting.copies:
-        return form
-    if not form.pointwise:
-        return Refusal("a kernel with several taps after a view")
-    if form.has_bias and not link.commuting.constants:
-        return Refusal("a constant after zeros were padded: the border would differ")
-    if form.axes is None:
-        return form
-    axis = link.commuting.input_axis(-len(form.axes) - 1, form.in_channels)
-    if isinstance(axis, Refusal):
-        return axis
-    return form.with_axes(-axis - 1)
+    for commuting in crossed:
+        if commuting.copies:
+            continue
+        if not form.pointwise:
+            return Refusal("a kernel with several taps after a view")
+        if form.axes is None:
+            continue
+        axis = commuting.input_axis(-len(form.axes) - 1, form.in_channels)
+        if isinstance(axis, Refusal):
+            return axis
+        form = form.with_axes(-axis - 1)
+    return form

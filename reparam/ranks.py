@@ -27,8 +27,8 @@ _KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
 )
 _TYPE_KEEPING_NAMES = set(
     "add sub mul div truediv iadd isub imul itruediv add_ sub_ mul_ div_ cat stack sum mean pad "
-    "flatten reshape view permute transpose getitem chunk split max_pool1d max_pool2d "
-    "max_pool3d".split()
+    "flatten unflatten reshape view permute transpose movedim moveaxis swapaxes squeeze unsqueeze "
+    "getitem chunk split interpolate pixel_shuffle max_pool1d max_pool2d max_pool3d".split()
 )
 _BROADCASTING = set(
     "add sub mul div truediv true_divide iadd isub imul itruediv add_ sub_ mul_ div_".split()
@@ -36,8 +36,30 @@ _BROADCASTING = set(
 _RANKED_NAMES = re.compile(r"(conv|conv_transpose|(adaptive_)?(avg|max)_pool)([123])d$")
 
 
-def find_ranks(
+def find_axes(
     nodes: Sequence[fx.Node], root: nn.Module, known: Mapping[fx.Node, int]
+) -> tuple[dict[fx.Node, int], dict[fx.Node, int]]:
+    """The number of axes of each value, and how many of its last axes have size 1, where known.
+
+    Args:
+        nodes: The nodes of the graph, in order.
+        root: The module that the nodes' paths refer to.
+        known: Numbers of axes known beforehand.
+    """
+    ranks = find_ranks(nodes, root, known, {})
+    while True:
+        ones = find_trailing_ones(nodes, root, ranks)
+        more = find_ranks(nodes, root, ranks, ones) if ones else ranks
+        if len(more) == len(ranks):
+            return ranks, ones
+        ranks = more
+
+
+def find_ranks(
+    nodes: Sequence[fx.Node],
+    root: nn.Module,
+    known: Mapping[fx.Node, int],
+    ones: Mapping[fx.Node, int],
 ) -> dict[fx.Node, int]:
     """Infer ranks until nothing new is learned.
 
@@ -47,6 +69,7 @@ def find_ranks(
         nodes: The nodes of the graph, in order.
         root: The module that the nodes' paths refer to.
         known: Ranks known beforehand.
+        ones: Number of last axes that have size 1, where known.
     """
     ranks = dict(known)
     if len(ranks) >= len(nodes) - 1:
@@ -56,7 +79,7 @@ def find_ranks(
         changed = False
         for direction in (nodes, reversed(nodes)):
             for node in direction:
-                for value, rank in _rank_facts(node, root, ranks):
+                for value, rank in _rank_facts(node, root, ranks, ones):
                     if value not in ranks:
                         ranks[value] = rank
                         changed = True
@@ -64,7 +87,10 @@ def find_ranks(
 
 
 def _rank_facts(
-    node: fx.Node, root: nn.Module, ranks: Mapping[fx.Node, int]
+    node: fx.Node,
+    root: nn.Module,
+    ranks: Mapping[fx.Node, int],
+    ones: Mapping[fx.Node, int],
 ) -> list[tuple[fx.Node, int]]:
     """What a node tells of the ranks of its own value and of its operand's."""
     first = node.args[0] if node.args else node.kwargs.get("input")
@@ -121,6 +147,12 @@ def _rank_facts(
         return [(node, known if keep else known - count)] if dims is not None else []
     if name == "unsqueeze" and known is not None:
         return [(node, known + 1)]
+    if name in ("squeeze", "getitem") and known is not None:
+        rank = _regrouped(node, known, ones.get(operand, 0))[0]
+        return [] if rank is None else [(node, rank)]
+    if name == "unflatten" and known is not None and len(node.args) > 2:
+        sizes = node.args[2]
+        return [(node, known + len(sizes) - 1)] if isinstance(sizes, tuple | list) else []
     if name in _KEEPING_NAMES:
         return _equal(node, operand, ranks)
     return []
@@ -138,7 +170,9 @@ def keeps_type(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node's value is of a floating-point type if an operand is."""
     if node.op == "call_module":
         name = type(fetch(root, str(node.target))).__name__
-        return keeps_shape(node, root) or name.startswith(("MaxPool", "Flatten", "Identity"))
+        return keeps_shape(node, root) or name.startswith(
+            ("MaxPool", "Flatten", "Unflatten", "Identity", "Upsampl", "PixelShuffle")
+        )
     return keeps_shape(node, root) or operator_name(node) in _TYPE_KEEPING_NAMES
 
 
@@ -198,12 +232,48 @@ def find_trailing_ones(
         operand = node.args[0] if node.args else None
         if not isinstance(operand, fx.Node):
             continue
-        count = _pooled_axes(node, root, ranks.get(operand))
-        if count == 0 and operand in ones and keeps_shape(node, root):
-            count = ones[operand]
+        count, rank = _pooled_axes(node, root, ranks.get(operand)), ranks.get(operand)
+        if count == 0 and operand in ones:
+            if _keeps_ones(node, root):
+                count = ones[operand]
+            elif operator_name(node) in ("squeeze", "getitem") and rank is not None:
+                count = _regrouped(node, rank, ones[operand])[1]
         if count:
             ones[node] = count
     return ones
+
+
+def _keeps_ones(node: fx.Node, root: nn.Module) -> bool:
+    """Whether axes of size 1 after the channels surely stay so."""
+    if node.op != "call_module":
+        return keeps_shape(node, root)
+    module = fetch(root, str(node.target))
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        taps = {*module.kernel_size, *module.dilation}
+        return taps == {1} and module.padding in (0, (0,) * len(module.kernel_size), "valid")
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Identity)
+    return isinstance(module, batch_norms) or keeps_shape(node, root)
+
+
+def _regrouped(node: fx.Node, rank: int, ones: int) -> tuple[int | None, int]:
+    """How many axes a value has after an index or a squeeze, and how many last ones of size 1."""
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if operator_name(node) == "squeeze":
+        dims = given if isinstance(given, tuple | list) else (given,)
+        gone = {axis % rank if isinstance(axis, int) else -1 for axis in dims}
+        return (rank - len(gone), ones - len(gone)) if min(gone) >= rank - ones else (None, 0)
+    if not isinstance(given, tuple) or any(isinstance(entry, fx.Node) for entry in given):
+        return None, 0
+    positions = sum(isinstance(entry, int) for entry in given)
+    new = sum(entry is None for entry in given)
+    within = rank - len(given) + new >= 0 and ... not in given
+    only_ones = (
+        within
+        and all(isinstance(entry, slice) for entry in given[: rank - ones])
+        and not new
+        and all(entry == slice(None) or isinstance(entry, int) for entry in given)
+    )
+    return rank - positions + new, ones - positions if only_ones else 0
 
 
 def _pooled_axes(node: fx.Node, root: nn.Module, rank: int | None) -> int:

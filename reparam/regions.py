@@ -15,7 +15,7 @@ from torch import fx
 from reparam.affine import AffineConv
 from reparam.channels import holds_type, promotes
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
-from reparam.effects import computes, permutes, reads_layout, reads_metadata
+from reparam.effects import computes, indexes, permutes, reads_layout, reads_metadata
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
@@ -32,6 +32,7 @@ class Region:
         value: The value.
         base: What the new operator reads, directly or through what remains of the path.
         form: The value's form over the base, laid out as the new operator needs it.
+        plain: The same form, laid out as the base is.
         main: The link whose place the new operator takes.
         path: The links from the base to the value.
         dying: The nodes that nobody reads any more, the value included.
@@ -45,6 +46,7 @@ class Region:
     value: fx.Node
     base: fx.Node
     form: AffineConv
+    plain: AffineConv
     main: Link
     path: tuple[Link, ...]
     dying: frozenset[fx.Node]
@@ -98,7 +100,8 @@ class Appraiser:
             return form_cost(self.fused[node].form)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
-            return Cost(step.multiply_adds, 0 if step.identity and not computes(node) else 1)
+            free = (step.identity and not computes(node)) or indexes(node)
+            return Cost(step.multiply_adds, 0 if free else 1)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
             return NOTHING
@@ -279,16 +282,17 @@ class Appraiser:
             before += (
                 self.fused[node].before if node in self.fused else self.node_cost(node).times(here)
             )
-        after = form_cost(form).times(own)
+        dtype = form.dtype or (None if form.like is None else form.like.dtype)
+        converts = not holds_type(candidate.base, dtype, self.facts)
+        after = form_cost(form).times(own) + Cost(operators=int(converts))
         taken = [self.fused[node] for node in self.fused.keys() & gone]
         dying = frozenset(gone).union(*(region.dying for region in taken))
         shared = frozenset(shared).union(*(region.shared for region in taken))
-        dtype = form.dtype or (None if form.like is None else form.like.dtype)
-        converts = not holds_type(candidate.base, dtype, self.facts)
         return Region(
             value,
             candidate.base,
             form,
+            candidate.form,
             main,
             path,
             dying,
@@ -300,8 +304,9 @@ class Appraiser:
         )
 
     def _parts(self, link: Link) -> tuple[Link, ...]:
+        """The links of a path, those of a region in place of one that stands for it."""
         fused = self.fused.get(link.value)
-        return (link,) if fused is None else fused.path
+        return fused.path if fused is not None and fused.collapses else (link,)
 
     def adopt(self, region: Region) -> None:
         """Take a region as done: whatever is weighed from now on builds on it."""
@@ -313,7 +318,7 @@ class Appraiser:
                 self.readers[operand].discard(node)
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
-        self.forest.contract(region.value, region.base, region.form)
+        self.forest.contract(region.value, region.base, region.plain, region.path)
 
     def _other_readers(self, candidate: Candidate, gone: Collection[fx.Node]) -> str:
         for link in reversed(candidate.path):
@@ -335,11 +340,10 @@ class Appraiser:
         place = order[main.value if main.value in dying else value]
         for node in {node for link in path for node in link.inner}:
             for operand in node.all_input_nodes:
-                last = order[node] - 1
-                if operand is base:
-                    last = max(last, place - 1)
-                if facts.write_between(operand, order[operand], last, ignoring=dying):
+                if facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):
                     return Refusal(f"{operand} is written to in place before it is read")
+        if facts.write_between(base, order[base], place - 1, ignoring=dying):
+            return Refusal(f"{base} is written to in place before it is read")
         permuted = False
         for link in path[path.index(main) + 1 :]:
             if link.commuting is not None:
@@ -374,23 +378,23 @@ def _main(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Li
         elif link in own and (form.pointwise or not crossed) and _may_move(path, index):
             eligible.append((form_cost(link.form), -index, link))
     if not eligible:
-        return Refusal("an operator between lets scales pass, but no mixing of channels")
+        return Refusal("an operator between lets scales pass, but no constant or no mixing")
     return max(eligible, key=lambda entry: entry[:2])[2]
 
 
 def _may_move(path: tuple[Link, ...], main: int) -> bool:
     """Whether the other links may move to the main one across the operators between them."""
-    barriers = [
-        index
-        for index, link in enumerate(path)
-        if link.commuting is not None and link.commuting.scales_only
-    ]
-    return not any(
-        min(index, main) < barrier < max(index, main)
-        for barrier in barriers
-        for index, link in enumerate(path)
-        if link.form is not None and not link.form.diagonal
-    )
+    for barrier, link in enumerate(path):
+        if link.commuting is None:
+            continue
+        for index, moved in enumerate(path):
+            if moved.form is None or not min(index, main) < barrier < max(index, main):
+                continue
+            if link.commuting.scales_only and not moved.form.diagonal:
+                return False
+            if moved.form.has_bias and not link.commuting.constants:
+                return False
+    return True
 
 
 def _placed(path: tuple[Link, ...], main: Link) -> fx.Node:

@@ -15,7 +15,7 @@ from torch import nn
 from reparam.affine import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
-from reparam.rules.registry import Commuting, Stacked, register_rule
+from reparam.rules.registry import Commuting, Extent, Stacked, register_rule
 
 aten = torch.ops.aten
 Step = Commuting | Refusal
@@ -89,6 +89,7 @@ def permute(input: Any, *dims: Any) -> Step:
     torch.transpose,
     torch.Tensor.transpose,
     torch.swapaxes,
+    torch.swapdims,
     torch.Tensor.swapaxes,
     torch.Tensor.swapdims,
     aten.transpose,
@@ -107,18 +108,72 @@ def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
     return _commuting(input, lambda axis, channels: swapped.get(axis, axis))
 
 
+@register_rule(torch.movedim, torch.moveaxis, torch.Tensor.movedim, torch.Tensor.moveaxis)
+def move_axes(input: Any, source: Any, destination: Any) -> Step:
+    """Some axes move, the others keep their order."""
+    sources = source if isinstance(source, Sequence) else (source,)
+    destinations = destination if isinstance(destination, Sequence) else (destination,)
+    if not all(isinstance(axis, int) for axis in (*sources, *destinations)):
+        return _UNKNOWN_SIZES
+    rank = input.rank if isinstance(input, AffineConv) else None
+    if rank is None:
+        return _UNKNOWN_RANK
+    moved = {to % rank: axis % rank for to, axis in zip(destinations, sources, strict=True)}
+    others = iter(axis for axis in range(rank) if axis not in moved.values())
+    return _permuted(input, [moved[to] if to in moved else next(others) for to in range(rank)])
+
+
 @register_rule(torch.reshape, torch.Tensor.reshape, torch.Tensor.view, aten.reshape, aten.view)
 def reshape(input: Any, *shape: Any) -> Step:
-    """Axes of new sizes; a last axis of the same size on both sides is the same axis."""
+    """Axes of new sizes; those of the same size at either end are the same axes."""
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-    last = sizes[-1] if sizes else None
+    rank = input.rank if isinstance(input, AffineConv) else None
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        if axis == -1 and isinstance(last, int) and last == channels:
-            return -1
+        def same(position: int, operand: int) -> bool:
+            if position == axis and isinstance(sizes[position], int):
+                return bool(sizes[position] == channels)
+            return bool(sizes[position] == Extent(operand))
+
+        if -len(sizes) <= axis < 0:
+            if all(same(position, position) for position in range(axis, 0)):
+                return axis
+            before = range(-len(sizes), axis + 1)
+            if rank is not None and all(same(at, at + len(sizes) - rank) for at in before):
+                return axis + len(sizes) - rank
         return Refusal("its channels cannot be followed through a reshape")
 
     return _commuting(input, input_axis, scales_only=True)
+
+
+def _unflattened(x: Any, dim: Any, sizes: Any) -> Step:
+    if not isinstance(dim, int) or not isinstance(sizes, Sequence):
+        return _UNKNOWN_SIZES
+    rank = x.rank if isinstance(x, AffineConv) else None
+    if rank is None and dim >= 0:
+        return _UNKNOWN_RANK
+    split = dim if rank is None else dim % rank - rank
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        if axis > split:
+            return axis
+        before = axis + len(sizes) - 1
+        return before if before < split else Refusal("its channels are split into several axes")
+
+    return _commuting(x, input_axis)
+
+
+@register_rule(torch.unflatten, torch.Tensor.unflatten)
+def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
+    """One axis becomes several."""
+    return _unflattened(input, dim, sizes)
+
+
+@register_rule(nn.Unflatten)
+def unflatten_module(module: nn.Unflatten, x: AffineConv) -> Step:
+    """One axis becomes several."""
+    return _unflattened(x, module.dim, module.unflattened_size)
 
 
 @register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as)
@@ -165,7 +220,7 @@ def spatial(
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
         del channels
-        return axis if axis == -axes - 1 else _MERGED
+        return axis if axis < -axes else _MERGED
 
     return Commuting(input_axis, scales_only=True, constants=constants, refusal=refusal)
 

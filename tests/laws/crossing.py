@@ -75,7 +75,7 @@ class Sandwich(nn.Module):
         return x * self.gamma if self.scaled else self.norm(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.relu()
+        x = x.sigmoid()  # surely of a floating-point type
         if self.before:
             return self.conv(self.spatial(self.small(x)))
         return self.small(self.spatial(self.conv(x)))
