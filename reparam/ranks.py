@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from torch import fx, nn
@@ -23,7 +24,8 @@ _SHAPE_KEEPING_NAMES = set(
     "type_as prelu".split()
 )
 _KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
-    "linear pad mul_ add_ sub_ div_ interpolate transpose".split()
+    "linear pad mul_ add_ sub_ div_ interpolate transpose swapaxes swapdims movedim "
+    "moveaxis".split()
 )
 _TYPE_KEEPING_NAMES = set(
     "add sub mul div truediv iadd isub imul itruediv add_ sub_ mul_ div_ cat stack sum mean pad "
@@ -145,11 +147,9 @@ def _rank_facts(
         count = len(dims) if isinstance(dims, tuple | list) else 1
         keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
         return [(node, known if keep else known - count)] if dims is not None else []
-    if name == "unsqueeze" and known is not None:
-        return [(node, known + 1)]
-    if name in ("squeeze", "getitem") and known is not None:
-        rank = _regrouped(node, known, ones.get(operand, 0))[0]
-        return [] if rank is None else [(node, rank)]
+    if name in _REGROUPING and known is not None:
+        regrouped = _regrouped(node, known, ones.get(operand, 0))
+        return [] if regrouped is None else [(node, len(regrouped))]
     if name == "unflatten" and known is not None and len(node.args) > 2:
         sizes = node.args[2]
         return [(node, known + len(sizes) - 1)] if isinstance(sizes, tuple | list) else []
@@ -232,12 +232,13 @@ def find_trailing_ones(
         operand = node.args[0] if node.args else None
         if not isinstance(operand, fx.Node):
             continue
-        count, rank = _pooled_axes(node, root, ranks.get(operand)), ranks.get(operand)
-        if count == 0 and operand in ones:
-            if _keeps_ones(node, root):
-                count = ones[operand]
-            elif operator_name(node) in ("squeeze", "getitem") and rank is not None:
-                count = _regrouped(node, rank, ones[operand])[1]
+        rank = ranks.get(operand)
+        count = _pooled_axes(node, root, rank)
+        if count == 0 and operand in ones and _keeps_ones(node, root):
+            count = ones[operand]
+        elif operator_name(node) in _REGROUPING and rank is not None:
+            regrouped = _regrouped(node, rank, ones.get(operand, 0)) or []
+            count = len(list(takewhile(bool, reversed(regrouped))))
         if count:
             ones[node] = count
     return ones
@@ -255,25 +256,37 @@ def _keeps_ones(node: fx.Node, root: nn.Module) -> bool:
     return isinstance(module, batch_norms) or keeps_shape(node, root)
 
 
-def _regrouped(node: fx.Node, rank: int, ones: int) -> tuple[int | None, int]:
-    """How many axes a value has after an index or a squeeze, and how many last ones of size 1."""
+_REGROUPING = ("squeeze", "unsqueeze", "getitem")
+
+
+def _regrouped(node: fx.Node, rank: int, ones: int) -> list[bool] | None:
+    """For each axis of an index, a squeeze or an unsqueeze whether it is known to have size 1."""
+    axes = [False] * (rank - ones) + [True] * ones
     given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if operator_name(node) == "squeeze":
+    name = operator_name(node)
+    if name == "unsqueeze" and isinstance(given, int):
+        axes.insert(given % (rank + 1), True)
+        return axes
+    if name == "squeeze":
         dims = given if isinstance(given, tuple | list) else (given,)
-        gone = {axis % rank if isinstance(axis, int) else -1 for axis in dims}
-        return (rank - len(gone), ones - len(gone)) if min(gone) >= rank - ones else (None, 0)
-    if not isinstance(given, tuple) or any(isinstance(entry, fx.Node) for entry in given):
-        return None, 0
-    positions = sum(isinstance(entry, int) for entry in given)
-    new = sum(entry is None for entry in given)
-    within = rank - len(given) + new >= 0 and ... not in given
-    only_ones = (
-        within
-        and all(isinstance(entry, slice) for entry in given[: rank - ones])
-        and not new
-        and all(entry == slice(None) or isinstance(entry, int) for entry in given)
-    )
-    return rank - positions + new, ones - positions if only_ones else 0
+        gone = {axis % rank if isinstance(axis, int) else 0 for axis in dims}
+        kept = [one for axis, one in enumerate(axes) if axis not in gone]
+        return kept if all(axes[axis] for axis in gone) else None
+    if name != "getitem" or not isinstance(given, tuple):
+        return None
+    if not {type(entry) for entry in given} <= {int, slice, type(None), type(...)}:
+        return None
+    entries: list[Any] = [*given] if ... in given else [*given, ...]
+    at = entries.index(...)
+    taken = sum(entry is not None for entry in entries) - 1
+    entries[at : at + 1] = [slice(None)] * (rank - taken)
+    sizes = iter(axes)
+    found: list[bool] = []
+    for entry in entries:
+        one = entry is None or next(sizes)
+        if not isinstance(entry, int):
+            found.append(one and entry in (None, slice(None)))
+    return found
 
 
 def _pooled_axes(node: fx.Node, root: nn.Module, rank: int | None) -> int:
