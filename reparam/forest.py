@@ -110,7 +110,7 @@ class Forest:
         operands = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
         base: fx.Node | None = operands[0]
         for operand in operands[1:]:
-            base = None if base is None else self._meet(base, operand)
+            base = None if base is None else self.meet(base, operand)
         if base is None:
             return Refusal("its branches do not come from one value by affine operators")
         total: AffineConv | None = None
@@ -123,14 +123,8 @@ class Forest:
                 and arg not in self._depth
                 and arg in operand.users
             )
-            path = list(self._up(operand, base))
-            for link in path:
-                inner.update(link.inner)
-                if link.commuting is not None and not link.commuting.copies:
-                    return Refusal("a view lies between its branches and their common value")
-            branch: AffineConv | Refusal = replace(term, base=base)
-            for crossed in _climb(path, replace(term, base=base)):
-                branch = crossed
+            branch, between = self.branch(operand, base, term)
+            inner.update(between)
             if isinstance(branch, Refusal):
                 return branch
             merged = branch if total is None else total.plus(branch)
@@ -148,7 +142,27 @@ class Forest:
             yield link
             value = link.base
 
-    def _meet(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
+    def branch(
+        self, value: fx.Node, base: fx.Node, term: AffineConv
+    ) -> tuple[AffineConv | Refusal, list[fx.Node]]:
+        """The form of a term of a sum over a base of its operand, and the nodes between."""
+        path = list(self._up(value, base))
+        between = [node for link in path for node in link.inner]
+        views = [link.commuting for link in path if link.commuting is not None]
+        if any(link.crossed for link in path) or not all(view.copies for view in views):
+            return Refusal("a view lies between its branches and their common value"), between
+        branch: AffineConv | Refusal = replace(term, base=base)
+        for crossed in _climb(path, replace(term, base=base)):
+            branch = crossed
+        return branch, between
+
+    def root(self, value: fx.Node) -> fx.Node:
+        """The furthest value that a value is affine over."""
+        while value in self.links:
+            value = self.links[value].base
+        return value
+
+    def meet(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
         """The nearest value that both come from."""
         depth = self._depth
         while first is not second:

@@ -22,6 +22,7 @@ from reparam.facts import Facts
 from reparam.forest import Candidate, Link
 from reparam.joint import adopt_joint_regions
 from reparam.regions import Appraiser, Region
+from reparam.regrouping import adopt_regrouped_sums
 from reparam.rules import Step
 
 
@@ -56,7 +57,9 @@ def decide(
     nodes = list(graph.nodes)
     while True:
         walk = _Walk(nodes, appraiser)
-        if not walk.run() and not adopt_joint_regions(nodes, appraiser):
+        if walk.run() or adopt_joint_regions(nodes, appraiser):
+            continue
+        if not adopt_regrouped_sums(nodes, appraiser):
             break
     refused = {**appraiser.forest.refused, **walk.refused}
     return Decision(

@@ -25,6 +25,21 @@ _SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
 
 
 @dataclass(frozen=True, eq=False)
+class Absorbed:
+    """A term that leaves a sum and joins another term of it.
+
+    Args:
+        total: The sum that has one term less.
+        kept: Its other operand, which stands for it from now on.
+        term: The term.
+    """
+
+    total: fx.Node
+    kept: fx.Node
+    term: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
     """One value that becomes one operator.
 
@@ -41,6 +56,7 @@ class Region:
         gain: What is saved beyond what was saved before.
         converts: Whether the base may hold integers, which the dying nodes made floats.
         shared: The dying nodes that die for other regions too.
+        absorbed: Terms of the sum that the value is a term of, which the new operator adds too.
     """
 
     value: fx.Node
@@ -55,11 +71,13 @@ class Region:
     gain: Cost
     converts: bool = False
     shared: frozenset[fx.Node] = frozenset()
+    absorbed: tuple[Absorbed, ...] = ()
 
     @property
     def key(self) -> Hashable:
         """What tells this region from others, also from one of another plan."""
-        return self.value, self.base, self.form.axes
+        terms = tuple(absorbed.term for absorbed in self.absorbed)
+        return self.value, self.base, self.form.axes, terms
 
     @property
     def collapses(self) -> bool:
@@ -91,6 +109,7 @@ class Appraiser:
         self.readers = {node: set(node.users) for node in graph.nodes}
         self.dead = set(facts.unread)
         self.fused: dict[fx.Node, Region] = {}
+        self.stand_ins: dict[fx.Node, fx.Node] = {}
 
     # -- Costs ----------------------------------------------------------------------------------
 
@@ -112,7 +131,7 @@ class Appraiser:
     def positions(
         self,
         nodes: Collection[fx.Node],
-        value: fx.Node,
+        values: Sequence[fx.Node],
         form: AffineConv,
         placed: fx.Node,
         crossed: Collection[fx.Node],
@@ -124,17 +143,17 @@ class Appraiser:
 
         Args:
             nodes: The dying nodes.
-            value: The value.
+            values: The value, and others of the same size.
             form: Its new form.
             placed: The value that has the positions of the new operator.
             crossed: The values between that stay where they are.
         """
-        if value in self.facts.shapes:
+        if values[0] in self.facts.shapes:
             known = {node: self._known_positions(node) for node in nodes}
             if not form.transposed:
                 return known, _count(self.facts.shapes[placed], form.out_channels)
             return known, max(known[node] for node in nodes if self._transposed(node))
-        least = {value: 1.0}
+        least = dict.fromkeys(values, 1.0)
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
             form_here = None if node in crossed else self._form(node)
             ratio = 1.0
@@ -146,7 +165,7 @@ class Appraiser:
         if not form.transposed:
             return least, 1.0
         longer = prod(least_positions(axis, transposed=True) for axis in form.axes or ())
-        below = self._below_transposed(nodes, value)
+        below = self._below_transposed(nodes, values)
         return {node: longer if node in below else 1.0 for node in nodes}, 1.0
 
     def _known_positions(self, node: fx.Node) -> float:
@@ -172,10 +191,12 @@ class Appraiser:
         """What a node reads as it stands."""
         return (self.fused[node].base,) if node in self.fused else node.all_input_nodes
 
-    def _below_transposed(self, nodes: Collection[fx.Node], value: fx.Node) -> set[fx.Node]:
-        """The nodes that read the result of a transposed convolution, the value among them."""
+    def _below_transposed(
+        self, nodes: Collection[fx.Node], values: Sequence[fx.Node]
+    ) -> set[fx.Node]:
+        """The nodes that read the result of a transposed convolution, the values among them."""
         found: set[fx.Node] = set()
-        pending = [value]
+        pending = [*values]
         while pending:
             node = pending.pop()
             if node in found or node not in nodes or self._transposed(node):
@@ -236,6 +257,7 @@ class Appraiser:
         gone: Collection[fx.Node],
         shared: Collection[fx.Node] = (),
         counted: Collection[fx.Node] = (),
+        absorbed: tuple[Absorbed, ...] = (),
     ) -> Region | Refusal:
         """Turn a candidate into a region whether it is worth it or not.
 
@@ -245,6 +267,7 @@ class Appraiser:
             gone: What nobody reads any more.
             shared: Nodes of these that die for other regions too.
             counted: Nodes of these that another region has counted as saved.
+            absorbed: Terms that the new operator adds besides.
         """
         form = candidate.form
         if (value, candidate.base) in self.banned:
@@ -272,7 +295,8 @@ class Appraiser:
             form = form if form.axes is None else form.with_axes(len(main.form.axes))
         placed = _placed(path, main) if collapses else value
         crossed = {link.value for link in candidate.path if link.form is None}
-        positions, own = self.positions(gone, value, form, placed, crossed)
+        terms = [term.term for term in absorbed]
+        positions, own = self.positions(gone, (value, *terms), form, placed, crossed)
         current = before = NOTHING
         for node in gone:
             if node in crossed or node in counted:
@@ -301,6 +325,18 @@ class Appraiser:
             current - after,
             converts,
             shared,
+            tuple(term for region in taken for term in region.absorbed) + absorbed,
+        )
+
+    def _would_share_memory(self, absorbed: Absorbed, dying: Collection[fx.Node]) -> bool:
+        """Whether somebody writes to a sum, or to what stands for it, and another would see it."""
+        facts, total = self.facts, absorbed.total
+        if absorbed.kept in facts.written.get(total, ()):
+            return False  # they share memory already
+        since = facts.order[total]
+        return any(
+            facts.write_between(node, since, len(facts.order), ignoring=dying)
+            for node in (total, absorbed.kept)
         )
 
     def _parts(self, link: Link) -> tuple[Link, ...]:
@@ -316,6 +352,14 @@ class Appraiser:
         for node in region.dying:
             for operand in node.all_input_nodes:
                 self.readers[operand].discard(node)
+        for absorbed in region.absorbed:
+            if absorbed.total in self.stand_ins:
+                continue
+            # What reads the sum reads its other operand from now on.
+            self.stand_ins[absorbed.total] = absorbed.kept
+            readers = self.readers[absorbed.total]
+            readers |= self.readers[absorbed.kept] - {absorbed.total}
+            self.readers[absorbed.kept] = readers
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
         self.forest.contract(region.value, region.base, region.plain, region.path)
@@ -342,6 +386,9 @@ class Appraiser:
             for operand in node.all_input_nodes:
                 if facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):
                     return Refusal(f"{operand} is written to in place before it is read")
+        for absorbed in region.absorbed:
+            if self._would_share_memory(absorbed, dying):
+                return Refusal(f"{absorbed.total} is written to in place later")
         if facts.write_between(base, order[base], place - 1, ignoring=dying):
             return Refusal(f"{base} is written to in place before it is read")
         permuted = False

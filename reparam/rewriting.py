@@ -145,6 +145,8 @@ class Rewriter:
             for link in region.path:
                 if link.form is not None and link is not main:
                     self._skip(link, region, frame)
+        for absorbed in region.absorbed:
+            self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
         self._sweep(region)
 
     def placement(self, region: Region) -> tuple[Call, Call, bool]:
@@ -183,6 +185,7 @@ class Rewriter:
         """What reads a dying value although nobody reads it, and cannot read what replaces it."""
         ignored = self.facts.asserted | self.facts.unread
         replaced = {link.value for link in region.path} if region.collapses else {region.value}
+        replaced.update(absorbed.total for absorbed in region.absorbed)
         return [
             user
             for node in region.dying
