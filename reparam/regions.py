@@ -282,9 +282,13 @@ class Appraiser:
         if form.diagonal:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
         path = tuple(part for link in candidate.path for part in self._parts(link))
+        taken = [self.fused[node] for node in self.fused.keys() & gone]
+        common = frozenset(shared).union(
+            *(region.dying if region.value in shared else region.shared for region in taken)
+        )
         collapses = all(link.value in gone for link in candidate.path)
         if collapses:
-            main = _main([link for link in path if link.value not in shared], path, form)
+            main = _main([link for link in path if link.value not in common], path, form)
             if isinstance(main, Refusal):
                 return main
         else:
@@ -309,9 +313,7 @@ class Appraiser:
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
         after = form_cost(form).times(own) + Cost(operators=int(converts))
-        taken = [self.fused[node] for node in self.fused.keys() & gone]
         dying = frozenset(gone).union(*(region.dying for region in taken))
-        shared = frozenset(shared).union(*(region.shared for region in taken))
         return Region(
             value,
             candidate.base,
@@ -324,7 +326,7 @@ class Appraiser:
             after,
             current - after,
             converts,
-            shared,
+            common,
             tuple(term for region in taken for term in region.absorbed) + absorbed,
         )
 

@@ -127,6 +127,19 @@ def test_one_reader_that_is_not_affine_keeps_it(last: Callable[[Tensor], Tensor]
     assert_reported(fused.reparam_report, "a", "shared is also read by")
 
 
+def test_a_value_that_was_fused_itself() -> None:
+    """What was fused for all readers at once is no place for the operator of one of them."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x.sigmoid())
+        z = y + self.a(self.shared(y)) - 0.5
+        return ends(self.norm(z).relu(), self.b(z.permute(0, 2, 3, 1)), y)
+
+    parts = {"norm": nn.BatchNorm2d(4), "shared": nn.BatchNorm2d(4), "a": conv()}
+    model = ready(Network(forward, conv=conv(), b=nn.Linear(4, 4), **parts))
+    assert_saves(model, images(), 4)
+
+
 def test_one_reader_that_pads_keeps_it() -> None:
     model = ready(Network(two_branches, shared=nn.BatchNorm2d(4), a=conv(), b=conv(3, padding=1)))
     fused = assert_saves(model, images(), 0)
