@@ -19,6 +19,7 @@ from reparam.lowering import lower, take_after
 from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.regions import Region
+from reparam.repeats import signature
 from reparam.report import RefusedRow, Report
 from reparam.rewriting import rewrite
 from reparam.state import undisturbed
@@ -149,18 +150,22 @@ def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:
 def _make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:
     """The operators of all regions; plan anew without those that cannot be."""
     made: dict[Hashable, Made] = {}
+    alike: dict[Hashable, Made] = {}
     while True:
         failed = False
         for region in part.decision.regions:
             key = region.key
             if key in made:
                 continue
-            result = _make(region, part, verify, report)
+            same = signature(region, part.facts)
+            result = alike.get(same) or _make(region, part, verify, report)
             if isinstance(result, Refusal):
                 part.ban(region, result)
                 failed = True
             else:
                 made[key] = result
+                if same is not None:
+                    alike[same] = result
         if not failed:
             return made
         part.decide()

@@ -97,6 +97,7 @@ class Rewriter:
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
         for node in trace.graph.nodes:
             self.inside[trace.caller[node]].add(node)
+        self.homes: dict[int, list[str]] = {}
         self.taken = {name for name, _ in trace.root.named_modules(remove_duplicate=False)}
 
     def run(self, operators: Operators) -> Rewrite:
@@ -114,7 +115,7 @@ class Rewriter:
         source = main.base if region.collapses else region.base
         frame, owner, swap = self.placement(region)
         read = result.current(source)
-        path = str(place.target) if swap else self._new_name(owner, module)
+        path = str(place.target) if swap else self._home(owner, module)
         result.modules[path] = module
         result.names[value] = path
         if swap:
@@ -365,6 +366,16 @@ class Rewriter:
         """Whether a new part would change how a module runs, or its code cannot be replaced."""
         containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
         return isinstance(call.module, containers) or self.traced_through[id(call.module)] > 1
+
+    def _home(self, owner: Call, module: nn.Module) -> str:
+        """Where a new operator is registered: once, if several calls can see it there."""
+        prefix = f"{owner.path}." if owner.path else ""
+        homes = self.homes.setdefault(id(module), [])
+        path = next((home for home in homes if home.startswith(prefix)), None)
+        if path is None:
+            path = self._new_name(owner, module)
+            homes.append(path)
+        return path
 
     def _new_name(self, owner: Call, module: nn.Module) -> str:
         kind = type(module).__name__
