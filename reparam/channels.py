@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from reparam.affine import AffineConv, AffineSum
 from reparam.effects import computes, is_torch, operator_name
+from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.modules import fetch
 from reparam.ranks import keeps_shape, keeps_type
@@ -83,6 +84,45 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         if keeps_type(value, facts.root):
             pending.extend(_tensors(value, facts))
     return False
+
+
+def conversion(node: fx.Node, facts: Facts) -> Step | None:
+    """What a conversion does: nothing, if its operand surely has the type it asks for already.
+
+    It stays where it is, since the model may be converted later.
+    """
+    name = operator_name(node)
+    operand = node.args[0] if node.args else None
+    if node.op != "call_method" or name not in _CONVERSIONS or not isinstance(operand, fx.Node):
+        return None
+    own = {
+        parameter.dtype for parameter in facts.root.parameters() if parameter.is_floating_point()
+    }
+    dtype = next(iter(own), None)
+    refusal = Refusal("a conversion to another type or device, or to one known at run time")
+    if len(own) != 1 or not holds_type(operand, dtype, facts):
+        return refusal
+    for entry in (*node.args[1:], *node.kwargs.values(), _CONVERSIONS[name]):
+        if isinstance(entry, fx.Node):
+            asks = entry.op == "call_function" and entry.args[1:] == ("dtype",)
+            source = entry.args[0] if asks else entry
+            same = isinstance(source, fx.Node) and holds_type(source, dtype, facts)
+        else:
+            same = entry in (dtype, None) or isinstance(entry, bool | torch.memory_format)
+        if not same:
+            return refusal
+    return Commuting(lambda axis, channels: axis, copies=True)
+
+
+_CONVERSIONS = {
+    "to": None,
+    "type": None,
+    "type_as": None,
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 
 def _read_as_floats(node: fx.Node, facts: Facts) -> bool:

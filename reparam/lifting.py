@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.affine import AffineConv, AffineSum, identity
-from reparam.channels import known_channels
+from reparam.affine import Affine, AffineConv, AffineSum, identity
+from reparam.channels import conversion, known_channels
 from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal, ReparamError
 from reparam.extents import Extents
@@ -45,6 +45,10 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             continue
         found = _find_rule(node, facts.root, rules)
         if found is None:
+            follows_affine = any(isinstance(steps.get(arg), Affine) for arg in node.args[:1])
+            converted = conversion(node, facts) if follows_affine else None
+            if converted is not None:
+                steps[node] = converted
             continue
         if isinstance(found, Refusal):
             steps[node] = found
