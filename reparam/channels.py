@@ -122,6 +122,8 @@ _CONVERSIONS = {
     "double": torch.float64,
     "half": torch.float16,
     "bfloat16": torch.bfloat16,
+    "long": torch.int64,
+    "int": torch.int32,
 }
 
 
