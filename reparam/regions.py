@@ -281,7 +281,9 @@ class Appraiser:
             return problem
         if form.diagonal:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
-        path = tuple(part for link in candidate.path for part in self._parts(link))
+        path = candidate.path
+        if not absorbed:
+            path = tuple(part for link in path for part in self._parts(link))
         taken = [self.fused[node] for node in self.fused.keys() & gone]
         common = frozenset(shared).union(
             *(region.dying if region.value in shared else region.shared for region in taken)

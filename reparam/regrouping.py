@@ -65,7 +65,7 @@ def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
     return (
         isinstance(step, AffineSum)
         and len(step.terms) == 2
-        and all(term.identity for term in step.terms)
+        and all(term.identity and term.base in node.all_input_nodes for term in step.terms)
         and node not in appraiser.forest.links
         and node not in appraiser.dead
     )

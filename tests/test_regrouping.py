@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import reparam
@@ -55,9 +56,10 @@ def in_place(self: Any, x: Tensor) -> Tensor:
         (lambda m, x: m.a(y := x.relu()) + x.sin() + y, 4),
         (lambda m, x: (x.sin() + m.a(y := x.relu())) + (x.cos() + m.norm(m.b(y))) + y, 6),
         (lambda m, x: x.sin().add(m.a(y := x.relu())).add_(m.b(y)), 4),
+        (lambda m, x: x.sin() + m.norm(m.a(y := x.relu())) + m.b(y), 4),
         (in_place, 5),
     ],
-    ids=["left", "joined", "right", "crossed", "identity", "tree", "methods", "in place"],
+    ids=["left", "joined", "right", "crossed", "identity", "tree", "methods", "fused", "in place"],
 )
 def test_two_terms_over_one_value(forward: Forward, operators: int) -> None:
     assert_joins(forward, operators=operators)
@@ -106,6 +108,18 @@ def test_a_write_to_a_sum_must_not_reach_what_stands_for_it() -> None:
         return total.relu_() * z
 
     assert_joins(forward, operators=8, convolutions=2)
+
+
+def test_a_write_between_the_terms() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        first, z = self.a(y), y.sin()
+        y.mul_(0.5)
+        return torch.stack((y, z)).sum(0) + first
+
+    model, x = network(forward), images()
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
 
 
 def test_sizes_that_were_read_of_a_sum() -> None:
