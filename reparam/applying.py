@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -19,6 +19,7 @@ from reparam.lowering import lower, take_after
 from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.regions import Region
+from reparam.repeats import signature
 from reparam.report import RefusedRow, Report
 from reparam.rewriting import rewrite
 from reparam.state import undisturbed
@@ -57,7 +58,7 @@ def apply_parts(
             rows = {region.value: fused_row(part, region) for region in part.decision.regions}
             rewritten = rewrite(
                 part.trace,
-                [(region, made[region.value, region.base][0]) for region in part.decision.regions],
+                [(region, made[region.key][0]) for region in part.decision.regions],
                 part.facts,
             )
             try:
@@ -68,7 +69,7 @@ def apply_parts(
                 )
                 continue
             for region in part.decision.regions:
-                error = made[region.value, region.base][1]
+                error = made[region.key][1]
                 name = rewritten.names[region.value]
                 report.fused.append(applied_row(rows[region.value], error, name))
         if twice:
@@ -146,21 +147,25 @@ def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:
         ) from error
 
 
-def _make_all(part: Part, verify: bool, report: Report) -> dict[tuple[Any, Any], Made]:
+def _make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:
     """The operators of all regions; plan anew without those that cannot be."""
-    made: dict[tuple[Any, Any], Made] = {}
+    made: dict[Hashable, Made] = {}
+    alike: dict[Hashable, Made] = {}
     while True:
         failed = False
         for region in part.decision.regions:
-            key = region.value, region.base
+            key = region.key
             if key in made:
                 continue
-            result = _make(region, part, verify, report)
+            same = signature(region, part.facts)
+            result = alike.get(same) or _make(region, part, verify, report)
             if isinstance(result, Refusal):
                 part.ban(region, result)
                 failed = True
             else:
                 made[key] = result
+                if same is not None:
+                    alike[same] = result
         if not failed:
             return made
         part.decide()

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from reparam.affine import AffineConv, AffineSum
 from reparam.effects import computes, is_torch, operator_name
+from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.modules import fetch
 from reparam.ranks import keeps_shape, keeps_type
@@ -78,16 +79,72 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         seen.add(value)
         if value in facts.dtypes:
             return facts.dtypes[value] == dtype
-        makes = _MAKES_FLOATS.search(_torch_name(value, facts.root))
-        if makes or any(
-            _READS_FLOATS.search(_torch_name(user, facts.root)) for user in value.users
-        ):
+        if _MAKES_FLOATS.search(_torch_name(value, facts.root)) or _read_as_floats(value, facts):
             return True
         if keeps_type(value, facts.root):
             pending.extend(_tensors(value, facts))
     return False
 
 
+def conversion(node: fx.Node, facts: Facts) -> Step | None:
+    """What a conversion does: nothing, if its operand surely has the type it asks for already.
+
+    It stays where it is, since the model may be converted later.
+    """
+    name = operator_name(node)
+    operand = node.args[0] if node.args else None
+    if node.op != "call_method" or name not in _CONVERSIONS or not isinstance(operand, fx.Node):
+        return None
+    own = {
+        parameter.dtype for parameter in facts.root.parameters() if parameter.is_floating_point()
+    }
+    dtype = next(iter(own), None)
+    refusal = Refusal("a conversion to another type or device, or to one known at run time")
+    if len(own) != 1 or not holds_type(operand, dtype, facts):
+        return refusal
+    for entry in (*node.args[1:], *node.kwargs.values(), _CONVERSIONS[name]):
+        if isinstance(entry, fx.Node):
+            asks = entry.op == "call_function" and entry.args[1:] == ("dtype",)
+            source = entry.args[0] if asks else entry
+            same = isinstance(source, fx.Node) and holds_type(source, dtype, facts)
+        else:
+            same = entry in (dtype, None) or isinstance(entry, bool | torch.memory_format)
+        if not same:
+            return refusal
+    return Commuting(lambda axis, channels: axis, copies=True)
+
+
+_CONVERSIONS = {
+    "to": None,
+    "type": None,
+    "type_as": None,
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "long": torch.int64,
+    "int": torch.int32,
+}
+
+
+def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
+    """Whether a value meets parameters as it is, or after what leaves its type alone."""
+    pending, seen = list(node.users), set(node.users)
+    while pending:
+        user = pending.pop()
+        name = _torch_name(user, facts.root)
+        if _READS_FLOATS.search(name):
+            return True
+        if name in _LEAVES_TYPE:
+            pending.extend(reader for reader in user.users if reader not in seen)
+            seen.update(user.users)
+    return False
+
+
+_LEAVES_TYPE = set(
+    "pad flatten reshape view permute transpose contiguous clone detach relu dropout identity "
+    "zeropad2d max_pool1d max_pool2d max_pool3d maxpool1d maxpool2d maxpool3d".split()
+)
 _READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
 _MAKES_FLOATS = re.compile(
     _READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"

@@ -166,6 +166,11 @@ def permutes(node: fx.Node) -> bool:
     return operator_name(node) in ("permute", "transpose", "swapaxes", "swapdims")
 
 
+def indexes(node: fx.Node) -> bool:
+    """Whether a node only takes a part of its operand, and copies nothing."""
+    return operator_name(node) == "getitem"
+
+
 def computes(node: fx.Node) -> bool:
     """Whether a node runs an arithmetic operator, even if it changes nothing: ``x + 0``."""
     return node.op != "call_module" and operator_name(node).strip("_") in _ARITHMETIC_NAMES

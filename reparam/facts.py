@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from reparam.effects import NUMBER_FUNCTIONS, Effects, effects_of, reads_metadata
 from reparam.modules import fetch
-from reparam.ranks import find_ranks, find_trailing_ones
+from reparam.ranks import find_axes
 from reparam.rules import Rules
 
 
@@ -159,8 +159,7 @@ def gather(
         # A constant that somebody writes to is none.
         if facts.writers.get(facts.storage.get(node, node)):
             del sources[node]
-    facts.ranks = find_ranks(nodes, root, _known_ranks(facts))
-    facts.ones = find_trailing_ones(nodes, root, facts.ranks)
+    facts.ranks, facts.ones = find_axes(nodes, root, _known_ranks(facts))
     return facts
 
 

@@ -6,9 +6,8 @@ come from. Following these links from a value gives all bases that its form may 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import tee
 
 from torch import fx
 
@@ -28,6 +27,8 @@ class Link:
         form: The value's form over the base; None if the operator only lets forms pass.
         commuting: How the operator moves the channel axis, if it lets forms pass.
         inner: The nodes between base and value, the value included, in order.
+        crossed: Operators between that let forms pass, the nearest to the value first; the form
+            acts before them.
     """
 
     value: fx.Node
@@ -35,6 +36,7 @@ class Link:
     form: AffineConv | None
     commuting: Commuting | None
     inner: tuple[fx.Node, ...]
+    crossed: tuple[Commuting, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +70,23 @@ class Forest:
 
     def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 8) -> None:
         self.links: dict[fx.Node, Link] = {}
+        self.passing: dict[fx.Node, Link] = {}
         self.refused: dict[fx.Node, Refusal] = {}
         self._depth: dict[fx.Node, int] = {}
         self._order = facts.order
         self._longest = longest
         for node, step in steps.items():
             link = self._link(node, step, facts)
+            if isinstance(step, Commuting) and step.refusal is not None:
+                self.refused[node] = step.refusal
             if isinstance(link, Refusal):
                 self.refused[node] = link
             elif link is not None:
                 self.links[node] = link
                 self._depth[node] = self._depth.get(link.base, 0) + 1
+                commuting = None if link.form is None else _commuting(link.form)
+                if commuting is not None:
+                    self.passing[node] = replace(link, form=None, commuting=commuting)
 
     def _link(self, node: fx.Node, step: Step, facts: Facts) -> Link | Refusal | None:
         if isinstance(step, Refusal):
@@ -102,7 +110,7 @@ class Forest:
         operands = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
         base: fx.Node | None = operands[0]
         for operand in operands[1:]:
-            base = None if base is None else self._meet(base, operand)
+            base = None if base is None else self.meet(base, operand)
         if base is None:
             return Refusal("its branches do not come from one value by affine operators")
         total: AffineConv | None = None
@@ -115,14 +123,8 @@ class Forest:
                 and arg not in self._depth
                 and arg in operand.users
             )
-            path = list(self._up(operand, base))
-            for link in path:
-                inner.update(link.inner)
-                if link.commuting is not None and not link.commuting.copies:
-                    return Refusal("a view lies between its branches and their common value")
-            branch: AffineConv | Refusal = replace(term, base=base)
-            for crossed in _climb(path, replace(term, base=base)):
-                branch = crossed
+            branch, between = self.branch(operand, base, term)
+            inner.update(between)
             if isinstance(branch, Refusal):
                 return branch
             merged = branch if total is None else total.plus(branch)
@@ -140,7 +142,27 @@ class Forest:
             yield link
             value = link.base
 
-    def _meet(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
+    def branch(
+        self, value: fx.Node, base: fx.Node, term: AffineConv
+    ) -> tuple[AffineConv | Refusal, list[fx.Node]]:
+        """The form of a term of a sum over a base of its operand, and the nodes between."""
+        path = list(self._up(value, base))
+        between = [node for link in path for node in link.inner]
+        views = [link.commuting for link in path if link.commuting is not None]
+        if any(link.crossed for link in path) or not all(view.copies for view in views):
+            return Refusal("a view lies between its branches and their common value"), between
+        branch: AffineConv | Refusal = replace(term, base=base)
+        for crossed in _climb(path, replace(term, base=base)):
+            branch = crossed
+        return branch, between
+
+    def root(self, value: fx.Node) -> fx.Node:
+        """The furthest value that a value is affine over."""
+        while value in self.links:
+            value = self.links[value].base
+        return value
+
+    def meet(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
         """The nearest value that both come from."""
         depth = self._depth
         while first is not second:
@@ -152,30 +174,89 @@ class Forest:
         return first
 
     def candidates(self, value: fx.Node) -> Iterator[Candidate | Refusal]:
-        """A value's forms over its bases, the nearest first; a refusal ends them."""
-        refusal: Refusal | None = None
-        path: list[Link] = []
-        spanned = 0
-        for link, crossed in self._steps(value):
-            path.append(link)
-            if isinstance(crossed, Refusal):
-                refusal = crossed
-            else:
-                refusal = None
-                yield Candidate(link.base, crossed, tuple(reversed(path)))
-            spanned += link.form is None or not link.form.identity
-            if spanned == self._longest:
+        """A value's forms over its bases, the nearest first; a refusal ends them.
+
+        Where pools or paddings lie between, there are two kinds: what takes them into the form, and
+        what leaves them where they are and crosses them.
+        """
+        links = self._within_reach(value)
+        if not links:
+            return
+        refusal = yield from _forms(links)
+        across = [links[0], *(self.passing.get(link.value, link) for link in links[1:])]
+        for index, (link, own) in enumerate(zip(across, links, strict=True)):
+            if link is not own:
+                yield from (
+                    found
+                    for found in _forms(across)
+                    if isinstance(found, Candidate) and len(found.path) > index + 1
+                )
                 break
         if refusal is not None:
             yield refusal
 
-    def _steps(self, value: fx.Node) -> Iterator[tuple[Link, AffineConv | Refusal]]:
-        links, followed = tee(self._up(value))
-        return zip(followed, _climb(links, None), strict=False)
+    def _within_reach(self, value: fx.Node) -> list[Link]:
+        """The links above a value that its forms may span."""
+        links: list[Link] = []
+        spanned = 0
+        for link in self._up(value):
+            links.append(link)
+            spanned += link.form is None or not link.form.identity
+            if spanned == self._longest:
+                break
+        return links
 
-    def contract(self, value: fx.Node, base: fx.Node, form: AffineConv) -> None:
-        """Make one link of a whole path, so that longer ones come within reach."""
-        self.links[value] = Link(value, base, form, None, (value,))
+    def contract(
+        self, value: fx.Node, base: fx.Node, form: AffineConv, path: Sequence[Link]
+    ) -> None:
+        """Make one link of a whole path, so that longer ones come within reach.
+
+        Args:
+            value: The value.
+            base: Its base.
+            form: Its form, laid out as the base is.
+            path: The links from the base to the value.
+        """
+        crossed = tuple(link.commuting for link in reversed(path) if link.commuting is not None)
+        self.links[value] = Link(value, base, form, None, (value,), crossed)
+        self.passing.pop(value, None)
+
+
+def _forms(links: Sequence[Link]) -> Generator[Candidate | Refusal, None, Refusal | None]:
+    """The forms of a value over the bases of its links; returns why there are no more."""
+    refusal: Refusal | None = None
+    path: list[Link] = []
+    for link, crossed in zip(links, _climb(links, None), strict=False):
+        path.append(link)
+        if isinstance(crossed, Refusal):
+            refusal = crossed
+        else:
+            refusal = None
+            yield Candidate(link.base, crossed, tuple(reversed(path)))
+    return refusal
+
+
+def _commuting(form: AffineConv) -> Commuting | None:
+    """How a pool or a padding lets maps of the channels pass: it treats all channels alike.
+
+    A factor crosses it. A constant does if the taps sum to one and no zeros are padded::
+
+        sum over t of K[t] * (a * x[o + t] + c) = a * (sum over t of K[t] * x[o + t]) + c
+    """
+    axes = form.axes
+    if not axes or form.groups is not None or form.pointwise or form.transposed or form.has_bias:
+        return None
+    modes = {axis.mode for axis in axes if axis.padded}
+    if "value" in modes:
+        return None
+    kernel, _ = form.weights.evaluate()
+    keeps = "zeros" not in modes and abs(float(kernel.sum()) - 1) < 1e-12
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        return axis if axis == -len(axes) - 1 else Refusal("a pool along the channels")
+
+    return Commuting(input_axis, scales_only=True, constants=keeps)
 
 
 def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineConv | Refusal]:
@@ -193,12 +274,15 @@ def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineCon
     """
     waiting: AffineConv | None = None
     for link in links:
-        if link.form is None:
-            crossed = _cross(link, form) if waiting is None else Refusal("a view after a kernel")
-            yield crossed
+        commuting = link.crossed if link.commuting is None else (link.commuting,)
+        if commuting and (link.form is None or form is not None):
+            crossed = _cross(commuting, form) if waiting is None else Refusal("a view of a kernel")
+            if link.form is None or isinstance(crossed, Refusal):
+                yield crossed
             if isinstance(crossed, Refusal):
                 return
             form = crossed
+        if link.form is None:
             continue
         inner = link.form if waiting is None else link.form.then(waiting)
         if isinstance(inner, Refusal):
@@ -213,17 +297,19 @@ def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineCon
         yield form
 
 
-def _cross(link: Link, form: AffineConv | None) -> AffineConv | Refusal:
-    """Move a form across an operator that lets forms pass."""
-    if form is None or link.commuting is None:
+def _cross(crossed: Iterable[Commuting], form: AffineConv | None) -> AffineConv | Refusal:
+    """Move a form across operators that let forms pass, the last one first."""
+    if form is None:
         return Refusal("a view is no convolution")
-    if link.commuting.copies:
-        return form
-    if not form.pointwise:
-        return Refusal("a kernel with several taps after a view")
-    if form.axes is None:
-        return form
-    axis = link.commuting.input_axis(-len(form.axes) - 1, form.in_channels)
-    if isinstance(axis, Refusal):
-        return axis
-    return form.with_axes(-axis - 1)
+    for commuting in crossed:
+        if commuting.copies:
+            continue
+        if not form.pointwise:
+            return Refusal("a kernel with several taps after a view")
+        if form.axes is None:
+            continue
+        axis = commuting.input_axis(-len(form.axes) - 1, form.in_channels)
+        if isinstance(axis, Refusal):
+            return axis
+        form = form.with_axes(-axis - 1)
+    return form

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.affine import AffineConv, AffineSum, identity
-from reparam.channels import known_channels
+from reparam.affine import Affine, AffineConv, AffineSum, identity
+from reparam.channels import conversion, known_channels
 from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal, ReparamError
+from reparam.extents import Extents
 from reparam.facts import Facts
 from reparam.modules import fetch, has_hooks
 from reparam.rules import UNKNOWN, Commuting, Rules, Stacked, Step
@@ -36,6 +37,7 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
         ReparamError: If a rule returns something that is no form.
     """
     steps: dict[fx.Node, Step] = {}
+    extents = Extents(steps, facts)
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr", "output") or node in facts.sources:
             continue
@@ -43,12 +45,18 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             continue
         found = _find_rule(node, facts.root, rules)
         if found is None:
+            follows_affine = any(isinstance(steps.get(arg), Affine) for arg in node.args[:1])
+            converted = conversion(node, facts) if follows_affine else None
+            if converted is not None:
+                steps[node] = converted
             continue
         if isinstance(found, Refusal):
             steps[node] = found
             continue
         rule, leading = found
-        step = _apply(rule, leading, node, facts, steps)
+        step = _apply(rule, leading, node, facts, steps, extents)
+        if step is NotImplemented:
+            continue
         if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
             step = identity(node.all_input_nodes[0])
         if node in facts.written and not isinstance(step, Refusal):
@@ -56,6 +64,9 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             step = step if problem is None else problem
         steps[node] = step
     return steps
+
+
+_RESHAPES = ("view", "reshape")
 
 
 def _is_free(node: fx.Node, facts: Facts) -> bool:
@@ -109,17 +120,13 @@ def _apply(
     node: fx.Node,
     facts: Facts,
     steps: Mapping[fx.Node, Step],
-) -> Step:
-    computed: set[str] = set()
-
+    extents: Extents,
+) -> Any:
     def lifted(argument: fx.Node) -> Any:
         if argument in facts.sources:
-            if argument.op != "get_attr":
-                computed.update(facts.sources[argument])
-            value = facts.constant(argument)
-            return value
+            return facts.constant(argument)
         if argument in facts.numbers:
-            return UNKNOWN
+            return extents.of(argument, node) if operator_name(node) in _RESHAPES else UNKNOWN
         step = steps.get(argument)
         if isinstance(step, Stacked):
             return step
@@ -143,6 +150,8 @@ def _apply(
             f"the rule {rule.__module__}.{rule.__qualname__} raised {type(error).__name__} for "
             f"{node.target}: {error}"
         ) from error
+    if step is NotImplemented:
+        return step
     if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Refusal):
         raise ReparamError(
             f"the rule {rule.__module__}.{rule.__qualname__} returned {type(step).__name__} for "

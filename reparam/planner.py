@@ -3,7 +3,8 @@
 Walking back from the outputs, a value is replaced by the convolution of its form over one of its
 bases where that costs less than the nodes that die. Whether more is gained further up is known
 beforehand, from dynamic programming along the affine dominators. What was decided becomes one link,
-and the walk is repeated until it finds nothing more.
+and the walk is repeated until it finds nothing more. Then values with several readers are weighed,
+all their readers together, and the walk begins again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from reparam.effects import computes
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Link
+from reparam.joint import adopt_joint_regions
 from reparam.regions import Appraiser, Region
+from reparam.regrouping import adopt_regrouped_sums
 from reparam.rules import Step
 
 
@@ -54,7 +57,9 @@ def decide(
     nodes = list(graph.nodes)
     while True:
         walk = _Walk(nodes, appraiser)
-        if not walk.run():
+        if walk.run() or adopt_joint_regions(nodes, appraiser):
+            continue
+        if not adopt_regrouped_sums(nodes, appraiser):
             break
     refused = {**appraiser.forest.refused, **walk.refused}
     return Decision(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from torch import fx, nn
@@ -23,12 +24,13 @@ _SHAPE_KEEPING_NAMES = set(
     "type_as prelu".split()
 )
 _KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
-    "linear pad mul_ add_ sub_ div_ interpolate transpose".split()
+    "linear pad mul_ add_ sub_ div_ interpolate transpose swapaxes swapdims movedim "
+    "moveaxis".split()
 )
 _TYPE_KEEPING_NAMES = set(
     "add sub mul div truediv iadd isub imul itruediv add_ sub_ mul_ div_ cat stack sum mean pad "
-    "flatten reshape view permute transpose getitem chunk split max_pool1d max_pool2d "
-    "max_pool3d".split()
+    "flatten unflatten reshape view permute transpose movedim moveaxis swapaxes squeeze unsqueeze "
+    "getitem chunk split interpolate pixel_shuffle max_pool1d max_pool2d max_pool3d".split()
 )
 _BROADCASTING = set(
     "add sub mul div truediv true_divide iadd isub imul itruediv add_ sub_ mul_ div_".split()
@@ -36,8 +38,30 @@ _BROADCASTING = set(
 _RANKED_NAMES = re.compile(r"(conv|conv_transpose|(adaptive_)?(avg|max)_pool)([123])d$")
 
 
-def find_ranks(
+def find_axes(
     nodes: Sequence[fx.Node], root: nn.Module, known: Mapping[fx.Node, int]
+) -> tuple[dict[fx.Node, int], dict[fx.Node, int]]:
+    """The number of axes of each value, and how many of its last axes have size 1, where known.
+
+    Args:
+        nodes: The nodes of the graph, in order.
+        root: The module that the nodes' paths refer to.
+        known: Numbers of axes known beforehand.
+    """
+    ranks = find_ranks(nodes, root, known, {})
+    while True:
+        ones = find_trailing_ones(nodes, root, ranks)
+        more = find_ranks(nodes, root, ranks, ones) if ones else ranks
+        if len(more) == len(ranks):
+            return ranks, ones
+        ranks = more
+
+
+def find_ranks(
+    nodes: Sequence[fx.Node],
+    root: nn.Module,
+    known: Mapping[fx.Node, int],
+    ones: Mapping[fx.Node, int],
 ) -> dict[fx.Node, int]:
     """Infer ranks until nothing new is learned.
 
@@ -47,6 +71,7 @@ def find_ranks(
         nodes: The nodes of the graph, in order.
         root: The module that the nodes' paths refer to.
         known: Ranks known beforehand.
+        ones: Number of last axes that have size 1, where known.
     """
     ranks = dict(known)
     if len(ranks) >= len(nodes) - 1:
@@ -56,7 +81,7 @@ def find_ranks(
         changed = False
         for direction in (nodes, reversed(nodes)):
             for node in direction:
-                for value, rank in _rank_facts(node, root, ranks):
+                for value, rank in _rank_facts(node, root, ranks, ones):
                     if value not in ranks:
                         ranks[value] = rank
                         changed = True
@@ -64,7 +89,10 @@ def find_ranks(
 
 
 def _rank_facts(
-    node: fx.Node, root: nn.Module, ranks: Mapping[fx.Node, int]
+    node: fx.Node,
+    root: nn.Module,
+    ranks: Mapping[fx.Node, int],
+    ones: Mapping[fx.Node, int],
 ) -> list[tuple[fx.Node, int]]:
     """What a node tells of the ranks of its own value and of its operand's."""
     first = node.args[0] if node.args else node.kwargs.get("input")
@@ -119,8 +147,12 @@ def _rank_facts(
         count = len(dims) if isinstance(dims, tuple | list) else 1
         keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
         return [(node, known if keep else known - count)] if dims is not None else []
-    if name == "unsqueeze" and known is not None:
-        return [(node, known + 1)]
+    if name in _REGROUPING and known is not None:
+        regrouped = _regrouped(node, known, ones.get(operand, 0))
+        return [] if regrouped is None else [(node, len(regrouped))]
+    if name == "unflatten" and known is not None and len(node.args) > 2:
+        sizes = node.args[2]
+        return [(node, known + len(sizes) - 1)] if isinstance(sizes, tuple | list) else []
     if name in _KEEPING_NAMES:
         return _equal(node, operand, ranks)
     return []
@@ -138,7 +170,9 @@ def keeps_type(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node's value is of a floating-point type if an operand is."""
     if node.op == "call_module":
         name = type(fetch(root, str(node.target))).__name__
-        return keeps_shape(node, root) or name.startswith(("MaxPool", "Flatten", "Identity"))
+        return keeps_shape(node, root) or name.startswith(
+            ("MaxPool", "Flatten", "Unflatten", "Identity", "Upsampl", "PixelShuffle")
+        )
     return keeps_shape(node, root) or operator_name(node) in _TYPE_KEEPING_NAMES
 
 
@@ -198,12 +232,61 @@ def find_trailing_ones(
         operand = node.args[0] if node.args else None
         if not isinstance(operand, fx.Node):
             continue
-        count = _pooled_axes(node, root, ranks.get(operand))
-        if count == 0 and operand in ones and keeps_shape(node, root):
+        rank = ranks.get(operand)
+        count = _pooled_axes(node, root, rank)
+        if count == 0 and operand in ones and _keeps_ones(node, root):
             count = ones[operand]
+        elif operator_name(node) in _REGROUPING and rank is not None:
+            regrouped = _regrouped(node, rank, ones.get(operand, 0)) or []
+            count = len(list(takewhile(bool, reversed(regrouped))))
         if count:
             ones[node] = count
     return ones
+
+
+def _keeps_ones(node: fx.Node, root: nn.Module) -> bool:
+    """Whether axes of size 1 after the channels surely stay so."""
+    if node.op != "call_module":
+        return keeps_shape(node, root)
+    module = fetch(root, str(node.target))
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        taps = {*module.kernel_size, *module.dilation}
+        return taps == {1} and module.padding in (0, (0,) * len(module.kernel_size), "valid")
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Identity)
+    return isinstance(module, batch_norms) or keeps_shape(node, root)
+
+
+_REGROUPING = ("squeeze", "unsqueeze", "getitem")
+
+
+def _regrouped(node: fx.Node, rank: int, ones: int) -> list[bool] | None:
+    """For each axis of an index, a squeeze or an unsqueeze whether it is known to have size 1."""
+    axes = [False] * (rank - ones) + [True] * ones
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    name = operator_name(node)
+    if name == "unsqueeze" and isinstance(given, int):
+        axes.insert(given % (rank + 1), True)
+        return axes
+    if name == "squeeze":
+        dims = given if isinstance(given, tuple | list) else (given,)
+        gone = {axis % rank if isinstance(axis, int) else 0 for axis in dims}
+        kept = [one for axis, one in enumerate(axes) if axis not in gone]
+        return kept if all(axes[axis] for axis in gone) else None
+    if name != "getitem" or not isinstance(given, tuple):
+        return None
+    if not {type(entry) for entry in given} <= {int, slice, type(None), type(...)}:
+        return None
+    entries: list[Any] = [*given] if ... in given else [*given, ...]
+    at = entries.index(...)
+    taken = sum(entry is not None for entry in entries) - 1
+    entries[at : at + 1] = [slice(None)] * (rank - taken)
+    sizes = iter(axes)
+    found: list[bool] = []
+    for entry in entries:
+        one = entry is None or next(sizes)
+        if not isinstance(entry, int):
+            found.append(one and entry in (None, slice(None)))
+    return found
 
 
 def _pooled_axes(node: fx.Node, root: nn.Module, rank: int | None) -> int:

@@ -6,7 +6,7 @@ nodes that die, and safe if nobody writes in place to what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,13 +15,28 @@ from torch import fx
 from reparam.affine import AffineConv
 from reparam.channels import holds_type, promotes
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
-from reparam.effects import computes, permutes, reads_layout, reads_metadata
+from reparam.effects import computes, indexes, permutes, reads_layout, reads_metadata
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
 from reparam.rules import Step
 
 _SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
+
+
+@dataclass(frozen=True, eq=False)
+class Absorbed:
+    """A term that leaves a sum and joins another term of it.
+
+    Args:
+        total: The sum that has one term less.
+        kept: Its other operand, which stands for it from now on.
+        term: The term.
+    """
+
+    total: fx.Node
+    kept: fx.Node
+    term: fx.Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +47,7 @@ class Region:
         value: The value.
         base: What the new operator reads, directly or through what remains of the path.
         form: The value's form over the base, laid out as the new operator needs it.
+        plain: The same form, laid out as the base is.
         main: The link whose place the new operator takes.
         path: The links from the base to the value.
         dying: The nodes that nobody reads any more, the value included.
@@ -39,11 +55,14 @@ class Region:
         after: Cost of the new operator.
         gain: What is saved beyond what was saved before.
         converts: Whether the base may hold integers, which the dying nodes made floats.
+        shared: The dying nodes that die for other regions too.
+        absorbed: Terms of the sum that the value is a term of, which the new operator adds too.
     """
 
     value: fx.Node
     base: fx.Node
     form: AffineConv
+    plain: AffineConv
     main: Link
     path: tuple[Link, ...]
     dying: frozenset[fx.Node]
@@ -51,6 +70,14 @@ class Region:
     after: Cost
     gain: Cost
     converts: bool = False
+    shared: frozenset[fx.Node] = frozenset()
+    absorbed: tuple[Absorbed, ...] = ()
+
+    @property
+    def key(self) -> Hashable:
+        """What tells this region from others, also from one of another plan."""
+        terms = tuple(absorbed.term for absorbed in self.absorbed)
+        return self.value, self.base, self.form.axes, terms
 
     @property
     def collapses(self) -> bool:
@@ -82,6 +109,7 @@ class Appraiser:
         self.readers = {node: set(node.users) for node in graph.nodes}
         self.dead = set(facts.unread)
         self.fused: dict[fx.Node, Region] = {}
+        self.stand_ins: dict[fx.Node, fx.Node] = {}
 
     # -- Costs ----------------------------------------------------------------------------------
 
@@ -91,7 +119,8 @@ class Appraiser:
             return form_cost(self.fused[node].form)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
-            return Cost(step.multiply_adds, 0 if step.identity and not computes(node) else 1)
+            free = (step.identity and not computes(node)) or indexes(node)
+            return Cost(step.multiply_adds, 0 if free else 1)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
             return NOTHING
@@ -100,7 +129,12 @@ class Appraiser:
         return Cost(operators=1)
 
     def positions(
-        self, nodes: Collection[fx.Node], value: fx.Node, form: AffineConv, placed: fx.Node
+        self,
+        nodes: Collection[fx.Node],
+        values: Sequence[fx.Node],
+        form: AffineConv,
+        placed: fx.Node,
+        crossed: Collection[fx.Node],
     ) -> tuple[dict[fx.Node, float], float]:
         """How many positions each node has, at least, and how many the new operator.
 
@@ -109,18 +143,19 @@ class Appraiser:
 
         Args:
             nodes: The dying nodes.
-            value: The value.
+            values: The value, and others of the same size.
             form: Its new form.
             placed: The value that has the positions of the new operator.
+            crossed: The values between that stay where they are.
         """
-        if value in self.facts.shapes:
+        if values[0] in self.facts.shapes:
             known = {node: self._known_positions(node) for node in nodes}
             if not form.transposed:
                 return known, _count(self.facts.shapes[placed], form.out_channels)
             return known, max(known[node] for node in nodes if self._transposed(node))
-        least = {value: 1.0}
+        least = dict.fromkeys(values, 1.0)
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
-            form_here = self._form(node)
+            form_here = None if node in crossed else self._form(node)
             ratio = 1.0
             if form_here is not None and not form_here.transposed:
                 for axis in form_here.axes or ():
@@ -130,7 +165,7 @@ class Appraiser:
         if not form.transposed:
             return least, 1.0
         longer = prod(least_positions(axis, transposed=True) for axis in form.axes or ())
-        below = self._below_transposed(nodes, value)
+        below = self._below_transposed(nodes, values)
         return {node: longer if node in below else 1.0 for node in nodes}, 1.0
 
     def _known_positions(self, node: fx.Node) -> float:
@@ -156,10 +191,12 @@ class Appraiser:
         """What a node reads as it stands."""
         return (self.fused[node].base,) if node in self.fused else node.all_input_nodes
 
-    def _below_transposed(self, nodes: Collection[fx.Node], value: fx.Node) -> set[fx.Node]:
-        """The nodes that read the result of a transposed convolution, the value among them."""
+    def _below_transposed(
+        self, nodes: Collection[fx.Node], values: Sequence[fx.Node]
+    ) -> set[fx.Node]:
+        """The nodes that read the result of a transposed convolution, the values among them."""
         found: set[fx.Node] = set()
-        pending = [value]
+        pending = [*values]
         while pending:
             node = pending.pop()
             if node in found or node not in nodes or self._transposed(node):
@@ -170,22 +207,25 @@ class Appraiser:
 
     # -- Liveness -------------------------------------------------------------------------------
 
-    def dying(self, candidate: Candidate, value: fx.Node, *, metadata: bool) -> set[fx.Node]:
-        """The nodes that nobody reads once the value is rewritten.
+    def dying(
+        self, candidates: Sequence[tuple[fx.Node, Candidate]], *, metadata: bool
+    ) -> set[fx.Node]:
+        """The nodes that nobody reads once some values are rewritten.
 
         Args:
-            candidate: The form that replaces the value.
-            value: The value.
+            candidates: The values and the forms that replace them.
             metadata: Whether reading only a shape counts as reading.
         """
-        inner = {node for link in candidate.path for node in link.inner}
-        gone = {value}
+        gone = {value for value, _ in candidates}
+        inner = {
+            node for _, candidate in candidates for link in candidate.path for node in link.inner
+        }
         for node in sorted(inner - gone, key=self.facts.order.__getitem__, reverse=True):
             if all(
                 reader in gone
                 or reader in self.dead
                 or reader in self.facts.asserted
-                or (not metadata and _reads_shape_only(reader, node))
+                or (not metadata and reads_shape_only(reader, node))
                 for reader in self.readers[node]
             ):
                 gone.add(node)
@@ -195,6 +235,40 @@ class Appraiser:
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""
+        gone = self.dying([(value, candidate)], metadata=moves_kernels(candidate))
+        region = self.draft(candidate, value, gone)
+        if isinstance(region, Refusal):
+            return region
+        if region.gain.saves:
+            return self.hazard(region) or region
+        current, after = region.after + region.gain, region.after
+        if not region.collapses and current.operators <= after.operators:
+            return Refusal(self._other_readers(candidate, gone))
+        return Refusal(
+            "one operator instead would cost more: "
+            f"{_ratio(after.multiply_adds, current.multiply_adds)} multiply-adds, "
+            f"{after.operators} instead of {current.operators} operators"
+        )
+
+    def draft(
+        self,
+        candidate: Candidate,
+        value: fx.Node,
+        gone: Collection[fx.Node],
+        shared: Collection[fx.Node] = (),
+        counted: Collection[fx.Node] = (),
+        absorbed: tuple[Absorbed, ...] = (),
+    ) -> Region | Refusal:
+        """Turn a candidate into a region whether it is worth it or not.
+
+        Args:
+            candidate: The form that replaces the value.
+            value: The value.
+            gone: What nobody reads any more.
+            shared: Nodes of these that die for other regions too.
+            counted: Nodes of these that another region has counted as saved.
+            absorbed: Terms that the new operator adds besides.
+        """
         form = candidate.form
         if (value, candidate.base) in self.banned:
             return self.banned[value, candidate.base]
@@ -207,14 +281,16 @@ class Appraiser:
             return problem
         if form.diagonal:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
-        moved = [
-            link for link in candidate.path if link.form is not None and not link.form.diagonal
-        ]
-        gone = self.dying(candidate, value, metadata=len(moved) > 1)
-        path = tuple(part for link in candidate.path for part in self._parts(link))
+        path = candidate.path
+        if not absorbed:
+            path = tuple(part for link in path for part in self._parts(link))
+        taken = [self.fused[node] for node in self.fused.keys() & gone]
+        common = frozenset(shared).union(
+            *(region.dying if region.value in shared else region.shared for region in taken)
+        )
         collapses = all(link.value in gone for link in candidate.path)
         if collapses:
-            main = _main(path, form)
+            main = _main([link for link in path if link.value not in common], path, form)
             if isinstance(main, Refusal):
                 return main
         else:
@@ -224,50 +300,53 @@ class Appraiser:
         if main.form is not None and main.form.axes is not None and form.pointwise:
             form = form if form.axes is None else form.with_axes(len(main.form.axes))
         placed = _placed(path, main) if collapses else value
-        positions, own = self.positions(gone, value, form, placed)
+        crossed = {link.value for link in candidate.path if link.form is None}
+        terms = [term.term for term in absorbed]
+        positions, own = self.positions(gone, (value, *terms), form, placed, crossed)
         current = before = NOTHING
         for node in gone:
+            if node in crossed or node in counted:
+                continue
             here = positions.get(node, 0.0)
             current += self.node_cost(node).times(here)
             before += (
                 self.fused[node].before if node in self.fused else self.node_cost(node).times(here)
             )
-        after = form_cost(form).times(own)
-        if not (current - after).saves:
-            if not collapses and current.operators <= after.operators:
-                return Refusal(self._other_readers(candidate, gone))
-            return Refusal(
-                "one operator instead would cost more: "
-                f"{_ratio(after.multiply_adds, current.multiply_adds)} multiply-adds, "
-                f"{after.operators} instead of {current.operators} operators"
-            )
-        dying = frozenset(
-            gone.union(*(self.fused[node].dying for node in gone & self.fused.keys()))
-        )
-        problem = self._effects(candidate.base, path, value, dying, main)
-        if problem is not None:
-            return problem
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
-        first = next((link for link in path if link.form is not None), main)
-        if converts and not all(promotes(node) for node in first.inner):
-            return Refusal("integers may overflow before they become floats; pass example_inputs")
+        after = form_cost(form).times(own) + Cost(operators=int(converts))
+        dying = frozenset(gone).union(*(region.dying for region in taken))
         return Region(
             value,
             candidate.base,
             form,
+            candidate.form,
             main,
             path,
             dying,
             before,
             after,
             current - after,
-            converts=converts,
+            converts,
+            common,
+            tuple(term for region in taken for term in region.absorbed) + absorbed,
+        )
+
+    def _would_share_memory(self, absorbed: Absorbed, dying: Collection[fx.Node]) -> bool:
+        """Whether somebody writes to a sum, or to what stands for it, and another would see it."""
+        facts, total = self.facts, absorbed.total
+        if absorbed.kept in facts.written.get(total, ()):
+            return False  # they share memory already
+        since = facts.order[total]
+        return any(
+            facts.write_between(node, since, len(facts.order), ignoring=dying)
+            for node in (total, absorbed.kept)
         )
 
     def _parts(self, link: Link) -> tuple[Link, ...]:
+        """The links of a path, those of a region in place of one that stands for it."""
         fused = self.fused.get(link.value)
-        return (link,) if fused is None else fused.path
+        return fused.path if fused is not None and fused.collapses else (link,)
 
     def adopt(self, region: Region) -> None:
         """Take a region as done: whatever is weighed from now on builds on it."""
@@ -277,37 +356,45 @@ class Appraiser:
         for node in region.dying:
             for operand in node.all_input_nodes:
                 self.readers[operand].discard(node)
+        for absorbed in region.absorbed:
+            if absorbed.total in self.stand_ins:
+                continue
+            # What reads the sum reads its other operand from now on.
+            self.stand_ins[absorbed.total] = absorbed.kept
+            readers = self.readers[absorbed.total]
+            readers |= self.readers[absorbed.kept] - {absorbed.total}
+            self.readers[absorbed.kept] = readers
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
-        self.forest.contract(region.value, region.base, region.form)
+        self.forest.contract(region.value, region.base, region.plain, region.path)
 
-    def _other_readers(self, candidate: Candidate, gone: set[fx.Node]) -> str:
+    def _other_readers(self, candidate: Candidate, gone: Collection[fx.Node]) -> str:
         for link in reversed(candidate.path):
             if link.value not in gone:
                 others = sorted(
-                    str(reader) for reader in self.readers[link.value] - gone - self.dead
+                    str(reader) for reader in self.readers[link.value].difference(gone, self.dead)
                 )
                 return f"{link.value} is also read by {', '.join(others[:3])}"
         return "a value between is read elsewhere"
 
-    def _effects(
-        self,
-        base: fx.Node,
-        path: tuple[Link, ...],
-        value: fx.Node,
-        dying: frozenset[fx.Node],
-        main: Link,
-    ) -> Refusal | None:
-        """Refuse if somebody writes to what the region reads between its reading and now."""
+    def hazard(self, region: Region) -> Refusal | None:
+        """Why a region is not safe: a write to what it reads, a layout or a type that changes."""
+        path, main = region.path, region.main
+        first = next((link for link in path if link.form is not None), main)
+        if region.converts and not all(promotes(node) for node in first.inner):
+            return Refusal("integers may overflow before they become floats; pass example_inputs")
+        base, value, dying = region.base, region.value, region.dying
         facts, order = self.facts, self.facts.order
         place = order[main.value if main.value in dying else value]
         for node in {node for link in path for node in link.inner}:
             for operand in node.all_input_nodes:
-                last = order[node] - 1
-                if operand is base:
-                    last = max(last, place - 1)
-                if facts.write_between(operand, order[operand], last, ignoring=dying):
+                if facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):
                     return Refusal(f"{operand} is written to in place before it is read")
+        for absorbed in region.absorbed:
+            if self._would_share_memory(absorbed, dying):
+                return Refusal(f"{absorbed.total} is written to in place later")
+        if facts.write_between(base, order[base], place - 1, ignoring=dying):
+            return Refusal(f"{base} is written to in place before it is read")
         permuted = False
         for link in path[path.index(main) + 1 :]:
             if link.commuting is not None:
@@ -326,33 +413,39 @@ class Appraiser:
         return None
 
 
-def _main(path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
-    """The link whose place the new operator takes: the dearest that it can stand in for."""
+def moves_kernels(candidate: Candidate) -> bool:
+    """Whether more than a scale and a shift joins another operator, so that shapes may change."""
+    moved = [link for link in candidate.path if link.form is not None and not link.form.diagonal]
+    return len(moved) > 1
+
+
+def _main(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
+    """The link whose place the new operator takes: the dearest of its own that it can replace."""
     eligible: list[tuple[Cost, int, Link]] = []
     crossed = False
     for index, link in enumerate(path):
         if link.form is None:
             crossed = True
-        elif (form.pointwise or not crossed) and _may_move(path, index):
+        elif link in own and (form.pointwise or not crossed) and _may_move(path, index):
             eligible.append((form_cost(link.form), -index, link))
     if not eligible:
-        return Refusal("an operator between lets scales pass, but no mixing of channels")
+        return Refusal("an operator between lets scales pass, but no constant or no mixing")
     return max(eligible, key=lambda entry: entry[:2])[2]
 
 
 def _may_move(path: tuple[Link, ...], main: int) -> bool:
     """Whether the other links may move to the main one across the operators between them."""
-    barriers = [
-        index
-        for index, link in enumerate(path)
-        if link.commuting is not None and link.commuting.scales_only
-    ]
-    return not any(
-        min(index, main) < barrier < max(index, main)
-        for barrier in barriers
-        for index, link in enumerate(path)
-        if link.form is not None and not link.form.diagonal
-    )
+    for barrier, link in enumerate(path):
+        if link.commuting is None:
+            continue
+        for index, moved in enumerate(path):
+            if moved.form is None or not min(index, main) < barrier < max(index, main):
+                continue
+            if link.commuting.scales_only and not moved.form.diagonal:
+                return False
+            if moved.form.has_bias and not link.commuting.constants:
+                return False
+    return True
 
 
 def _placed(path: tuple[Link, ...], main: Link) -> fx.Node:
@@ -365,7 +458,8 @@ def _placed(path: tuple[Link, ...], main: Link) -> fx.Node:
     return placed
 
 
-def _reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
+def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
+    """Whether a reader of a value only asks for its shape or type."""
     if reads_metadata(reader):
         return True
     return (

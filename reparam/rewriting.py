@@ -13,6 +13,7 @@ from torch import fx, nn
 from reparam.costs import explicit_padding
 from reparam.errors import Refusal
 from reparam.facts import Facts
+from reparam.forest import Link
 from reparam.methods import methods_naming
 from reparam.modules import fetch, has_hooks
 from reparam.regions import Region
@@ -96,6 +97,7 @@ class Rewriter:
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
         for node in trace.graph.nodes:
             self.inside[trace.caller[node]].add(node)
+        self.homes: dict[int, list[str]] = {}
         self.taken = {name for name, _ in trace.root.named_modules(remove_duplicate=False)}
 
     def run(self, operators: Operators) -> Rewrite:
@@ -113,7 +115,7 @@ class Rewriter:
         source = main.base if region.collapses else region.base
         frame, owner, swap = self.placement(region)
         read = result.current(source)
-        path = str(place.target) if swap else self._new_name(owner, module)
+        path = str(place.target) if swap else self._home(owner, module)
         result.modules[path] = module
         result.names[value] = path
         if swap:
@@ -143,7 +145,9 @@ class Rewriter:
         if region.collapses:
             for link in region.path:
                 if link.form is not None and link is not main:
-                    self._skip(link.value, link.base, link.inner, region, frame)
+                    self._skip(link, region, frame)
+        for absorbed in region.absorbed:
+            self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
         self._sweep(region)
 
     def placement(self, region: Region) -> tuple[Call, Call, bool]:
@@ -164,14 +168,14 @@ class Rewriter:
             whole = common_caller([frame, *callers])
             if not knows_only_tensors(whole):
                 self._keep_parts(region, whole, set())
-        swap = single and not region.converts and self._may_swap(place, frame)
+        swap = single and not region.converts and self._may_swap(main, region, frame)
         if single:
             owner = self.trace.caller[place]
         else:
             inner = (node for node in main.inner if node in region.dying or node is place)
             owner = common_caller([self.trace.caller[node] for node in inner])
-            while owner.parent is not None and not self._sees(owner, self.result.current(source)):
-                owner = owner.parent
+        while owner.parent is not None and not self._sees(owner, self.result.current(source)):
+            owner = owner.parent
         if region.collapses and not self.as_written:
             owner = frame
         while not swap and owner.parent is not None and self._must_not_grow(owner):
@@ -182,6 +186,7 @@ class Rewriter:
         """What reads a dying value although nobody reads it, and cannot read what replaces it."""
         ignored = self.facts.asserted | self.facts.unread
         replaced = {link.value for link in region.path} if region.collapses else {region.value}
+        replaced.update(absorbed.total for absorbed in region.absorbed)
         return [
             user
             for node in region.dying
@@ -199,30 +204,24 @@ class Rewriter:
         for link in region.path:
             if link.form is None or (link is region.main and swap):
                 continue
-            kept = len(link.inner) == 1 and self._may_swap(link.value, frame)
+            kept = len(link.inner) == 1 and self._may_swap(link, region, frame)
             if not kept:
                 changed.update(
                     self.trace.caller[node] for node in link.inner if node.op != "get_attr"
                 )
         return changed
 
-    def _skip(
-        self,
-        node: fx.Node,
-        base: fx.Node,
-        inner: tuple[fx.Node, ...],
-        region: Region,
-        frame: Call,
-    ) -> None:
+    def _skip(self, link: Link, region: Region, frame: Call) -> None:
         """Make one link of a path the identity."""
-        identity = nn.Identity().eval()
-        if len(inner) == 1 and self._may_swap(node, frame):
-            for path in self.paths[id(fetch(self.trace.root, str(node.target)))]:
+        base = self.result.current(link.base)
+        if len(link.inner) == 1 and self._may_swap(link, region, frame):
+            identity = nn.Identity().eval()
+            for path in self.paths[id(fetch(self.trace.root, str(link.value.target)))]:
                 self.result.modules[path] = identity
-            self._substitute(node, self.result.current(base), keep_code=True)
+            self._substitute(link.value, base, keep_code=True)
             return
-        self._note_edits(inner, region)
-        self._substitute(node, self.result.current(base), keep_code=False)
+        self._note_edits(link.inner, region)
+        self._substitute(link.value, base, keep_code=False)
 
     def _note_edits(self, nodes: Iterable[fx.Node], region: Region) -> None:
         for node in nodes:
@@ -335,16 +334,17 @@ class Rewriter:
                     break
                 self.result.inlined.add(call)
 
-    def _may_swap(self, node: fx.Node, frame: Call) -> bool:
+    def _may_swap(self, link: Link, region: Region, frame: Call) -> bool:
         """Whether a module may be replaced where it is registered, and no code has to change."""
-        if node.op != "call_module":
+        node = link.value
+        if node.op != "call_module" or node in region.shared:
             return False
         old = fetch(self.trace.root, str(node.target))
         reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
         return (
             self.as_written
             and self.uses[id(old)] == 1
-            and bool(reads)
+            and reads == (self.result.current(link.base),)
             and id(old) not in self.read_directly
             and self.traced_through[id(self.trace.caller[node].module)] == 1
             and not has_hooks(old)
@@ -366,6 +366,16 @@ class Rewriter:
         """Whether a new part would change how a module runs, or its code cannot be replaced."""
         containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
         return isinstance(call.module, containers) or self.traced_through[id(call.module)] > 1
+
+    def _home(self, owner: Call, module: nn.Module) -> str:
+        """Where a new operator is registered: once, if several calls can see it there."""
+        prefix = f"{owner.path}." if owner.path else ""
+        homes = self.homes.setdefault(id(module), [])
+        path = next((home for home in homes if home.startswith(prefix)), None)
+        if path is None:
+            path = self._new_name(owner, module)
+            homes.append(path)
+        return path
 
     def _new_name(self, owner: Call, module: nn.Module) -> str:
         kind = type(module).__name__

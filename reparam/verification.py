@@ -43,8 +43,8 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
         UnverifiableError: If the region depends on values from outside, for example sizes.
     """
     replacements = _replacements(region, module)
-    needed = _between(region, facts, {})
-    remaining = _between(region, facts, replacements)
+    terms = [(value, _between(region, value, facts, {})) for value in _terms(region)]
+    remaining = _between(region, region.value, facts, replacements)
     generator = torch.Generator("cpu").manual_seed(0)
     problem: Exception | None = None
     device = next(module.parameters()).device
@@ -52,7 +52,10 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
-                expected = _run(region.value, needed, {region.base: x.clone()}, facts, {})
+                values = [
+                    _run(v, needed, {region.base: x.clone()}, facts, {}) for v, needed in terms
+                ]
+                expected = sum(values[1:], values[0])
                 actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
         except UnverifiableError:
             raise
@@ -114,10 +117,17 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
         yield tuple(shape)
 
 
-def _between(region: Region, facts: Facts, replacements: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """The nodes to run, in order, from the base to the value."""
+def _terms(region: Region) -> list[fx.Node]:
+    """The values whose sum the new operator computes."""
+    return [region.value, *(absorbed.term for absorbed in region.absorbed)]
+
+
+def _between(
+    region: Region, value: fx.Node, facts: Facts, replacements: Mapping[fx.Node, Any]
+) -> list[fx.Node]:
+    """The nodes to run, in order, from the base of a region to a value."""
     found: set[fx.Node] = set()
-    pending = [region.value]
+    pending = [value]
     while pending:
         node = pending.pop()
         if node in found or node is region.base or node in facts.sources:

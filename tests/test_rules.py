@@ -90,6 +90,11 @@ def outer(m: Any) -> Tensor:
     return m.op.weight.t()
 
 
+def tokens_by_shape(m: Any, x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h * w).permute(0, 2, 1)
+
+
 OPERATORS = {
     "convolution": Family(
         {
@@ -311,9 +316,54 @@ OPERATORS = {
             "permute, list": lambda m, x: torch.permute(x.flatten(-2), [0, 2, 1]),
             "permute first": lambda m, x: x.permute((0, 2, 3, 1)).flatten(1, 2),
             "aten": lambda m, x: aten.transpose.int(aten.flatten.using_ints(x, 2), 1, 2),
+            "movedim": lambda m, x: x.flatten(2).movedim(1, -1),
+            "movedim, two": lambda m, x: torch.movedim(x, (2, 3), (1, 2)).flatten(1, 2),
+            "moveaxis": lambda m, x: torch.moveaxis(x.flatten(2), -1, 1),
+            "swapdims": lambda m, x: torch.swapdims(x.flatten(2), 2, 1),
+            "unflatten": lambda m, x: x.flatten(2).unflatten(2, (2, -1)).flatten(2).transpose(1, 2),
         },
         lambda: {"op": nn.Flatten(2)},
         after=partial(nn.Linear, C, C),
+    ),
+    "tokens by size": Family(
+        {
+            "flatten": lambda m, x: x.flatten(2).transpose(1, 2),
+            "reshape": lambda m, x: x.reshape(x.shape[0], C, -1).transpose(1, 2),
+            "view, sizes": lambda m, x: x.view(x.size(0), x.size(1), -1).transpose(1, 2),
+            "view, last": lambda m, x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1]),
+            "view, number": lambda m, x: x.permute(0, 2, 3, 1).reshape(x.size()[0], -1, C),
+            "unpacked": tokens_by_shape,
+        },
+        before=partial(nn.BatchNorm2d, C),
+        after=partial(nn.Linear, C, C),
+    ),
+    "position": Family(
+        {
+            "one": lambda m, x: x[:, :, 1, -1],
+            "ellipsis": lambda m, x: x[..., 1, 6],
+            "two steps": lambda m, x: x[:, :, 1][..., -1],
+            "permuted": lambda m, x: x.permute(0, 2, 3, 1)[:, 1, 6],
+            "tokens": lambda m, x: x.flatten(2).transpose(1, 2)[:, 13],
+        },
+        before=partial(nn.BatchNorm2d, C),
+        after=partial(nn.Linear, C, 3),
+    ),
+    "every other": Family(
+        {
+            "slices": lambda m, x: x[:, :, ::2, ::2],
+            "ellipsis": lambda m, x: x[..., 0::2, None:None:2],
+            "pool": lambda m, x: F.avg_pool2d(x, 1, 2),
+            "one by one": lambda m, x: x[:, :, ::2][..., ::2],
+        }
+    ),
+    "crop": Family(
+        {
+            "slices": lambda m, x: x[:, :, 1:-1, 1:-1],
+            "pad": lambda m, x: F.pad(x, (-1, -1, -1, -1)),
+            "one by one": lambda m, x: x[..., :-1, 1:][:, :, 1:][..., :-1],
+        },
+        before=partial(nn.Conv2d, C, C, 3, padding=1),
+        after=partial(nn.BatchNorm2d, C),
     ),
     "global pool": Family(
         {
@@ -323,6 +373,16 @@ OPERATORS = {
             "torch": lambda m, x: torch.mean(x, dim=[-2, -1]),
             "keepdim": lambda m, x: x.mean([2, 3], keepdim=True).flatten(1),
             "aten": lambda m, x: aten.mean.dim(x, [2, 3]),
+            "index": lambda m, x: m.op(x)[:, :, 0, 0],
+            "index, ellipsis": lambda m, x: m.op(x)[..., 0, 0],
+            "index, one by one": lambda m, x: m.op(x)[..., 0][:, :, -1],
+            "squeeze": lambda m, x: m.op(x).squeeze(-1).squeeze(-1),
+            "squeeze, both": lambda m, x: torch.squeeze(m.op(x), dim=(2, 3)),
+            "squeeze, method": lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze(3).squeeze(2),
+            "keepdim, squeeze": lambda m, x: x.mean((-1, -2), True).squeeze((2, 3)),
+            "and back": lambda m, x: x.mean((2, 3))[:, :, None, None].flatten(1),
+            "unsqueeze": lambda m, x: x.mean((2, 3)).unsqueeze(-1).unsqueeze(2).flatten(1),
+            "view": lambda m, x: (y := m.op(x)).view(y.shape[0], y.shape[1]),
         },
         lambda: {"op": nn.AdaptiveAvgPool2d((1, 1))},
         total=2,

@@ -4,6 +4,7 @@ from reparam.rules import (  # noqa: F401  (importing a family registers its rul
     convolution,
     elementwise,
     identities,
+    indexing,
     normalization,
     padding,
     views,
@@ -11,6 +12,7 @@ from reparam.rules import (  # noqa: F401  (importing a family registers its rul
 from reparam.rules.registry import (
     UNKNOWN,
     Commuting,
+    Extent,
     Rules,
     Stacked,
     Step,
@@ -21,6 +23,7 @@ from reparam.rules.registry import (
 __all__ = [
     "UNKNOWN",
     "Commuting",
+    "Extent",
     "Rules",
     "Stacked",
     "Step",

@@ -16,7 +16,8 @@ from reparam.affine import AffineConv
 from reparam.errors import Refusal
 from reparam.geometry import Axis, PaddingMode
 from reparam.rules.convolution import spread
-from reparam.rules.registry import register_rule
+from reparam.rules.registry import Commuting, register_rule
+from reparam.rules.views import spatial
 
 aten = torch.ops.aten
 
@@ -92,7 +93,7 @@ def average_pool(
     ceil_mode: Any,
     count_include_pad: Any,
     divisor_override: Any,
-) -> AffineConv | Refusal:
+) -> AffineConv | Commuting | Refusal:
     """The law of every average pool, however it is spelled."""
     if not isinstance(x, AffineConv):
         return Refusal("its input is a constant or not a tensor")
@@ -102,10 +103,16 @@ def average_pool(
     kernel, strides, paddings = sizes
     if kernel is None or strides is None or paddings is None:
         return Refusal("its window is known only at run time")
+    padded, counted = any(paddings), count_include_pad is True
     if ceil_mode is not False:
-        return Refusal("windows that hang over the border (ceil_mode)")
-    if any(paddings) and count_include_pad is not True and divisor_override is None:
-        return Refusal("the divisor changes at the border (count_include_pad=False)")
+        refusal = Refusal("windows that hang over the border (ceil_mode)")
+    elif padded and not counted and divisor_override is None:
+        refusal = Refusal("the divisor changes at the border (count_include_pad=False)")
+    else:
+        refusal = None
+    if refusal is not None:
+        averages = divisor_override is None and not (padded and counted)
+        return spatial(x, count, constants=averages, refusal=refusal)
     axes = [Axis(k, s, 1, side, side) for k, s, side in zip(kernel, strides, paddings, strict=True)]
     pooled = x.pool(axes)
     if divisor_override is None or isinstance(pooled, Refusal):
@@ -124,7 +131,7 @@ def average_pool_1d(
     padding: Any = 0,
     ceil_mode: Any = False,
     count_include_pad: Any = True,
-) -> AffineConv | Refusal:
+) -> AffineConv | Commuting | Refusal:
     """An average pool over one axis."""
     return average_pool(input, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
@@ -138,7 +145,7 @@ def average_pool_2d(
     ceil_mode: Any = False,
     count_include_pad: Any = True,
     divisor_override: Any = None,
-) -> AffineConv | Refusal:
+) -> AffineConv | Commuting | Refusal:
     """An average pool over two axes."""
     return average_pool(
         input, 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
@@ -154,7 +161,7 @@ def average_pool_3d(
     ceil_mode: Any = False,
     count_include_pad: Any = True,
     divisor_override: Any = None,
-) -> AffineConv | Refusal:
+) -> AffineConv | Commuting | Refusal:
     """An average pool over three axes."""
     return average_pool(
         input, 3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
@@ -162,7 +169,7 @@ def average_pool_3d(
 
 
 @register_rule(nn.AvgPool1d)
-def average_pool_1d_module(module: nn.AvgPool1d, x: AffineConv) -> AffineConv | Refusal:
+def average_pool_1d_module(module: nn.AvgPool1d, x: AffineConv) -> AffineConv | Commuting | Refusal:
     """An average pool over one axis."""
     return average_pool_1d(
         x,
@@ -175,7 +182,7 @@ def average_pool_1d_module(module: nn.AvgPool1d, x: AffineConv) -> AffineConv | 
 
 
 @register_rule(nn.AvgPool2d, nn.AvgPool3d)
-def average_pool_module(module: nn.AvgPool2d, x: AffineConv) -> AffineConv | Refusal:
+def average_pool_module(module: nn.AvgPool2d, x: AffineConv) -> AffineConv | Commuting | Refusal:
     """An average pool over two or three axes."""
     return average_pool(
         x,

@@ -36,11 +36,15 @@ class Commuting:
         scales_only: Whether only a scale and a shift may cross: the operator names the number of
             channels, or mixing the channels on its other side would cost more or less.
         copies: Whether the value is the operand itself, in another place of memory.
+        constants: Whether a constant may cross too, not only a factor: not where zeros are padded.
+        refusal: Why the operator is no convolution itself, where that is not plain.
     """
 
     input_axis: Callable[[int, int | None], int | Refusal]
     scales_only: bool = False
     copies: bool = False
+    constants: bool = True
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class Unknown:
     """What a rule sees in place of a value that only a run of the model tells."""
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What a rule sees in place of the size of one axis of its first operand.
+
+    Args:
+        axis: The axis, counted from the end.
+    """
+
+    axis: int
+
+
 UNKNOWN = Unknown()
 Step = Affine | Commuting | Stacked | Refusal
 
@@ -73,7 +88,8 @@ def register_rule(*targets: Target) -> Callable[[RuleFunction], RuleFunction]:
     The rule of a module type is called with the module and the forms of its inputs. The rule of
     a function, a tensor method or an ATen operator is called with the arguments of the call:
     a form for each tensor that depends on the model's input, a tensor for each that depends on
-    parameters only. It returns a form, or a `Refusal` that says why it has none.
+    parameters only. It returns a form, a `Refusal` that says why it has none, or NotImplemented
+    if the call is none that the rule is about.
 
     Args:
         *targets: Module types, functions, tensor methods (``torch.Tensor.add``) or ATen

@@ -15,7 +15,7 @@ from torch import nn
 from reparam.affine import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
-from reparam.rules.registry import Commuting, Stacked, register_rule
+from reparam.rules.registry import Commuting, Extent, Stacked, register_rule
 
 aten = torch.ops.aten
 Step = Commuting | Refusal
@@ -89,6 +89,7 @@ def permute(input: Any, *dims: Any) -> Step:
     torch.transpose,
     torch.Tensor.transpose,
     torch.swapaxes,
+    torch.swapdims,
     torch.Tensor.swapaxes,
     torch.Tensor.swapdims,
     aten.transpose,
@@ -107,18 +108,72 @@ def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
     return _commuting(input, lambda axis, channels: swapped.get(axis, axis))
 
 
+@register_rule(torch.movedim, torch.moveaxis, torch.Tensor.movedim, torch.Tensor.moveaxis)
+def move_axes(input: Any, source: Any, destination: Any) -> Step:
+    """Some axes move, the others keep their order."""
+    sources = source if isinstance(source, Sequence) else (source,)
+    destinations = destination if isinstance(destination, Sequence) else (destination,)
+    if not all(isinstance(axis, int) for axis in (*sources, *destinations)):
+        return _UNKNOWN_SIZES
+    rank = input.rank if isinstance(input, AffineConv) else None
+    if rank is None:
+        return _UNKNOWN_RANK
+    moved = {to % rank: axis % rank for to, axis in zip(destinations, sources, strict=True)}
+    others = iter(axis for axis in range(rank) if axis not in moved.values())
+    return _permuted(input, [moved[to] if to in moved else next(others) for to in range(rank)])
+
+
 @register_rule(torch.reshape, torch.Tensor.reshape, torch.Tensor.view, aten.reshape, aten.view)
 def reshape(input: Any, *shape: Any) -> Step:
-    """Axes of new sizes; a last axis of the same size on both sides is the same axis."""
+    """Axes of new sizes; those of the same size at either end are the same axes."""
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-    last = sizes[-1] if sizes else None
+    rank = input.rank if isinstance(input, AffineConv) else None
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        if axis == -1 and isinstance(last, int) and last == channels:
-            return -1
+        def same(position: int, operand: int) -> bool:
+            if position == axis and isinstance(sizes[position], int):
+                return bool(sizes[position] == channels)
+            return bool(sizes[position] == Extent(operand))
+
+        if -len(sizes) <= axis < 0:
+            if all(same(position, position) for position in range(axis, 0)):
+                return axis
+            before = range(-len(sizes), axis + 1)
+            if rank is not None and all(same(at, at + len(sizes) - rank) for at in before):
+                return axis + len(sizes) - rank
         return Refusal("its channels cannot be followed through a reshape")
 
     return _commuting(input, input_axis, scales_only=True)
+
+
+def _unflattened(x: Any, dim: Any, sizes: Any) -> Step:
+    if not isinstance(dim, int) or not isinstance(sizes, Sequence):
+        return _UNKNOWN_SIZES
+    rank = x.rank if isinstance(x, AffineConv) else None
+    if rank is None and dim >= 0:
+        return _UNKNOWN_RANK
+    split = dim if rank is None else dim % rank - rank
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        if axis > split:
+            return axis
+        before = axis + len(sizes) - 1
+        return before if before < split else Refusal("its channels are split into several axes")
+
+    return _commuting(x, input_axis)
+
+
+@register_rule(torch.unflatten, torch.Tensor.unflatten)
+def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
+    """One axis becomes several."""
+    return _unflattened(input, dim, sizes)
+
+
+@register_rule(nn.Unflatten)
+def unflatten_module(module: nn.Unflatten, x: AffineConv) -> Step:
+    """One axis becomes several."""
+    return _unflattened(x, module.dim, module.unflattened_size)
 
 
 @register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as)
@@ -139,14 +194,23 @@ def spatial_module(module: nn.Module, x: AffineConv) -> Step:
     """A pool or an interpolation over the spatial axes, with weights that sum to one."""
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
         axes = int(type(module).__name__[-2])
-        return _spatial(x, axes)
+        return spatial(x, axes)
     if isinstance(module, nn.Upsample) and module.mode == "bicubic":
         return Refusal("bicubic interpolation")
-    return _spatial(x, None)
+    return spatial(x, None)
 
 
-def _spatial(x: Any, axes: int | None) -> Step:
-    """A map of the last axes that leaves the channels before them alone."""
+def spatial(
+    x: Any, axes: int | None, *, constants: bool = True, refusal: Refusal | None = None
+) -> Step:
+    """A map of the last axes that leaves the channels before them alone.
+
+    Args:
+        x: The form that flows in.
+        axes: How many last axes it maps; None for all after the channels.
+        constants: Whether its weights sum to one at every position.
+        refusal: Why it is no convolution.
+    """
     if not isinstance(x, AffineConv):
         return Refusal("its input is a constant or not a tensor")
     if axes is None:
@@ -156,30 +220,30 @@ def _spatial(x: Any, axes: int | None) -> Step:
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
         del channels
-        return axis if axis == -axes - 1 else _MERGED
+        return axis if axis < -axes else _MERGED
 
-    return Commuting(input_axis, scales_only=True)
+    return Commuting(input_axis, scales_only=True, constants=constants, refusal=refusal)
 
 
 @register_rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d)
 def adaptive_pool_1d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
-    return _spatial(input, 1)
+    return spatial(input, 1)
 
 
 @register_rule(F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d)
 def adaptive_pool_2d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
-    return _spatial(input, 2)
+    return spatial(input, 2)
 
 
 @register_rule(F.adaptive_avg_pool3d, aten.adaptive_avg_pool3d)
 def adaptive_pool_3d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
-    return _spatial(input, 3)
+    return spatial(input, 3)
 
 
 @register_rule(F.interpolate)
@@ -196,7 +260,7 @@ def interpolate(
     del size, scale_factor, align_corners, recompute_scale_factor
     if mode == "bicubic" or antialias is not False:
         return Refusal("bicubic or antialiased interpolation")
-    return _spatial(input, None)
+    return spatial(input, None)
 
 
 @register_rule(torch.mean, torch.Tensor.mean, aten.mean)

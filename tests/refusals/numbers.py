@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,6 +66,49 @@ def test_a_cast_between_two_layers_stays() -> None:
     fused = reparam.fuse(model)
     assert torch.equal(run(fused, (x,)), run(model, (x,)))
     assert relative_error(run(nn.Sequential(model.a, model.b), (x,)), run(model, (x,))) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda v, x: v.double(),
+        lambda v, x: v.to(torch.float64),
+        lambda v, x: v.to(dtype=torch.float64, copy=True),
+        lambda v, x: v.to(x.dtype),
+        lambda v, x: v.type_as(x),
+        lambda v, x: v.to(x),
+    ],
+)
+def test_a_cast_to_the_type_at_hand_is_crossed(convert: Callable[..., Tensor]) -> None:
+    """It stays where it is, since the model may be converted later."""
+    model = ready(
+        Network(
+            lambda self, x: self.norm(convert(self.conv(x), x)),
+            conv=nn.Conv2d(4, 4, 3),
+            norm=nn.BatchNorm2d(4),
+        )
+    )
+    x = images()
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 0
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda v: v.float().double(), lambda v: v.long().double(), lambda v: v.to("cpu")]
+)
+def test_a_cast_to_another_type_or_device_is_not(convert: Callable[..., Tensor]) -> None:
+    model = ready(
+        Network(
+            lambda self, x: self.norm(convert(self.conv(x))),
+            conv=nn.Conv2d(4, 4, 3),
+            norm=nn.BatchNorm2d(4),
+        )
+    )
+    x = images()
+    fused = reparam.fuse(model)
+    assert torch.equal(run(fused, (x,)), run(model, (x,)))
+    assert any("a conversion to another type" in row.reason for row in fused.reparam_report.refused)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -1,0 +1,110 @@
+"""Axes of size one that come and go, and parts of a value.
+
+A position is taken from every channel alike, so a map of the channels may act before or after it.
+A slice along the spatial axes is a crop, with a stride where it skips positions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from reparam.affine import AffineConv
+from reparam.errors import Refusal
+from reparam.geometry import Axis
+from reparam.rules.registry import Commuting, register_rule
+
+aten = torch.ops.aten
+_UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
+
+
+def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = False) -> Commuting:
+    """A view whose axes are axes of the operand, or new ones of size one.
+
+    Args:
+        kept: For each axis of the value the axis of the operand; None for a new one.
+        rank: Number of axes of the operand.
+        scales_only: Whether positions are left out, so that mixing channels first costs more.
+    """
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        at = kept[axis] if -len(kept) <= axis else None
+        return Refusal("its channels lie along an axis of size one") if at is None else at - rank
+
+    return Commuting(input_axis, scales_only)
+
+
+@register_rule(torch.squeeze, torch.Tensor.squeeze, aten.squeeze)
+def squeeze(input: Any, dim: Any = None) -> Commuting | Refusal:
+    """Axes of size one go; only where a global pool tells that their size is one."""
+    if not isinstance(input, AffineConv) or input.rank is None:
+        return _UNKNOWN_RANK
+    dims = dim if isinstance(dim, Sequence) else (dim,)
+    if not all(isinstance(axis, int) for axis in dims):
+        return Refusal("which of its axes have size one is known only at run time")
+    gone = {axis % input.rank for axis in dims}
+    if any(axis < input.rank - input.ones for axis in gone):
+        return Refusal("whether its axis has size one is known only at run time")
+    return _regrouped([axis for axis in range(input.rank) if axis not in gone], input.rank)
+
+
+@register_rule(torch.unsqueeze, torch.Tensor.unsqueeze, aten.unsqueeze)
+def unsqueeze(input: Any, dim: Any) -> Commuting | Refusal:
+    """A new axis of size one."""
+    if not isinstance(input, AffineConv) or not isinstance(dim, int):
+        return Refusal("its axis is known only at run time")
+    if input.rank is None:
+        return _UNKNOWN_RANK
+    kept: list[int | None] = list(range(input.rank))
+    kept.insert(dim % (input.rank + 1), None)
+    return _regrouped(kept, input.rank)
+
+
+@register_rule(operator.getitem)
+def index(input: Any, item: Any) -> Any:
+    """Slices, positions and new axes, written as ``x[:, :, 0, 0]`` or ``x[..., 1:, None]``."""
+    whole = slice(None)
+    if not isinstance(input, AffineConv) or not isinstance(item, tuple):
+        return NotImplemented  # an element of a tuple, or a part of the batch
+    kinds = {type(entry) for entry in item}
+    if not kinds <= {int, slice, type(None), type(...)} or not kinds & {slice, type(...)}:
+        return NotImplemented
+    taken = sum(entry is not None and entry is not ... for entry in item)
+    rank = input.rank
+    if rank is None:
+        return _UNKNOWN_RANK
+    entries = list(item) if ... in item else [*item, ...]
+    at = entries.index(...)
+    entries[at : at + 1] = [whole] * (rank - taken)
+    kept: list[int | None] = []
+    position = 0
+    for entry in entries:
+        if entry is None or entry == whole:
+            kept.append(None if entry is None else position)
+        elif not isinstance(entry, int) or position == 0:
+            return _cropped(input, entries)
+        position += entry is not None
+    ones = range(rank - input.ones, rank)
+    positions = set(range(rank)).difference(kept)
+    return _regrouped(kept, rank, scales_only=not positions.issubset(ones))
+
+
+def _cropped(x: AffineConv, entries: Sequence[Any]) -> AffineConv | Refusal:
+    """Slices of the spatial axes."""
+    axes: list[Axis] = []
+    for entry in entries[2:]:
+        if not isinstance(entry, slice):
+            return Refusal("a slice and a position, or a new axis, in one index")
+        start, stop, step = entry.start or 0, entry.stop or 0, entry.step or 1
+        if not all(isinstance(value, int) for value in (start, stop, step)):
+            return Refusal("a slice that is known only at run time")
+        if start < 0 or stop > 0 or step < 1 or entry.stop == 0:
+            return Refusal("a slice whose size depends on the size of its input")
+        axes.append(Axis(stride=step, before=-start, after=stop))
+    if not axes or any(entry != slice(None) for entry in entries[:2]):
+        return Refusal("a part of the channels or of the batch")
+    return x.pad(axes)

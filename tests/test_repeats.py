@@ -1,0 +1,132 @@
+"""A block that is called several times gets one fused operator for all calls."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+import reparam
+from tests.refusals.checking import EXACT, images, ready
+from tests.support.counting import count_operators
+from tests.support.errors import relative_error, run
+
+
+class Block(nn.Module):
+    """Two branches and their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(x) + self.point(x))
+        return result.relu()
+
+
+class Recurrent(nn.Module):
+    """The same block again and again."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.block, self.times = Block(), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.block(x)
+        return x
+
+
+def convolutions(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+
+
+def assert_same(fused: nn.Module, model: nn.Module, bound: float = EXACT) -> None:
+    assert relative_error(run(fused, (images(),)), run(model, (images(),))) <= bound
+
+
+def test_one_operator_for_all_calls() -> None:
+    model = ready(Recurrent(4))
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+    assert len(convolutions(fused)) == 1
+    assert count_operators(fused, (images(),)).total == 8
+    assert sum(parameter.numel() for parameter in fused.parameters()) == 4 * 4 * 9 + 4
+
+
+def test_a_block_in_a_list_twice() -> None:
+    block = Block()
+    model = ready(nn.Sequential(block, nn.Sigmoid(), block))
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+    assert len(convolutions(fused)) == 1
+
+
+def test_calls_from_two_places_share_the_weights() -> None:
+    class Caller(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.block(x).sigmoid()
+            return result
+
+    block = Block()
+    model = ready(nn.Sequential(Caller(block), Caller(block)))
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+    assert len(convolutions(fused)) == 1
+
+
+def test_other_arguments_make_another_operator() -> None:
+    class Scaled(Block):
+        def forward(self, x: Tensor, factor: float) -> Tensor:
+            result: Tensor = self.norm(self.conv(x) + self.point(x)) * factor
+            return result.relu()
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Scaled()
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.block(self.block(x, 1.0), 2.0)
+            return result
+
+    model = ready(Twice())
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+    assert len(convolutions(fused)) == 2
+
+
+def test_equal_blocks_stay_apart() -> None:
+    first = Block()
+    model = ready(nn.Sequential(first, deepcopy(first)))
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+    assert len(convolutions(fused)) == 2
+
+
+def test_calls_stay_tied_under_training() -> None:
+    fused = reparam.fuse(ready(Recurrent(3)))
+    (conv,) = convolutions(fused)
+    fused(images()).square().sum().backward()
+    weight = conv.weight.detach().clone().requires_grad_()
+    x = images()
+    for _ in range(3):
+        x = torch.nn.functional.conv2d(x, weight, conv.bias, padding=1).relu()
+    x.square().sum().backward()
+    assert relative_error(conv.weight.grad, weight.grad) <= EXACT
+
+
+def test_round_trips() -> None:
+    model = ready(Recurrent(3))
+    fused = reparam.fuse(model)
+    copied = deepcopy(fused)
+    copied.load_state_dict(fused.state_dict())
+    assert len(convolutions(copied)) == 1
+    assert_same(copied, model)
+    assert_same(reparam.fuse(fused), model)
