@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from reparam.applying import apply_parts, compare_whole
+from reparam.applying import apply_parts
 from reparam.describing import fused_row, refused_rows, untraced_row
 from reparam.errors import ReparamError
 from reparam.parts import Part, find_parts
@@ -78,10 +78,11 @@ class Plan:
         self._parts = None
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
+        arguments = None if inputs is None else as_arguments(inputs)
         with torch.inference_mode(False), torch.no_grad(), _without_collection():
-            fused = apply_parts(self.model, parts, report, inplace=inplace, verify=verify)
-            if inputs is not None and verify and not inplace:
-                compare_whole(self.model, fused, as_arguments(inputs), report)
+            fused = apply_parts(
+                self.model, parts, report, inplace=inplace, verify=verify, inputs=arguments
+            )
         return fused
 
 

@@ -22,6 +22,7 @@ _METADATA_METHODS = set(
     "size dim ndimension numel nelement is_floating_point stride get_device element_size "
     "is_contiguous".split()
 )
+_METADATA_OPERATORS = set("sym_size sym_numel".split())
 _ARITHMETIC = {
     getattr(operator, name)
     for name in "add sub mul truediv floordiv mod pow neg eq ne lt le gt ge".split()
@@ -55,6 +56,8 @@ def reads_metadata(node: fx.Node) -> bool:
     """Whether a node only asks for a shape, a type or a device."""
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _METADATA
+    if isinstance(node.target, torch._ops.OpOverload):
+        return operator_name(node) in _METADATA_OPERATORS
     return node.op == "call_method" and node.target in _METADATA_METHODS
 
 
@@ -217,6 +220,8 @@ def _schema_effects(target: torch._ops.OpOverload, arguments: tuple[fx.Node, ...
 
 def _module_effects(module: nn.Module, arguments: tuple[fx.Node, ...]) -> Effects:
     home = type(module).__module__
+    if home == "torch.export._unlift":
+        return _FRESH  # it checks the sizes of the inputs
     hooked = module._forward_hooks or module._forward_pre_hooks
     if not home.startswith("torch.nn.modules") or hooked or "forward" in vars(module):
         return Effects(True, arguments)

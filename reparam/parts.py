@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from reparam.eager import only_called
@@ -17,6 +17,7 @@ from reparam.facts import Facts, gather
 from reparam.lifting import lift
 from reparam.modules import fetch, has_hooks, join
 from reparam.planner import Decision, decide
+from reparam.recorded import recorded_trace, recorded_values
 from reparam.regions import Region
 from reparam.rewriting import Rewriter, frame_problem
 from reparam.rules import Rules, Step
@@ -34,6 +35,7 @@ class Part:
         steps: What each operator does to the forms of its operands.
         banned: Regions, by value and base, that turned out not to be possible.
         decision: What the planner decided.
+        make: Makes the part once more.
     """
 
     trace: Trace
@@ -41,6 +43,7 @@ class Part:
     steps: Mapping[fx.Node, Step]
     banned: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
+    make: Callable[[], Part] | None = None
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
@@ -60,6 +63,25 @@ class Part:
     def ban(self, region: Region, reason: Refusal) -> None:
         """Exclude a region from the next decision."""
         self.banned[region.value, region.base] = reason
+
+    def anew(self, regions: Collection[Region], reason: Refusal) -> Part:
+        """The part with a graph that is not edited yet, planned without some regions.
+
+        Args:
+            regions: The regions to exclude besides those that are excluded already.
+            reason: Why.
+        """
+        if self.make is None:
+            raise RuntimeError("a part that cannot be made again")
+        fresh = self.make()
+        for region in regions:
+            self.ban(region, reason)
+        nodes = {node.name: node for node in fresh.facts.order}
+        for key, refusal in self.banned.items():
+            value, base = (nodes[node.name] for node in key)
+            fresh.banned[value, base] = refusal
+        fresh.decide()
+        return fresh
 
     def touched(self, nodes: fx.Graph | frozenset[fx.Node]) -> set[int]:
         """Identities of the modules whose code or operators some nodes are."""
@@ -104,19 +126,16 @@ def find_parts(
         seen.add(id(module))
         given = _given(model, inputs) if module is model and inputs is not None else None
         try:
-            traced = trace(module, rules, path=path, given=given)
+            make = partial(_make, module, rules, path, given, inputs if module is model else None)
+            part = make()
         except UntraceableError as error:
             untraced.append(Untraced(path, module, error.reason))
             for name, child in only_called(module).items():
                 pending.append((join(path, name), child))
             continue
-        shapes: dict[fx.Node, torch.Size] = {}
-        dtypes: dict[fx.Node, torch.dtype] = {}
-        if module is model and inputs is not None:
-            shapes, dtypes = record_shapes(traced, inputs)
-        facts = gather(module, traced.graph, rules, shapes, dtypes)
-        parts.append(Part(traced, facts, lift(traced.graph, facts, rules)))
-        for node in traced.graph.nodes:
+        part.make = make
+        parts.append(part)
+        for node in part.trace.graph.nodes:
             if node.op == "call_module":
                 leaf = fetch(module, str(node.target))
                 if not type(leaf).__module__.startswith("torch.") and (
@@ -129,6 +148,22 @@ def find_parts(
         while _ban_shared(part, users):
             part.decide()
     return parts, untraced
+
+
+def _make(
+    module: nn.Module,
+    rules: Rules,
+    path: str,
+    given: set[str] | None,
+    inputs: tuple[Any, ...] | None,
+) -> Part:
+    traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
+    recorded = recorded_values(traced.graph)
+    shapes, dtypes = recorded.shapes, recorded.dtypes
+    if inputs is not None:
+        shapes, dtypes = record_shapes(traced, inputs)
+    facts = gather(module, traced.graph, rules, shapes, dtypes, recorded.ranks)
+    return Part(traced, facts, lift(traced.graph, facts, rules))
 
 
 def _ban_shared(part: Part, users: Counter[int]) -> bool:

@@ -19,7 +19,7 @@ from reparam.effects import computes, permutes, reads_layout, reads_metadata
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
-from reparam.rules import Step
+from reparam.rules import Several, Step
 
 _SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
 
@@ -95,7 +95,7 @@ class Appraiser:
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
             return NOTHING
-        if step is None or isinstance(step, Refusal):
+        if step is None or isinstance(step, Refusal | Several):
             return NOTHING
         return Cost(operators=1)
 

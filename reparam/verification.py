@@ -184,7 +184,7 @@ def _run(
         args = fx.map_arg(node.args, read)
         kwargs = fx.map_arg(node.kwargs, read)
         if node.op == "call_module":
-            values[node] = _call_exact(fetch(facts.root, str(node.target)), args, kwargs)
+            values[node] = call_exact(fetch(facts.root, str(node.target)), args, kwargs)
         elif node.op == "call_method":
             values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         elif callable(node.target):
@@ -192,14 +192,27 @@ def _run(
     return values[value]
 
 
-def _call_exact(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_exact(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    exact: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Call a module in float64, without a copy of it.
+
+    Args:
+        module: The module.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        exact: Parameters of it that are known more exactly than it holds them.
+    """
     tensors = {
         name: tensor.detach().double()
         for named in (module.named_parameters, module.named_buffers)
         for name, tensor in named()
         if tensor.is_floating_point()
     }
-    return torch.func.functional_call(module, tensors, args, kwargs)
+    return torch.func.functional_call(module, tensors | dict(exact or {}), args, kwargs)
 
 
 # -- Whole models ---------------------------------------------------------------------------------
