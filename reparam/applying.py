@@ -101,8 +101,8 @@ def _apply(
         try:
             with _all_or_nothing(root):
                 rewritten = rewrite(part.trace, operators, part.facts)
-                calls = graft(rewritten, root)
-                unchecked = check.run(calls, rewritten, root) if check is not None else 0
+                grafted = graft(rewritten, root)
+                unchecked = check.run(grafted, rewritten, root) if check is not None else 0
         except GraftError as problem:
             if isinstance(problem, MismatchError):
                 warnings.warn(f"{problem}; it was left alone. Please report it", stacklevel=5)

@@ -1,12 +1,14 @@
-"""Check that modules with new parts or new code return what they returned before."""
+"""Check that modules with new parts or new code return what they returned before.
+
+A region may change what a module inside it returns: a scale moves out of it, say. What holds the
+whole of its regions returns the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 
-from reparam.graft import GraftError
+from reparam.graft import Grafted, GraftError
 from reparam.lowering import lower
 from reparam.modules import fetch
 from reparam.parts import Part
@@ -30,15 +32,15 @@ class Check:
     def __init__(self, part: Part) -> None:
         self.part = part
         self.regions = part.decision.regions
-        self.frames = {frame_of(part, region) for region in self.regions}
-        wanted = {call for frame in self.frames for call in frame.ancestry()}
+        self.frames = {region.value: frame_of(part, region) for region in self.regions}
+        wanted = {call for frame in self.frames.values() for call in frame.ancestry()}
         self.samples = sample_calls(part, wanted)
 
-    def run(self, calls: Iterable[Call], rewritten: Rewrite, root: nn.Module) -> int:
+    def run(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> int:
         """Run every module that changed and compare.
 
         Args:
-            calls: The calls whose modules have new code.
+            grafted: What was done to the modules.
             rewritten: What was changed.
             root: The changed root of the part.
 
@@ -49,7 +51,7 @@ class Check:
             MismatchError: If one returns something else.
         """
         skipped = 0
-        for call in {*calls, *self.frames}:
+        for call in self._closed(grafted, rewritten):
             module = fetch(root, call.path)
             if call not in self.samples or not may_run(module):
                 skipped += 1
@@ -63,6 +65,20 @@ class Check:
                 reason = f"with its new code it returns something else, by {error:.1e}"
                 raise MismatchError(f"{call.path or 'the model'}: {reason}", [call])
         return skipped
+
+    def _closed(self, grafted: Grafted, rewritten: Rewrite) -> set[Call]:
+        """The modules that regions lie in, but for those that a region outside changes too."""
+        homes = {value: grafted.home(frame) for value, frame in self.frames.items()}
+        closed = set(homes.values())
+        for region in self.regions:
+            nodes = [region.value, *region.dying]
+            touched = {self.part.trace.caller[node] for node in nodes}
+            for call in touched | rewritten.changes[region.value]:
+                for inner in call.ancestry():
+                    if inner is homes[region.value]:
+                        break
+                    closed.discard(inner)
+        return closed
 
     def _weights(self, call: Call, rewritten: Rewrite) -> dict[str, Tensor]:
         """The new weights inside a module before they were rounded."""

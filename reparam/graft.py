@@ -10,6 +10,7 @@ import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
@@ -38,15 +39,29 @@ class GraftError(Exception):
         self.calls = calls
 
 
-def graft(rewrite: Rewrite, target: nn.Module) -> list[Call]:
+@dataclass(frozen=True)
+class Grafted:
+    """What a graft did to the modules.
+
+    Args:
+        owners: The calls whose modules have new code.
+        gone: The calls that are calls no more: their code became a part of their caller's.
+    """
+
+    owners: list[Call]
+    gone: set[Call] = field(default_factory=set)
+
+    def home(self, call: Call) -> Call:
+        """The innermost call around a call that still is one."""
+        return next(outer for outer in call.ancestry() if outer not in self.gone)
+
+
+def graft(rewrite: Rewrite, target: nn.Module) -> Grafted:
     """Change a module tree as an edited trace says.
 
     Args:
         rewrite: The edited trace.
         target: The module tree to change: the traced root or a copy of it.
-
-    Returns:
-        The calls whose modules have new code.
 
     Raises:
         GraftError: If that cannot be; the module tree is as it was.
@@ -56,13 +71,13 @@ def graft(rewrite: Rewrite, target: nn.Module) -> list[Call]:
     return _Graft(rewrite, target).run()
 
 
-def _put_back(rewrite: Rewrite, target: nn.Module) -> list[Call]:
+def _put_back(rewrite: Rewrite, target: nn.Module) -> Grafted:
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     assert isinstance(target, fx.GraphModule)
     target.graph = rewrite.trace.graph
     prune(target, rewrite, rewrite.trace.calls, (), lambda call: False)
-    return rewrite.trace.calls
+    return Grafted(rewrite.trace.calls)
 
 
 def _register(rewrite: Rewrite, target: nn.Module) -> None:
@@ -88,7 +103,7 @@ class _Graft:
         self.inlined: set[Call] = set()
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
 
-    def run(self) -> list[Call]:
+    def run(self) -> Grafted:
         self._settle()
         stateful = self.edited & self.trace.stateful
         if stateful:
@@ -106,7 +121,8 @@ class _Graft:
         # Where other arguments may come, the code as it was must go on running.
         owners = [call for call, *_ in forwards if not call.optional]
         prune(self.target, self.rewrite, owners, self._vanished_calls(), self._stays)
-        return [call for call, *_ in forwards]
+        gone = {call for call in self.trace.calls if call.parent and not self._stays(call)}
+        return Grafted([call for call, *_ in forwards], gone)
 
     def _is_live(self, call: Call) -> bool:
         return call.parent is None or bool(self.inside[call])

@@ -100,30 +100,32 @@ def _cloned(value: Any) -> Any:
 
 def _inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
     """Random inputs, the smallest first."""
-    placeholders = [node for node in part.trace.graph.nodes if node.op == "placeholder"]
-    layouts = [_layout(node, part) for node in placeholders]
     device = next((tensor.device for tensor in part.trace.root.parameters()), None)
     if device is not None and device.type == "meta":
         return
     generator = torch.Generator().manual_seed(0)
+    layouts = {
+        node: _layout(node, part) for node in part.trace.graph.nodes if node.op == "placeholder"
+    }
     for attempt in range(2):
         inputs = {}
-        for node, layout in zip(placeholders, layouts, strict=True):
+        for node, layout in layouts.items():
             if layout is None:
                 continue
-            spatial, channels = layout
-            size = _SIZES.get(spatial, (4, 16))[attempt]
-            shape = (2, channels, *[size] * spatial) if spatial else (2, channels)
-            if node in part.facts.shapes and attempt:
-                shape = tuple(part.facts.shapes[node])
+            rank, sizes = layout
+            usual = _SIZES.get(rank - 2, (4, 16))[attempt]
+            shape = [2, *[usual] * (rank - 1)]
+            for axis, size in sizes.items():
+                shape[axis] = size
             value = torch.randn(shape, generator=generator, dtype=torch.float64)
-            inputs[node] = value.to(device) if device is not None else value
+            inputs[node] = value if device is None else value.to(device)
         if inputs:
             yield inputs
 
 
-def _layout(node: fx.Node, part: Part) -> tuple[int, int] | None:
-    """Spatial axes and channels of an input, as its first affine readers tell."""
+def _layout(node: fx.Node, part: Part) -> tuple[int, dict[int, int]] | None:
+    """The number of axes of an input and the sizes of some, as its first affine readers tell."""
+    sizes: dict[int, int] = {}
     pending, seen = [node], set()
     while pending:
         value = pending.pop(0)
@@ -131,11 +133,16 @@ def _layout(node: fx.Node, part: Part) -> tuple[int, int] | None:
             step = part.steps.get(reader)
             form = step if isinstance(step, AffineConv) and step.base is value else None
             if form is not None and form.axes is not None and form.in_channels is not None:
-                return len(form.axes), form.in_channels
-            if reader not in seen and (step is not None or keeps_shape(reader, part.facts.root)):
+                sizes.setdefault(-len(form.axes) - 1, form.in_channels)
+            if reader not in seen and (
+                (form is not None and form.diagonal) or keeps_shape(reader, part.facts.root)
+            ):
                 seen.add(reader)
                 pending.append(reader)
-    return None
+    if not sizes:
+        return None
+    rank = part.facts.ranks.get(node, max(1 - min(sizes), 2))
+    return (rank, sizes) if rank > 1 and all(-axis < rank for axis in sizes) else None
 
 
 # -- Running --------------------------------------------------------------------------------------
