@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from reparam.affine import AffineConv
 from reparam.checking import Check, MismatchError, frame_of
 from reparam.describing import applied_row, fused_row, place, refused_rows
 from reparam.errors import Refusal, ReparamError
+from reparam.exported import as_module, rebuild
 from reparam.graft import GraftError, graft
 from reparam.judging import DifferenceError, Judge
 from reparam.lowering import lower, take_after
@@ -70,14 +72,48 @@ def apply_parts(
                 report.notes = [note for note in report.notes if note != _UNCHECKED]
                 judge.compare(target, report)
     except DifferenceError as problem:
-        warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=4)
+        _refuse_all(report, problem)
         target = model if inplace else _copy(model, shared=[])
-        report.refused.extend(
-            RefusedRow(row.place, row.operators, str(problem)) for row in report.fused
-        )
-        report.fused.clear()
     target.reparam_report = report  # type: ignore[assignment]
     return target
+
+
+def apply_to_program(
+    program: ExportedProgram,
+    part: Part,
+    report: Report,
+    *,
+    verify: bool,
+    inputs: tuple[Any, ...] | None = None,
+) -> ExportedProgram:
+    """Fuse an exported program as planned.
+
+    Args:
+        program: The planned program; it is not changed.
+        part: Its graph, which is used up.
+        report: Filled with what was done.
+        verify: Compare every region in float64, and the whole on the inputs.
+        inputs: Example inputs; those that the program was exported with, if there are none.
+    """
+    made = make_all(part, verify, report)
+    regions = part.decision.regions
+    report.refused.extend(refused_rows(part))
+    rows = [fused_row(part, region) for region in regions]
+    operators = [(region, made[region.value, region.base][0]) for region in regions]
+    rewritten = rewrite(part.trace, operators, part.facts)
+    fused = rebuild(program, part, rewritten)
+    for row, region in zip(rows, regions, strict=True):
+        error, name = made[region.value, region.base][1], rewritten.names[region.value]
+        report.fused.append(applied_row(row, error, name))
+    called = program.example_inputs if inputs is None else (inputs, {})
+    if verify and called is not None:
+        try:
+            Judge(as_module(program), *called).compare(as_module(fused), report)
+        except DifferenceError as problem:
+            _refuse_all(report, problem)
+            fused = copy.copy(program)
+    fused.reparam_report = report  # type: ignore[attr-defined]
+    return fused
 
 
 def _apply(
@@ -116,6 +152,14 @@ def _apply(
         if unchecked:
             _note(report, _UNCHECKED)
         return [made[region.value, region.base][0] for region in regions]
+
+
+def _refuse_all(report: Report, problem: DifferenceError) -> None:
+    warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=5)
+    report.refused.extend(
+        RefusedRow(row.place, row.operators, str(problem)) for row in report.fused
+    )
+    report.fused.clear()
 
 
 def _at_fault(part: Part, problem: GraftError, rewritten: Rewrite) -> list[Region]:
@@ -167,7 +211,7 @@ def _copies_itself(module: nn.Module) -> bool:
 def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:
     """A deep copy but for some tensors, which both will hold."""
     try:
-        return deepcopy(model, {id(tensor): tensor for tensor in shared})
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     except Exception as error:
         raise ReparamError(
             f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True"

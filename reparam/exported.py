@@ -43,7 +43,7 @@ def program_part(program: ExportedProgram, rules: Rules) -> Part:
         program: The program; it is not changed.
         rules: The rules of this call.
     """
-    root, graph = _as_module(program)
+    root, graph = _read(program)
     values = recorded_values(graph)
     facts = gather(root, graph, rules, values.shapes, values.dtypes, values.ranks)
     part = Part(as_trace(root, graph), facts, lift(graph, facts, rules))
@@ -51,7 +51,12 @@ def program_part(program: ExportedProgram, rules: Rules) -> Part:
     return part
 
 
-def _as_module(program: ExportedProgram) -> tuple[nn.Module, fx.Graph]:
+def as_module(program: ExportedProgram) -> nn.Module:
+    """A module that runs a program, on inputs of any type that its operators take."""
+    return program.module(check_guards=False)
+
+
+def _read(program: ExportedProgram) -> tuple[nn.Module, fx.Graph]:
     """A module that holds what a program reads, and a copy of its graph that reads it there."""
     root = nn.Module()
     for name, submodule in program.graph_module.named_children():
@@ -70,7 +75,7 @@ def _as_module(program: ExportedProgram) -> tuple[nn.Module, fx.Graph]:
         elif node.op == "output":
             results = fx.map_arg(node.args[0], values.__getitem__)
             named = [values[inner] for inner in values if inner.name in kept]
-            graph.output((results, named) if named else (results,))
+            graph.output((results, named))
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
     return root, graph
@@ -247,7 +252,8 @@ class _Writer:
         if node.op == "placeholder":
             return
         if node.op == "output":
-            results = fx.map_arg(node.args[0], self.values.__getitem__)
+            written: Any = fx.map_arg(node.args[0], self.values.__getitem__)
+            results, _ = written
             self.graph.output(results).meta = dict(node.meta)
         elif node.op == "get_attr" and str(node.target) in self.placed:
             self.values[node] = self.placed[str(node.target)]

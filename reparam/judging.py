@@ -33,13 +33,21 @@ class Judge:
 
     Args:
         model: The original.
-        inputs: Example inputs.
+        args: Example inputs.
+        kwargs: Example inputs by name.
         inplace: Whether the model itself will be changed.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], *, inplace: bool) -> None:
-        self.inputs = inputs
-        self.before = _results(model, inputs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        inplace: bool = False,
+    ) -> None:
+        self.inputs = args, kwargs or {}
+        self.before = _results(model, self.inputs)
         self.model = model
         self.truth: list[Any] | None = None
         if inplace and not self._is_exact():
@@ -90,8 +98,9 @@ class Judge:
 
 
 def _results(model: nn.Module, inputs: Any) -> list[Any]:
+    args, kwargs = tree_map(_cloned, inputs)
     with torch.no_grad(), undisturbed(model):
-        return tree_leaves(model(*tree_map(_cloned, inputs)))
+        return tree_leaves(model(*args, **kwargs))
 
 
 def _cloned(value: Any) -> Any:

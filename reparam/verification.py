@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
@@ -245,11 +246,13 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(original: nn.Module, fused: nn.Module, example_inputs: Any) -> Verification:
+def verify(
+    original: nn.Module | ExportedProgram, fused: nn.Module | ExportedProgram, example_inputs: Any
+) -> Verification:
     """Compare a fused model with its original on given inputs, both against float64.
 
     Args:
-        original: The model before fusion, in eval mode.
+        original: The model before fusion, in eval mode; an exported program will do.
         fused: The model after fusion.
         example_inputs: One tensor, or a tuple of the positional arguments of ``forward``.
 
@@ -268,6 +271,10 @@ def verify(original: nn.Module, fused: nn.Module, example_inputs: Any) -> Verifi
         True
     """
     inputs = as_arguments(example_inputs)
+    original, fused = (
+        model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
+        for model in (original, fused)
+    )
     with torch.no_grad():
         truth = _outputs(_exact_copy(original), _exact_inputs(inputs))
         runs = (
