@@ -132,7 +132,7 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
     if target in NUMBER_FUNCTIONS:
         return _FRESH
     if isinstance(target, torch._ops.OpOverload):
-        return _schema_effects(target, arguments)
+        return _schema_effects(target, node)
     if isinstance(target, type) and issubclass(target, tuple):
         return _VIEW
     name = getattr(target, "__name__", "")
@@ -206,10 +206,15 @@ def _named_effects(
     )
 
 
-def _schema_effects(target: torch._ops.OpOverload, arguments: tuple[fx.Node, ...]) -> Effects:
+def _schema_effects(target: torch._ops.OpOverload, node: fx.Node) -> Effects:
     schema = target._schema
     if schema.is_mutable:
-        return Effects(True, arguments)
+        written: list[fx.Node] = []
+        for position, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = node.args[position : position + 1] or node.kwargs.get(argument.name)
+                fx.map_arg(given, written.append)
+        return Effects(True, tuple(written))
     name = schema.name.rsplit("::", 1)[-1]
     return Effects(
         name in _QUIET_ALIASES or any(result.alias_info for result in schema.returns),

@@ -227,6 +227,8 @@ class _Writer:
         self.origin = {new: old for old, new in rewrite.replaced.items()}
         self.metas = {node.name: node.meta for node in program.graph.nodes}
         found = detect_fake_mode([meta.get("val") for meta in self.metas.values()])
+        training = program.dialect == "TRAINING"
+        self.table: Any = None if training else torch.export.default_decompositions()
         self.mode: FakeTensorMode = found or FakeTensorMode()
 
     def place(self, spec: InputSpec) -> None:
@@ -298,10 +300,9 @@ class _Writer:
             return run(inputs, dict(zip(weights, tensors[len(operands) :], strict=True)))
 
         placed = [*operands.values(), *weights.values()]
-        training = self.program.dialect == "TRAINING"
-        table: Any = None if training else torch.export.default_decompositions()
+        training = self.table is None
         with self.mode, torch.no_grad(), _without_guards(self.mode):
-            trace = make_fx(flat, decomposition_table=table, pre_dispatch=training)
+            trace = make_fx(flat, decomposition_table=self.table, pre_dispatch=training)
             traced = trace(*(node.meta["val"] for node in placed))
         inner = dict(zip(traced.graph.find_nodes(op="placeholder"), placed, strict=True))
         about = {} if old is None else {key: old.meta[key] for key in _ABOUT if key in old.meta}

@@ -15,7 +15,13 @@ from torch import fx
 from reparam.affine import AffineConv
 from reparam.channels import holds_type, promotes
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
-from reparam.effects import computes, permutes, reads_layout, reads_metadata
+from reparam.effects import (
+    computes,
+    operator_name,
+    permutes,
+    reads_layout,
+    reads_metadata,
+)
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
@@ -369,8 +375,8 @@ def _reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
     if reads_metadata(reader):
         return True
     return (
-        reader.op == "call_method"
-        and reader.target in _SHAPE_READERS
+        reader.op in ("call_method", "call_function")
+        and operator_name(reader) in _SHAPE_READERS
         and bool(reader.args)
         and reader.args[0] is not node
     )

@@ -121,7 +121,7 @@ def reshape(input: Any, *shape: Any) -> Step:
     return _commuting(input, input_axis, scales_only=True)
 
 
-@register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as)
+@register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as, aten.reshape_as, aten.view_as)
 def reshape_as(input: Any, other: Any) -> Step:
     """Axes of the sizes of another value."""
     return reshape(input, other)
