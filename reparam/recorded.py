@@ -121,12 +121,12 @@ def _is_operator(node: fx.Node, root: nn.Module, rules: Rules) -> bool:
     if node.op != "call_module":
         return True
     module: Any = fetch(root, str(node.target))
+    home = type(module).__module__
+    if home == "torch.export._unlift":
+        return True  # it checks the sizes of the inputs
     if "forward" in vars(module) or parametrize.is_parametrized(module):
         return False
     if rules.find(type(module)) is not None:
         return True
-    home = type(module).__module__
     containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
-    return home.startswith(("torch.nn.modules", "torch.export")) and not isinstance(
-        module, containers
-    )
+    return home.startswith("torch.nn.modules") and not isinstance(module, containers)
