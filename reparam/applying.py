@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from reparam.affine import AffineConv
+from reparam.checking import Check, MismatchError, frame_of
 from reparam.describing import applied_row, fused_row, place, refused_rows
 from reparam.errors import Refusal, ReparamError
+from reparam.exported import as_module, rebuild
 from reparam.graft import GraftError, graft
+from reparam.judging import DifferenceError, Judge
 from reparam.lowering import lower, take_after
 from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.regions import Region
 from reparam.repeats import signature
 from reparam.report import RefusedRow, Report
-from reparam.rewriting import rewrite
-from reparam.state import undisturbed
-from reparam.verification import (
-    REGION_BOUND,
-    UnverifiableError,
-    region_error,
-    relative_error,
+from reparam.rewriting import Rewrite, rewrite
+from reparam.verification import REGION_BOUND, UnverifiableError, region_error
+
+_UNCHECKED = (
+    "every new operator was compared with what it replaces, but some modules around them could not "
+    "be run by themselves; with example_inputs the whole model is compared"
 )
 
 Made = tuple[nn.Module, float | None]
 
 
 def apply_parts(
-    model: nn.Module, parts: list[Part], report: Report, *, inplace: bool, verify: bool
+    model: nn.Module,
+    parts: list[Part],
+    report: Report,
+    *,
+    inplace: bool,
+    verify: bool,
+    inputs: tuple[Any, ...] | None = None,
 ) -> nn.Module:
     """Fuse a model as planned.
 
@@ -43,62 +52,123 @@ def apply_parts(
         parts: Its parts; their graphs are used up.
         report: Filled with what was done.
         inplace: Change the model itself, not a copy of it.
-        verify: Compare every region in float64 first.
+        verify: Compare every region and every module with new code in float64, and the whole on
+            the inputs.
+        inputs: Example inputs of the model.
     """
-    operators = [_make_all(part, verify, report) for part in parts]
+    judge = Judge(model, inputs, inplace=inplace) if verify and inputs is not None else None
+    operators = [make_all(part, verify, report) for part in parts]
     # What dies is not copied: the first copy shares all tensors, the second copies what remains.
     # A module with its own way to be copied could lose its new code by that, and is copied whole.
     twice = not inplace and not any(map(_copies_itself, model.modules()))
     target = model if inplace else _copy(model, shared=_tensors(model) if twice else [])
-    with _all_or_nothing(target):
-        for part, made in zip(parts, operators, strict=True):
-            report.refused.extend(refused_rows(part))
-            if not made:
-                continue
-            rows = {region.value: fused_row(part, region) for region in part.decision.regions}
-            rewritten = rewrite(
-                part.trace,
-                [(region, made[region.key][0]) for region in part.decision.regions],
-                part.facts,
-            )
-            try:
-                graft(rewritten, fetch(target, part.trace.path))
-            except GraftError as problem:
-                report.refused.extend(
-                    RefusedRow(row.place, row.operators, str(problem)) for row in rows.values()
-                )
-                continue
-            for region in part.decision.regions:
-                error = made[region.key][1]
-                name = rewritten.names[region.value]
-                report.fused.append(applied_row(rows[region.value], error, name))
-        if twice:
-            target = _copy(
-                target,
-                shared=[t for made in operators for m, _ in made.values() for t in _tensors(m)],
-            )
-        target.reparam_report = report  # type: ignore[assignment]
+    try:
+        with _all_or_nothing(target):
+            new = []
+            for part, made in zip(parts, operators, strict=True):
+                new.extend(_apply(part, made, target, report, verify=verify))
+            if twice:
+                target = _copy(target, shared=[t for module in new for t in _tensors(module)])
+            if judge is not None:
+                report.notes = [note for note in report.notes if note != _UNCHECKED]
+                judge.compare(target, report)
+    except DifferenceError as problem:
+        _refuse_all(report, problem)
+        target = model if inplace else _copy(model, shared=[])
+    target.reparam_report = report  # type: ignore[assignment]
     return target
 
 
-def compare_whole(
-    model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], report: Report
-) -> None:
-    """Run both models on the example inputs and note how far apart they are."""
-    with torch.no_grad(), undisturbed(model), undisturbed(fused):
-        before = torch.utils._pytree.tree_leaves(model(*_cloned(inputs)))
-        after = torch.utils._pytree.tree_leaves(fused(*_cloned(inputs)))
-    errors = [
-        relative_error(two, one)
-        for one, two in zip(before, after, strict=True)
-        if isinstance(one, Tensor) and one.is_floating_point()
-    ]
-    if errors:
-        _note(report, f"on the example inputs the outputs differ by at most {max(errors):.1e}")
+def apply_to_program(
+    program: ExportedProgram,
+    part: Part,
+    report: Report,
+    *,
+    verify: bool,
+    inputs: tuple[Any, ...] | None = None,
+) -> ExportedProgram:
+    """Fuse an exported program as planned.
+
+    Args:
+        program: The planned program; it is not changed.
+        part: Its graph, which is used up.
+        report: Filled with what was done.
+        verify: Compare every region in float64, and the whole on the inputs.
+        inputs: Example inputs; those that the program was exported with, if there are none.
+    """
+    made = make_all(part, verify, report)
+    regions = part.decision.regions
+    report.refused.extend(refused_rows(part))
+    rows = [fused_row(part, region) for region in regions]
+    operators = [(region, made[region.key][0]) for region in regions]
+    rewritten = rewrite(part.trace, operators, part.facts)
+    fused = rebuild(program, part, rewritten)
+    for row, region in zip(rows, regions, strict=True):
+        error, name = made[region.key][1], rewritten.names[region.value]
+        report.fused.append(applied_row(row, error, name))
+    called = program.example_inputs if inputs is None else (inputs, {})
+    if verify and called is not None:
+        try:
+            Judge(as_module(program), *called).compare(as_module(fused), report)
+        except DifferenceError as problem:
+            _refuse_all(report, problem)
+            fused = copy.copy(program)
+    fused.reparam_report = report  # type: ignore[attr-defined]
+    return fused
 
 
-def _cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+def _apply(
+    part: Part, made: dict[Any, Made], target: nn.Module, report: Report, *, verify: bool
+) -> list[nn.Module]:
+    """Put one part back into the module tree; plan anew without what cannot be put back.
+
+    Returns:
+        The new operators.
+    """
+    root = fetch(target, part.trace.path)
+    while True:
+        regions = part.decision.regions
+        refused = refused_rows(part)
+        if not regions:
+            report.refused.extend(refused)
+            return []
+        rows = [fused_row(part, region) for region in regions]
+        check = Check(part) if verify else None
+        operators = [(region, made[region.key][0]) for region in regions]
+        try:
+            with _all_or_nothing(root):
+                rewritten = rewrite(part.trace, operators, part.facts)
+                grafted = graft(rewritten, root)
+                unchecked = check.run(grafted, rewritten, root) if check is not None else 0
+        except GraftError as problem:
+            if isinstance(problem, MismatchError):
+                warnings.warn(f"{problem}; it was left alone. Please report it", stacklevel=5)
+            part = part.anew(_at_fault(part, problem, rewritten), Refusal(problem.reason))
+            made = make_all(part, verify, report)
+            continue
+        report.refused.extend(refused)
+        for row, region in zip(rows, regions, strict=True):
+            error, name = made[region.key][1], rewritten.names[region.value]
+            report.fused.append(applied_row(row, error, name))
+        if unchecked:
+            _note(report, _UNCHECKED)
+        return [made[region.key][0] for region in regions]
+
+
+def _refuse_all(report: Report, problem: DifferenceError) -> None:
+    warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=5)
+    report.refused.extend(
+        RefusedRow(row.place, row.operators, str(problem)) for row in report.fused
+    )
+    report.fused.clear()
+
+
+def _at_fault(part: Part, problem: GraftError, rewritten: Rewrite) -> list[Region]:
+    """The regions for which code changed that cannot change, or else all in its module."""
+    regions, calls = part.decision.regions, set(problem.calls)
+    direct = [region for region in regions if rewritten.changes[region.value] & calls]
+    inside = [region for region in regions if calls & set(frame_of(part, region).ancestry())]
+    return direct or inside or regions
 
 
 @contextmanager
@@ -126,6 +196,8 @@ def _all_or_nothing(target: nn.Module) -> Iterator[None]:
             module._parameters.update(parameters)
             module._buffers.clear()
             module._buffers.update(buffers)
+            if isinstance(module, fx.GraphModule):
+                module.recompile()
         raise
 
 
@@ -140,14 +212,14 @@ def _copies_itself(module: nn.Module) -> bool:
 def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:
     """A deep copy but for some tensors, which both will hold."""
     try:
-        return deepcopy(model, {id(tensor): tensor for tensor in shared})
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     except Exception as error:
         raise ReparamError(
             f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
         ) from error
 
 
-def _make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:
+def make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:
     """The operators of all regions; plan anew without those that cannot be."""
     made: dict[Hashable, Made] = {}
     alike: dict[Hashable, Made] = {}

@@ -6,21 +6,25 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from reparam.applying import apply_parts, compare_whole
+from reparam.applying import apply_parts, apply_to_program
 from reparam.describing import fused_row, refused_rows, untraced_row
 from reparam.errors import ReparamError
-from reparam.parts import Part, find_parts
+from reparam.exported import program_part
+from reparam.parts import Part, Untraced, find_parts
 from reparam.report import FusedRow, RefusedRow, Report
 from reparam.rules import Rules
 from reparam.rules.registry import Rule, Target
 from reparam.verification import as_arguments
+
+ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
 
 @dataclass(eq=False)
@@ -28,11 +32,11 @@ class Plan:
     """What `fuse` would do to a model: print it, look at it, apply it.
 
     Args:
-        model: The model; it is not changed by planning.
+        model: The model or exported program; it is not changed by planning.
         report: The tables that `print` shows.
     """
 
-    model: nn.Module
+    model: nn.Module | ExportedProgram
     report: Report
     _untraced: list[RefusedRow] = field(repr=False)
     _options: dict[str, Any] = field(repr=False)
@@ -57,7 +61,7 @@ class Plan:
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
 
-    def apply(self, *, inplace: bool = False, verify: bool = True) -> nn.Module:
+    def apply(self, *, inplace: bool = False, verify: bool = True) -> Any:
         """Carry the plan out.
 
         Args:
@@ -66,11 +70,16 @@ class Plan:
                 differs.
 
         Returns:
-            The fused model; its report is the attribute ``reparam_report``.
+            The fused model, of the kind that was planned; its report is the attribute
+            ``reparam_report``.
 
         Raises:
-            ReparamError: If the model cannot be copied.
+            ReparamError: If the model cannot be copied, or not be changed in place.
         """
+        if inplace and isinstance(self.model, ExportedProgram):
+            raise ReparamError(
+                "an ExportedProgram cannot be changed in place; take the one that is returned"
+            )
         parts = self._parts
         if parts is None:  # an earlier call used the graphs up
             fresh = plan(self.model, **self._options)
@@ -78,15 +87,19 @@ class Plan:
         self._parts = None
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
+        arguments = None if inputs is None else as_arguments(inputs)
         with torch.inference_mode(False), torch.no_grad(), _without_collection():
-            fused = apply_parts(self.model, parts, report, inplace=inplace, verify=verify)
-            if inputs is not None and verify and not inplace:
-                compare_whole(self.model, fused, as_arguments(inputs), report)
-        return fused
+            if isinstance(self.model, ExportedProgram):
+                return apply_to_program(
+                    self.model, parts[0], report, verify=verify, inputs=arguments
+                )
+            return apply_parts(
+                self.model, parts, report, inplace=inplace, verify=verify, inputs=arguments
+            )
 
 
 def plan(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any = None,
     *,
     rules: Mapping[Target, Rule | None] | None = None,
@@ -95,7 +108,7 @@ def plan(
     """Find out what can be fused, exactly and cheaper, without touching the model.
 
     Args:
-        model: Any module in eval mode.
+        model: Any module in eval mode, a graph module or an exported program.
         example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
             needed, but with them shapes are known and the whole model is compared.
         rules: Rules for this call only, by module type, function, method or ATen operator; None
@@ -124,7 +137,10 @@ def plan(
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     with torch.inference_mode(False), torch.no_grad(), _without_collection():
-        parts, failures = find_parts(model, Rules(rules), inputs)
+        if isinstance(model, ExportedProgram):
+            parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
+        else:
+            parts, failures = find_parts(model, Rules(rules), inputs)
     untraced = [untraced_row(failure) for failure in failures]
     report = Report(type(model).__name__, [], list(untraced))
     for part in parts:
@@ -135,18 +151,18 @@ def plan(
 
 
 def fuse(
-    model: nn.Module,
+    model: ModelT,
     example_inputs: Any = None,
     *,
     inplace: bool = False,
     rules: Mapping[Target, Rule | None] | None = None,
     cost: str = "macs",
     verify: bool = True,
-) -> nn.Module:
+) -> ModelT:
     """Replace linear branches by the one convolution that computes the same.
 
     Args:
-        model: Any module in eval mode.
+        model: Any module in eval mode, a graph module or an exported program.
         example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
             needed, but with them shapes are known and the whole model is compared.
         inplace: Change the model itself, not a copy of it.
@@ -155,8 +171,8 @@ def fuse(
         verify: Compare every region in float64 before it is replaced.
 
     Returns:
-        The fused model, an ordinary module. What was fused and what was not is its attribute
-        ``reparam_report``. Where nothing can be fused, an equal copy.
+        The fused model, of the kind that was given. What was fused and what was not is its
+        attribute ``reparam_report``. Where nothing can be fused, an equal copy.
 
     Raises:
         ReparamError: If the model is no module, is in training mode, has a lazy module that was
@@ -172,7 +188,10 @@ def fuse(
           (1): Identity()
         )
     """
-    return plan(model, example_inputs, rules=rules, cost=cost).apply(inplace=inplace, verify=verify)
+    fused: ModelT = plan(model, example_inputs, rules=rules, cost=cost).apply(
+        inplace=inplace, verify=verify
+    )
+    return fused
 
 
 @contextmanager
@@ -188,10 +207,14 @@ def _without_collection() -> Iterator[None]:
 
 
 def check_model(model: Any) -> None:
-    """Raise unless the model can be planned."""
+    """Raise unless the model can be planned; an exported program has no training mode."""
+    if isinstance(model, ExportedProgram):
+        return
     if not isinstance(model, nn.Module):
-        hint = "; pass its .module()" if hasattr(model, "module") else ""
-        raise ReparamError(f"expected a torch.nn.Module, found {type(model).__name__}{hint}")
+        raise ReparamError(
+            "expected a torch.nn.Module or a torch.export.ExportedProgram, found "
+            f"{type(model).__name__}"
+        )
     for name, module in model.named_modules():
         if any(
             is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())

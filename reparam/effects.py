@@ -22,6 +22,7 @@ _METADATA_METHODS = set(
     "size dim ndimension numel nelement is_floating_point stride get_device element_size "
     "is_contiguous".split()
 )
+_METADATA_OPERATORS = set("sym_size sym_numel".split())
 _ARITHMETIC = {
     getattr(operator, name)
     for name in "add sub mul truediv floordiv mod pow neg eq ne lt le gt ge".split()
@@ -55,6 +56,8 @@ def reads_metadata(node: fx.Node) -> bool:
     """Whether a node only asks for a shape, a type or a device."""
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _METADATA
+    if isinstance(node.target, torch._ops.OpOverload):
+        return operator_name(node) in _METADATA_OPERATORS
     return node.op == "call_method" and node.target in _METADATA_METHODS
 
 
@@ -129,7 +132,7 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
     if target in NUMBER_FUNCTIONS:
         return _FRESH
     if isinstance(target, torch._ops.OpOverload):
-        return _schema_effects(target, arguments)
+        return _schema_effects(target, node)
     if isinstance(target, type) and issubclass(target, tuple):
         return _VIEW
     name = getattr(target, "__name__", "")
@@ -208,10 +211,15 @@ def _named_effects(
     )
 
 
-def _schema_effects(target: torch._ops.OpOverload, arguments: tuple[fx.Node, ...]) -> Effects:
+def _schema_effects(target: torch._ops.OpOverload, node: fx.Node) -> Effects:
     schema = target._schema
     if schema.is_mutable:
-        return Effects(True, arguments)
+        written: list[fx.Node] = []
+        for position, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = node.args[position : position + 1] or node.kwargs.get(argument.name)
+                fx.map_arg(given, written.append)
+        return Effects(True, tuple(written))
     name = schema.name.rsplit("::", 1)[-1]
     return Effects(
         name in _QUIET_ALIASES or any(result.alias_info for result in schema.returns),
@@ -222,6 +230,8 @@ def _schema_effects(target: torch._ops.OpOverload, arguments: tuple[fx.Node, ...
 
 def _module_effects(module: nn.Module, arguments: tuple[fx.Node, ...]) -> Effects:
     home = type(module).__module__
+    if home == "torch.export._unlift":
+        return _FRESH  # it checks the sizes of the inputs
     hooked = module._forward_hooks or module._forward_pre_hooks
     if not home.startswith("torch.nn.modules") or hooked or "forward" in vars(module):
         return Effects(True, arguments)

@@ -113,6 +113,7 @@ def gather(
     rules: Rules,
     shapes: Mapping[fx.Node, torch.Size],
     dtypes: Mapping[fx.Node, torch.dtype],
+    ranks: Mapping[fx.Node, int] | None = None,
 ) -> Facts:
     """Collect what is known of a graph.
 
@@ -122,6 +123,7 @@ def gather(
         rules: The rules of this call.
         shapes: Shapes seen in a run on example inputs.
         dtypes: Types seen in that run.
+        ranks: Numbers of axes that are known beforehand.
     """
     nodes = list(graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -159,7 +161,8 @@ def gather(
         # A constant that somebody writes to is none.
         if facts.writers.get(facts.storage.get(node, node)):
             del sources[node]
-    facts.ranks, facts.ones = find_axes(nodes, root, _known_ranks(facts))
+    known = {**_known_ranks(facts), **(ranks or {})}
+    facts.ranks, facts.ones = find_axes(nodes, root, known)
     return facts
 
 

@@ -14,7 +14,7 @@ from torch import fx
 from reparam.affine import AffineConv, AffineSum
 from reparam.errors import Refusal
 from reparam.facts import Facts
-from reparam.rules import Commuting, Stacked, Step
+from reparam.rules import Commuting, Several, Stacked, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,7 @@ class Forest:
         self._depth: dict[fx.Node, int] = {}
         self._order = facts.order
         self._longest = longest
+        self._split = {node for node, step in steps.items() if isinstance(step, Several)}
         for node, step in steps.items():
             link = self._link(node, step, facts)
             if isinstance(step, Commuting) and step.refusal is not None:
@@ -91,7 +92,7 @@ class Forest:
     def _link(self, node: fx.Node, step: Step, facts: Facts) -> Link | Refusal | None:
         if isinstance(step, Refusal):
             return step
-        if isinstance(step, Stacked):
+        if isinstance(step, Stacked | Several):
             return None
         if isinstance(step, Commuting):
             operands = [
@@ -103,7 +104,8 @@ class Forest:
         if isinstance(step, AffineConv):
             if not isinstance(step.base, fx.Node):
                 return Refusal("its rule returned a form over nothing; build it from x")
-            return Link(node, step.base, step, None, (node,))
+            whole = [operand for operand in node.all_input_nodes if operand in self._split]
+            return Link(node, step.base, step, None, (*whole, node))
         return self._sum(node, step)
 
     def _sum(self, node: fx.Node, step: AffineSum) -> Link | Refusal:

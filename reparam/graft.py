@@ -6,145 +6,84 @@ and methods, and goes on calling its children.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import operator
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from types import CodeType, ModuleType
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from reparam.methods import names_of_public_methods
+from reparam.fused_forward import FusedForward, Guards
+from reparam.methods import names_forward_uses
 from reparam.modules import fetch, join
+from reparam.pruning import prune
+from reparam.recorded import RecordedTrace
 from reparam.rewriting import Rewrite, knows_only_tensors
 from reparam.structures import Built, nodes_in, outline, written_into
 from reparam.tracing import Call
 
 
 class GraftError(Exception):
-    """The edited graph cannot be put back without changing code that must stay."""
-
-
-class FusedForward:
-    """The forward of a module some of whose operators were fused.
-
-    It is set on the instance and called like a method. Optional arguments keep the values they
-    were traced with; a call with other values runs the forward that was there before.
+    """The edited graph cannot be put back without changing code that must stay.
 
     Args:
-        owner: The module.
-        code: Source of a function ``forward(self, ...)``.
-        names: What the source refers to by name.
-        parameters: Names of the parameters the function takes.
-        positional: Whether these are the forward's first parameters, passed one by one.
-        baked: Values of the parameters that tracing took as constants.
-        outlines: Lengths and keys of the parameters that are containers.
-        tensors: The parameters that the code has to find to be tensors.
-        lengths: How many values some parameters have to hold at least.
+        reason: Why, in words for the report.
+        calls: The calls whose code would have to change.
     """
 
-    def __init__(
-        self,
-        owner: nn.Module,
-        code: str,
-        names: dict[str, Any],
-        parameters: tuple[str, ...],
-        positional: bool,
-        baked: dict[str, Any],
-        outlines: dict[str, Any],
-        tensors: frozenset[str] = frozenset(),
-        lengths: dict[str, int] | None = None,
-    ) -> None:
-        self.owner = owner
-        self.code = code
-        self.names = names
-        self.parameters = parameters
-        self.positional = positional
-        self.baked = baked
-        self.outlines = outlines
-        self.tensors = tensors
-        self.lengths = lengths or {}
-        self.original = vars(owner).get("forward")
-        self.function = _compile(code, names)
-
-    @property
-    def __code__(self) -> CodeType:
-        return self.function.__code__
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._original())
-
-    def _original(self) -> Callable[..., Any]:
-        """The forward that was there before: the class's, or one set on the instance."""
-        return self.original or partial(type(self.owner).forward, self.owner)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the fused code, or the class's own for arguments that were not traced."""
-        if self.positional and not kwargs and len(args) == len(self.parameters):
-            return self.function(self.owner, *args)
-        return self._call_by_name(args, kwargs)
-
-    def _call_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bound = inspect.signature(self._original()).bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = dict(bound.arguments)
-        other = any(
-            given[name] is not value and not _equal(given[name], value)
-            for name, value in self.baked.items()
-        )
-        # A tensor was traced where now there is none.
-        other = other or any(given[name] is None for name in self.parameters)
-        other = other or not all(isinstance(given[name], torch.Tensor) for name in self.tensors)
-        other = other or any(len(given[name]) < count for name, count in self.lengths.items())
-        if other or any(outline(given[name]) != was for name, was in self.outlines.items()):
-            return self._original()(*args, **kwargs)
-        return self.function(self.owner, *(given[name] for name in self.parameters))
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        del state["function"]
-        state["names"] = {
-            name: ("module", value.__name__) if isinstance(value, ModuleType) else ("", value)
-            for name, value in self.names.items()
-        }
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.names = {
-            name: importlib.import_module(value) if kind == "module" else value
-            for name, (kind, value) in state["names"].items()
-        }
-        self.function = _compile(self.code, self.names)
+    def __init__(self, reason: str, calls: Collection[Call]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.calls = calls
 
 
-def _equal(given: Any, traced: Any) -> bool:
-    if isinstance(traced, dict) and type(given) is dict:
-        return given.keys() == traced.keys() and all(_equal(given[k], traced[k]) for k in traced)
-    plain = (int, float, str, bool, tuple, torch.dtype, type(None))
-    return type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
+@dataclass(frozen=True)
+class Grafted:
+    """What a graft did to the modules.
+
+    Args:
+        owners: The calls whose modules have new code.
+        gone: The calls that are calls no more: their code became a part of their caller's.
+    """
+
+    owners: list[Call]
+    gone: set[Call] = field(default_factory=set)
+
+    def home(self, call: Call) -> Call:
+        """The innermost call around a call that still is one."""
+        return next(outer for outer in call.ancestry() if outer not in self.gone)
 
 
-def _compile(code: str, names: dict[str, Any]) -> Callable[..., Any]:
-    namespace = dict(names)
-    exec(compile(code, "<fused forward>", "exec"), namespace)
-    function: Callable[..., Any] = namespace["forward"]
-    return function
-
-
-def graft(rewrite: Rewrite, target: nn.Module) -> None:
+def graft(rewrite: Rewrite, target: nn.Module) -> Grafted:
     """Change a module tree as an edited trace says.
 
     Args:
         rewrite: The edited trace.
         target: The module tree to change: the traced root or a copy of it.
+
+    Raises:
+        GraftError: If that cannot be; the module tree is as it was.
     """
-    _Graft(rewrite, target).run()
+    if isinstance(rewrite.trace, RecordedTrace):
+        return _put_back(rewrite, target)
+    return _Graft(rewrite, target).run()
+
+
+def _put_back(rewrite: Rewrite, target: nn.Module) -> Grafted:
+    """Give a graph module its own graph again, edited."""
+    _register(rewrite, target)
+    assert isinstance(target, fx.GraphModule)
+    target.graph = rewrite.trace.graph
+    prune(target, rewrite, rewrite.trace.calls, (), lambda call: False)
+    return Grafted(rewrite.trace.calls)
+
+
+def _register(rewrite: Rewrite, target: nn.Module) -> None:
+    for path, module in rewrite.modules.items():
+        parent, _, name = path.rpartition(".")
+        setattr(fetch(target, parent) if parent else target, name, module)
 
 
 class _Graft:
@@ -169,23 +108,26 @@ class _Graft:
         self.inlined: set[Call] = set()
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
 
-    def run(self) -> None:
+    def run(self) -> Grafted:
         self._settle()
-        if self.edited & self.trace.stateful:
-            raise GraftError("a module that changes its own attributes would get new code")
+        stateful = self.edited & self.trace.stateful
+        if stateful:
+            raise GraftError(
+                "a module that changes its own attributes would get new code", stateful
+            )
         forwards: list[tuple[Call, fx.Graph, dict[str, Any], tuple[str, ...]]] = []
         for call in self.trace.calls:
             if call in self.edited and call not in self.inlined and self._is_live(call):
                 graph, baked, parameters = self._slice(call)
                 forwards.append((call, graph, baked, parameters))
-        for path, module in self.rewrite.modules.items():
-            parent, _, name = path.rpartition(".")
-            setattr(fetch(self.target, parent) if parent else self.target, name, module)
+        _register(self.rewrite, self.target)
         for call, graph, baked, parameters in forwards:
-            owner = fetch(self.target, call.path) if call.path else self.target
-            self._attach(owner, graph, baked, parameters, call)
+            self._attach(call, graph, baked, parameters)
         # Where other arguments may come, the code as it was must go on running.
-        self._prune([call for call, *_ in forwards if knows_only_tensors(call)])
+        owners = [call for call, *_ in forwards if knows_only_tensors(call)]
+        prune(self.target, self.rewrite, owners, self._vanished_calls(), self._stays)
+        gone = {call for call in self.trace.calls if call.parent and not self._stays(call)}
+        return Grafted([call for call, *_ in forwards], gone)
 
     def _is_live(self, call: Call) -> bool:
         return call.parent is None or bool(self.inside[call])
@@ -264,7 +206,8 @@ class _Graft:
             node = self.rewrite.current(node)
             if node not in values:
                 if node.op != "get_attr":
-                    raise GraftError(f"{node} is not visible in {owner.path or 'the model'}")
+                    where = owner.path or "the model"
+                    raise GraftError(f"{node} is not visible in {where}", [owner])
                 values[node] = graph.get_attr(self._named(str(node.target), owner))
             return values[node]
 
@@ -352,18 +295,18 @@ class _Graft:
     def _named(self, path: str, owner: Call) -> str:
         relative = self._relative(path, owner)
         if relative is None:
-            raise GraftError(f"{path} is not below {owner.path}")
+            raise GraftError(f"{path} is not below {owner.path}", [owner])
         return relative
 
     def _attach(
         self,
-        owner: nn.Module,
+        call: Call,
         graph: fx.Graph,
         baked: dict[str, Any],
         parameters: tuple[str, ...],
-        call: Call,
     ) -> None:
         graph.lint()
+        owner = fetch(self.target, call.path)
         if isinstance(owner, fx.GraphModule):
             owner.graph = graph
             return
@@ -374,52 +317,33 @@ class _Graft:
             p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in taken[: len(parameters)]
         )
         outlines = {name: outline(call.arguments[name]) for name in parameters}
-        tensors = frozenset(call.tensors)
-        positional = positional and not tensors and not call.lengths
         outlines = {name: was for name, was in outlines.items() if was is not None}
-        positional = positional and not outlines
-        forward = FusedForward(
-            owner, code.src, names, parameters, positional, baked, outlines, tensors, call.lengths
+        guards = Guards(baked, outlines, frozenset(call.tensors), dict(call.lengths))
+        positional = positional and not guards.look_inside
+        modal = self._is_modal(call)
+        FusedForward(owner, code.src, names, parameters, positional, guards, modal).attach()
+
+    def _is_modal(self, owner: Call) -> bool:
+        """Whether code that is replaced asks if its module is in training mode."""
+        replaced = [call.module for call in self.trace.calls if self._moves_into(call, owner)]
+        return any(
+            "training" in names_forward_uses(type(module))
+            or getattr(vars(module).get("forward"), "modal", False)
+            for module in replaced
         )
-        owner.forward = forward
+
+    def _moves_into(self, call: Call, owner: Call) -> bool:
+        """Whether a call's code becomes a part of an owner's new code."""
+        while call is not owner:
+            if call.parent is None or self._stays(call):
+                return False
+            call = call.parent
+        return True
 
     # -- What died must go ----------------------------------------------------------------------
 
-    def _prune(self, owners: list[Call]) -> None:
-        """Remove the modules and tensors that only replaced code reached."""
-        kept = self._kept()
-        removed: dict[Call, list[tuple[str, Call]]] = {}
-        for path, caller in [*self.rewrite.removed, *self._vanished_calls()]:
-            for call in caller.ancestry():
-                removed.setdefault(call, []).append((path, caller))
-        for owner in owners:
-            root = fetch(self.target, owner.path)
-            protected = names_of_public_methods(type(root)) | self.rewrite.protected.get(
-                owner, set()
-            )
-            prefix = f"{owner.path}." if owner.path else ""
-            for path, caller in removed.get(owner, ()):
-                if not path.startswith(prefix):
-                    continue
-                relative = path[len(prefix) :].split(".")
-                between = _below(caller, owner)
-                if relative[0] not in protected and not any(map(self._stays, between)):
-                    _remove(root, relative, kept)
-
     def _stays(self, call: Call) -> bool:
         return call not in self.inlined and self._is_live(call)
-
-    def _kept(self) -> set[int]:
-        """Identities of all modules and tensors that the edited graph still uses."""
-        kept: set[int] = set()
-        paths = {str(node.target) for node in self.nodes if node.op in ("call_module", "get_attr")}
-        for path in paths | set(self.rewrite.modules):
-            used = fetch(self.target, path)
-            kept.add(id(used))
-            if isinstance(used, nn.Module):
-                parts = (*used.modules(), *used.parameters(), *used.buffers())
-                kept.update(id(part) for part in parts)
-        return kept
 
     def _vanished_calls(self) -> list[tuple[str, Call]]:
         """The calls of which nothing is left."""
@@ -429,43 +353,3 @@ class _Graft:
             for call in reversed(self.trace.calls)
             if call.parent is not None and id(call.module) not in live and self._vanished(call)
         ]
-
-
-def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
-    """Remove a module or a tensor, and the containers that have nothing left to hold."""
-    parents = [root]
-    for name in path[:-1]:
-        child = parents[-1]._modules.get(name)
-        if child is None:
-            return
-        parents.append(child)
-    holder, name = parents[-1], path[-1]
-    for tensors in (holder._parameters, holder._buffers):
-        if tensors.get(name) is not None and id(tensors[name]) not in kept:
-            tensors[name] = None
-            return
-    module = holder._modules.get(name)
-    if module is None:
-        return
-    parts = (*module.modules(), *module.parameters(), *module.buffers())
-    if any(id(part) in kept for part in parts):
-        return
-    if isinstance(holder, nn.Sequential):
-        holder._modules[name] = nn.Identity().eval()
-        return
-    holder._modules[name] = None
-    # A list that holds nothing any more goes too.
-    for parent, inner, at in zip(parents[-2::-1], parents[:0:-1], path[-2::-1], strict=True):
-        empty = all(child is None for child in inner.children())
-        if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
-            return
-        parent._modules[at] = None
-
-
-def _below(call: Call, owner: Call) -> list[Call]:
-    calls = []
-    for current in call.ancestry():
-        if current is owner:
-            break
-        calls.append(current)
-    return calls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,7 @@ from reparam.errors import Refusal, ReparamError
 from reparam.extents import Extents
 from reparam.facts import Facts
 from reparam.modules import fetch, has_hooks
-from reparam.rules import UNKNOWN, Commuting, Rules, Stacked, Step
+from reparam.rules import UNKNOWN, Commuting, Rules, Several, Stacked, Step
 from reparam.rules.registry import Rule
 
 
@@ -42,6 +43,12 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
         if node.op in ("placeholder", "get_attr", "output") or node in facts.sources:
             continue
         if node in facts.numbers:
+            continue
+        whole = steps.get(node.all_input_nodes[0]) if node.target is operator.getitem else None
+        if isinstance(whole, Several):
+            index = node.args[1]
+            whole_read = Refusal("several results of an operator are read at once")
+            steps[node] = whole.results[index] if isinstance(index, int) else whole_read
             continue
         found = _find_rule(node, facts.root, rules)
         if found is None:
@@ -152,12 +159,12 @@ def _apply(
         ) from error
     if step is NotImplemented:
         return step
-    if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Refusal):
+    if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Several | Refusal):
         raise ReparamError(
             f"the rule {rule.__module__}.{rule.__qualname__} returned {type(step).__name__} for "
             f"{node.target}: a rule must return a form (such as x.scale(...)) or a Refusal"
         )
-    if not leading and not isinstance(step, Refusal | Commuting | Stacked):
+    if not leading and not isinstance(step, Refusal | Commuting | Stacked | Several):
         step = _with_sources(step, node, facts)
     if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
         problem = _may_broadcast(step, node, facts, steps)

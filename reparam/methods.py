@@ -43,6 +43,20 @@ def names_of_public_methods(kind: type) -> set[str]:
     return names
 
 
+def names_forward_uses(kind: type) -> set[str]:
+    """Names that a class's forward uses, and the methods of the class that it calls."""
+    methods = _methods(kind)
+    names: set[str] = set()
+    pending = ["forward"]
+    while pending:
+        method = pending.pop()
+        if method in methods:
+            used = set(_names(methods[method].__code__))
+            pending.extend((used & methods.keys()) - names)
+            names |= used
+    return names
+
+
 def _methods(kind: Any) -> dict[str, FunctionType]:
     """The functions that a class and its bases below ``nn.Module`` define."""
     found: dict[str, FunctionType] = {}

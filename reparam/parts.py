@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from reparam.eager import Reach
@@ -17,6 +17,7 @@ from reparam.facts import Facts, gather
 from reparam.lifting import lift
 from reparam.modules import fetch, has_hooks
 from reparam.planner import Decision, decide
+from reparam.recorded import recorded_trace, recorded_values
 from reparam.regions import Region
 from reparam.rewriting import Rewriter, frame_problem, knows_only_tensors
 from reparam.rules import Rules, Step
@@ -34,6 +35,7 @@ class Part:
         steps: What each operator does to the forms of its operands.
         banned: Regions, by value and base, that turned out not to be possible.
         decision: What the planner decided.
+        make: Makes the part once more.
     """
 
     trace: Trace
@@ -41,6 +43,7 @@ class Part:
     steps: Mapping[fx.Node, Step]
     banned: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
+    make: Callable[[], Part] | None = None
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
@@ -60,6 +63,25 @@ class Part:
     def ban(self, region: Region, reason: Refusal) -> None:
         """Exclude a region from the next decision."""
         self.banned[region.value, region.base] = reason
+
+    def anew(self, regions: Collection[Region], reason: Refusal) -> Part:
+        """The part with a graph that is not edited yet, planned without some regions.
+
+        Args:
+            regions: The regions to exclude besides those that are excluded already.
+            reason: Why.
+        """
+        if self.make is None:
+            raise RuntimeError("a part that cannot be made again")
+        fresh = self.make()
+        for region in regions:
+            self.ban(region, reason)
+        nodes = {node.name: node for node in fresh.facts.order}
+        for key, refusal in self.banned.items():
+            value, base = (nodes[node.name] for node in key)
+            fresh.banned[value, base] = refusal
+        fresh.decide()
+        return fresh
 
     def touched(self, nodes: Iterable[fx.Node], roots: Collection[int] = ()) -> set[int]:
         """Identities of the modules whose code or operators some nodes are.
@@ -113,21 +135,18 @@ def find_parts(
         path = paths[id(module)]
         given = _given(model, inputs) if module is model and inputs is not None else None
         try:
-            traced = trace(module, rules, path=path, given=given)
+            make = partial(_make, module, rules, path, given, inputs if module is model else None)
+            part = make()
         except UntraceableError as error:
             untraced.append(Untraced(path, module, error.reason))
             reach.follow(module)
             called = {id(part) for part in reach.only_called()}
             pending.extend(part for part in model.modules() if id(part) in called)
             continue
-        shapes: dict[fx.Node, torch.Size] = {}
-        dtypes: dict[fx.Node, torch.dtype] = {}
-        if module is model and inputs is not None:
-            shapes, dtypes = record_shapes(traced, inputs)
-        facts = gather(module, traced.graph, rules, shapes, dtypes)
-        parts.append(Part(traced, facts, lift(traced.graph, facts, rules)))
-        pending.extend(_opaque_leaves(traced, rules))
-        pending.extend(_left_out(parts[-1]))
+        part.make = make
+        parts.append(part)
+        pending.extend(_opaque_leaves(part.trace, rules))
+        pending.extend(_left_out(part))
     roots = {id(part.trace.root) for part in parts}
     users = Counter(
         key
@@ -174,6 +193,22 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
                 rules.find(type(leaf)) is None or has_hooks(leaf)
             ):
                 yield leaf
+
+
+def _make(
+    module: nn.Module,
+    rules: Rules,
+    path: str,
+    given: set[str] | None,
+    inputs: tuple[Any, ...] | None,
+) -> Part:
+    traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
+    recorded = recorded_values(traced.graph)
+    shapes, dtypes = recorded.shapes, recorded.dtypes
+    if inputs is not None:
+        shapes, dtypes = record_shapes(traced, inputs)
+    facts = gather(module, traced.graph, rules, shapes, dtypes, recorded.ranks)
+    return Part(traced, facts, lift(traced.graph, facts, rules))
 
 
 def _ban_shared(part: Part, users: Counter[int]) -> bool:

@@ -27,6 +27,7 @@ _KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
     "linear pad mul_ add_ sub_ div_ interpolate transpose swapaxes swapdims movedim "
     "moveaxis".split()
 )
+_SEVERAL_NAMES = set("_native_batch_norm_legit_no_training native_batch_norm".split())
 _TYPE_KEEPING_NAMES = set(
     "add sub mul div truediv iadd isub imul itruediv add_ sub_ mul_ div_ cat stack sum mean pad "
     "flatten unflatten reshape view permute transpose movedim moveaxis swapaxes squeeze unsqueeze "
@@ -120,6 +121,11 @@ def _rank_facts(
     if ranked:
         rank = int(ranked[4]) + 2
         return [(node, rank), (operand, rank)]
+    if name == "convolution" and node.args[1] in ranks:
+        rank = ranks[node.args[1]]  # type: ignore[index]
+        return [(node, rank), (operand, rank)]
+    if name == "getitem" and operator_name(operand) in _SEVERAL_NAMES and node.args[1] == 0:
+        return _equal(node, operand.all_input_nodes[0], ranks)
     if name in _BROADCASTING:
         return _broadcast(node, ranks)
     if "length" in node.meta and (name == "size" or node.args[1:] == ("shape",)):

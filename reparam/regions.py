@@ -15,11 +15,18 @@ from torch import fx
 from reparam.affine import AffineConv
 from reparam.channels import holds_type, promotes
 from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
-from reparam.effects import computes, indexes, permutes, reads_layout, reads_metadata
+from reparam.effects import (
+    computes,
+    indexes,
+    operator_name,
+    permutes,
+    reads_layout,
+    reads_metadata,
+)
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
-from reparam.rules import Step
+from reparam.rules import Several, Step
 
 _SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
 
@@ -124,7 +131,7 @@ class Appraiser:
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
             return NOTHING
-        if step is None or isinstance(step, Refusal):
+        if step is None or isinstance(step, Refusal | Several):
             return NOTHING
         return Cost(operators=1)
 
@@ -463,8 +470,8 @@ def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
     if reads_metadata(reader):
         return True
     return (
-        reader.op == "call_method"
-        and reader.target in _SHAPE_READERS
+        reader.op in ("call_method", "call_function")
+        and operator_name(reader) in _SHAPE_READERS
         and bool(reader.args)
         and reader.args[0] is not node
     )

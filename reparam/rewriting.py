@@ -32,6 +32,7 @@ class Rewrite:
         trace: The trace, its graph edited.
         modules: New modules by the path where they belong.
         edited: The calls whose own code changed.
+        changes: The same by the value of the region for which it changed.
         replaced: For each node that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
         names: Where each region's operator is registered.
@@ -42,6 +43,7 @@ class Rewrite:
     trace: Trace
     modules: dict[str, nn.Module] = field(default_factory=dict)
     edited: set[Call] = field(default_factory=set)
+    changes: dict[fx.Node, set[Call]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     removed: list[tuple[str, Call]] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
@@ -103,7 +105,9 @@ class Rewriter:
     def run(self, operators: Operators) -> Rewrite:
         """Edit the graph so that every region becomes its operator."""
         for region, module in operators:
+            self.result.edited = self.result.changes[region.value] = set()
             self.apply(region, module)
+        self.result.edited = set().union(*self.result.changes.values())
         return self.result
 
     def apply(self, region: Region, module: nn.Module) -> None:

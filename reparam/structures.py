@@ -93,6 +93,29 @@ def written_into(graph: fx.Graph, value: Any, read: Callable[[fx.Node], fx.Node]
     return value
 
 
+def filled(value: Any, read: Callable[[fx.Node], Any]) -> Any:
+    """A structure with values in place of nodes.
+
+    Args:
+        value: The structure.
+        read: The value of a node.
+    """
+    if isinstance(value, fx.Node):
+        return read(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(filled(entry, read) for entry in value))
+    if isinstance(value, tuple | list):
+        return (tuple if isinstance(value, tuple) else list)(filled(v, read) for v in value)
+    if isinstance(value, dict):
+        return {key: filled(entry, read) for key, entry in value.items()}
+    if isinstance(value, slice):
+        return slice(*(filled(part, read) for part in (value.start, value.stop, value.step)))
+    if isinstance(value, Built):
+        entries = filled(value.entries, read)
+        return value.kind(entries) if value.by_key else value.kind(**entries)
+    return value
+
+
 def can_be_built(value: Any) -> bool:
     """Whether `written_into` knows how to make a container of this class again."""
     if isinstance(value, Built):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
@@ -194,7 +195,7 @@ def _run(
         args = fx.map_arg(node.args, read)
         kwargs = fx.map_arg(node.kwargs, read)
         if node.op == "call_module":
-            values[node] = _call_exact(fetch(facts.root, str(node.target)), args, kwargs)
+            values[node] = call_exact(fetch(facts.root, str(node.target)), args, kwargs)
         elif node.op == "call_method":
             values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         elif callable(node.target):
@@ -202,14 +203,27 @@ def _run(
     return values[value]
 
 
-def _call_exact(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_exact(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    exact: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Call a module in float64, without a copy of it.
+
+    Args:
+        module: The module.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        exact: Parameters of it that are known more exactly than it holds them.
+    """
     tensors = {
         name: tensor.detach().double()
         for named in (module.named_parameters, module.named_buffers)
         for name, tensor in named()
         if tensor.is_floating_point()
     }
-    return torch.func.functional_call(module, tensors, args, kwargs)
+    return torch.func.functional_call(module, tensors | dict(exact or {}), args, kwargs)
 
 
 # -- Whole models ---------------------------------------------------------------------------------
@@ -242,11 +256,13 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(original: nn.Module, fused: nn.Module, example_inputs: Any) -> Verification:
+def verify(
+    original: nn.Module | ExportedProgram, fused: nn.Module | ExportedProgram, example_inputs: Any
+) -> Verification:
     """Compare a fused model with its original on given inputs, both against float64.
 
     Args:
-        original: The model before fusion, in eval mode.
+        original: The model before fusion, in eval mode; an exported program will do.
         fused: The model after fusion.
         example_inputs: One tensor, or a tuple of the positional arguments of ``forward``.
 
@@ -265,6 +281,10 @@ def verify(original: nn.Module, fused: nn.Module, example_inputs: Any) -> Verifi
         True
     """
     inputs = as_arguments(example_inputs)
+    original, fused = (
+        model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
+        for model in (original, fused)
+    )
     with torch.no_grad():
         truth = _outputs(_exact_copy(original), _exact_inputs(inputs))
         runs = (

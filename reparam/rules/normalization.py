@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reparam.affine import AffineConv
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
+from reparam.rules.registry import Several, register_rule
 
 aten = torch.ops.aten
 
@@ -76,3 +76,40 @@ def batch_norm_module(module: nn.BatchNorm2d, x: AffineConv) -> AffineConv | Ref
         training=module.training,
         eps=module.eps,
     )
+
+
+_STATISTICS = Refusal("the statistics that a batch norm was given")
+
+
+@register_rule(aten._native_batch_norm_legit_no_training)
+def batch_norm_and_statistics(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: Any,
+    eps: Any,
+) -> Several | Refusal:
+    """Batch norm as core ATen writes it: the first of three results."""
+    normalized = batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if isinstance(normalized, Refusal):
+        return normalized
+    return Several((normalized, _STATISTICS, _STATISTICS))
+
+
+@register_rule(aten.native_batch_norm, torch.native_batch_norm)
+def batch_norm_and_batch_statistics(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: Any,
+    momentum: Any,
+    eps: Any,
+) -> Several | Refusal:
+    """Batch norm that returns the statistics it used, which are empty outside training."""
+    if training is not False:
+        return Refusal("it normalises by the statistics of the batch")
+    return batch_norm_and_statistics(input, weight, bias, running_mean, running_var, momentum, eps)

@@ -61,6 +61,17 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Several:
+    """What a rule returns for an operator with several results, which are read one by one.
+
+    Args:
+        results: The form of each result, or why it has none.
+    """
+
+    results: tuple[Affine | Refusal, ...]
+
+
+@dataclass(frozen=True)
 class Unknown:
     """What a rule sees in place of a value that only a run of the model tells."""
 
@@ -77,7 +88,7 @@ class Extent:
 
 
 UNKNOWN = Unknown()
-Step = Affine | Commuting | Stacked | Refusal
+Step = Affine | Commuting | Stacked | Several | Refusal
 
 _RULES: dict[Target, Rule] = {}
 

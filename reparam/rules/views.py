@@ -176,7 +176,7 @@ def unflatten_module(module: nn.Unflatten, x: AffineConv) -> Step:
     return _unflattened(x, module.dim, module.unflattened_size)
 
 
-@register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as)
+@register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as, aten.reshape_as, aten.view_as)
 def reshape_as(input: Any, other: Any) -> Step:
     """Axes of the sizes of another value."""
     return reshape(input, other)

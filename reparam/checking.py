@@ -1,0 +1,100 @@
+"""Check that modules with new parts or new code return what they returned before.
+
+A region may change what a module inside it returns: a scale moves out of it, say. What holds the
+whole of its regions returns the same.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from reparam.graft import Grafted, GraftError
+from reparam.lowering import lower
+from reparam.modules import fetch
+from reparam.parts import Part
+from reparam.regions import Region
+from reparam.rewriting import Rewrite, common_caller
+from reparam.sampling import MODULE_BOUND, may_run, module_error, sample_calls
+from reparam.tracing import Call
+
+
+class MismatchError(GraftError):
+    """A module with new code returns something else than it did."""
+
+
+class Check:
+    """Remembers what the modules around the regions of a part return.
+
+    Args:
+        part: The part, planned; its graph is not edited yet.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.regions = part.decision.regions
+        self.frames = {region.value: frame_of(part, region) for region in self.regions}
+        wanted = {call for frame in self.frames.values() for call in frame.ancestry()}
+        self.samples = sample_calls(part, wanted)
+
+    def run(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> int:
+        """Run every module that changed and compare.
+
+        Args:
+            grafted: What was done to the modules.
+            rewritten: What was changed.
+            root: The changed root of the part.
+
+        Returns:
+            How many could not be compared.
+
+        Raises:
+            MismatchError: If one returns something else.
+        """
+        skipped = 0
+        for call in self._closed(grafted, rewritten):
+            module = fetch(root, call.path)
+            if call not in self.samples or not may_run(module):
+                skipped += 1
+                continue
+            try:
+                error = module_error(module, self.samples[call], self._weights(call, rewritten))
+            except Exception as problem:  # the new code does not run
+                reason = f"its new code raises {type(problem).__name__}: {problem}"
+                raise MismatchError(f"{call.path or 'the model'}: {reason}", [call]) from problem
+            if not error <= MODULE_BOUND:
+                reason = f"with its new code it returns something else, by {error:.1e}"
+                raise MismatchError(f"{call.path or 'the model'}: {reason}", [call])
+        return skipped
+
+    def _closed(self, grafted: Grafted, rewritten: Rewrite) -> set[Call]:
+        """The modules that regions lie in, but for those that a region outside changes too."""
+        homes = {value: grafted.home(frame) for value, frame in self.frames.items()}
+        closed = set(homes.values())
+        for region in self.regions:
+            nodes = [region.value, *region.dying]
+            touched = {self.part.trace.caller[node] for node in nodes}
+            for call in touched | rewritten.changes[region.value]:
+                for inner in call.ancestry():
+                    if inner is homes[region.value]:
+                        break
+                    closed.discard(inner)
+        return closed
+
+    def _weights(self, call: Call, rewritten: Rewrite) -> dict[str, Tensor]:
+        """The new weights inside a module before they were rounded."""
+        prefix = f"{call.path}." if call.path else ""
+        exact: dict[str, Tensor] = {}
+        for region in self.regions:
+            path, form = rewritten.names[region.value], region.form
+            if path.startswith(prefix):
+                device = None if form.like is None else form.like.device
+                module = lower(form, *form.weights.evaluate(device))
+                for name, parameter in module.named_parameters():
+                    exact[f"{path[len(prefix) :]}.{name}"] = parameter
+        return exact
+
+
+def frame_of(part: Part, region: Region) -> Call:
+    """The innermost call that all of a region lies in."""
+    nodes = [region.value, *region.dying]
+    return common_caller([part.trace.caller[node] for node in nodes if node.op != "get_attr"])

@@ -1,0 +1,99 @@
+"""Remove what died: the modules and tensors that only replaced code reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import nn
+
+from reparam.methods import names_of_public_methods
+from reparam.modules import fetch
+from reparam.rewriting import Rewrite
+from reparam.tracing import Call
+
+
+def prune(
+    target: nn.Module,
+    rewrite: Rewrite,
+    owners: Iterable[Call],
+    vanished: Sequence[tuple[str, Call]],
+    stays: Callable[[Call], bool],
+) -> None:
+    """Remove the modules and tensors that only replaced code reached.
+
+    Args:
+        target: The changed module tree.
+        rewrite: What was changed.
+        owners: The calls whose code was replaced, and never runs again as it was.
+        vanished: Paths of modules that are not called any more, and who called them.
+        stays: Whether a call's module goes on running code that could reach its parts.
+    """
+    kept = _kept(target, rewrite)
+    removed: dict[Call, list[tuple[str, Call]]] = {}
+    for path, caller in [*rewrite.removed, *vanished]:
+        for call in caller.ancestry():
+            removed.setdefault(call, []).append((path, caller))
+    for owner in owners:
+        root = fetch(target, owner.path)
+        protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, set())
+        prefix = f"{owner.path}." if owner.path else ""
+        for path, caller in removed.get(owner, ()):
+            if not path.startswith(prefix):
+                continue
+            relative = path[len(prefix) :].split(".")
+            if relative[0] not in protected and not any(map(stays, _below(caller, owner))):
+                _remove(root, relative, kept)
+
+
+def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
+    """Identities of all modules and tensors that the edited graph still uses."""
+    kept: set[int] = set()
+    nodes = rewrite.trace.graph.nodes
+    paths = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    for path in paths | set(rewrite.modules):
+        used = fetch(target, path)
+        kept.add(id(used))
+        if isinstance(used, nn.Module):
+            parts = (*used.modules(), *used.parameters(), *used.buffers())
+            kept.update(id(part) for part in parts)
+    return kept
+
+
+def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
+    """Remove a module or a tensor, and the containers that have nothing left to hold."""
+    parents = [root]
+    for name in path[:-1]:
+        child = parents[-1]._modules.get(name)
+        if child is None:
+            return
+        parents.append(child)
+    holder, name = parents[-1], path[-1]
+    for tensors in (holder._parameters, holder._buffers):
+        if tensors.get(name) is not None and id(tensors[name]) not in kept:
+            tensors[name] = None
+            return
+    module = holder._modules.get(name)
+    if module is None:
+        return
+    parts = (*module.modules(), *module.parameters(), *module.buffers())
+    if any(id(part) in kept for part in parts):
+        return
+    if isinstance(holder, nn.Sequential):
+        holder._modules[name] = nn.Identity().eval()
+        return
+    holder._modules[name] = None
+    # A list that holds nothing any more goes too.
+    for parent, inner, at in zip(parents[-2::-1], parents[:0:-1], path[-2::-1], strict=True):
+        empty = all(child is None for child in inner.children())
+        if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
+            return
+        parent._modules[at] = None
+
+
+def _below(call: Call, owner: Call) -> list[Call]:
+    calls = []
+    for current in call.ancestry():
+        if current is owner:
+            break
+        calls.append(current)
+    return calls

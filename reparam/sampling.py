@@ -1,0 +1,244 @@
+"""Run the modules that get new code on random inputs, before and after: do they still agree?
+
+Regions are checked by themselves, which does not see a mistake in how they were put back. So the
+graph as it was runs once, in float64 on an input as small as works, and what every module was given
+and what it returned is kept; its new code must return the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from reparam.affine import AffineConv
+from reparam.effects import NUMBER_FUNCTIONS, is_torch, operator_name
+from reparam.modules import fetch, has_hooks
+from reparam.parts import Part
+from reparam.ranks import keeps_shape
+from reparam.structures import filled, nodes_in
+from reparam.tracing import Call
+from reparam.verification import call_exact, relative_error
+
+MODULE_BOUND = 1e-6
+"""Largest relative difference of a module, in float64; regions have a bound near rounding."""
+
+_SIZES = {1: (64, 2048), 2: (32, 64), 3: (16, 32)}
+_DISCONTINUOUS = set(
+    "sign sgn round floor ceil trunc frac floor_divide floordiv remainder fmod mod argmax argmin "
+    "topk sort argsort max min eq ne lt le gt ge heaviside bucketize searchsorted nonzero bool "
+    "float half double bfloat16 to type type_as _to_copy int long".split()
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one call was given and what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+
+def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
+    """Run the graph of a part on a random input and keep what some calls got and returned.
+
+    Args:
+        part: The part; its graph is not edited yet.
+        calls: The calls.
+
+    Returns:
+        The samples; calls that depend on code of the user's or on random numbers have none, and
+        there are none at all if no input of a usual size works.
+    """
+    for inputs in _inputs(part):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                return _run(part, inputs, calls)
+        except Exception:  # another size, perhaps
+            continue
+    return {}
+
+
+def module_error(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -> float:
+    """How far what a module returns is from a sample, in float64.
+
+    Args:
+        module: The module with its new code.
+        sample: What it was given, and returned before.
+        exact: Weights of it that are known more exactly than it holds them.
+    """
+    args, kwargs = tree_map(_cloned, (sample.args, sample.kwargs))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        result = call_exact(module, args, kwargs, exact)
+    before, after = (
+        [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        for value in (sample.result, result)
+    )
+    if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
+        return float("inf")
+    return max(
+        (relative_error(one, two) for one, two in zip(after, before, strict=True)), default=0.0
+    )
+
+
+def may_run(module: nn.Module) -> bool:
+    """Whether running a module calls nobody who listens."""
+    return not any(map(has_hooks, module.modules()))
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+# -- Inputs ---------------------------------------------------------------------------------------
+
+
+def _inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
+    """Random inputs, the smallest first."""
+    device = next((tensor.device for tensor in part.trace.root.parameters()), None)
+    if device is not None and device.type == "meta":
+        return
+    generator = torch.Generator().manual_seed(0)
+    layouts = {
+        node: _layout(node, part) for node in part.trace.graph.nodes if node.op == "placeholder"
+    }
+    for attempt in range(2):
+        inputs = {}
+        for node, layout in layouts.items():
+            if layout is None:
+                continue
+            rank, sizes = layout
+            usual = _SIZES.get(rank - 2, (4, 16))[attempt]
+            shape = [2, *[usual] * (rank - 1)]
+            for axis, size in sizes.items():
+                shape[axis] = size
+            value = torch.randn(shape, generator=generator, dtype=torch.float64)
+            inputs[node] = value if device is None else value.to(device)
+        if inputs:
+            yield inputs
+
+
+def _layout(node: fx.Node, part: Part) -> tuple[int, dict[int, int]] | None:
+    """The number of axes of an input and the sizes of some, as its first affine readers tell."""
+    sizes: dict[int, int] = {}
+    pending, seen = [node], set()
+    while pending:
+        value = pending.pop(0)
+        for reader in value.users:
+            step = part.steps.get(reader)
+            form = step if isinstance(step, AffineConv) and step.base is value else None
+            if form is not None and form.axes is not None and form.in_channels is not None:
+                sizes.setdefault(-len(form.axes) - 1, form.in_channels)
+            if reader not in seen and (
+                (form is not None and form.diagonal) or keeps_shape(reader, part.facts.root)
+            ):
+                seen.add(reader)
+                pending.append(reader)
+    if not sizes:
+        return None
+    rank = part.facts.ranks.get(node, max(1 - min(sizes), 2))
+    return (rank, sizes) if rank > 1 and all(-axis < rank for axis in sizes) else None
+
+
+# -- Running --------------------------------------------------------------------------------------
+
+
+def _run(
+    part: Part, inputs: Mapping[fx.Node, Tensor], calls: Collection[Call]
+) -> dict[Call, Sample]:
+    order, sources = part.facts.order, part.facts.sources
+    inside: dict[Call, list[fx.Node]] = {call: [] for call in calls}
+    for node, caller in part.trace.caller.items():
+        if node.op not in ("placeholder", "output", "get_attr"):
+            for call in inside.keys() & set(caller.ancestry()):
+                inside[call].append(node)
+    starting: dict[fx.Node, list[Call]] = {}
+    ending: dict[fx.Node, list[Call]] = {}
+    for call, nodes in inside.items():
+        if nodes:
+            starting.setdefault(min(nodes, key=order.__getitem__), []).append(call)
+            ending.setdefault(max(nodes, key=order.__getitem__), []).append(call)
+    values: dict[fx.Node, Any] = {}
+    given: dict[Call, Any] = {}
+    samples: dict[Call, Sample] = {}
+
+    def read(node: fx.Node) -> Any:
+        if node not in values:
+            constant = part.facts.constant(node)
+            floats = isinstance(constant, Tensor) and constant.is_floating_point()
+            values[node] = constant.double() if floats else constant
+        return values[node]
+
+    def copied(structure: Any) -> Any:
+        return tree_map(_cloned, filled(structure, read))
+
+    for node in order:
+        for call in starting.get(node, ()):
+            if _is_known((call.args, call.kwargs), values, part):
+                given[call] = copied((call.args, call.kwargs))
+        if node in inputs:
+            values[node] = inputs[node]
+        elif node.op not in ("placeholder", "output", "get_attr") and node not in sources:
+            known = _is_known((node.args, node.kwargs), values, part)
+            if known and _is_plain(node, part):
+                _execute(node, values, read, part)
+        for call in ending.get(node, ()):
+            # Nothing in it may be unknown, even what does not reach its result.
+            complete = all(n in values or n in sources for n in inside[call])
+            if call in given and complete and _is_known(call.result, values, part):
+                result = copied(call.result)
+                if _is_finite(result):
+                    args, kwargs = given[call]
+                    samples[call] = Sample(args, kwargs, result)
+    return samples
+
+
+def _is_known(structure: Any, values: Mapping[fx.Node, Any], part: Part) -> bool:
+    nodes: list[fx.Node] = []
+    fx.map_arg(structure, nodes.append)
+    nodes.extend(nodes_in(structure))
+    return all(node in values or node in part.facts.sources for node in nodes)
+
+
+def _is_plain(node: fx.Node, part: Part) -> bool:
+    """Whether running a node runs nobody's own code, and its value does not jump."""
+    if node.op == "call_module":
+        module = fetch(part.trace.root, str(node.target))
+        ours = type(module).__module__.startswith("torch.nn.modules") or node in part.steps
+        return ours and may_run(module) and "forward" not in vars(module)
+    name = operator_name(node).strip("_")
+    if node in part.facts.numbers:
+        return True
+    if name in _DISCONTINUOUS:
+        return False
+    if node.op == "call_method":
+        return True
+    return node in part.steps or is_torch(node.target) or node.target in NUMBER_FUNCTIONS
+
+
+def _execute(node: fx.Node, values: dict[fx.Node, Any], read: Any, part: Part) -> None:
+    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
+    before = torch.get_rng_state()
+    result: Any
+    if node.op == "call_module":
+        module = fetch(part.trace.root, str(node.target))
+        result = call_exact(module, args, kwargs)
+    elif node.op == "call_method":
+        result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    else:
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+    if not torch.equal(torch.get_rng_state(), before):
+        return  # a random number
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    if all(not t.is_floating_point() or t.dtype == torch.float64 for t in tensors):
+        values[node] = result
+
+
+def _is_finite(result: Any) -> bool:
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return bool(tensors) and all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())

@@ -1,0 +1,1 @@
+"""What people do with a fused model, on small but real networks."""

@@ -1,0 +1,56 @@
+"""What other processes run; they import neither pytest nor a model library."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def in_processes(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
+    """What a function returns in one spawned process per tuple of arguments."""
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = [
+        context.Process(target=_put, args=(queue, index, function, *args))
+        for index, args in enumerate(arguments)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    results = dict(queue.get() for _ in processes)
+    return [results[index] for index in range(len(processes))]
+
+
+def _put(queue: Any, index: int, function: Callable[..., Any], *args: Any) -> None:
+    torch.set_num_threads(1)
+    queue.put((index, function(*args)))
+
+
+def answer(model: nn.Module, x: Tensor) -> list[list[float]]:
+    """A model's output."""
+    with torch.no_grad():
+        return model(x).tolist()
+
+
+def train(rank: int, model: nn.Module, x: Tensor, store: str) -> list[float]:
+    """Two steps of one of two processes; the sum of each parameter afterwards."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    try:
+        parallel = DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(parallel.parameters(), lr=0.01)
+        for _ in range(2):  # the second step raises if a parameter was not used in the first
+            optimizer.zero_grad()
+            F.cross_entropy(parallel(x + rank), torch.tensor([1, 2])).backward()
+            optimizer.step()
+        return [float(p.detach().double().sum()) for p in parallel.parameters()]
+    finally:
+        torch.distributed.destroy_process_group()
