@@ -54,8 +54,7 @@ def _seen(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules(remove_duplicate=False)
     }
     for name, tensor in _tensors(model):
-        version = None if tensor.is_inference() else tensor._version
-        seen[f"tensor {name!r}"] = (id(tensor), version, tensor.requires_grad, id(tensor.grad))
+        seen[f"tensor {name!r}"] = (id(tensor), tensor.requires_grad, id(tensor.grad))
     seen["torch's random numbers"] = torch.get_rng_state().numpy().tobytes()
     seen["Python's random numbers"] = random.getstate()
     seen["numpy's random numbers"] = str(np.random.get_state())
@@ -71,7 +70,7 @@ def _described(value: Any, above: set[int]) -> Any:
     if isinstance(value, nn.Module) or id(value) in above:
         return id(value)
     if isinstance(value, Tensor):
-        return id(value), None if value.is_inference() else value._version
+        return id(value), value.dtype, str(value.detach().tolist()) if value.numel() < 1e5 else ""
     above = above | {id(value)}
     if isinstance(value, dict):
         return id(value), [(_described(k, above), _described(v, above)) for k, v in value.items()]
