@@ -12,6 +12,7 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from reparam.applying import apply_parts, compare_whole
 from reparam.describing import fused_row, refused_rows, untraced_row
@@ -78,7 +79,7 @@ class Plan:
         self._parts = None
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
-        with torch.inference_mode(False), torch.no_grad(), _without_collection():
+        with torch.inference_mode(False), torch.no_grad(), _without_collection(), _uncached():
             fused = apply_parts(self.model, parts, report, inplace=inplace, verify=verify)
             if inputs is not None and verify and not inplace:
                 compare_whole(self.model, fused, as_arguments(inputs), report)
@@ -123,7 +124,7 @@ def plan(
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
-    with torch.inference_mode(False), torch.no_grad(), _without_collection():
+    with torch.inference_mode(False), torch.no_grad(), _without_collection(), _uncached():
         parts, failures = find_parts(model, Rules(rules), inputs)
     untraced = [untraced_row(failure) for failure in failures]
     report = Report(type(model).__name__, [], list(untraced))
@@ -185,6 +186,16 @@ def _without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Leave no value of a trace in the cache of `torch.nn.utils.parametrize.cached`."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 def check_model(model: Any) -> None:

@@ -41,7 +41,7 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             continue
         if node in facts.numbers:
             continue
-        found = _find_rule(node, facts.root, rules)
+        found = _find_rule(node, facts, rules)
         if found is None:
             continue
         if isinstance(found, Refusal):
@@ -67,11 +67,11 @@ def _is_free(node: fx.Node, facts: Facts) -> bool:
 
 
 def _find_rule(
-    node: fx.Node, root: nn.Module, rules: Rules
+    node: fx.Node, facts: Facts, rules: Rules
 ) -> tuple[Rule, tuple[Any, ...]] | Refusal | None:
     """The rule of a node and the arguments that come before its own."""
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
+        module = fetch(facts.root, str(node.target))
         rule = rules.find(type(module))
         if rules.switched_off(type(module)):
             return Refusal("its rule is switched off for this call")
@@ -81,6 +81,8 @@ def _find_rule(
             return Refusal("it has hooks, which would not see the same values any more")
         if "forward" in vars(module):
             return Refusal("its forward is set on the instance")
+        if facts.is_written(module):
+            return Refusal("its parameters or buffers may be written to in forward")
         return rule, (module,)
     target: Any = node.target
     if node.op == "call_method":

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from reparam.eager import Reach
 from reparam.errors import Refusal, ReparamError
@@ -66,7 +67,7 @@ class Part:
         found: set[int] = set()
         for node in nodes.nodes if isinstance(nodes, fx.Graph) else nodes:
             found.update(id(call.module) for call in (self.trace.caller[node],))
-            if node.op == "call_module":
+            if node.op == "call_module" and node in self.steps:
                 found.add(id(fetch(self.trace.root, str(node.target))))
         return found
 
@@ -134,9 +135,10 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             leaf = fetch(traced.root, str(node.target))
-            if not type(leaf).__module__.startswith("torch.") and (
-                rules.find(type(leaf)) is None or has_hooks(leaf)
-            ):
+            known = rules.find(type(leaf)) is not None and not has_hooks(leaf)
+            foreign = not type(leaf).__module__.startswith("torch.")
+            holds = has_hooks(leaf) and any(True for _ in leaf.children())
+            if (not known and (foreign or holds)) or parametrize.is_parametrized(leaf):
                 yield leaf
 
 

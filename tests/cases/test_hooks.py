@@ -175,7 +175,6 @@ PARAMETRIZATIONS: dict[str, Callable[[nn.Module], Any]] = {
         parametrize.register_parametrization(m[0], "weight", Halved()) for _ in range(2)
     ],
     "bias": lambda m: parametrize.register_parametrization(m[0], "bias", Halved()),
-    "of the batch norm": half_norm,
 }
 OLD: dict[str, Callable[[nn.Module], Any]] = {
     "weight_norm": lambda m: nn.utils.weight_norm(m[0]),
@@ -192,6 +191,14 @@ def test_a_parametrized_weight_is_fused(kind: str) -> None:
     model = ready(nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C)))
     PARAMETRIZATIONS[kind](model)
     assert_exact(model.eval(), images(), total=1)
+
+
+def test_a_parametrized_batch_norm_stays() -> None:
+    """Its forward asks for the rank of its input, and its scale is computed: left and reported."""
+    model = ready(nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C)))
+    half_norm(model)
+    fused = assert_exact(model.eval(), images())
+    assert_reported(fused.reparam_report, "1", "cannot be traced")
 
 
 def test_a_parametrized_weight_inside_cached_is_fused() -> None:
