@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.effects import NUMBER_FUNCTIONS, Effects, effects_of, reads_metadata
-from reparam.modules import fetch, memory
+from reparam.modules import fetch, is_plain, memory
 from reparam.ranks import find_ranks, find_trailing_ones
 from reparam.rules import Rules
 
@@ -138,6 +138,9 @@ def gather(
     numbers: set[fx.Node] = set()
     for node in nodes:
         if node.op == "get_attr":
+            value = fetch(root, str(node.target))
+            if isinstance(value, Tensor) and not is_plain(value):
+                continue
             sources[node] = frozenset((str(node.target),))
         elif (
             node.op in ("call_function", "call_method")

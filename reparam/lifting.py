@@ -16,7 +16,7 @@ from reparam.channels import known_channels
 from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts
-from reparam.modules import fetch, has_hooks
+from reparam.modules import fetch, has_hooks, special_tensor
 from reparam.rules import UNKNOWN, Commuting, Rules, Stacked, Step
 from reparam.rules.registry import Rule
 
@@ -81,6 +81,8 @@ def _find_rule(
             return Refusal("it has hooks, which would not see the same values any more")
         if "forward" in vars(module):
             return Refusal("its forward is set on the instance")
+        if (special := special_tensor(module)) is not None:
+            return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
         if facts.is_written(module):
             return Refusal("its parameters or buffers may be written to in forward")
         return rule, (module,)

@@ -28,6 +28,17 @@ def memory(tensor: Tensor) -> int:
         return id(tensor)
 
 
+def special_tensor(module: nn.Module) -> Tensor | None:
+    """A parameter or buffer of a class of its own: sharded, quantised, or computing otherwise."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((tensor for tensor in tensors if not is_plain(tensor)), None)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is of torch's own class, which computes what operators say."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_quantized
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody listens to the module's calls."""
     return bool(

@@ -106,6 +106,9 @@ def find_parts(
             continue
         seen.add(id(module))
         path = paths[id(module)]
+        if isinstance(module, torch.jit.ScriptModule):
+            untraced.append(Untraced(path, module, "it is scripted: its code is not Python's"))
+            continue
         given = _given(model, inputs) if module is model and inputs is not None else None
         try:
             traced = trace(module, rules, path=path, given=given)

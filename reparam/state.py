@@ -16,7 +16,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reparam.modules import memory
+from reparam.modules import is_plain, memory
 
 _FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
 
@@ -119,7 +119,7 @@ class _Memory(TorchDispatchMode):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     given = args[index] if index < len(args) else kwargs.get(argument.name)
                     for tensor in tree_leaves(given):
-                        if _is_plain(tensor):
+                        if _has_memory(tensor):
                             self._keep(_storage(tensor))
         return func(*args, **kwargs)
 
@@ -141,9 +141,9 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return memory(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
-def _is_plain(value: Any) -> bool:
+def _has_memory(value: Any) -> bool:
     """Whether a value is a tensor with memory of its own: not sharded, quantised or sparse."""
-    return type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided
+    return isinstance(value, Tensor) and is_plain(value) and value.layout is torch.strided
 
 
 def _holders(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
@@ -166,7 +166,7 @@ def _holders(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
         elif isinstance(value, list | set | deque | tuple):
             entries = value
         elif isinstance(value, Tensor):
-            if not _is_plain(value):
+            if not _has_memory(value):
                 continue
         elif isinstance(value, type):
             if not issubclass(value, nn.Module):
