@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from reparam.applying import apply_parts, apply_to_program
 from reparam.describing import fused_row, refused_rows, untraced_row
@@ -88,7 +89,7 @@ class Plan:
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
         arguments = None if inputs is None else as_arguments(inputs)
-        with torch.inference_mode(False), torch.no_grad(), _without_collection():
+        with torch.inference_mode(False), torch.no_grad(), _without_collection(), _uncached():
             if isinstance(self.model, ExportedProgram):
                 return apply_to_program(
                     self.model, parts[0], report, verify=verify, inputs=arguments
@@ -136,7 +137,7 @@ def plan(
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
-    with torch.inference_mode(False), torch.no_grad(), _without_collection():
+    with torch.inference_mode(False), torch.no_grad(), _without_collection(), _uncached():
         if isinstance(model, ExportedProgram):
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
         else:
@@ -204,6 +205,16 @@ def _without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Leave no value of a trace in the cache of `torch.nn.utils.parametrize.cached`."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 def check_model(model: Any) -> None:
