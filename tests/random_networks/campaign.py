@@ -1,8 +1,6 @@
 """Many random networks over several processes, and what came out of them as plain data."""
 
 import multiprocessing
-import platform
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,7 +9,6 @@ from typing import Any
 
 import torch
 
-import reparam
 from tests.random_networks.checking import (
     ChangedError,
     DearerError,
@@ -20,6 +17,7 @@ from tests.random_networks.checking import (
     check,
 )
 from tests.random_networks.growing import random_program
+from tests.support.correctness_page import run_versions
 from tests.support.counting import OperatorCounts
 
 KINDS = ["wrong", "raised", "dearer", "changed", "unexplained", "other"]
@@ -121,11 +119,5 @@ def summary(result: Result, seeds: range, seconds: float) -> dict[str, Any]:
             for kind in before
         },
         "failures": [asdict(f) for f in sorted(result.failures, key=lambda f: f.seed)],
-        "seconds": round(seconds),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {
-            "reparam": reparam.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        **run_versions(seconds),
     }

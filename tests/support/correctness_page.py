@@ -1,8 +1,14 @@
 """Writes docs/correctness.md from the kept results: `python -m tests.support.correctness_page`."""
 
 import json
+import platform
+import time
 from pathlib import Path
 from typing import Any
+
+import torch
+
+import reparam
 
 ROOT = Path(__file__).resolve().parents[2]
 RANDOM_NETWORKS = ROOT / "docs" / "data" / "random_networks.json"
@@ -35,6 +41,19 @@ OPERATORS = {
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def run_versions(seconds: float) -> dict[str, Any]:
+    """When, how long and with which versions something ran."""
+    return {
+        "seconds": round(seconds),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {
+            "reparam": reparam.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def versions(data: dict[str, Any]) -> str:
