@@ -4,7 +4,9 @@
 source; `smallest_failing(seed)` makes it smaller.
 """
 
+import re
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from torch import nn
 
 import reparam
 from reparam.report import RefusedRow, Report
+from tests.random_networks import vocabulary
 from tests.random_networks.campaign import CHUNK, Result, summary, try_seeds
-from tests.random_networks.checking import check
+from tests.random_networks.checking import Passed, check
 from tests.random_networks.growing import random_program
 from tests.random_networks.neighbours import affine_pairs
 from tests.random_networks.programs import shrink
@@ -23,27 +26,51 @@ from tests.support.counting import OperatorCounts
 
 SEEDS = range(300)
 
+program_of = cache(random_program)
+
 
 @pytest.fixture(scope="module")
-def totals() -> Iterator[list[tuple[OperatorCounts, OperatorCounts]]]:
-    """Collects the counts of all networks; prints the sums at the end (`pytest -s`)."""
-    counts: list[tuple[OperatorCounts, OperatorCounts]] = []
-    yield counts
-    original, fused = (sum(column, OperatorCounts()) for column in zip(*counts, strict=True))
-    total = Result(len(counts), original, fused)
+def results() -> Iterator[list[Passed]]:
+    """Collects what was seen of all networks; prints the sums at the end (`pytest -s`)."""
+    passed: list[Passed] = []
+    yield passed
+    original = sum((one.original for one in passed), OperatorCounts())
+    fused = sum((one.fused for one in passed), OperatorCounts())
+    total = Result(len(passed), original, fused)
     print(f"\n{random_networks_text(summary(total, SEEDS, 0))}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_fused_random_network(
-    seed: int, totals: list[tuple[OperatorCounts, OperatorCounts]]
-) -> None:
-    program = random_program(seed)
+def test_fused_random_network(seed: int, results: list[Passed]) -> None:
+    program = program_of(seed)
     try:
-        totals.append(check(program))
+        results.append(check(program))
     except Exception as error:
         error.add_note(f"\n{program}")
         raise
+
+
+SPELLINGS = r"""
+    nn\.Conv1d nn\.Conv2d nn\.Conv3d nn\.ConvTranspose1d nn\.ConvTranspose2d
+    nn\.AvgPool1d nn\.AvgPool2d nn\.BatchNorm1d nn\.BatchNorm2d nn\.BatchNorm3d nn\.SyncBatchNorm
+    F\.conv2d torch\.conv2d aten\.convolution aten\.mul F\.batch_norm torch\.batch_norm einsum \.T\)
+    padding_mode="reflect" padding_mode="replicate" padding_mode="circular" padding="same" groups=2
+    mode="reflect" mode="replicate" mode="circular" nn\.ReflectionPad nn\.ConstantPad F\.pad\(.*-1
+    count_include_pad=False ceil_mode=True divisor_override output_padding=1
+    track_running_stats=False
+    \.mul_\( \.neg_\( \.copy_\( [^=]\+=  \*= v\d+\[.*\].[*+]= torch\.relu_ inplace=True
+    torch\.cat \.chunk\( \.split\( \.detach\(\) \.half\(\) \.double\(\) \.shape\[0\]
+    \.size\(0\) assert
+    values\['a'\] values\[0\] v1=None \[v\d+,.v\d+\] "out": Pair\(v \.item\(\) if.v\d+\.mean
+    register_forward_hook register_forward_pre_hook =.self\.m\d+\n \.weight.=.self\.m\d+\.weight
+    nn\.ModuleDict nn\.ModuleList nn\.Sequential nn\.Buffer nn\.DataParallel nn\.Dropout
+"""
+
+
+def test_the_whole_vocabulary_is_used() -> None:
+    text = "\n".join(str(program_of(seed)) for seed in range(500))
+    spellings = SPELLINGS.split() + [rf"\b{name}\b" for name in vocabulary.__all__]
+    assert not [spelling for spelling in spellings if not re.search(spelling, text)]
 
 
 def test_a_seed_gives_one_network() -> None:
@@ -54,7 +81,7 @@ def test_a_seed_gives_one_network() -> None:
 
 
 def test_shrinking_keeps_what_fails() -> None:
-    program = next(p for p in map(random_program, range(100)) if "BatchNorm2d" in str(p))
+    program = next(p for p in map(program_of, SEEDS) if "BatchNorm2d" in str(p))
     smallest = shrink(program, lambda p: "BatchNorm2d" in str(p))
     assert sum(len(module.steps) for module in smallest.modules) <= 2
     assert "BatchNorm2d" in str(smallest)

@@ -1,10 +1,11 @@
 """Many random networks over several processes, and what came out of them as plain data."""
 
 import multiprocessing
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -49,12 +50,14 @@ class Result:
         networks: How many were tried.
         original: The operators of those that passed, before fusing.
         fused: The same after fusing.
+        reasons: How often what was the reason why an operator stayed.
         failures: Those that failed.
     """
 
     networks: int = 0
     original: OperatorCounts = OperatorCounts()  # noqa: RUF009  # immutable
     fused: OperatorCounts = OperatorCounts()  # noqa: RUF009
+    reasons: Counter[str] = field(default_factory=Counter)
     failures: tuple[Failure, ...] = ()
 
     def __add__(self, other: "Result") -> "Result":
@@ -62,6 +65,7 @@ class Result:
             self.networks + other.networks,
             self.original + other.original,
             self.fused + other.fused,
+            self.reasons + other.reasons,
             self.failures + other.failures,
         )
 
@@ -72,13 +76,23 @@ def try_seeds(seeds: Sequence[int]) -> Result:
     for seed in seeds:
         program = random_program(seed)
         try:
-            original, fused = check(program)
+            passed = check(program)
         except Exception as error:
             line = f"{type(error).__name__}: {error}".partition("\n")[0]
             total += Result(1, failures=(Failure(seed, _kind(error), line[:200]),))
         else:
-            total += Result(1, original, fused)
+            reasons = Counter(map(without_names, passed.reasons))
+            total += Result(1, passed.original, passed.fused, reasons)
     return total
+
+
+def without_names(reason: str) -> str:
+    """A reason without the names and numbers of one network."""
+    reason = re.split(r": | \(|; ", reason)[0]
+    reason = re.sub(r"^\S+ is also read by .*", "its value is also read by others", reason)
+    reason = re.sub(r"^it follows .*, which", "it follows something that", reason)
+    reason = re.sub(r"^\S+ is written to", "a value is written to", reason)
+    return re.sub(r"\d+", "n", reason)
 
 
 def _kind(error: Exception) -> str:
@@ -118,6 +132,7 @@ def summary(result: Result, seeds: range, seconds: float) -> dict[str, Any]:
             }
             for kind in before
         },
+        "reasons": dict(result.reasons.most_common(15)),
         "failures": [asdict(f) for f in sorted(result.failures, key=lambda f: f.seed)],
         **run_versions(seconds),
     }

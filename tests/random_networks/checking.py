@@ -5,6 +5,7 @@ import re
 import warnings
 from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,8 +37,23 @@ class UnexplainedError(AssertionError):
     """The report does not say why something stays."""
 
 
-def check(program: Program) -> tuple[OperatorCounts, OperatorCounts]:
-    """Asserts all that a fused network promises, and counts operators before and after."""
+@dataclass(frozen=True)
+class Passed:
+    """What was seen of a network that keeps all promises.
+
+    Args:
+        original: The operators that one forward executes.
+        fused: The same after fusing.
+        reasons: Why operators stayed.
+    """
+
+    original: OperatorCounts
+    fused: OperatorCounts
+    reasons: tuple[str, ...]
+
+
+def check(program: Program) -> Passed:
+    """Asserts all that a fused network promises."""
     with warnings.catch_warnings(), ExitStack() as stack:
         stack.callback(program.forget)
         warnings.simplefilter("error")
@@ -58,7 +74,7 @@ def check(program: Program) -> tuple[OperatorCounts, OperatorCounts]:
             assert_explained(model, fused, fused.reparam_report, calls[-1])
         except AssertionError as problem:
             raise UnexplainedError(str(problem)) from None
-        return counts[-1]
+        return Passed(*counts[-1], tuple(row.reason for row in fused.reparam_report.refused))
 
 
 def assert_same(

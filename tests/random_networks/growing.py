@@ -26,7 +26,7 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     structures.library_module: 6,
     structures.container: 3,
     structures.hooked: 1,
-    structures.untraceable: 2,
+    structures.untraceable: 4,
     structures.several_inputs: 2,
     structures.same_block_twice: 1,
     steps.convolution: 8,
@@ -44,7 +44,7 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     steps.nothing: 3,
     steps.rounded_input: 1,
     steps.normalised_by_data: 1,
-    steps.view_write: 1,
+    steps.view_write: 2,
     steps.gate: 2,
     steps.shape_read: 2,
 }

@@ -85,8 +85,8 @@ def functional_convolution(s: Scope) -> str:
         f"torch.ops.aten.convolution.default({x}, {weight}, {bias}, {[1] * rank},"
         f" {[padding] * rank}, {[1] * rank}, False, {[0] * rank}, {groups})",
     ]
-    if groups == 1 and kernel == [1, 1] and bias == "None":
-        forms += [f'torch.einsum("bihw,oi->bohw", {x}, {weight}[:, :, 0, 0])'] * 2
+    if groups == 1 and rank == 2:
+        forms += [f'torch.einsum("bihw,oi->bohw", {x}, {weight}[:, :, 0, 0])']
     return s.assign(s.choice(forms))
 
 
@@ -195,7 +195,7 @@ def pool(s: Scope) -> str:
     settings = ""
     if s.chance(0.4):
         settings += f", count_include_pad={s.choice(['False', 'True'])}"
-    if s.chance(0.15):
+    if s.chance(0.25):
         settings += ", ceil_mode=True"
     if s.chance(0.1) and rank > 1:
         settings += ", divisor_override=5"

@@ -72,14 +72,14 @@ def untraceable(s: Scope) -> str:
     """Control flow on shapes or data: symbolic tracing has to stop here."""
     x = s.pick(4)
     c = s.shape(x)[1]
-    kind = s.choice(["same", "width", "window", "data", "exit", "grid", "noise", "value"])
+    kind = s.choice(["same", "width", "window", "data", "exit", "grid", "noise", "value", "value"])
     if kind == "same":
         y = s.assign(f"pad_same({x}, 3, 2)")
         layer = s.attribute(f"nn.Conv2d({c}, 4, 3, stride=2, bias=False)")
         return normalised(s, call(s, layer, y))
     if kind == "value":  # the forward that is being written cannot be traced itself
         layer = convolution_layer(s, x, c)
-        forms = [f"{layer}({x}) if {x}.mean() > 0 else {layer}(-{x})"]
+        forms = [f"{layer}({x}) if {x}.mean() > 0 else {layer}(-{x})"] * 3
         forms += [f"{layer}({x}) if {x}.shape[-1] % 2 else {x}", f"{x} * {x}.max().item()"]
         forms += [f"{layer}({x}) * float({x}[0, 0, 0, 0] > 0) + {x}.mean().item()"]
         forms += [f"{x} + torch.arange({x}.shape[-1])", f"{x} - {x}.new_ones({x}.shape[-1])"]
@@ -138,7 +138,7 @@ def block_call(s: Scope, name: str) -> str:
     item = '["out"]' if block.result.startswith("{") else item
     source = f"{name}()"
     plain = not item and len(block.inputs) == 1
-    if plain and s.chance(0.3):
+    if plain and s.chance(0.45):
         source = s.choice(WRAPPERS).format(source)
     layer = s.attribute(source)
     if plain and s.chance(0.1):

@@ -75,9 +75,13 @@ def random_networks_text(data: dict[str, Any]) -> str:
             for row in [data["operators"][kind]]
         ],
     )
+    reasons = table(
+        ["reason why an operator stayed", "times"],
+        [[reason, f"{count:,}"] for reason, count in data["reasons"].items()],
+    )
     return (
         f"{data['networks']:,} networks, seeds {first:,} to {last:,} ({versions(data)}).\n\n"
-        f"{failed}\n{operators}"
+        f"{failed}\n{operators}\n{reasons}"
     )
 
 
