@@ -44,9 +44,9 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     steps.nothing: 3,
     steps.rounded_input: 1,
     steps.normalised_by_data: 1,
-    steps.view_write: 2,
+    motifs.view_write: 2,
     steps.gate: 2,
-    steps.shape_read: 2,
+    motifs.shape_read: 2,
 }
 
 

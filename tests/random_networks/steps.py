@@ -369,34 +369,8 @@ def normalised_by_data(s: Scope) -> str:
     return s.assign(f"{s.attribute(s.choice(kinds))}({x})")
 
 
-def view_write(s: Scope) -> str:
-    """A write into a part of a value, through a view or an item."""
-    x = s.pick(2, 3, 4)
-    lines = [f"{x}[:, 0] = 0", f"{x}[:, :1] *= 2", f"{x}[..., -1] += 0.5", f"{x}[:, 1:].neg_()"]
-    lines += [f"{x}.flatten(1).mul_(0.5)", f"{x}.transpose(0, 1).add_(1)", f"torch.relu_({x}[:1])"]
-    lines += [f"{x}.view(-1)[0] = 1.0", f"{x}.copy_({x} * 2)", f"{x}.unsqueeze(1).sub_(0.3)"]
-    return s.change(x, s.choice(lines))
-
-
 def gate(s: Scope) -> str:
     a = s.pick()
     if len(s.shape(a)) == 4 and s.chance(0.5):
         return s.assign(f"{s.attribute(f'SqueezeExcite({s.shape(a)[1]})')}({a})")
     return s.assign(s.choice([f"{a} * {s.alike(a)}.sigmoid()", f"{a} * {s.alike(a)}"]))
-
-
-def shape_read(s: Scope) -> str:
-    x = s.pick(4)
-    batch = s.choice(["{x}.shape[0]", "{x}.size(0)", "len({x})"]).format(x=x)
-    if batch.startswith("len"):
-        raise RejectedError
-    if s.chance(0.3):  # sizes of their own, and a check of them
-        batch, channels, height, width = s.unpack(f"{x}.shape", 4)
-        if s.chance(0.5):
-            s.steps.append(f"assert {channels} == {s.shape(x)[1]} and {x}.ndim == 4")
-        tokens = s.assign(f"{x}.reshape({batch}, {channels}, {height} * {width}).transpose(1, 2)")
-        y = linear(s, tokens)
-        return s.assign(f"{y}.transpose(1, 2).reshape({batch}, -1, {height}, {width})")
-    forms = [f"{x}.reshape({batch}, {x}.shape[1], -1)", f"{x}.view({batch}, -1)"]
-    forms += [f"{x} / {x}.shape[1]", f"{x} * ({x}.shape[-1] ** -0.5)"]
-    return s.assign(s.choice(forms))
