@@ -1,123 +1,76 @@
-"""Fuses random networks: nothing may become wrong, dearer or different to use.
+"""Fuses random networks: nothing may become wrong, dearer, unexplained or different to use.
 
-`REPARAM_RANDOM_NETWORKS=5000 pytest tests/test_random_networks.py` tries as many. A failing network
-is shown as source; `smallest_failing(seed)` makes it smaller.
+`python -m tests.random_networks --networks 10000` tries as many. A failing network is shown as
+source; `smallest_failing(seed)` makes it smaller.
 """
 
-import os
+import re
 from collections.abc import Iterator
-from typing import Any
+from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 import reparam
-from tests.support.counting import OperatorCounts, count_operators
-from tests.support.errors import FLOAT64_BOUND, relative_error
-from tests.support.programs import Program, shrink
-from tests.support.random_networks import random_program
+from reparam.report import RefusedRow, Report
+from tests.random_networks import vocabulary
+from tests.random_networks.campaign import CHUNK, Result, summary, try_seeds
+from tests.random_networks.checking import Passed, check
+from tests.random_networks.growing import random_program
+from tests.random_networks.neighbours import affine_pairs
+from tests.random_networks.programs import shrink
+from tests.random_networks.reasons import assert_explained, assert_reasons
+from tests.support.correctness_page import random_networks_text
+from tests.support.counting import OperatorCounts
 
-SEEDS = range(int(os.environ.get("REPARAM_RANDOM_NETWORKS", "150")))
+SEEDS = range(300)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-
-
-def in_float64(program: Program) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return program.build().double(), tuple(x.double() for x in program.inputs())
-
-
-def output_and_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """The output, and the inputs as the call leaves them: it may write into them."""
-    inputs = tuple(x.clone() for x in inputs)
-    with torch.no_grad():
-        return model(*inputs), inputs
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that a user can see of a model: tensors, flags, names, classes and identities."""
-    return {
-        "modules": [
-            (name, id(m), type(m)) for name, m in model.named_modules(remove_duplicate=False)
-        ],
-        "training": [m.training for m in model.modules()],
-        "gradients": {n: p.requires_grad for n, p in model.named_parameters()},
-        "identities": {n: id(t) for n, t in model.state_dict(keep_vars=True).items()},
-        "bits": {n: t.clone() for n, t in model.state_dict().items()},
-        "attributes": [sorted(vars(m)) for m in model.modules()],
-    }
-
-
-def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Which part of two snapshots differs, or nothing."""
-    bits, bits_after = before["bits"], after["bits"]
-    if bits.keys() != bits_after.keys() or not all(
-        torch.equal(bits[n], bits_after[n]) for n in bits
-    ):
-        return "bits"
-    changed = [key for key in before if key != "bits" and before[key] != after[key]]
-    return ", ".join(changed)
-
-
-def check(program: Program) -> tuple[OperatorCounts, OperatorCounts]:
-    """Asserts all that a fused network promises, and counts operators before and after."""
-    model, inputs = in_float64(program)
-    before = snapshot(model)
-    fused = reparam.fuse(model)
-    changed = difference(before, snapshot(model))
-    assert not changed, f"the user's model changed: {changed}"
-    assert isinstance(fused, type(model))
-    assert not fused.training
-    exact, result = output_and_inputs(model, inputs), output_and_inputs(fused, inputs)
-    for leaf, leaf64 in zip(tree_leaves(result), tree_leaves(exact), strict=True):
-        assert getattr(leaf, "dtype", None) == getattr(leaf64, "dtype", None)
-    error = relative_error(result, exact)
-    assert error <= FLOAT64_BOUND, f"relative error {error:.1e}"
-    original, counts = count_operators(model, inputs), count_operators(fused, inputs)
-    assert counts.macs <= original.macs, f"dearer: {counts}\noriginal: {original}"
-    assert counts.total <= original.total, f"more operators: {counts}\noriginal: {original}"
-    return original, counts
-
-
-def failure(program: Program) -> str:
-    """What `check` says, in three words; empty where it passes."""
-    try:
-        check(program)
-    except Exception as error:
-        return " ".join([type(error).__name__, *str(error).split()[:2]])
-    return ""
-
-
-def smallest_failing(seed: int) -> Program:
-    """The network of a failing seed, shrunk while it fails in the same way; for the debugger."""
-    program = random_program(seed)
-    reason = failure(program)
-    return shrink(program, lambda shorter: failure(shorter) == reason)
+program_of = cache(random_program)
 
 
 @pytest.fixture(scope="module")
-def totals() -> Iterator[list[tuple[OperatorCounts, OperatorCounts]]]:
-    """Collects the counts of all networks; prints the sums at the end (`pytest -s`)."""
-    counts: list[tuple[OperatorCounts, OperatorCounts]] = []
-    yield counts
-    original, fused = (sum(column, OperatorCounts()) for column in zip(*counts, strict=True))
-    print(f"\n{len(counts)} random networks\n  original: {original}\n  fused:    {fused}")
-    print(
-        f"  {fused.affine / original.affine:.0%} of convolutions, linears, BN, adds and muls remain"
-    )
+def results() -> Iterator[list[Passed]]:
+    """Collects what was seen of all networks; prints the sums at the end (`pytest -s`)."""
+    passed: list[Passed] = []
+    yield passed
+    original = sum((one.original for one in passed), OperatorCounts())
+    fused = sum((one.fused for one in passed), OperatorCounts())
+    total = Result(len(passed), original, fused)
+    print(f"\n{random_networks_text(summary(total, SEEDS, 0))}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_fused_random_network(
-    seed: int, totals: list[tuple[OperatorCounts, OperatorCounts]]
-) -> None:
-    program = random_program(seed)
+def test_fused_random_network(seed: int, results: list[Passed]) -> None:
+    program = program_of(seed)
     try:
-        totals.append(check(program))
+        results.append(check(program))
     except Exception as error:
         error.add_note(f"\n{program}")
         raise
+
+
+SPELLINGS = r"""
+    nn\.Conv1d nn\.Conv2d nn\.Conv3d nn\.ConvTranspose1d nn\.ConvTranspose2d
+    nn\.AvgPool1d nn\.AvgPool2d nn\.BatchNorm1d nn\.BatchNorm2d nn\.BatchNorm3d nn\.SyncBatchNorm
+    F\.conv2d torch\.conv2d aten\.convolution aten\.mul F\.batch_norm torch\.batch_norm einsum \.T\)
+    padding_mode="reflect" padding_mode="replicate" padding_mode="circular" padding="same" groups=2
+    mode="reflect" mode="replicate" mode="circular" nn\.ReflectionPad nn\.ConstantPad F\.pad\(.*-1
+    count_include_pad=False ceil_mode=True divisor_override output_padding=1
+    track_running_stats=False
+    \.mul_\( \.neg_\( \.copy_\( [^=]\+=  \*= v\d+\[.*\].[*+]= torch\.relu_ inplace=True
+    torch\.cat \.chunk\( \.split\( \.detach\(\) \.half\(\) \.double\(\) \.shape\[0\]
+    \.size\(0\) assert
+    values\['a'\] values\[0\] v1=None \[v\d+,.v\d+\] "out": Pair\(v \.item\(\) if.v\d+\.mean
+    register_forward_hook register_forward_pre_hook =.self\.m\d+\n \.weight.=.self\.m\d+\.weight
+    nn\.ModuleDict nn\.ModuleList nn\.Sequential nn\.Buffer nn\.DataParallel nn\.Dropout
+"""
+
+
+def test_the_whole_vocabulary_is_used() -> None:
+    text = "\n".join(str(program_of(seed)) for seed in range(500))
+    spellings = SPELLINGS.split() + [rf"\b{name}\b" for name in vocabulary.__all__]
+    assert not [spelling for spelling in spellings if not re.search(spelling, text)]
 
 
 def test_a_seed_gives_one_network() -> None:
@@ -128,7 +81,49 @@ def test_a_seed_gives_one_network() -> None:
 
 
 def test_shrinking_keeps_what_fails() -> None:
-    program = next(p for p in map(random_program, range(100)) if "BatchNorm2d" in str(p))
+    program = next(p for p in map(program_of, SEEDS) if "BatchNorm2d" in str(p))
     smallest = shrink(program, lambda p: "BatchNorm2d" in str(p))
     assert sum(len(module.steps) for module in smallest.modules) <= 2
     assert "BatchNorm2d" in str(smallest)
+
+
+def test_results_of_parts_add_up() -> None:
+    seeds = range(8)
+    whole = try_seeds(seeds)
+    parts = try_seeds(seeds[:3]) + try_seeds(seeds[3:])
+    assert whole == parts
+    assert whole.networks == len(seeds) < CHUNK
+    assert whole.original.convolutions > whole.fused.convolutions > 0
+
+
+class ConvNorm(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+
+
+def test_neighbours_are_found_and_have_to_be_explained() -> None:
+    model, x = nn.Sequential(ConvNorm(), nn.ReLU()).eval(), torch.randn(1, 2, 3, 3)
+    ((first, second),) = affine_pairs(model, (x,))
+    assert (first.kind, first.place) == ("convolution", "0.0")
+    assert (second.kind, second.place) == ("batch norm", "0.1")
+    report = Report("Sequential")
+    with pytest.raises(AssertionError, match=r"unexplained: batch norm in 0\.1"):
+        assert_explained(model, model, report, (x,))
+    report.refused.append(RefusedRow("0.1", "BatchNorm2d", "it has a reason"))
+    assert_explained(model, model, report, (x,))
+    assert not affine_pairs(reparam.fuse(model), (x,))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        RefusedRow("0.1", "BatchNorm2d", ""),
+        RefusedRow("0.7", "BatchNorm2d", "it has a reason"),
+        RefusedRow("0.1", "", "it has a reason"),
+        RefusedRow("0.1", "BatchNorm2d", "a Proxy cannot be that"),
+    ],
+)
+def test_reasons_are_words_at_places(row: RefusedRow) -> None:
+    model = nn.Sequential(ConvNorm(), nn.ReLU())
+    with pytest.raises(AssertionError):
+        assert_reasons(model, Report("Sequential", refused=[row]))

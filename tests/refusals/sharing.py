@@ -161,6 +161,23 @@ def test_writing_between_the_reads_of_two_branches() -> None:
     assert count_operators(fused, (images(),)).convolutions == 2
 
 
+def test_writing_through_a_view_between_the_reads_of_two_branches() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        y = self.conv(x)
+        x.flatten(1).sub_(0.5)
+        return y + self.other(x)
+
+    model = conv_and_norm(forward, other=nn.Conv2d(4, 4, 3))
+
+    def naive(x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        return model.conv(x) + model.other(x)
+
+    fused = assert_right(model, naive, images())
+    assert count_operators(fused, (images(),)).convolutions == 2
+
+
 def test_writing_to_the_input_in_place() -> None:
     """The caller sees it."""
 
@@ -232,6 +249,31 @@ def test_a_forward_on_the_instance_is_the_forward() -> None:
     conv.forward = types.MethodType(lambda self, x: F.conv2d(x, self.weight.abs(), self.bias), conv)
     fused = assert_right(model, naive, images())
     assert count_operators(fused, (images(),)).total == 1
+
+
+def test_a_forward_on_the_instance_that_cannot_be_traced() -> None:
+    def forward(self: nn.Conv2d, x: Tensor) -> Tensor:
+        weight = self.weight.abs() if x.isfinite().all() else self.weight
+        return F.conv2d(x, weight, self.bias)
+
+    model = ready(nn.Sequential(nn.Tanh(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)))
+    naive = folded_in_place(model, "2", "1")
+    model[1].forward = types.MethodType(forward, model[1])
+    fused = assert_right(model, naive, images())
+    assert count_operators(fused, (images(),)).batch_norms == 1
+
+
+def test_batch_statistics_of_a_functional_cannot_be_folded() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        mean, var = self.norm.running_mean.clone(), self.norm.running_var.clone()
+        return F.batch_norm(self.conv(x), mean, var, training=True)
+
+    def naive(x: Tensor) -> Tensor:
+        norm = model.norm
+        return F.batch_norm(model.conv(x), norm.running_mean, norm.running_var)
+
+    model = conv_and_norm(forward)
+    assert_refused(model, images(), "batch_norm", "statistics of the batch", naive=naive)
 
 
 def test_batch_statistics_cannot_be_folded() -> None:

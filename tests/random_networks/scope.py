@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tests.support.programs import NAMES, ModuleSource
+from tests.random_networks.programs import NAMES, ModuleSource
 
 T = TypeVar("T")
 
@@ -41,10 +41,12 @@ class Scope:
         self.owner = nn.Module().eval()
         self.inputs = tuple(f"v{i}" for i in range(len(inputs)))
         self.values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
+        self.others: dict[str, Any] = {}
         self.attributes: list[str] = []
         self.steps: list[str] = []
         self.numbers = {"v": len(inputs), "m": 0}
         self.may_change_inputs = depth > 0 or rng.random() < 0.1
+        self._known: tuple[list[ModuleSource], dict[str, Any]] = ([], dict(NAMES))
 
     # looking
 
@@ -92,12 +94,21 @@ class Scope:
         self.numbers["v"] += 1
         self.steps.append(f"{name} = {expression}")
         self._run(self.steps[-1])
-        value = self.values[name]
-        if not isinstance(value, Tensor):
+        if name not in self.values:
             raise RejectedError
+        value = self.values[name]
         if not value.numel() or value.numel() > LARGEST or not is_healthy(value):
             raise RejectedError
         return name
+
+    def unpack(self, expression: str, count: int = 2) -> list[str]:
+        """Adds `v5, v6 = expression` and returns both names."""
+        first = self.numbers["v"]
+        self.numbers["v"] += count
+        names = [f"v{number}" for number in range(first, first + count)]
+        self.steps.append(f"{', '.join(names)} = {expression}")
+        self._run(self.steps[-1])
+        return names
 
     def change(self, name: str, line: str) -> str:
         """Adds a line that changes a value in place."""
@@ -133,25 +144,32 @@ class Scope:
             del self.modules[modules:]
             raise
 
-    def close(self, name: str, result: str) -> ModuleSource:
-        """The finished module."""
-        return ModuleSource(
-            name, self.inputs, tuple(self.attributes), tuple(self.steps), result
-        ).without_unused_attributes()
+    def close(self, name: str, result: str, signature: Sequence[str] = ()) -> ModuleSource:
+        """The finished module; few of its values are computed for nothing."""
+        module = ModuleSource(
+            name, tuple(signature or self.inputs), tuple(self.attributes), tuple(self.steps), result
+        )
+        if self.chance(0.85):
+            module = module.without_unread_steps()
+        return module.without_unused_attributes()
 
     def _run(self, line: str) -> None:
-        names = {**self.names(), **self.values, "self": self.owner}
+        names = {**self.names(), **self.values, **self.others, "self": self.owner}
         with torch.no_grad():
             exec(line, names)
         self.owner.eval()
         for name, value in names.items():
             if re.fullmatch(r"v\d+", name):
-                self.values[name] = value
+                (self.values if isinstance(value, Tensor) else self.others)[name] = value
 
     def names(self) -> dict[str, Any]:
-        names = dict(NAMES)
-        for module in self.modules:
+        """The vocabulary and the classes made so far."""
+        known, names = self._known
+        if known != self.modules[: len(known)]:
+            known, names = [], dict(NAMES)
+        for module in self.modules[len(known) :]:
             exec(module.source(), names)
+        self._known = list(self.modules), names
         return names
 
 

@@ -1,6 +1,6 @@
 """Makers of single steps for random networks: each op in the spellings that real networks use."""
 
-from tests.support.random_scope import RejectedError, Scope
+from tests.random_networks.scope import RejectedError, Scope
 
 IMAGES = (3, 4, 5)
 MODES = ("reflect", "replicate", "circular")
@@ -34,8 +34,12 @@ def convolution_layer(s: Scope, x: str, c_out: int | None = None) -> str:
     if s.chance(0.12):
         settings.append(f'padding_mode="{s.choice(MODES)}"')
     source = f"nn.Conv{rank}d({channels}, {c_out}, {spelled(kernel)}, {', '.join(settings)})"
-    if s.chance(0.03):
-        source = f"{s.choice(['weight_norm', 'spectral_norm'])}({source})"
+    if s.chance(0.08):
+        wrappers = ["weight_norm({0})", "spectral_norm({0})", "with_own_forward({0})"]
+        wrappers += ['prune.l1_unstructured({0}, "weight", amount=0.3)', "nn.DataParallel({0})"]
+        source = s.choice(wrappers).format(source)
+    elif s.chance(0.05) and rank == 2:
+        source = source.replace("nn.Conv2d", s.choice(["PlainConv2d", "Doubled"]))
     return s.attribute(source)
 
 
@@ -70,13 +74,19 @@ def functional_convolution(s: Scope) -> str:
         bias = s.attribute(f"nn.Parameter(0.3 * torch.randn({c_out}))")
     if s.chance(0.3):  # a kernel computed from parameters
         factor = s.attribute(f"nn.Parameter(torch.rand({', '.join(['1'] * (rank + 2))}))")
-        weight = f"{weight} * {factor}"
+        other = s.attribute(f"nn.Buffer(0.2 * torch.randn({shape}))")
+        forms = ["{0} * {1}", "{0} * {1}.exp()", "({0} + {2})", "torch.sigmoid({1}) * {0}"]
+        weight = s.choice(forms).format(weight, factor, other)
     padding = kernel[0] // 2
     forms = [
         f"F.conv{rank}d({x}, {weight}, {bias}, 1, {padding}, 1, {groups})",
         f"F.conv{rank}d({x}, {weight}, bias={bias}, padding={padding}, groups={groups})",
         f"torch.conv{rank}d({x}, {weight}, {bias}, stride=2, padding={padding}, groups={groups})",
+        f"torch.ops.aten.convolution.default({x}, {weight}, {bias}, {[1] * rank},"
+        f" {[padding] * rank}, {[1] * rank}, False, {[0] * rank}, {groups})",
     ]
+    if groups == 1 and rank == 2:
+        forms += [f'torch.einsum("bihw,oi->bohw", {x}, {weight}[:, :, 0, 0])']
     return s.assign(s.choice(forms))
 
 
@@ -92,12 +102,21 @@ def transposed_convolution(s: Scope) -> str:
         settings += ", output_padding=1"
     if s.chance(0.5):
         settings += ", bias=False"
+    if s.chance(0.15):
+        settings += ", dilation=2"
+    if s.chance(0.2):
+        taps = ", ".join([str(kernel)] * rank)
+        weight = s.attribute(f"nn.Parameter(0.3 * torch.randn({channels}, {c_out}, {taps}))")
+        return s.assign(f"F.conv_transpose{rank}d({x}, {weight}, stride={stride})")
     layer = s.attribute(f"nn.ConvTranspose{rank}d({channels}, {c_out}, {kernel}, {settings})")
-    return call(s, layer, x)
+    y = call(s, layer, x)
+    if s.chance(0.25):
+        y = summed(s, y, call(s, s.attribute(s.attributes[-1].partition(" = ")[2]), x))
+    return normalised(s, y) if s.chance(0.4) else y
 
 
-def linear(s: Scope) -> str:
-    x = s.pick(2, 3, 4)
+def linear(s: Scope, x: str = "") -> str:
+    x = x or s.pick(2, 3, 4)
     features, c_out = s.shape(x)[-1], s.choice([4, 6, s.shape(x)[-1]])
     if s.chance(0.3):
         weight = s.attribute(f"nn.Parameter(0.4 * torch.randn({c_out}, {features}))")
@@ -111,6 +130,15 @@ def linear(s: Scope) -> str:
         return s.assign(s.choice(forms))
     if s.chance(0.1):
         return call(s, s.attribute(f"LowRank({features}, {c_out})"), x)
+    if s.chance(0.1):
+        active = s.choice(["", ', "a"', ', "a", "b"'])
+        return call(s, s.attribute(f"Adapted(nn.Linear({features}, {c_out}), 2{active})"), x)
+    if s.chance(0.1):  # a low-rank update of the weight itself
+        weight, down, up = (
+            s.attribute(f"nn.Parameter(0.4 * torch.randn({rows}, {columns}))")
+            for rows, columns in ((c_out, features), (2, features), (c_out, 2))
+        )
+        return s.assign(f"F.linear({x}, {weight} + 0.5 * ({up} @ {down}))")
     bias_setting = s.choice(["", ", bias=False"])
     return call(s, s.attribute(f"nn.Linear({features}, {c_out}{bias_setting})"), x)
 
@@ -123,18 +151,28 @@ def normalised(s: Scope, x: str) -> str:
     """Batch norm of a value, in one of its spellings."""
     shape = s.shape(x)
     channels, rank = shape[1], max(len(shape) - 2, 1)
-    kind = s.choice(["module"] * 6 + ["function", "positional", "keywords", "subclass"])
+    kind = s.choice(["module"] * 8 + ["function", "positional", "keywords", "subclass", "sync"])
+    kind = kind if s.chance(0.97) else "batch"
     if kind == "keywords":
         return s.assign(f"{s.attribute(f'FunctionalNorm({channels})')}({x})")
     if kind == "subclass" and rank < 3:
         return s.assign(f"{s.attribute(f'BatchNormReLU{rank}d({channels})')}({x})")
+    if kind == "sync":
+        return s.assign(f"{s.attribute(f'nn.SyncBatchNorm({channels})')}({x})")
+    if kind == "batch":  # its statistics are those of the batch, in evaluation too
+        norm = f"nn.BatchNorm{rank}d({channels}, track_running_stats=False)"
+        return s.assign(f"{s.attribute(norm)}({x})")
     affine = ", affine=False" if s.chance(0.15) else ""
     eps = ", eps=0.01" if s.chance(0.2) else ""
     norm = s.attribute(f"nn.BatchNorm{rank}d({channels}{eps}{affine})")
     statistics = f"{norm}.running_mean, {norm}.running_var"
     if kind == "function":
-        settings = f"weight={norm}.weight, bias={norm}.bias, training=self.training"
+        bias = s.choice(["None", f"{norm}.bias", f"{norm}.bias"])
+        settings = f"weight={norm}.weight, bias={bias}, training=self.training"
         return s.assign(f"F.batch_norm({x}, {statistics}, {settings}, eps={norm}.eps)")
+    if kind == "positional" and s.chance(0.3):
+        parts = f"{norm}.weight, {norm}.bias, {statistics}"
+        return s.assign(f"torch.batch_norm({x}, {parts}, False, 0.1, {norm}.eps, False)")
     if kind == "positional":
         rest = f"{norm}.weight, {norm}.bias, False, 0.1, {norm}.eps"
         return s.assign(f"F.batch_norm({x}, {statistics}, {rest})")
@@ -146,6 +184,10 @@ def pool(s: Scope) -> str:
     rank = len(s.shape(x)) - 2
     if s.chance(0.15):
         return s.assign(f"F.adaptive_avg_pool{rank}d({x}, {s.choice([1, 1, 2])})")
+    if s.chance(0.1):
+        return s.assign(f"F.avg_pool{rank}d({x}, kernel_size={s.choice([2, 3])})")
+    if s.chance(0.1) and rank == 2:
+        return s.assign(f"F.avg_pool2d({x}, (1, 3), stride=(1, 2), padding=(0, 1))")
     kernel, stride = s.choice([2, 3, 3]), s.choice([1, 1, 2])
     padding = s.choice([0, kernel // 2])
     if s.chance(0.15):
@@ -153,7 +195,7 @@ def pool(s: Scope) -> str:
     settings = ""
     if s.chance(0.4):
         settings += f", count_include_pad={s.choice(['False', 'True'])}"
-    if s.chance(0.15):
+    if s.chance(0.25):
         settings += ", ceil_mode=True"
     if s.chance(0.1) and rank > 1:
         settings += ", divisor_override=5"
@@ -172,8 +214,11 @@ def pad(s: Scope) -> str:
         return s.assign(f'F.pad({x}, {amounts}, mode="{s.choice(MODES)}")')
     amounts = tuple(s.choice([0, 1, 1, 2, -1]) for _ in range(axes))
     value = s.choice(["", "", ", value=0.5", ', "constant", 0'])
-    if s.chance(0.1) and rank == 2:
-        return s.assign(f"{s.attribute(f'nn.ZeroPad2d({amounts[:2] * 2})')}({x})")
+    if s.chance(0.25):
+        sides = tuple(s.choice([0, 1, 1, 2]) for _ in range(2 * rank))
+        kinds = ["ZeroPad{0}d({1})", "ConstantPad{0}d({1}, 0.5)", "ReflectionPad{0}d({1})"]
+        kinds += ["ReplicationPad{0}d({1})", "CircularPad{0}d({1})"]
+        return s.assign(f"{s.attribute(f'nn.{s.choice(kinds).format(rank, sides)}')}({x})")
     return s.assign(f"F.pad({x}, {amounts}{value})")
 
 
@@ -182,8 +227,12 @@ def scale_or_shift(s: Scope) -> str:
     number = s.choice(["0.5", "2", "-1.5", "0.25", "1", "0"])
     forms = ["{x} * {k}", "{k} * {x}", "torch.mul({x}, {k})", "{x}.mul({k})", "{x} + {k}"]
     forms += ["{k} + {x}", "{x} - {k}", "{k} - {x}", "torch.add({x}, {k})", "{x}.sub({k})"]
+    forms += ["torch.sub({x}, {k}, alpha=2)", "torch.add({x}, {k}, alpha=-0.5)"]
     if not s.chance(0.4):
         number = s.attribute(parameter(s, x))
+        if s.chance(0.3):  # computed from parameters, and perhaps no parameter at all
+            number = s.choice(["{0}.exp()", "({0} * {0})", "torch.sigmoid({0})"]).format(number)
+        forms += ["torch.ops.aten.mul.Tensor({x}, {k})", "torch.ops.aten.add.Tensor({x}, {k})"]
         forms.append("torch.addcmul({x}, {x}, {k}, value=0.5)")
     else:
         forms += ["-{x}", "torch.neg({x})", "{x}.neg()"]
@@ -204,7 +253,8 @@ def parameter(s: Scope, x: str) -> str:
     shapes = [[str(channels), *ones], ["1", str(channels), *ones], ["1"]]
     if s.chance(0.25):  # constants that vary in space, or over the last axis
         shapes = [[str(n) for n in s.shape(x)[1:]], [str(s.shape(x)[-1])], ["1", *map(str, sizes)]]
-    return f"nn.Parameter(torch.randn({', '.join(s.choice(shapes))}))"
+    values = f"torch.randn({', '.join(s.choice(shapes))})"
+    return s.choice(["nn.Parameter({0})"] * 5 + ["nn.Buffer({0})", "{0}"]).format(values)
 
 
 def layer_scale(s: Scope) -> str:
@@ -215,6 +265,15 @@ def layer_scale(s: Scope) -> str:
         shape = str(sizes[-1])
     if s.chance(0.2):
         return s.change(x, f"{x} = {s.attribute(f'LayerScale({shape}, inplace=True)')}({x})")
+    if s.chance(0.3):
+        gamma = s.attribute(f"nn.Parameter(torch.randn({channels}))")
+        ones = ", 1" * len(sizes)
+        forms = [
+            f".view(1, -1{ones})",
+            f".reshape({channels}{ones})",
+            f"[:{', None' * len(sizes)}]",
+        ]
+        return s.assign(f"{x} * {gamma}{s.choice(forms)}")
     return s.assign(f"{s.attribute(f'LayerScale({shape})')}({x})")
 
 
@@ -271,14 +330,43 @@ def activation(s: Scope) -> str:
 def nothing(s: Scope) -> str:
     x = s.pick()
     modules = ["nn.Identity()", "nn.Dropout(0.1)", "nn.Dropout(0.1, inplace=True)"]
+    modules += ["nn.Sequential()", "nn.AlphaDropout(0.1)"]
     if s.chance(0.5):
         return s.assign(f"{s.attribute(s.choice(modules))}({x})")
     forms = [
         "F.dropout({x}, 0.2, self.training)",
         "F.dropout({x}, training=False)",
         "{x}.contiguous()",
+        "{x}.contiguous(memory_format=torch.channels_last)",
+        "{x}.detach()",
+        "{x}.clone()",
+        "{x}.to({x}.dtype)",
+        "{x}.type_as({x})",
+        "{x}.to(torch.float64).to({x}.dtype)",
+        "{x}.double().type({x}.dtype)",
+        "{x}.to({x}.device)",
+        "{x}.expand({x}.shape)",
+        "{x}.unsqueeze(0).squeeze(0)",
     ]
     return s.assign(s.choice(forms).format(x=x))
+
+
+def rounded_input(s: Scope) -> str:
+    """A round trip through another type that rounds, before anything is computed."""
+    x = s.choice(s.inputs)
+    if s.depth:
+        raise RejectedError
+    forms = ["{x}.float().to({x}.dtype)", "{x}.half().to({x})", "({x}.mul(16).int() / 16).to({x})"]
+    return s.assign(s.choice(forms).format(x=x))
+
+
+def normalised_by_data(s: Scope) -> str:
+    """A norm over the input itself, which no pass can fold."""
+    x = s.pick(3, 4)
+    channels, last = s.shape(x)[1], s.shape(x)[-1]
+    kinds = [f"nn.GroupNorm(1, {channels})", f"nn.LayerNorm({last})"]
+    kinds.append(f"nn.InstanceNorm{len(s.shape(x)) - 2}d({channels}, affine=True)")
+    return s.assign(f"{s.attribute(s.choice(kinds))}({x})")
 
 
 def gate(s: Scope) -> str:
@@ -286,13 +374,3 @@ def gate(s: Scope) -> str:
     if len(s.shape(a)) == 4 and s.chance(0.5):
         return s.assign(f"{s.attribute(f'SqueezeExcite({s.shape(a)[1]})')}({a})")
     return s.assign(s.choice([f"{a} * {s.alike(a)}.sigmoid()", f"{a} * {s.alike(a)}"]))
-
-
-def shape_read(s: Scope) -> str:
-    x = s.pick(4)
-    batch = s.choice(["{x}.shape[0]", "{x}.size(0)", "len({x})"]).format(x=x)
-    if batch.startswith("len"):
-        raise RejectedError
-    forms = [f"{x}.reshape({batch}, {x}.shape[1], -1)", f"{x}.view({batch}, -1)"]
-    forms += [f"{x} / {x}.shape[1]", f"{x} * ({x}.shape[-1] ** -0.5)"]
-    return s.assign(s.choice(forms))

@@ -1,6 +1,9 @@
 """Random networks as readable source: one can print them, run them, and drop lines from them."""
 
+import linecache
 import re
+import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support import vocabulary
+from tests.random_networks import vocabulary
 from tests.support.randomise import randomise_batch_norm
 
 NAMES: dict[str, Any] = {name: getattr(vocabulary, name) for name in vocabulary.__all__}
@@ -44,6 +47,19 @@ class ModuleSource:
                 text += line.partition(" = ")[2]
         return replace(self, attributes=tuple(reversed(kept)))
 
+    def without_unread_steps(self) -> "ModuleSource":
+        """The same module without the values that nobody reads, changes or returns."""
+        kept: list[str] = []
+        text = self.result
+        for line in reversed(self.steps):
+            assigned = re.fullmatch(r"(v\d+) = (.*)", line)
+            reads = set(re.findall(r"\bv\d+\b", text))
+            changes = assigned is None or re.search(r"_\(|inplace", assigned[2])
+            if changes or assigned is None or assigned[1] in reads:
+                kept.append(line)
+                text += line
+        return replace(self, steps=tuple(reversed(kept)))
+
     def shorter(self) -> Iterator["ModuleSource"]:
         """The same module with one step less or with a simpler result."""
         for value in re.findall(r"\bv\d+\b", self.result):
@@ -68,29 +84,66 @@ class Program:
     modules: tuple[ModuleSource, ...]
     input_shapes: tuple[tuple[int, ...], ...]
     seed: int
+    container: str = ""
+    """Whether the inputs arrive in a "list" or a "dict"."""
+    optional: bool = False
+    """Whether the last input may be left out."""
 
     def __str__(self) -> str:
         classes = "\n\n".join(module.source() for module in self.modules)
-        inputs = ", ".join(f"torch.randn{shape}" for shape in self.input_shapes)
+        shapes = [f"torch.randn{shape}" for shape in self.input_shapes]
+        inputs = f"({''.join(f'{shape}, ' for shape in shapes)})"
+        if self.container:
+            inputs = f"([{', '.join(shapes)}],)"
+        if self.container == "dict":
+            inputs = f"(dict(zip('ab', {inputs[1:-2]})),)"
+        name = self.modules[-1].name
         return (
-            f"from tests.support.vocabulary import *\n\n\n{classes}\n"
-            f"model, inputs = {self.modules[-1].name}().eval(), [{inputs}]"
-            f"  # seed {self.seed}\n"
+            f"from tests.random_networks.vocabulary import *\n\n\n{classes}\n"
+            f"# seed {self.seed}{', with and without the last input' if self.optional else ''}\n"
+            f"model, inputs = {name}().eval(), {inputs}\n"
         )
 
     def build(self) -> nn.Module:
         """The network in evaluation mode, with randomised batch norms and scales."""
-        names = dict(NAMES)
-        for module in self.modules:
-            exec(module.source(), names)
-        with torch.random.fork_rng():
+        names = vars(self.classes())
+        # without gradients: else what pruning computes of a weight could not be copied
+        with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.seed)
             model: nn.Module = names[self.modules[-1].name]().eval()
-        return randomise_batch_norm(model, self.seed, self.inputs())
+            randomise_batch_norm(model, self.seed, self.calls()[0])
+        for recorder in recorders(model).values():
+            recorder.seen.clear()
+        return model
+
+    def classes(self) -> types.ModuleType:
+        """A Python module that holds the classes; `inspect` and `pickle` find it as any other."""
+        home = types.ModuleType(f"random_network_{self.seed}")
+        home.__file__ = f"{home.__name__}.py"
+        text = str(self).partition("# seed")[0]
+        linecache.cache[home.__file__] = (len(text), None, text.splitlines(True), home.__file__)
+        sys.modules[home.__name__] = home
+        exec(compile(text, home.__file__, "exec"), vars(home))
+        return home
+
+    def forget(self) -> None:
+        """Removes the Python module of the classes."""
+        name = f"random_network_{self.seed}"
+        sys.modules.pop(name, None)
+        linecache.cache.pop(f"{name}.py", None)
 
     def inputs(self) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(self.seed)
         return tuple(torch.randn(shape, generator=generator) for shape in self.input_shapes)
+
+    def calls(self, dtype: torch.dtype = torch.float32) -> list[tuple[Any, ...]]:
+        """The arguments of each way to call the network."""
+        inputs = tuple(x.to(dtype) for x in self.inputs())
+        if self.container == "list":
+            return [(list(inputs),)]
+        if self.container == "dict":
+            return [(dict(zip("ab", inputs, strict=False)),)]
+        return [inputs, inputs[:-1]] if self.optional else [inputs]
 
     def shorter(self) -> Iterator["Program"]:
         for index, module in enumerate(self.modules):
@@ -109,6 +162,16 @@ class Program:
         return replace(self, modules=tuple(reversed(modules)))
 
 
+def recorders(model: nn.Module) -> dict[str, vocabulary.Recorder]:
+    """The hooks of a network that keep what they see, by the place of their module."""
+    return {
+        name: hook
+        for name, module in model.named_modules(remove_duplicate=False)
+        for hook in module._forward_hooks.values()
+        if isinstance(hook, vocabulary.Recorder)
+    }
+
+
 def shrink(program: Program, fails: Callable[[Program], bool]) -> Program:
     """Drops steps as long as the program still runs and `fails` stays true of it."""
     for shorter in program.shorter():
@@ -121,7 +184,8 @@ def runs(program: Program) -> bool:
     """Whether the network is built and computes."""
     try:
         with torch.no_grad():
-            program.build()(*program.inputs())
+            for call in program.calls():
+                program.build()(*call)
     except Exception:
         return False
     return True

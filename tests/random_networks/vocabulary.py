@@ -1,32 +1,43 @@
 """Modules and functions that random networks are made of, beside those of `torch.nn`.
 
-Each is a spelling met in a real network. The sources that `programs.py` writes see all names here.
+Each is a spelling met in a real network. The sources that `programs.py` writes see all names here,
+those of `untraceable.py` included.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from tests.random_networks import untraceable
+from tests.random_networks.untraceable import *  # noqa: F403  # the sources see them here
+
 __all__ = [
+    "Adapted",
+    "Attention",
     "BatchNormReLU1d",
     "BatchNormReLU2d",
+    "Branches",
     "ConvNorm",
-    "EvenWidth",
     "F",
     "FunctionalNorm",
     "LayerScale",
     "LinearNorm",
     "LowRank",
+    "MergedKernel",
+    "PlainConv2d",
     "Residual",
     "SqueezeExcite",
     "StandardisedConv2d",
     "nn",
     "pad_same",
+    "prune",
     "spectral_norm",
     "torch",
     "weight_norm",
 ]
+__all__ += untraceable.__all__
 
 
 class BatchNormReLU1d(nn.BatchNorm1d):
@@ -118,6 +129,89 @@ class LowRank(nn.Module):
         return self.base(x) + self.up(self.down(x)) * self.scale
 
 
+class Adapted(nn.Module):
+    """A layer with any number of low-rank updates, the active ones added up."""
+
+    def __init__(self, base: nn.Module, rank: int, *active: str) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.ModuleDict({name: self._part(rank, last=False) for name in ("a", "b")})
+        self.up = nn.ModuleDict({name: self._part(rank, last=True) for name in ("a", "b")})
+        self.dropout = nn.ModuleDict({"a": nn.Dropout(0.1), "b": nn.Identity()})
+        self.scaling = {"a": 0.5, "b": 2.0}
+        self.active = active
+
+    def _part(self, rank: int, last: bool) -> nn.Module:
+        base = self.base
+        if isinstance(base, nn.Linear):
+            sizes = (rank, base.out_features) if last else (base.in_features, rank)
+            return nn.Linear(*sizes, bias=False)
+        assert isinstance(base, nn.Conv2d)
+        if last:
+            return nn.Conv2d(rank, base.out_channels, 1, bias=False)
+        geometry = (base.kernel_size, base.stride, base.padding, base.dilation)
+        return nn.Conv2d(base.in_channels, rank, *geometry, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.base(x)
+        for name in self.active:
+            if name not in self.down:
+                continue
+            update = self.up[name](self.down[name](self.dropout[name](x)))
+            result = result + update * self.scaling[name]
+        return result
+
+
+class Branches(nn.Module):
+    """Parallel branches, added in a loop; those that are None are left out."""
+
+    def __init__(self, *branches: nn.Module | None) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([b for b in branches if b is not None])
+        self.activation = nn.ReLU(inplace=True) if None in branches else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = 0
+        for branch in self.branches:
+            out += branch(x)
+        return out if self.activation is None else self.activation(out)
+
+
+class MergedKernel(nn.Module):
+    """One convolution whose kernel is computed of several parameters."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Parameter(0.3 * torch.randn(c_out, c_in, kernel_size, kernel_size))
+        self.point = nn.Parameter(0.3 * torch.randn(c_out, c_in, 1, 1))
+        self.mixing = nn.Parameter(torch.randn(c_out, c_out))
+        self.gain = nn.Parameter(torch.rand(c_out, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = self.dense.shape[-1] // 2
+        kernel = self.dense + F.pad(self.point, [side] * 4)
+        kernel = torch.einsum("oi,ihjk->ohjk", self.mixing, kernel) * self.gain.exp()
+        return F.conv2d(x, kernel, padding=side)
+
+
+class Attention(nn.Module):
+    """Queries, keys and values from one linear layer, softmax, and a projection."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(features, 3 * features)
+        self.project = nn.Linear(features, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+        return self.project(weights @ v)
+
+
+class PlainConv2d(nn.Conv2d):
+    """A subclass that does the same as its parent."""
+
+
 class Residual(nn.Module):
     """The input plus what a module makes of it."""
 
@@ -149,15 +243,6 @@ class StandardisedConv2d(nn.Conv2d):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
         weight = weight / (weight.flatten(1).norm(dim=1)[:, None, None, None] + 1e-3)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-class EvenWidth(nn.Module):
-    """Control flow that symbolic tracing cannot follow."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] % 2:
-            x = F.pad(x, (0, 1))
-        return x
 
 
 def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:

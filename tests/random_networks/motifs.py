@@ -1,12 +1,11 @@
-"""Makers of several steps: parallel branches, views, shared layers, blocks and whole patterns."""
+"""Makers of several steps: parallel branches, views, concatenations and shared layers."""
 
-import re
-
-from tests.support.random_scope import RejectedError, Scope
-from tests.support.random_steps import (
+from tests.random_networks.scope import RejectedError, Scope
+from tests.random_networks.steps import (
     IMAGES,
     call,
     convolution_layer,
+    linear,
     normalised,
     spelled,
     summed,
@@ -102,7 +101,15 @@ def view(s: Scope) -> str:
             f"{{x}}[:, :{max(channels // 2, 1)}]",
             "torch.flatten({x}, 1)",
             "F.interpolate({x}, scale_factor=2)",
+            "{x}.movedim(1, -1)",
+            "{x}.flip(1)",
+            "{x}.roll(1, -1)",
+            "{x}.narrow(2, 1, 2)",
+            "{x}[:, -1:]",
+            "{x}.squeeze(0)",
         ]
+        if channels % 4 == 0:
+            forms.append("F.pixel_shuffle({x}, 2)")
         if channels % 2 == 0:
             forms.append(
                 "{x}.view({x}.shape[0], 2, -1, *{x}.shape[2:]).transpose(1, 2).flatten(1, 2)"
@@ -114,6 +121,9 @@ def view(s: Scope) -> str:
             "{x}.flatten(1)",
             "{x}[:, 0]",
             "{x}.unsqueeze(2)",
+            "{x}.reshape(-1, {x}.shape[-1])",
+            "{x}.unflatten(1, (-1, 2))",
+            "torch.swapaxes({x}, 1, 2)",
         ]
     elif len(shape) == 2:
         forms = ["{x}[:, :, None, None]", "{x}.unsqueeze(1)", "{x}.unsqueeze(-1)", "{x}[:, 1:]"]
@@ -135,17 +145,31 @@ def channels_last_linear(s: Scope) -> str:
 
 def chunks(s: Scope) -> str:
     x = s.pick(*IMAGES)
-    half = s.shape(x)[1] // 2
-    split = s.choice([f"{x}.chunk(2, dim=1)", f"torch.split({x}, {half}, 1)"])
-    a, b = f"v{s.numbers['v']}", f"v{s.numbers['v'] + 1}"
-    s.numbers["v"] += 2
-    s.steps.append(f"{a}, {b} = {split}")
-    s._run(s.steps[-1])
+    channels = s.shape(x)[1]
+    half = channels // 2
+    splits = [f"{x}.chunk(2, dim=1)", f"torch.split({x}, {half}, 1)", f"{x}.tensor_split(2, 1)"]
+    splits += [f"{x}.split([1, {channels - 1}], dim=1)", f"({x}[:, :{half}], {x}[:, {half}:])"]
+    a, b = s.unpack(s.choice(splits))
     if s.chance(0.6):
-        b = call(s, convolution_layer(s, b, half), b)
+        b = call(s, convolution_layer(s, b, s.shape(b)[1]), b)
+    if s.chance(0.4):
+        a = call(s, convolution_layer(s, a, s.shape(a)[1]), a)
     if s.chance(0.5) and s.shape(a) == s.shape(b):
         return summed(s, a, b)
     return s.assign(f"torch.cat([{a}, {b}], 1)")
+
+
+def stacked_branches(s: Scope) -> str:
+    """Convolutions side by side over one value, concatenated: an Inception block."""
+    x = s.pick(*IMAGES)
+    channels, rank = s.shape(x)[1], len(s.shape(x)) - 2
+    branches = []
+    for kernel in s.rng.sample([1, 3, 5], s.choice([2, 2, 3])):
+        layer = f"nn.Conv{rank}d({channels}, {s.choice([2, 4])}, {kernel}, padding={kernel // 2})"
+        y = call(s, s.attribute(layer), x)
+        branches.append(normalised(s, y) if s.chance(0.5) else y)
+    y = s.assign(f"torch.cat([{', '.join(branches)}], {s.choice(['1', 'dim=1'])})")
+    return normalised(s, y) if s.chance(0.4) else y
 
 
 def concatenated(s: Scope) -> str:
@@ -189,43 +213,27 @@ def tied(s: Scope) -> str:
     return s.assign(f"{second}({s.pick()})")
 
 
-def library_module(s: Scope) -> str:
-    """A module of the vocabulary, with layers inside."""
-    x = s.pick(3, 4)
-    shape = s.shape(x)
-    channels = shape[1]
-    if len(shape) == 3:
-        return s.assign(
-            f"{s.attribute(f'LinearNorm({shape[-1]}, {s.choice([4, shape[-1]])})')}({x})"
-        )
-    forms = [
-        "Residual(ConvNorm({c}, {c}, 3, groups={c}))",
-        "Residual(nn.Conv2d({c}, {c}, 3, padding=1))",
-        "nn.Sequential(ConvNorm({c}, 4, 3), nn.ReLU(inplace=True), ConvNorm(4, {c}))",
-        "StandardisedConv2d({c}, 4, 3, padding=1)",
-        "Residual(nn.Sequential(nn.BatchNorm2d({c}), nn.Conv2d({c}, {c}, 1)))",
-    ]
-    return s.assign(f"{s.attribute(s.choice(forms).format(c=channels))}({x})")
+def view_write(s: Scope) -> str:
+    """A write into a part of a value, through a view or an item."""
+    x = s.pick(2, 3, 4)
+    lines = [f"{x}[:, 0] = 0", f"{x}[:, :1] *= 2", f"{x}[..., -1] += 0.5", f"{x}[:, 1:].neg_()"]
+    lines += [f"{x}.flatten(1).mul_(0.5)", f"{x}.transpose(0, 1).add_(1)", f"torch.relu_({x}[:1])"]
+    lines += [f"{x}.view(-1)[0] = 1.0", f"{x}.copy_({x} * 2)", f"{x}.unsqueeze(1).sub_(0.3)"]
+    return s.change(x, s.choice(lines))
 
 
-def untraceable(s: Scope) -> str:
-    """Control flow on shapes: symbolic tracing has to stop here."""
+def shape_read(s: Scope) -> str:
     x = s.pick(4)
-    if s.chance(0.5):
-        return s.assign(f"{s.attribute('EvenWidth()')}({x})")
-    y = s.assign(f"pad_same({x}, 3, 2)")
-    layer = s.attribute(f"nn.Conv2d({s.shape(x)[1]}, 4, 3, stride=2, bias=False)")
-    return normalised(s, call(s, layer, y))
-
-
-def block_call(s: Scope, name: str) -> str:
-    """An instance of a generated class, called once, twice, or inside a sequence."""
-    source = f"{name}()"
-    if s.chance(0.2):
-        source = s.choice([f"nn.Sequential({source}, nn.ReLU())", f"Residual({source})"])
-    x = s.pick()
-    y = s.assign(f"{s.attribute(source)}({x})")
-    layer = re.match(r"v\d+ = (self\.m\d+)", s.steps[-1])
-    if layer is not None and s.chance(0.2):
-        return s.assign(f"{layer[1]}({s.choice([x, y])})")
-    return y
+    batch = s.choice(["{x}.shape[0]", "{x}.size(0)", "len({x})"]).format(x=x)
+    if batch.startswith("len"):
+        raise RejectedError
+    if s.chance(0.3):  # sizes of their own, and a check of them
+        batch, channels, height, width = s.unpack(f"{x}.shape", 4)
+        if s.chance(0.5):
+            s.steps.append(f"assert {channels} == {s.shape(x)[1]} and {x}.ndim == 4")
+        tokens = s.assign(f"{x}.reshape({batch}, {channels}, {height} * {width}).transpose(1, 2)")
+        y = linear(s, tokens)
+        return s.assign(f"{y}.transpose(1, 2).reshape({batch}, -1, {height}, {width})")
+    forms = [f"{x}.reshape({batch}, {x}.shape[1], -1)", f"{x}.view({batch}, -1)"]
+    forms += [f"{x} / {x}.shape[1]", f"{x} * ({x}.shape[-1] ** -0.5)"]
+    return s.assign(s.choice(forms))

@@ -1,0 +1,202 @@
+"""The mistakes, each a text of the package and what stands there instead."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A few lines of one file, replaced.
+
+    Args:
+        name: What was done wrong, in words.
+        file: The file, in `reparam/`.
+        before: What stands there now, exactly once.
+        after: What stands there with the mistake.
+    """
+
+    name: str
+    file: str
+    before: str
+    after: str
+
+    def applied(self, source: str) -> str:
+        """The source with the mistake.
+
+        Raises:
+            ValueError: The text is not there exactly once: the patch needs an update.
+        """
+        count = source.count(self.before)
+        if count != 1:
+            raise ValueError(
+                f"the mistake {self.name!r} does not apply: its text stands {count} times in "
+                f"reparam/{self.file}, not once\n{self.before}"
+            )
+        return source.replace(self.before, self.after)
+
+
+MISTAKES = [
+    Mistake(
+        "a sequence pads with zeros behind a bias",
+        "geometry.py",
+        "        if inner_constant:\n",
+        "        if False:\n",
+    ),
+    Mistake(
+        "a sequence pads between two kernels of several taps",
+        "geometry.py",
+        "    needs_before, needs_after = inner.reach - inner.stride + 1, inner.reach\n",
+        "    needs_before, needs_after = 0, 0\n",
+    ),
+    Mistake(
+        "the inner stride is forgotten where paddings are composed",
+        "geometry.py",
+        "        before + inner.stride * outer.before,\n",
+        "        before + outer.before,\n",
+    ),
+    Mistake(
+        "branches of different size add up",
+        "geometry.py",
+        "    if excess != other:\n",
+        "    if False:\n",
+    ),
+    Mistake(
+        "taps of branches are added without aligning them",
+        "affine.py",
+        "(axis.before - own.before) // axis.dilation\n",
+        "0 * (axis.before - own.before)\n",
+    ),
+    Mistake(
+        "a sum takes the larger number of groups, not the common divisor",
+        "affine.py",
+        "gcd(first.groups, second.groups or 1)\n",
+        "max(first.groups, second.groups or 1)\n",
+    ),
+    Mistake(
+        "the bias in front of a scale is not scaled",
+        "kernels.py",
+        "    constant = _response(outer_kernel, outer_groups, bias)\n",
+        "    scales = outer_groups == channels == outer_kernel.shape[0]\n"
+        "    constant = bias if scales else _response(outer_kernel, outer_groups, bias)\n",
+    ),
+    Mistake(
+        "batch norm forgets eps",
+        "affine.py",
+        "(exact(variance) + eps).rsqrt()",
+        "exact(variance).rsqrt()",
+    ),
+    Mistake(
+        "the channels of a grouped transposed convolution are mixed up",
+        "affine.py",
+        "                kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2)\n",
+        "                kernel = kernel.unflatten(0, (groups, -1))\n",
+    ),
+    Mistake(
+        "an average pool divides by the full window although it leaves its padding out",
+        "rules/padding.py",
+        "    if any(paddings) and count_include_pad is not True and divisor_override is None:\n",
+        "    if False:\n",
+    ),
+    Mistake(
+        "an average pool forgets divisor_override",
+        "rules/padding.py",
+        "    return pooled.scale(taps / divisor_override)\n",
+        "    return pooled\n",
+    ),
+    Mistake(
+        "padding with any value passes for padding with the constant",
+        "affine.py",
+        "        if bool(((value - constant).abs() <= bound).all()):\n",
+        "        if True:\n",
+    ),
+    Mistake(
+        "padding modes that differ from axis to axis become one",
+        "geometry.py",
+        "    if len(modes) > 1:\n",
+        "    if False:\n",
+    ),
+    Mistake(
+        "a second reader is ignored",
+        "regions.py",
+        "                reader in gone\n                or reader in self.dead\n",
+        "                True\n                or reader in self.dead\n",
+    ),
+    Mistake(
+        "what costs more multiply-adds is taken if it saves operators",
+        "costs.py",
+        "            self.multiply_adds >= 0\n            and self.operators >= 0\n",
+        "            self.operators >= 0\n",
+    ),
+    Mistake(
+        "a write in place to a value that is read later is ignored",
+        "lifting.py",
+        "            if any(facts.order[user] > position for user in member.users):\n",
+        "            if False:\n",
+    ),
+    Mistake(
+        "a write in place to the model's input is ignored",
+        "lifting.py",
+        '            if member.op in ("placeholder", "get_attr"):\n',
+        "            if False:\n",
+    ),
+    Mistake(
+        "a write between two reads is ignored",
+        "regions.py",
+        "                if facts.write_between(operand, order[operand], last, ignoring=dying):\n",
+        "                if False:\n",
+    ),
+    Mistake(
+        "views share no memory with what they look at",
+        "facts.py",
+        "                    parent[find(argument)] = find(node)\n",
+        "                    pass\n",
+    ),
+    Mistake(
+        "a subclass is taken for its parent",
+        "rules/registry.py",
+        "            rule = self._rules.get(target)\n",
+        "            kinds = target.__mro__ if isinstance(target, type) else (target,)\n"
+        "            rule = next((self._rules[k] for k in kinds if k in self._rules), None)\n",
+    ),
+    Mistake(
+        "hooks are ignored",
+        "lifting.py",
+        "        if has_hooks(module):\n",
+        "        if False:\n",
+    ),
+    Mistake(
+        "a forward set on the instance is ignored",
+        "lifting.py",
+        '        if "forward" in vars(module):\n',
+        "        if False:\n",
+    ),
+    Mistake(
+        "a module that is called twice is replaced in its place",
+        "rewriting.py",
+        "            and self.uses[id(old)] == 1\n",
+        "",
+    ),
+    Mistake(
+        "what is still read is pruned",
+        "graft.py",
+        "        kept = self._kept()\n",
+        "        kept: set[int] = set()\n",
+    ),
+    Mistake(
+        "statistics of the batch pass for running ones",
+        "rules/normalization.py",
+        "    if training is not False or running_mean is None or running_var is None:\n",
+        "    if running_mean is None or running_var is None:\n",
+    ),
+    Mistake(
+        "a factor per channel may widen a value of one channel",
+        "lifting.py",
+        "        problem = _may_broadcast(step, node, facts, steps)\n",
+        "        problem = None\n",
+    ),
+    Mistake(
+        "parameters of different types are folded together",
+        "affine.py",
+        "first.dtype is not None and second.dtype is not None and first.dtype != second.dtype:\n",
+        "first.dtype is not None and second.dtype is not None and False:\n",
+    ),
+]

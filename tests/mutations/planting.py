@@ -1,0 +1,93 @@
+"""Copies the package, plants one mistake in the copy, and runs the tests there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.mutations.mistakes import Mistake
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TESTS = [
+    "tests/test_tiny.py",
+    "tests/test_refusals.py",
+    "tests/test_laws.py",
+    "tests/test_rules.py",
+    "tests/test_random_networks.py",
+]
+"""The fast tests that have to notice, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests said of one mistake.
+
+    Args:
+        mistake: What was done wrong.
+        file: Where.
+        caught_by: The first test that failed; None if none did.
+        seconds: How long that took.
+    """
+
+    mistake: str
+    file: str
+    caught_by: str | None
+    seconds: float
+
+
+@contextmanager
+def planted(mistake: Mistake | None) -> Iterator[Path]:
+    """A copy of the package and its tests, with the mistake."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        unwanted = shutil.ignore_patterns("__pycache__", "*.pyc")
+        for name in ("reparam", "repvgg", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=unwanted)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mistake is not None:
+            path = copy / "reparam" / mistake.file
+            source = path.read_text(encoding="utf-8")
+            path.write_text(mistake.applied(source), encoding="utf-8")
+        yield copy
+
+
+def first_failure(folder: Path, tests: Sequence[str]) -> str | None:
+    """The first test that fails in a copy.
+
+    Raises:
+        RuntimeError: The tests could not be run.
+    """
+    # Of an installed package, pytest must not take the original.
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *tests],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode not in (1, 2) or failed is None:
+        raise RuntimeError(f"pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return failed[1]
+
+
+def outcome(mistake: Mistake, tests: Sequence[str] = TESTS) -> Outcome:
+    """Plants one mistake and runs the tests until the first one fails."""
+    start = time.monotonic()
+    with planted(mistake) as folder:
+        caught = first_failure(folder, tests)
+    return Outcome(mistake.name, f"reparam/{mistake.file}", caught, time.monotonic() - start)

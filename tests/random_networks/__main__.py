@@ -1,0 +1,48 @@
+"""Tries any number of random networks: `python -m tests.random_networks --networks 10000`."""
+
+import json
+import time
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tests.random_networks.campaign import Result, summary, try_in_processes
+from tests.random_networks.checking import smallest_failing
+from tests.support.correctness_page import RANDOM_NETWORKS, random_networks_text, write_page
+
+
+@click.command()
+@click.option("--networks", default=1000, show_default=True, help="How many networks to try.")
+@click.option("--first-seed", default=0, show_default=True, help="The seed of the first one.")
+@click.option("--jobs", default=2, show_default=True, help="Over how many processes.")
+@click.option("--shrink", default=0, show_default=True, help="How many failing networks to show.")
+@click.option("--keep", is_flag=True, help="Keep the result in docs/.")
+def main(networks: int, first_seed: int, jobs: int, shrink: int, keep: bool) -> None:
+    """Fuse random networks and assert that each is exact, never dearer and explained.
+
+    The exit status is 1 if one fails.
+    """
+    console = Console()
+    seeds = range(first_seed, first_seed + networks)
+    start, total = time.monotonic(), Result()
+    columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed")]
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=networks, failed=0)
+        for result in try_in_processes(seeds, jobs):
+            total += result
+            progress.update(task, advance=result.networks, failed=len(total.failures))
+    data = summary(total, seeds, time.monotonic() - start)
+    if keep:
+        RANDOM_NETWORKS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_page()
+    console.print(random_networks_text(data), markup=False)
+    for failure in data["failures"]:
+        console.print(f"seed {failure['seed']}: {failure['message']}", markup=False)
+    for failure in data["failures"][:shrink]:
+        console.print(f"\n{failure['message']}\n{smallest_failing(failure['seed'])}", markup=False)
+    raise SystemExit(bool(data["failures"]))
+
+
+if __name__ == "__main__":
+    main()

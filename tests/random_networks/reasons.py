@@ -1,0 +1,89 @@
+"""Whether a report explains what stays: in words, at places that exist, and nothing forgotten."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from reparam.report import RefusedRow, Report
+from tests.random_networks.neighbours import Operator, affine_pairs
+
+NAMES = {
+    "convolution": r"conv",
+    "linear": r"linear|matmul|addmm|einsum",
+    "batch norm": r"norm",
+    "addition": r"add|sub",
+    "multiplication": r"mul|div|neg",
+}
+"""What the operators of each kind are called in a report."""
+
+INTERNALS = r"fx\.|Proxy|placeholder|call_(module|function|method)|get_attr|Traceback|<[a-z_.]+ "
+"""What a reason in users' words never says, except where it quotes an exception."""
+
+
+def path_of(row: RefusedRow, modules: Mapping[str, nn.Module]) -> str:
+    """The path of the module of a row: `features.3` for `features.3 (add_1)`, root for `add_1`."""
+    path, found, _ = row.place.partition(" (")
+    if found or path in modules:
+        return path
+    assert row.place == "the model" or path.isidentifier(), f"no such place: {row}"
+    return ""
+
+
+def assert_reasons(model: nn.Module, report: Report) -> None:
+    """Each refused row has a reason in words and a place in the model."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for row in report.refused:
+        assert path_of(row, modules) in modules, f"no such place: {row}"
+        assert len(row.reason.split()) >= 3, f"no reason in words: {row}"
+        words = re.sub(r"\(\w+: .*\)", "", row.reason)
+        assert not re.search(INTERNALS, words), f"not a user's words: {row}"
+        assert row.operator, f"no operator: {row}"
+
+
+def assert_explained(
+    model: nn.Module, fused: nn.Module, report: Report, inputs: Sequence[Any]
+) -> None:
+    """Of two affine operators of which one reads the other, one is new or has a reason."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    rows = [(path_of(row, modules), row) for row in report.refused]
+    whole = {
+        path
+        for path, row in rows
+        if " (" not in row.place and row.operator == type(modules[path]).__name__
+    }
+    new = {row.name for row in report.fused}
+    for pair in affine_pairs(fused, inputs):
+        if any(o.place in new or o.place in whole or _has_row(o, rows) for o in pair):
+            continue
+        if _leaves_graph(pair, whole):
+            continue
+        first, second = pair
+        raise AssertionError(
+            f"unexplained: {second.kind} in {second.place or 'the model'} after {first.kind} in "
+            f"{first.place or 'the model'}\n{report}"
+        )
+
+
+def _has_row(operator: Operator, rows: Sequence[tuple[str, RefusedRow]]) -> bool:
+    place = operator.place
+    return any(
+        re.search(NAMES[operator.kind], row.operator, re.IGNORECASE)
+        and (path == place or path.startswith(f"{place}." if place else ""))
+        for path, row in rows
+    )
+
+
+def _leaves_graph(pair: tuple[Operator, Operator], whole: set[str]) -> bool:
+    """Whether the value passes from one to the other through code that has no graph."""
+    first, second = ([*operator.place.split(".")] if operator.place else [] for operator in pair)
+    shared = 0
+    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+        shared += 1
+    paths = {
+        ".".join(place[:length])
+        for place in (first, second)
+        for length in range(shared, len(place) + 1)
+    }
+    return bool(paths & whole)

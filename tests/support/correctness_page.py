@@ -1,0 +1,122 @@
+"""Writes docs/correctness.md from the kept results: `python -m tests.support.correctness_page`."""
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import reparam
+
+ROOT = Path(__file__).resolve().parents[2]
+RANDOM_NETWORKS = ROOT / "docs" / "data" / "random_networks.json"
+MUTATIONS = ROOT / "docs" / "data" / "mutations.json"
+PAGE = ROOT / "docs" / "correctness.md"
+
+FAILURES = {
+    "wrong": "gave another result",
+    "raised": "raised an error",
+    "dearer": "needed more multiply-adds or more operators than before",
+    "changed": "left the user's model, inputs or random state changed",
+    "unexplained": "kept something that the report did not explain",
+    "other": "could not be used as before (copied, stored, loaded, fused again)",
+}
+
+OPERATORS = {
+    "convolutions": "convolutions",
+    "linears": "linear layers",
+    "batch_norms": "batch norms",
+    "additions": "additions",
+    "multiplications": "multiplications",
+    "affine": "**all of these**",
+    "average_pools": "average pools",
+    "pads": "pads",
+    "total": "operators of any kind",
+    "macs": "multiply-adds",
+}
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def run_versions(seconds: float) -> dict[str, Any]:
+    """When, how long and with which versions something ran."""
+    return {
+        "seconds": round(seconds),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {
+            "reparam": reparam.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def versions(data: dict[str, Any]) -> str:
+    names = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    return f"{names}; {data['date']}; {data['seconds']:,} s"
+
+
+def random_networks_text(data: dict[str, Any]) -> str:
+    first, last = data["seeds"]
+    failed = table(
+        ["of these networks", "number"],
+        [[text, f"{data['failed'][kind]:,}"] for kind, text in FAILURES.items()],
+    )
+    operators = table(
+        ["executed in one forward", "before", "after", "remaining"],
+        [
+            [text, f"{row['before']:,}", f"{row['after']:,}", _share(row["remaining"])]
+            for kind, text in OPERATORS.items()
+            for row in [data["operators"][kind]]
+        ],
+    )
+    reasons = table(
+        ["reason why an operator stayed", "times"],
+        [[reason, f"{count:,}"] for reason, count in data["reasons"].items()],
+    )
+    return (
+        f"{data['networks']:,} networks, seeds {first:,} to {last:,} ({versions(data)}).\n\n"
+        f"{failed}\n{operators}\n{reasons}"
+    )
+
+
+def mutations_text(data: dict[str, Any]) -> str:
+    rows = [
+        [row["mistake"], f"`{row['file']}`", _caught(row), f"{row['seconds']:.0f}"]
+        for row in data["mutations"]
+    ]
+    caught = sum(row["caught_by"] is not None for row in data["mutations"])
+    return (
+        f"{caught} of {len(rows)} mistakes are caught ({versions(data)}).\n\n"
+        f"{table(['mistake', 'file', 'caught first by', 'seconds'], rows)}"
+    )
+
+
+def page() -> str:
+    """The whole page, from the kept results."""
+    text = (ROOT / "tests" / "support" / "correctness_page.md").read_text(encoding="utf-8")
+    for path, render in ((RANDOM_NETWORKS, random_networks_text), (MUTATIONS, mutations_text)):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        text = text.replace(f"{{{path.stem}}}", render(data).rstrip())
+    return text
+
+
+def write_page() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def _share(remaining: float | None) -> str:
+    return "" if remaining is None else f"{remaining:.0%}"
+
+
+def _caught(row: dict[str, Any]) -> str:
+    return f"`{row['caught_by']}`" if row["caught_by"] else "**nothing**"
+
+
+if __name__ == "__main__":
+    write_page()
