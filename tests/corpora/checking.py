@@ -1,24 +1,17 @@
 """What must hold of every fused network, whichever library it comes from."""
 
-import re
 import time
-from collections.abc import Iterable, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import reparam
 from reparam.report import Report
 from tests.corpora.network import Network
 from tests.support.counting import OperatorCounts, count_operators
-from tests.support.errors import FLOAT64_BOUND, float64_inputs, relative_error, run
-from tests.support.leftovers import leftover_batch_norms
-from tests.support.snapshots import difference, snapshot
+from tests.support.errors import float64_inputs, run
 
 
 @dataclass

@@ -48,6 +48,16 @@ def images(size: int, channels: int = 3) -> Inputs:
     return lambda count, seed: (random_images(count, size, seed, channels),)
 
 
+def pairs(size: int) -> Inputs:
+    """Two grey images each, repeated over the channels."""
+
+    def make(count: int, seed: int) -> tuple[Tensor]:
+        grey = random_images(2 * count, size, seed, 1)
+        return (grey.unflatten(0, (count, 2)).repeat(1, 1, 3, 1, 1),)
+
+    return make
+
+
 def audio(samples: int) -> Inputs:
     """Waves of one channel, whose axis is left out."""
 
@@ -92,5 +102,14 @@ def translation() -> Inputs:
 
     def make(count: int, seed: int) -> tuple[Any, ...]:
         return (*tokens()(count, seed), None, *tokens(7)(count, seed + 1))
+
+    return make
+
+
+def transcription() -> Inputs:
+    """A spectrogram and words, and no mask between them."""
+
+    def make(count: int, seed: int) -> tuple[Any, ...]:
+        return (*spectrogram(20, 60)(count, seed), None, *tokens()(count, seed))
 
     return make

@@ -11,9 +11,11 @@ from tests.corpora.network import (
     Network,
     audio,
     images,
+    pairs,
     series,
     spectrogram,
     tokens,
+    transcription,
     translation,
 )
 
@@ -40,7 +42,7 @@ class TransformersNetwork(Network):
         return self.make(count, seed)
 
 
-STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 2, 1, 1]}
+STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]}
 HEADS = {"num_attention_heads": [1, 2, 2, 4]}
 LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENCODER = {**LAYERS, "intermediate_size": 48}
@@ -91,7 +93,7 @@ SPEECH = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
-WORDS = {**ENCODER, "vocab_size": 100}
+WORDS = {**ENCODER, "vocab_size": 100, "use_cache": False}
 VISION = {**ENCODER, "image_size": 64, "patch_size": 16}
 
 TRANSFORMERS_NETWORKS = [
@@ -150,7 +152,7 @@ TRANSFORMERS_NETWORKS = [
         "CvT",
         "CvtForImageClassification",
         images(64),
-        {"depth": [1, 1, 2], "embed_dim": [16, 48, 96], "num_heads": [1, 3, 6]},
+        {"depth": [1, 2, 3], "embed_dim": [16, 48, 96], "num_heads": [1, 3, 6]},
         True,
     ),
     TransformersNetwork(
@@ -242,7 +244,11 @@ TRANSFORMERS_NETWORKS = [
         "Conditional DETR", "ConditionalDetrForObjectDetection", images(64), QUERIES
     ),
     TransformersNetwork(
-        "Wav2Vec2-Conformer", "Wav2Vec2ConformerForCTC", audio(2000), {**SPEECH, "vocab_size": 20}, True
+        "Wav2Vec2-Conformer",
+        "Wav2Vec2ConformerForCTC",
+        audio(2000),
+        {**SPEECH, "vocab_size": 20},
+        True,
     ),
     TransformersNetwork(
         "Wav2Vec2-Conformer, rotary",
@@ -250,7 +256,9 @@ TRANSFORMERS_NETWORKS = [
         audio(2000),
         {**SPEECH, "position_embeddings_type": "rotary"},
     ),
-    TransformersNetwork("BiT", "BitForImageClassification", images(64), {**RESNET, "num_groups": 4}),
+    TransformersNetwork(
+        "BiT", "BitForImageClassification", images(64), {**RESNET, "num_groups": 4}
+    ),
     TransformersNetwork(
         "FocalNet",
         "FocalNetForImageClassification",
@@ -297,15 +305,15 @@ TRANSFORMERS_NETWORKS = [
         },
     ),
     TransformersNetwork(
-        "EfficientLoFTR's backbone",
+        "EfficientLoFTR",
         "EfficientLoFTRModel",
-        lambda count, seed: (images(64, 1)(2 * count, seed)[0].unflatten(0, (count, 2)).expand(-1, -1, 3, -1, -1),),
+        pairs(64),
         {
             "stage_num_blocks": [1, 2, 2, 2],
             "out_features": [16, 16, 24, 32],
             "hidden_size": 32,
             "num_attention_layers": 1,
-            "num_attention_heads": 4,
+            "num_attention_heads": 8,
         },
     ),
     TransformersNetwork(
@@ -328,7 +336,8 @@ TRANSFORMERS_NETWORKS = [
         images(64),
         {
             **VISION,
-            "backbone_out_indices": [0, 0, 1, 1],
+            "num_hidden_layers": 4,
+            "backbone_out_indices": [0, 1, 2, 3],
             "neck_hidden_sizes": [8, 16, 24, 32],
             "fusion_hidden_size": 16,
             "use_batch_norm_in_fusion_residual": True,
@@ -417,23 +426,18 @@ TRANSFORMERS_NETWORKS = [
             },
         },
     ),
-    TransformersNetwork("PP-LCNet", "PPLCNetForImageClassification", images(64), {"scale": 0.25}),
-    TransformersNetwork("UVDoc", "UVDocModel", images(64), {}),
     TransformersNetwork(
-        "FastSpeech2-Conformer",
-        "FastSpeech2ConformerModel",
-        tokens(8, 78),
+        "PP-LCNet", "PPLCNetForImageClassification", images(64), {"scale": 0.25}, True
+    ),
+    TransformersNetwork(
+        "UVDoc",
+        "UVDocModel",
+        images(64),
         {
-            "hidden_size": 32,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "encoder_linear_units": 48,
-            "decoder_linear_units": 48,
-            "speech_decoder_postnet_units": 16,
-            "duration_predictor_channels": 16,
-            "energy_predictor_channels": 16,
-            "pitch_predictor_channels": 16,
-            "num_mel_bins": 20,
+            "backbone_config": {
+                "model_type": "uvdoc_backbone",
+                "out_features": [f"stage{n}" for n in range(1, 7)],
+            }
         },
     ),
     TransformersNetwork(
@@ -466,14 +470,28 @@ TRANSFORMERS_NETWORKS = [
         "Swin",
         "SwinForImageClassification",
         images(64),
-        {"image_size": 64, "embed_dim": 16, "depths": [1, 1, 2], "num_heads": [1, 2, 4], "window_size": 4},
+        {
+            "image_size": 64,
+            "embed_dim": 16,
+            "depths": [1, 1, 2],
+            "num_heads": [1, 2, 4],
+            "window_size": 4,
+        },
     ),
     TransformersNetwork("BERT", "BertForSequenceClassification", tokens(), WORDS, True),
     TransformersNetwork(
         "GPT-2",
         "GPT2LMHeadModel",
         tokens(),
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100},
+        {
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "vocab_size": 100,
+            "use_cache": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
         True,
     ),
     TransformersNetwork(
@@ -483,13 +501,21 @@ TRANSFORMERS_NETWORKS = [
         "T5",
         "T5ForConditionalGeneration",
         translation(),
-        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 100},
+        {
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": 100,
+            "use_cache": False,
+        },
     ),
     TransformersNetwork("Wav2Vec2", "Wav2Vec2Model", audio(2000), SPEECH),
     TransformersNetwork(
         "Whisper",
         "WhisperModel",
-        lambda count, seed: (*spectrogram(20, 60)(count, seed), None, *tokens()(count, seed)),
+        transcription(),
         {
             "d_model": 32,
             "encoder_layers": 1,
@@ -498,6 +524,7 @@ TRANSFORMERS_NETWORKS = [
             "decoder_attention_heads": 4,
             "encoder_ffn_dim": 48,
             "decoder_ffn_dim": 48,
+            "use_cache": False,
             "num_mel_bins": 20,
             "max_source_positions": 30,
             "vocab_size": 100,
