@@ -18,6 +18,7 @@ from tests.support.counting import OperatorCounts, count_operators
 from tests.support.errors import FLOAT64_BOUND, relative_error
 from tests.support.programs import Program, shrink
 from tests.support.random_networks import random_program
+from tests.support.snapshots import difference, snapshot
 
 SEEDS = range(int(os.environ.get("REPARAM_RANDOM_NETWORKS", "150")))
 
@@ -33,31 +34,6 @@ def output_and_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     inputs = tuple(x.clone() for x in inputs)
     with torch.no_grad():
         return model(*inputs), inputs
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that a user can see of a model: tensors, flags, names, classes and identities."""
-    return {
-        "modules": [
-            (name, id(m), type(m)) for name, m in model.named_modules(remove_duplicate=False)
-        ],
-        "training": [m.training for m in model.modules()],
-        "gradients": {n: p.requires_grad for n, p in model.named_parameters()},
-        "identities": {n: id(t) for n, t in model.state_dict(keep_vars=True).items()},
-        "bits": {n: t.clone() for n, t in model.state_dict().items()},
-        "attributes": [sorted(vars(m)) for m in model.modules()],
-    }
-
-
-def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Which part of two snapshots differs, or nothing."""
-    bits, bits_after = before["bits"], after["bits"]
-    if bits.keys() != bits_after.keys() or not all(
-        torch.equal(bits[n], bits_after[n]) for n in bits
-    ):
-        return "bits"
-    changed = [key for key in before if key != "bits" and before[key] != after[key]]
-    return ", ".join(changed)
 
 
 def check(program: Program) -> tuple[OperatorCounts, OperatorCounts]:

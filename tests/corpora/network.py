@@ -18,11 +18,18 @@ class Network:
 
     library: str
     name: str
+    selected: bool = False
+    """Whether continuous integration takes it."""
     calibrating: int = 8
     """How many inputs its batch norms are normalised to."""
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def mark(self) -> str:
+        """The mark of the tests that take it; empty where all runs do."""
+        return "corpus" if self.selected else "heavy"
 
     def construct(self) -> nn.Module:
         """The network as its library makes it."""
