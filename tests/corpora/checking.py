@@ -77,15 +77,21 @@ class Fusion:
 
     @cached_property
     def counts(self) -> OperatorCounts:
-        return count_operators(self.model, self.inputs)
+        return self._counts(self.model)
 
     @cached_property
     def fused_counts(self) -> OperatorCounts:
-        return count_operators(self.fused, self.inputs)
+        return self._counts(self.fused)
 
     @cached_property
     def hand_counts(self) -> OperatorCounts | None:
-        return None if self.hand is None else count_operators(self.hand, self.inputs)
+        return None if self.hand is None else self._counts(self.hand)
+
+    def _counts(self, model: nn.Module) -> OperatorCounts:
+        """The operators of the second run: in the first some networks fill a cache."""
+        model = deepcopy(model)
+        run(model, self.inputs)
+        return count_operators(model, self.inputs)
 
     @property
     def untraced(self) -> list[RefusedRow]:

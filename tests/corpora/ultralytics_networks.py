@@ -11,11 +11,12 @@ from torch import nn
 
 from tests.corpora.network import Network, images
 
+_SETTINGS = tempfile.TemporaryDirectory(prefix="ultralytics-")
+
 
 def import_ultralytics() -> ModuleType:
     """Imports the library so that it writes to a temporary folder and asks no network."""
-    if "YOLO_CONFIG_DIR" not in os.environ:
-        os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")
+    os.environ.setdefault("YOLO_CONFIG_DIR", _SETTINGS.name)
     os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
     import ultralytics
 
@@ -58,8 +59,8 @@ class UltralyticsNetwork(Network):
     def by_hand(self, model: nn.Module) -> nn.Module:
         copy: Any = deepcopy(model)
         head = copy.model[-1]
-        if getattr(head, "end2end", False):
-            # it would drop the branch for training, whose values are a part of the output
+        if getattr(head, "one2one_cv2", None) is not None:
+            # it would drop one of two branches, whose values are a part of the output
             head.fuse = lambda: None
         fused: nn.Module = copy.fuse(verbose=False)
         return fused
