@@ -73,7 +73,8 @@ class Fusion:
 
     @cached_property
     def hand(self) -> nn.Module | None:
-        return self.network.by_hand(deepcopy(self.model))
+        hand = self.network.by_hand(deepcopy(self.model))
+        return None if hand is None else hand.to(self.dtype)  # some make float32 of all types
 
     @cached_property
     def counts(self) -> OperatorCounts:

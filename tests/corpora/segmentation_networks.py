@@ -21,7 +21,7 @@ class SegmentationNetwork(Network):
     calibrating = 4
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return f"{self.architecture}, {self.encoder}"
 
     def construct(self) -> nn.Module:

@@ -31,7 +31,7 @@ class TimmModel(Network):
     library = "timm"
 
     @property
-    def calibrating(self) -> int:  # type: ignore[override]
+    def calibrating(self) -> int:
         return 8 if self.size < 200 else 4
 
     @property
