@@ -8,7 +8,12 @@ import torch
 from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite(
-    "tests.cases", "tests.laws", "tests.random_networks", "tests.refusals", "tests.support"
+    "tests.cases",
+    "tests.corpora",
+    "tests.laws",
+    "tests.random_networks",
+    "tests.refusals",
+    "tests.support",
 )
 
 if "PYTEST_XDIST_WORKER" in os.environ:

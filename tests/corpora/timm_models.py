@@ -3,18 +3,19 @@
 `timm` 1.0.31 has 98 families; 59 register at least one network with batch norm.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import timm
-import torch
+from timm.utils import reparameterize_model
 from torch import nn
 
-from tests.support.images import random_images
-from tests.support.randomise import randomise_batch_norm
+from tests.corpora.network import Network, images
 
 
 @dataclass(frozen=True)
-class TimmModel:
+class TimmModel(Network):
     """A network, the smallest image that it takes well, and what is known of it."""
 
     family: str
@@ -22,23 +23,31 @@ class TimmModel:
     size: int = 96
     resizable: bool = False
     """Whether the image size is an argument of the model."""
-    traced: bool = True
-    """Whether `torch.fx.symbolic_trace` enters the whole network."""
     hand: bool = False
     """Whether timm has a hand-written fused form (`timm.utils.reparameterize_model`)."""
     quick: bool = False
     """Whether the default run of the tests takes it."""
 
-    def __str__(self) -> str:
-        return self.name
+    library = "timm"
 
-    def build(self, seed: int) -> nn.Module:
-        """The network in evaluation mode, with randomised statistics and scales."""
+    @property
+    def calibrating(self) -> int:
+        return 8 if self.size < 200 else 4
+
+    @property
+    def mark(self) -> str:
+        return "" if self.quick else "corpus"
+
+    def construct(self) -> nn.Module:
         size = {"img_size": self.size} if self.resizable else {}
-        torch.manual_seed(seed)
-        model: nn.Module = timm.create_model(self.name, pretrained=False, **size).eval()
-        calibration = random_images(8 if self.size < 200 else 4, self.size, seed)
-        return randomise_batch_norm(model, seed, (calibration,))
+        model: nn.Module = timm.create_model(self.name, pretrained=False, **size)
+        return model
+
+    def inputs(self, count: int, seed: int) -> tuple[Any, ...]:
+        return images(self.size)(count, seed)
+
+    def by_hand(self, model: nn.Module) -> nn.Module | None:
+        return reparameterize_model(deepcopy(model)) if self.hand else None
 
 
 TIMM_MODELS = [
@@ -48,7 +57,7 @@ TIMM_MODELS = [
     TimmModel("byobnet", "mobileone_s0", hand=True, quick=True),
     TimmModel("byobnet", "mobileone_s4", hand=True),
     TimmModel("convmixer", "convmixer_768_32", size=64),
-    TimmModel("cpubone", "cpubone_nano", traced=False),
+    TimmModel("cpubone", "cpubone_nano"),
     TimmModel("cspnet", "cs3darknet_focus_s"),
     TimmModel("cspnext", "cspnext_tiny"),
     TimmModel("densenet", "densenet121"),
@@ -58,10 +67,10 @@ TIMM_MODELS = [
     TimmModel("efficientformer_v2", "efficientformerv2_s0", resizable=True),
     TimmModel("efficientnet", "mobilenetv2_100"),
     TimmModel("efficientnet", "mixnet_s"),
-    TimmModel("efficientnet", "tf_efficientnet_b0", traced=False),
+    TimmModel("efficientnet", "tf_efficientnet_b0"),
     TimmModel("efficientvim", "efficientvim_m1", hand=True),
-    TimmModel("efficientvit_mit", "efficientvit_b0", traced=False, quick=True),
-    TimmModel("efficientvit_msra", "efficientvit_m0", size=128, traced=False, hand=True),
+    TimmModel("efficientvit_mit", "efficientvit_b0", quick=True),
+    TimmModel("efficientvit_msra", "efficientvit_m0", size=128, hand=True),
     TimmModel("fasternet", "fasternet_t0"),
     TimmModel("fastvit", "fastvit_t8", hand=True, quick=True),
     TimmModel("ghostnet", "ghostnet_050"),
@@ -82,10 +91,10 @@ TIMM_MODELS = [
     TimmModel("maxxvit", "test_coatnet", size=64, resizable=True, quick=True),
     TimmModel("mobilenetv3", "mobilenetv3_small_050"),
     TimmModel("mobilenetv3", "lcnet_050", quick=True),
-    TimmModel("mobilevit", "mobilevit_xxs", traced=False),
-    TimmModel("nasnet", "nasnetalarge", size=64, traced=False),
+    TimmModel("mobilevit", "mobilevit_xxs"),
+    TimmModel("nasnet", "nasnetalarge", size=64),
     TimmModel("nextvit", "nextvit_small", hand=True),
-    TimmModel("pnasnet", "pnasnet5large", size=64, traced=False),
+    TimmModel("pnasnet", "pnasnet5large", size=64),
     TimmModel("regnet", "regnetx_002"),
     TimmModel("repghost", "repghostnet_050", hand=True, quick=True),
     TimmModel("repvit", "repvit_m0_9", hand=True, quick=True),
@@ -100,9 +109,9 @@ TIMM_MODELS = [
     TimmModel("sknet", "skresnet18"),
     TimmModel("starnet", "starnet_s050", quick=True),
     TimmModel("swiftformer", "swiftformer_xs"),
-    TimmModel("tiny_vit", "tiny_vit_5m_224", traced=False, hand=True),
+    TimmModel("tiny_vit", "tiny_vit_5m_224", hand=True),
     TimmModel("tresnet", "tresnet_m"),
-    TimmModel("vgg", "vgg11_bn", size=64, traced=False),
+    TimmModel("vgg", "vgg11_bn", size=64),
     TimmModel("visformer", "visformer_tiny", resizable=True),
     TimmModel("vision_transformer_hybrid", "vit_small_resnet26d_224", size=64, resizable=True),
     TimmModel("volo", "volo_d1_224", size=64, resizable=True),

@@ -19,6 +19,7 @@ from tests.random_networks.reasons import assert_explained, assert_reasons
 from tests.random_networks.vocabulary import Counted
 from tests.support.counting import OperatorCounts, count_operators
 from tests.support.errors import FLOAT64_BOUND, relative_error
+from tests.support.snapshots import bits, difference, snapshot
 
 
 class WrongError(AssertionError):
@@ -59,7 +60,7 @@ def check(program: Program) -> Passed:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
         model = program.build().double()
-        before, random_state = snapshot(model), torch.get_rng_state()
+        before, random_state = observed(model), torch.get_rng_state()
         fused = reparam.fuse(model)
         assert_unchanged(model, before)
         if not torch.equal(random_state, torch.get_rng_state()):
@@ -121,7 +122,7 @@ def _check_use(program: Program, fused: nn.Module, inputs: tuple[Any, ...]) -> N
     kind, seed = program.seed % 7, program.seed
     if kind == 0:  # example inputs
         model = program.build().double()
-        before, given = snapshot(model), deepcopy(inputs)
+        before, given = observed(model), deepcopy(inputs)
         with_inputs = reparam.fuse(model, inputs)
         assert_unchanged(model, before)
         same = [torch.equal(a, b) for a, b in zip(*map(tree_leaves, (inputs, given)), strict=True)]
@@ -156,46 +157,17 @@ def _check_use(program: Program, fused: nn.Module, inputs: tuple[Any, ...]) -> N
         assert_same(fused, deepcopy(fused), inputs, seed)
 
 
-def bits(model: nn.Module) -> dict[str, Any]:
-    return {"bits": {n: t.clone() for n, t in model.state_dict().items()}}
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that a user can see of a model: tensors, flags, names, classes and identities."""
-    return {
-        "modules": [
-            (name, id(m), type(m)) for name, m in model.named_modules(remove_duplicate=False)
-        ],
-        "training": [m.training for m in model.modules()],
-        "gradients": {n: p.requires_grad for n, p in model.named_parameters()},
-        "identities": {n: id(t) for n, t in model.state_dict(keep_vars=True).items()},
-        "attributes": [
-            [(name, id(value), _plain(value)) for name, value in sorted(vars(m).items())]
-            for m in model.modules()
-        ],
-        "hooks": {name: len(hook.seen) for name, hook in recorders(model).items()},
-        **bits(model),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """What can change of an attribute although the object stays the same."""
-    return list(value) if isinstance(value, dict | list | set) else None
+def observed(model: nn.Module) -> dict[str, Any]:
+    """A snapshot, with what the hooks of a model saw."""
+    hooks = {name: len(hook.seen) for name, hook in recorders(model).items()}
+    return {**snapshot(model), "hooks": hooks}
 
 
 def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
     """Asserts that a model is as it was when the snapshot was taken."""
-    changed = difference(before, snapshot(model))
+    changed = difference(before, observed(model))
     if changed:
         raise ChangedError(f"the user's model changed: {changed}")
-
-
-def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Which part of two snapshots differs, or nothing."""
-    old, new = before["bits"], after["bits"]
-    if old.keys() != new.keys() or not all(torch.equal(old[n], new[n]) for n in old):
-        return "bits"
-    return ", ".join(key for key in before if key != "bits" and before[key] != after[key])
 
 
 def failure(program: Program) -> str:

@@ -87,7 +87,7 @@ class _Reads:
             value.reads.append(read)
         for tensor in outputs:
             self.values[id(tensor)] = value
-        if name in BATCH_NORMS:
+        if name in BATCH_NORMS and args[3] is not None:  # it has statistics of its own
             self.norms.append(value)
         if name in CONVOLUTIONS | TRANSPOSED | LINEARS:
             self.weights.append(id(args[1]))

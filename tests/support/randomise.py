@@ -135,8 +135,19 @@ def _calibrate(
 
 def _silently(model: nn.Module) -> Iterator[None]:
     """One pass after which the model's plain attributes (cached grids, counters) are as before."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    before = [
+        (module, {name: _held(v) for name, v in vars(module).items()}) for module in model.modules()
+    ]
     yield
     for module, attributes in before:
         vars(module).clear()
-        vars(module).update(attributes)
+        for name, (value, content) in attributes.items():
+            vars(module)[name] = value
+            if isinstance(value, dict):  # of hooks, which some models register when first run
+                value.clear()
+                value.update(content)
+
+
+def _held(value: Any) -> tuple[Any, Any]:
+    """A value, and a copy of what it holds where it may be changed in place."""
+    return value, dict(value) if isinstance(value, dict) else None
