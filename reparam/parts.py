@@ -146,13 +146,18 @@ def find_parts(
             untraced.append(Untraced(path, module, error.reason))
             reach.follow(module)
             called = {id(part) for part in reach.only_called()}
-            pending.extend(part for part in model.modules() if id(part) in called)
+            pending.extend(
+                part
+                for part in model.modules()
+                if id(part) in called and not _is_operator(part, rules)
+            )
             continue
         part.make = make
         parts.append(part)
         pending.extend(_opaque_leaves(part.trace, rules))
         pending.extend(_left_out(part))
     roots = {id(part.trace.root) for part in parts}
+    untraced.extend(_alone(model, reach, rules))
     users = Counter(
         key
         for part in parts
@@ -166,6 +171,22 @@ def find_parts(
         while _ban_shared(part, users):
             part.decide()
     return parts, untraced
+
+
+def _is_operator(module: nn.Module, rules: Rules) -> bool:
+    """Whether a module is one operator that a rule knows: there is nothing inside to fuse."""
+    plain = "forward" not in vars(module) and not parametrize.is_parametrized(module)
+    return plain and rules.find(type(module)) is not None
+
+
+def _alone(model: nn.Module, reach: Reach, rules: Rules) -> Iterator[Untraced]:
+    """The operators whose neighbours are not known, since eager code calls them one by one."""
+    for path, module in model.named_modules():
+        tensors = (*module.parameters(), *module.buffers())
+        if id(module) in reach.called and tensors and _is_operator(module, rules):
+            yield Untraced(
+                path, module, "it is called by code that cannot be traced: its input is not known"
+            )
 
 
 def _left_out(part: Part) -> Iterator[nn.Module]:

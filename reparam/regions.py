@@ -159,7 +159,8 @@ class Appraiser:
             known = {node: self._known_positions(node) for node in nodes}
             if not form.transposed:
                 return known, _count(self.facts.shapes[placed], form.out_channels)
-            return known, max(known[node] for node in nodes if self._transposed(node))
+            source = form.base if isinstance(form.base, fx.Node) else placed
+            return known, _count(self.facts.shapes[source], form.in_channels)
         least = dict.fromkeys(values, 1.0)
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
             form_here = None if node in crossed else self._form(node)
@@ -312,7 +313,7 @@ class Appraiser:
         positions, own = self.positions(gone, (value, *terms), form, placed, crossed)
         current = before = NOTHING
         for node in gone:
-            if node in crossed or node in counted:
+            if node in crossed or node in counted or node in self.dead:
                 continue
             here = positions.get(node, 0.0)
             current += self.node_cost(node).times(here)
