@@ -297,7 +297,7 @@ class Appraiser:
         )
         collapses = all(link.value in gone for link in candidate.path)
         if collapses:
-            main = _main([link for link in path if link.value not in common], path, form)
+            main = _main({link for link in path if link.value not in common}, path, form)
             if isinstance(main, Refusal):
                 return main
         else:
@@ -357,12 +357,13 @@ class Appraiser:
 
     def adopt(self, region: Region) -> None:
         """Take a region as done: whatever is weighed from now on builds on it."""
-        for node in region.dying - {region.value}:
-            self.dead.add(node)
-            self.fused.pop(node, None)
-        for node in region.dying:
+        fresh = region.dying - self.dead
+        for node in fresh:
             for operand in node.all_input_nodes:
                 self.readers[operand].discard(node)
+        for node in fresh - {region.value}:
+            self.dead.add(node)
+            self.fused.pop(node, None)
         for absorbed in region.absorbed:
             if absorbed.total in self.stand_ins:
                 continue
@@ -398,7 +399,8 @@ class Appraiser:
                 if facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):
                     return Refusal(f"{operand} is written to in place before it is read")
         for absorbed in region.absorbed:
-            if self._would_share_memory(absorbed, dying):
+            decided = absorbed.total in self.stand_ins
+            if not decided and self._would_share_memory(absorbed, dying):
                 return Refusal(f"{absorbed.total} is written to in place later")
         if facts.write_between(base, order[base], place - 1, ignoring=dying):
             return Refusal(f"{base} is written to in place before it is read")
@@ -428,29 +430,29 @@ def moves_kernels(candidate: Candidate) -> bool:
 
 def _main(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
     """The link whose place the new operator takes: the dearest of its own that it can replace."""
+    barriers = [index for index, link in enumerate(path) if link.commuting is not None]
     eligible: list[tuple[Cost, int, Link]] = []
     crossed = False
     for index, link in enumerate(path):
         if link.form is None:
             crossed = True
-        elif link in own and (form.pointwise or not crossed) and _may_move(path, index):
+        elif link in own and (form.pointwise or not crossed) and _may_move(path, index, barriers):
             eligible.append((form_cost(link.form), -index, link))
     if not eligible:
         return Refusal("an operator between lets scales pass, but no constant or no mixing")
     return max(eligible, key=lambda entry: entry[:2])[2]
 
 
-def _may_move(path: tuple[Link, ...], main: int) -> bool:
+def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[int]) -> bool:
     """Whether the other links may move to the main one across the operators between them."""
-    for barrier, link in enumerate(path):
-        if link.commuting is None:
-            continue
+    for barrier in barriers:
+        commuting = path[barrier].commuting
         for index, moved in enumerate(path):
             if moved.form is None or not min(index, main) < barrier < max(index, main):
                 continue
-            if link.commuting.scales_only and not moved.form.diagonal:
+            if commuting is not None and commuting.scales_only and not moved.form.diagonal:
                 return False
-            if moved.form.has_bias and not link.commuting.constants:
+            if commuting is not None and not commuting.constants and moved.form.has_bias:
                 return False
     return True
 
