@@ -15,13 +15,14 @@ from math import prod
 
 from torch import fx
 
+from reparam.appraising import Appraiser
 from reparam.costs import NOTHING, Cost
 from reparam.effects import computes
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Link
 from reparam.joint import adopt_joint_regions
-from reparam.regions import Appraiser, Region
+from reparam.regions import Region
 from reparam.regrouping import adopt_regrouped_sums
 from reparam.rules import Step
 

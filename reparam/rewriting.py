@@ -100,6 +100,7 @@ class Rewriter:
         for node in trace.graph.nodes:
             self.inside[trace.caller[node]].add(node)
         self.homes: dict[int, list[str]] = {}
+        self.numbers: Counter[str] = Counter()
         self.taken = {name for name, _ in trace.root.named_modules(remove_duplicate=False)}
 
     def run(self, operators: Operators) -> Rewrite:
@@ -385,14 +386,15 @@ class Rewriter:
         kind = type(module).__name__
         stem = "fused_linear" if kind == "Linear" else "fused_conv"
         prefix = f"{owner.path}." if owner.path else ""
-        existing = owner.module
-        for number in range(len(self.taken) + len(self.result.modules) + 2):
-            name = stem if number == 0 else f"{stem}_{number}"
-            path = prefix + name
-            if path not in self.taken and not hasattr(existing, name):
-                self.taken.add(path)
-                return path
-        raise RuntimeError("no name is left")
+        number = self.numbers[prefix + stem]
+        while True:
+            name = f"{stem}_{number}" if number else stem
+            number += 1
+            if prefix + name not in self.taken and not hasattr(owner.module, name):
+                break
+        self.numbers[prefix + stem] = number
+        self.taken.add(prefix + name)
+        return prefix + name
 
 
 def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
