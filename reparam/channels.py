@@ -52,18 +52,10 @@ def known_channels(
         elif isinstance(step, Commuting):
             operand = step.input_axis(axis, None)
             if isinstance(operand, int):
-                pending.extend((argument, operand) for argument in _tensors(value, facts)[:1])
+                pending.extend((argument, operand) for argument in facts.operands(value)[:1])
         elif keeps_shape(value, facts.root):
-            pending.extend((argument, axis) for argument in _tensors(value, facts)[:1])
+            pending.extend((argument, axis) for argument in facts.operands(value)[:1])
     return None
-
-
-def _tensors(node: fx.Node, facts: Facts) -> list[fx.Node]:
-    return [
-        argument
-        for argument in node.all_input_nodes
-        if argument not in facts.sources and argument not in facts.numbers
-    ]
 
 
 def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
@@ -82,7 +74,7 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         if _MAKES_FLOATS.search(_torch_name(value, facts.root)) or _read_as_floats(value, facts):
             return True
         if keeps_type(value, facts.root):
-            pending.extend(_tensors(value, facts))
+            pending.extend(facts.operands(value))
     return False
 
 

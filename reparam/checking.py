@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reparam.frames import common_caller
 from reparam.graft import Grafted, GraftError
 from reparam.lowering import lower
 from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.regions import Region
-from reparam.rewriting import Rewrite, common_caller
+from reparam.rewriting import Rewrite
 from reparam.sampling import MODULE_BOUND, may_run, module_error, sample_calls
 from reparam.tracing import Call
 

@@ -89,11 +89,7 @@ class Extents:
             return places.pop() if len(places) == 1 else None
         if isinstance(step, AffineConv):
             return self._across(step, axis)
-        operands = [
-            operand
-            for operand in value.all_input_nodes
-            if operand not in self.facts.sources and operand not in self.facts.numbers
-        ]
+        operands = self.facts.operands(value)
         if isinstance(step, Commuting) and operands:
             operand = step.input_axis(axis, None)
             return (operands[0], operand) if isinstance(operand, int) else None

@@ -60,6 +60,14 @@ class Facts:
             memory(tensor) in self.unsteady for tensor in (*module.parameters(), *module.buffers())
         )
 
+    def operands(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that a node reads and that depend on the model's input."""
+        return [
+            argument
+            for argument in node.all_input_nodes
+            if argument not in self.sources and argument not in self.numbers
+        ]
+
     def alias_class(self, node: fx.Node) -> list[fx.Node]:
         """All values that may share memory with this one."""
         return self.members.get(self.storage.get(node, node), [node])

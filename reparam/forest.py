@@ -95,11 +95,7 @@ class Forest:
         if isinstance(step, Stacked | Several):
             return None
         if isinstance(step, Commuting):
-            operands = [
-                argument
-                for argument in node.all_input_nodes
-                if argument not in facts.sources and argument not in facts.numbers
-            ]
+            operands = facts.operands(node)
             return Link(node, operands[0], None, step, (node,)) if operands else None
         if isinstance(step, AffineConv):
             if not isinstance(step.base, fx.Node):

@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import fx, nn
 
+from reparam.frames import knows_only_tensors
 from reparam.fused_forward import FusedForward, Guards
 from reparam.methods import names_forward_uses
 from reparam.modules import fetch, join
 from reparam.pruning import prune
 from reparam.recorded import RecordedTrace
-from reparam.rewriting import Rewrite, knows_only_tensors
+from reparam.rewriting import Rewrite
 from reparam.structures import Built, nodes_in, outline, written_into
 from reparam.tracing import Call
 

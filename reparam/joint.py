@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
+from reparam.appraising import Appraiser, moves_kernels, reads_shape_only
 from reparam.costs import NOTHING
 from reparam.effects import computes
 from reparam.forest import Candidate
-from reparam.regions import Appraiser, Region, moves_kernels, reads_shape_only
+from reparam.hazards import hazard
+from reparam.regions import Region
 
 
 def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
@@ -122,7 +124,7 @@ def _weigh(readers: Sequence[fx.Node], base: fx.Node, appraiser: Appraiser) -> l
             for region in drafts
             if isinstance(region, Region)
             and region.gain.multiply_adds >= 0
-            and appraiser.hazard(region) is None
+            and hazard(region, appraiser.facts, appraiser.stand_ins) is None
         ]
         if not fitting:
             return []

@@ -16,12 +16,13 @@ from torch.nn.utils import parametrize
 from reparam.eager import Reach
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts, gather
+from reparam.frames import knows_only_tensors
 from reparam.lifting import lift
 from reparam.modules import fetch, has_hooks
 from reparam.planner import Decision, decide
 from reparam.recorded import recorded_trace, recorded_values
 from reparam.regions import Region
-from reparam.rewriting import Rewriter, frame_problem, knows_only_tensors
+from reparam.rewriting import Rewriter, frame_problem
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
 from reparam.tracing import Trace, UntraceableError, trace

@@ -15,13 +15,14 @@ from math import prod
 
 from torch import fx
 
+from reparam.appraising import Appraiser
 from reparam.costs import NOTHING, Cost
 from reparam.effects import computes
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Link
 from reparam.joint import adopt_joint_regions
-from reparam.regions import Appraiser, Region
+from reparam.regions import Region
 from reparam.regrouping import adopt_regrouped_sums
 from reparam.rules import Step
 
@@ -103,6 +104,7 @@ class _Walk:
 
     def _prepare(self) -> None:
         """List the candidates and what is gained from each value upwards."""
+        partial = self._partial_sums()
         for node in self.nodes:
             link = self.forest.links.get(node)
             if link is None or node in self.appraiser.dead:
@@ -114,7 +116,7 @@ class _Walk:
             self.area[node] = above * strides if transposed else above / strides
             found: list[Candidate] = []
             free = link.form is not None and link.form.identity and not computes(node)
-            if link.form is not None and not free:
+            if link.form is not None and not free and node not in partial:
                 for candidate in self.forest.candidates(node):
                     if isinstance(candidate, Refusal):
                         self.stops[node] = candidate
@@ -126,6 +128,27 @@ class _Walk:
                 region = self.appraiser.region(candidate, node)
                 if isinstance(region, Region):
                     self.best[node] = max(self.best[node], self._worth(region))
+
+    def _partial_sums(self) -> set[fx.Node]:
+        """Sums that a larger sum, which gains, takes in: not worth a look of their own."""
+        links, appraiser = self.forest.links, self.appraiser
+        gaining: set[fx.Node] = set()
+        partial: set[fx.Node] = set()
+        for node in reversed(self.nodes):
+            link = links.get(node)
+            if link is None or len(link.inner) == 1 or node in appraiser.dead:
+                continue
+            readers = appraiser.readers[node] - appraiser.dead
+            if len(readers) == 1 and readers <= gaining:
+                partial.add(node)
+                gaining.add(node)
+            elif link.form is not None and not link.form.diagonal:
+                candidate = next(iter(self.forest.candidates(node)), None)
+                if isinstance(candidate, Candidate) and isinstance(
+                    appraiser.region(candidate, node), Region
+                ):
+                    gaining.add(node)
+        return partial
 
     def _keep(self, node: fx.Node, link: Link) -> Cost:
         """What can be gained above a value that stays as it is."""

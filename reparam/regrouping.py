@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from reparam.affine import AffineConv, AffineSum
+from reparam.appraising import Appraiser
 from reparam.errors import Refusal
 from reparam.forest import Candidate, Link
-from reparam.regions import Absorbed, Appraiser, Region
+from reparam.hazards import hazard
+from reparam.regions import Absorbed, Region
 
 
 @dataclass(frozen=True)
@@ -139,4 +141,4 @@ def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
     region = appraiser.draft(candidate, first.value, gone, absorbed=absorbed)
     if isinstance(region, Refusal) or not region.gain.saves:
         return None
-    return None if appraiser.hazard(region) is not None else region
+    return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region

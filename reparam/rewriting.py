@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
-from types import MethodType
 
 from torch import fx, nn
 
@@ -14,6 +12,7 @@ from reparam.costs import explicit_padding
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Link
+from reparam.frames import common_caller, held_aside, knows_only_tensors, read_from
 from reparam.methods import methods_naming
 from reparam.modules import fetch, has_hooks
 from reparam.regions import Region
@@ -90,9 +89,9 @@ class Rewriter:
             if node.op == "call_module"
         )
         self.traced_through = Counter(id(call.module) for call in trace.calls)
-        self.held = _held_aside(trace.root)
+        self.held = held_aside(trace.root)
         self.read_directly = {
-            id(_read_from(trace.root, str(node.target)))
+            id(read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
             if node.op == "get_attr"
         }
@@ -100,6 +99,7 @@ class Rewriter:
         for node in trace.graph.nodes:
             self.inside[trace.caller[node]].add(node)
         self.homes: dict[int, list[str]] = {}
+        self.numbers: Counter[str] = Counter()
         self.taken = {name for name, _ in trace.root.named_modules(remove_duplicate=False)}
 
     def run(self, operators: Operators) -> Rewrite:
@@ -385,14 +385,15 @@ class Rewriter:
         kind = type(module).__name__
         stem = "fused_linear" if kind == "Linear" else "fused_conv"
         prefix = f"{owner.path}." if owner.path else ""
-        existing = owner.module
-        for number in range(len(self.taken) + len(self.result.modules) + 2):
-            name = stem if number == 0 else f"{stem}_{number}"
-            path = prefix + name
-            if path not in self.taken and not hasattr(existing, name):
-                self.taken.add(path)
-                return path
-        raise RuntimeError("no name is left")
+        number = self.numbers[prefix + stem]
+        while True:
+            name = f"{stem}_{number}" if number else stem
+            number += 1
+            if prefix + name not in self.taken and not hasattr(owner.module, name):
+                break
+        self.numbers[prefix + stem] = number
+        self.taken.add(prefix + name)
+        return prefix + name
 
 
 def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
@@ -426,58 +427,3 @@ def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
     if times == 1 and visible and knows_only_tensors(frame):
         return None
     return refusal
-
-
-def knows_only_tensors(call: Call) -> bool:
-    """Whether a call runs the same code whatever its arguments: each is a value of the graph."""
-    arguments = call.arguments.values()
-    return (
-        not call.optional
-        and not call.tensors
-        and not call.lengths
-        and all(isinstance(value, fx.Node) for value in arguments)
-    )
-
-
-def _read_from(root: nn.Module, path: str) -> nn.Module:
-    """The module whose tensor a path names, or that it names itself."""
-    value = fetch(root, path)
-    if isinstance(value, nn.Module):
-        return value
-    holder, _, _ = path.rpartition(".")
-    return fetch(root, holder) if holder else root
-
-
-def _held_aside(root: nn.Module) -> set[int]:
-    """Identities of the modules that some attribute holds besides their registration."""
-    held: set[int] = set()
-    for module in root.modules():
-        pending = [value for name, value in vars(module).items() if name != "_modules"]
-        while pending:
-            value = pending.pop()
-            if isinstance(value, nn.Module):
-                held.add(id(value))
-            elif isinstance(value, list | tuple | set):
-                pending.extend(value)
-            elif isinstance(value, dict):
-                pending.extend(value.values())
-            elif isinstance(value, MethodType):
-                held.add(id(value.__self__))
-            elif isinstance(value, partial):
-                pending.extend((value.func, *value.args, *value.keywords.values()))
-    return held
-
-
-def common_caller(callers: Iterable[Call]) -> Call:
-    """The innermost call that all of the calls were made in."""
-    iterator = iter(callers)
-    common = list(next(iterator).ancestry())[::-1]
-    for call in iterator:
-        ancestry = list(call.ancestry())[::-1]
-        length = 0
-        for one, two in zip(common, ancestry, strict=False):
-            if one is not two:
-                break
-            length += 1
-        common = common[:length]
-    return common[-1]

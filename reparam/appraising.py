@@ -1,0 +1,375 @@
+"""What becomes of one candidate: which nodes die, what is saved, and whether it is safe.
+
+A node dies if nobody reads it any more. A candidate is worth it if one operator costs less than the
+nodes that die, and safe if nobody writes in place to what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import prod
+
+from torch import fx
+
+from reparam.affine import AffineConv
+from reparam.channels import holds_type
+from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
+from reparam.effects import computes, indexes, operator_name, reads_metadata
+from reparam.errors import Refusal
+from reparam.facts import Facts
+from reparam.forest import Candidate, Forest, Link
+from reparam.hazards import hazard
+from reparam.regions import Absorbed, Region
+from reparam.rules import Several, Step
+
+_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
+
+
+class Appraiser:
+    """Weighs candidates, given what has been decided so far.
+
+    Args:
+        graph: The flat graph.
+        steps: What each operator does to the forms of its operands.
+        facts: What is known of the graph.
+        banned: Regions, by value and base, that must not be, and why.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        steps: Mapping[fx.Node, Step],
+        facts: Facts,
+        banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
+    ) -> None:
+        self.banned = banned
+        self.facts = facts
+        self.steps = steps
+        self.forest = Forest(steps, facts)
+        self.readers = {node: set(node.users) for node in graph.nodes}
+        self.dead = set(facts.unread)
+        self.fused: dict[fx.Node, Region] = {}
+        self.stand_ins: dict[fx.Node, fx.Node] = {}
+
+    # -- Costs ----------------------------------------------------------------------------------
+
+    def node_cost(self, node: fx.Node) -> Cost:
+        """What a node costs per position as it stands."""
+        if node in self.fused:
+            return form_cost(self.fused[node].form)
+        step = self.steps.get(node)
+        if isinstance(step, AffineConv):
+            free = (step.identity and not computes(node)) or indexes(node)
+            return Cost(step.multiply_adds, 0 if free else 1)
+        link = self.forest.links.get(node)
+        if link is not None and link.form is None:
+            return NOTHING
+        if step is None or isinstance(step, Refusal | Several):
+            return NOTHING
+        return Cost(operators=1)
+
+    def positions(
+        self,
+        nodes: Collection[fx.Node],
+        values: Sequence[fx.Node],
+        form: AffineConv,
+        placed: fx.Node,
+        crossed: Collection[fx.Node],
+    ) -> tuple[dict[fx.Node, float], float]:
+        """How many positions each node has, at least, and how many the new operator.
+
+        With example inputs these are the true numbers. Else they are relative: to one position of
+        the value or, since a transposed convolution counts per input, of its input.
+
+        Args:
+            nodes: The dying nodes.
+            values: The value, and others of the same size.
+            form: Its new form.
+            placed: The value that has the positions of the new operator.
+            crossed: The values between that stay where they are.
+        """
+        if values[0] in self.facts.shapes:
+            known = {node: self._known_positions(node) for node in nodes}
+            if not form.transposed:
+                return known, _count(self.facts.shapes[placed], form.out_channels)
+            source = form.base if isinstance(form.base, fx.Node) else placed
+            return known, _count(self.facts.shapes[source], form.in_channels)
+        least = dict.fromkeys(values, 1.0)
+        for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
+            form_here = None if node in crossed else self._form(node)
+            ratio = 1.0
+            if form_here is not None and not form_here.transposed:
+                for axis in form_here.axes or ():
+                    ratio *= least_positions(axis, transposed=False)
+            for operand in self.inputs(node):
+                least[operand] = max(least.get(operand, 0.0), least.get(node, 0.0) * ratio)
+        if not form.transposed:
+            return least, 1.0
+        longer = prod(least_positions(axis, transposed=True) for axis in form.axes or ())
+        below = self._below_transposed(nodes, values)
+        return {node: longer if node in below else 1.0 for node in nodes}, 1.0
+
+    def _known_positions(self, node: fx.Node) -> float:
+        form = self._form(node)
+        source = form.base if form is not None and form.transposed else node
+        shape = self.facts.shapes.get(source) if isinstance(source, fx.Node) else None
+        if shape is None or form is None:
+            return 0.0 if shape is None else 1.0
+        return _count(shape, form.in_channels if form.transposed else form.out_channels)
+
+    def _transposed(self, node: fx.Node) -> bool:
+        form = self._form(node)
+        return form is not None and form.transposed
+
+    def _form(self, node: fx.Node) -> AffineConv | None:
+        """The form by which a node is computed as it stands."""
+        if node in self.fused:
+            return self.fused[node].form
+        step = self.steps.get(node)
+        return step if isinstance(step, AffineConv) else None
+
+    def inputs(self, node: fx.Node) -> Sequence[fx.Node]:
+        """What a node reads as it stands."""
+        return (self.fused[node].base,) if node in self.fused else node.all_input_nodes
+
+    def _below_transposed(
+        self, nodes: Collection[fx.Node], values: Sequence[fx.Node]
+    ) -> set[fx.Node]:
+        """The nodes that read the result of a transposed convolution, the values among them."""
+        found: set[fx.Node] = set()
+        pending = [*values]
+        while pending:
+            node = pending.pop()
+            if node in found or node not in nodes or self._transposed(node):
+                continue
+            found.add(node)
+            pending.extend(self.inputs(node))
+        return found
+
+    # -- Liveness -------------------------------------------------------------------------------
+
+    def dying(
+        self, candidates: Sequence[tuple[fx.Node, Candidate]], *, metadata: bool
+    ) -> set[fx.Node]:
+        """The nodes that nobody reads once some values are rewritten.
+
+        Args:
+            candidates: The values and the forms that replace them.
+            metadata: Whether reading only a shape counts as reading.
+        """
+        gone = {value for value, _ in candidates}
+        inner = {
+            node for _, candidate in candidates for link in candidate.path for node in link.inner
+        }
+        for node in sorted(inner - gone, key=self.facts.order.__getitem__, reverse=True):
+            if all(
+                reader in gone
+                or reader in self.dead
+                or reader in self.facts.asserted
+                or (not metadata and reads_shape_only(reader, node))
+                for reader in self.readers[node]
+            ):
+                gone.add(node)
+        return gone
+
+    # -- Candidates -----------------------------------------------------------------------------
+
+    def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
+        """Turn a candidate into a region, or say why it is not worth it or not safe."""
+        gone = self.dying([(value, candidate)], metadata=moves_kernels(candidate))
+        region = self.draft(candidate, value, gone)
+        if isinstance(region, Refusal):
+            return region
+        if region.gain.saves:
+            return hazard(region, self.facts, self.stand_ins) or region
+        current, after = region.after + region.gain, region.after
+        if not region.collapses and current.operators <= after.operators:
+            return Refusal(self._other_readers(candidate, gone))
+        return Refusal(
+            "one operator instead would cost more: "
+            f"{_ratio(after.multiply_adds, current.multiply_adds)} multiply-adds, "
+            f"{after.operators} instead of {current.operators} operators"
+        )
+
+    def draft(
+        self,
+        candidate: Candidate,
+        value: fx.Node,
+        gone: Collection[fx.Node],
+        shared: Collection[fx.Node] = (),
+        counted: Collection[fx.Node] = (),
+        absorbed: tuple[Absorbed, ...] = (),
+    ) -> Region | Refusal:
+        """Turn a candidate into a region whether it is worth it or not.
+
+        Args:
+            candidate: The form that replaces the value.
+            value: The value.
+            gone: What nobody reads any more.
+            shared: Nodes of these that die for other regions too.
+            counted: Nodes of these that another region has counted as saved.
+            absorbed: Terms that the new operator adds besides.
+        """
+        form = candidate.form
+        if (value, candidate.base) in self.banned:
+            return self.banned[value, candidate.base]
+        if form.identity:
+            return Refusal("it changes nothing and costs nothing")
+        if form.in_channels is None:
+            return Refusal("the number of its channels is not known")
+        problem = unsupported(form)
+        if problem is not None:
+            return problem
+        if form.diagonal:
+            return Refusal("a scale and a shift alone are no cheaper as a convolution")
+        path = candidate.path
+        if not absorbed:
+            path = tuple(part for link in path for part in self._parts(link))
+        taken = [self.fused[node] for node in self.fused.keys() & gone]
+        common = frozenset(shared).union(
+            *(region.dying if region.value in shared else region.shared for region in taken)
+        )
+        collapses = all(link.value in gone for link in candidate.path)
+        if collapses:
+            main = _main({link for link in path if link.value not in common}, path, form)
+            if isinstance(main, Refusal):
+                return main
+        else:
+            main = path[-1]
+            if any(link.form is None for link in path):
+                return Refusal(self._other_readers(candidate, gone))
+        if main.form is not None and main.form.axes is not None and form.pointwise:
+            form = form if form.axes is None else form.with_axes(len(main.form.axes))
+        placed = _placed(path, main) if collapses else value
+        crossed = {link.value for link in candidate.path if link.form is None}
+        terms = [term.term for term in absorbed]
+        positions, own = self.positions(gone, (value, *terms), form, placed, crossed)
+        current = before = NOTHING
+        for node in gone:
+            if node in crossed or node in counted or node in self.dead:
+                continue
+            here = positions.get(node, 0.0)
+            current += self.node_cost(node).times(here)
+            before += (
+                self.fused[node].before if node in self.fused else self.node_cost(node).times(here)
+            )
+        dtype = form.dtype or (None if form.like is None else form.like.dtype)
+        converts = not holds_type(candidate.base, dtype, self.facts)
+        after = form_cost(form).times(own) + Cost(operators=int(converts))
+        dying = frozenset(gone).union(*(region.dying for region in taken))
+        return Region(
+            value,
+            candidate.base,
+            form,
+            candidate.form,
+            main,
+            path,
+            dying,
+            before,
+            after,
+            current - after,
+            converts,
+            common,
+            tuple(term for region in taken for term in region.absorbed) + absorbed,
+        )
+
+    def _parts(self, link: Link) -> tuple[Link, ...]:
+        """The links of a path, those of a region in place of one that stands for it."""
+        fused = self.fused.get(link.value)
+        return fused.path if fused is not None and fused.collapses else (link,)
+
+    def adopt(self, region: Region) -> None:
+        """Take a region as done: whatever is weighed from now on builds on it."""
+        fresh = region.dying - self.dead
+        for node in fresh:
+            for operand in node.all_input_nodes:
+                self.readers[operand].discard(node)
+        for node in fresh - {region.value}:
+            self.dead.add(node)
+            self.fused.pop(node, None)
+        for absorbed in region.absorbed:
+            if absorbed.total in self.stand_ins:
+                continue
+            # What reads the sum reads its other operand from now on.
+            self.stand_ins[absorbed.total] = absorbed.kept
+            readers = self.readers[absorbed.total]
+            readers |= self.readers[absorbed.kept] - {absorbed.total}
+            self.readers[absorbed.kept] = readers
+        self.readers[region.base].add(region.value)
+        self.fused[region.value] = region
+        self.forest.contract(region.value, region.base, region.plain, region.path)
+
+    def _other_readers(self, candidate: Candidate, gone: Collection[fx.Node]) -> str:
+        for link in reversed(candidate.path):
+            if link.value not in gone:
+                others = sorted(
+                    str(reader) for reader in self.readers[link.value].difference(gone, self.dead)
+                )
+                return f"{link.value} is also read by {', '.join(others[:3])}"
+        return "a value between is read elsewhere"
+
+
+def moves_kernels(candidate: Candidate) -> bool:
+    """Whether more than a scale and a shift joins another operator, so that shapes may change."""
+    moved = [link for link in candidate.path if link.form is not None and not link.form.diagonal]
+    return len(moved) > 1
+
+
+def _main(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
+    """The link whose place the new operator takes: the dearest of its own that it can replace."""
+    barriers = [index for index, link in enumerate(path) if link.commuting is not None]
+    eligible: list[tuple[Cost, int, Link]] = []
+    crossed = False
+    for index, link in enumerate(path):
+        if link.form is None:
+            crossed = True
+        elif link in own and (form.pointwise or not crossed) and _may_move(path, index, barriers):
+            eligible.append((form_cost(link.form), -index, link))
+    if not eligible:
+        return Refusal("an operator between lets scales pass, but no constant or no mixing")
+    return max(eligible, key=lambda entry: entry[:2])[2]
+
+
+def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[int]) -> bool:
+    """Whether the other links may move to the main one across the operators between them."""
+    for barrier in barriers:
+        commuting = path[barrier].commuting
+        for index, moved in enumerate(path):
+            if moved.form is None or not min(index, main) < barrier < max(index, main):
+                continue
+            if commuting is not None and commuting.scales_only and not moved.form.diagonal:
+                return False
+            if commuting is not None and not commuting.constants and moved.form.has_bias:
+                return False
+    return True
+
+
+def _placed(path: tuple[Link, ...], main: Link) -> fx.Node:
+    """The last value before an operator that may change the number of positions."""
+    placed = main.value
+    for link in path[path.index(main) + 1 :]:
+        if link.commuting is not None and link.commuting.scales_only:
+            break
+        placed = link.value
+    return placed
+
+
+def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
+    """Whether a reader of a value only asks for its shape or type."""
+    if reads_metadata(reader):
+        return True
+    return (
+        reader.op in ("call_method", "call_function")
+        and operator_name(reader) in _SHAPE_READERS
+        and bool(reader.args)
+        and reader.args[0] is not node
+    )
+
+
+def _count(shape: Iterable[int], channels: int | None) -> float:
+    """Positions of a value: its elements but for the channels."""
+    return max(prod(shape) / (channels or 1), 1.0)
+
+
+def _ratio(after: float, before: float) -> str:
+    return f"{after / before:.1f} x the" if before else f"{after:,.0f} more"
