@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.effects import NUMBER_FUNCTIONS, Effects, effects_of, reads_metadata
-from reparam.modules import fetch
+from reparam.modules import fetch, is_plain, memory
 from reparam.ranks import find_axes
 from reparam.rules import Rules
 
@@ -34,6 +34,7 @@ class Facts:
         dtypes: Types of values, where example inputs were given.
         asserted: Nodes that only feed assertions on shapes and types.
         unread: Nodes without effect whose value nobody reads.
+        unsteady: Memory of parameters and buffers that a forward may write to.
     """
 
     root: nn.Module
@@ -51,6 +52,13 @@ class Facts:
     writers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     written: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     constants: dict[fx.Node, Any] = field(default_factory=dict)
+    unsteady: set[int] = field(default_factory=set)
+
+    def is_written(self, module: nn.Module) -> bool:
+        """Whether a forward may write to the parameters or buffers of a module."""
+        return bool(self.unsteady) and any(
+            memory(tensor) in self.unsteady for tensor in (*module.parameters(), *module.buffers())
+        )
 
     def alias_class(self, node: fx.Node) -> list[fx.Node]:
         """All values that may share memory with this one."""
@@ -132,6 +140,9 @@ def gather(
     numbers: set[fx.Node] = set()
     for node in nodes:
         if node.op == "get_attr":
+            value = fetch(root, str(node.target))
+            if isinstance(value, Tensor) and not is_plain(value):
+                continue
             sources[node] = frozenset((str(node.target),))
         elif (
             node.op in ("call_function", "call_method")
@@ -157,9 +168,16 @@ def gather(
         if drops and facts.unread.issuperset(node.users):
             facts.unread.add(node)
     _find_aliases(facts, nodes, effects)
+    _find_unsteady(facts, nodes, rules)
+    written = {
+        path
+        for path in frozenset[str]().union(*sources.values())
+        if isinstance(value := fetch(root, path), Tensor) and memory(value) in facts.unsteady
+    }
     for node in list(sources):
-        # A constant that somebody writes to is none.
-        if facts.writers.get(facts.storage.get(node, node)):
+        # A constant that somebody writes to is none, before the write neither: the next call of
+        # the model finds another value.
+        if written & sources[node] or facts.writers.get(facts.storage.get(node, node)):
             del sources[node]
     known = {**_known_ranks(facts), **(ranks or {})}
     facts.ranks, facts.ones = find_axes(nodes, root, known)
@@ -191,6 +209,12 @@ def _find_aliases(facts: Facts, nodes: list[fx.Node], effects: Mapping[fx.Node, 
             for argument in effects[node].writes or node.all_input_nodes:
                 if argument not in facts.numbers:
                     parent[find(argument)] = find(node)
+    readers: dict[int, fx.Node] = {}
+    for node in nodes:
+        if node.op == "get_attr":
+            value = fetch(facts.root, str(node.target))
+            if isinstance(value, Tensor):
+                parent[find(node)] = find(readers.setdefault(memory(value), node))
     for node in nodes:
         top = find(node)
         facts.storage[node] = top
@@ -200,3 +224,18 @@ def _find_aliases(facts: Facts, nodes: list[fx.Node], effects: Mapping[fx.Node, 
             facts.written[node] = written
         for argument in written:
             facts.writers.setdefault(find(argument), []).append(node)
+
+
+def _find_unsteady(facts: Facts, nodes: list[fx.Node], rules: Rules) -> None:
+    """Find the parameters and buffers that somebody may write to."""
+    for node in nodes:
+        if node.op == "get_attr" and facts.writers.get(facts.storage[node]):
+            value = fetch(facts.root, str(node.target))
+            if isinstance(value, Tensor):
+                facts.unsteady.add(memory(value))
+        elif node.op == "call_module":
+            module = fetch(facts.root, str(node.target))
+            known = type(module).__module__.startswith("torch.nn.modules")
+            if not known and rules.find(type(module)) is None:  # its code may do anything
+                tensors = (*module.parameters(), *module.buffers())
+                facts.unsteady.update(map(memory, tensors))

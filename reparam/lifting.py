@@ -18,7 +18,7 @@ from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal, ReparamError
 from reparam.extents import Extents
 from reparam.facts import Facts
-from reparam.modules import fetch, has_hooks
+from reparam.modules import fetch, has_hooks, special_tensor
 from reparam.rules import UNKNOWN, Commuting, Rules, Several, Stacked, Step
 from reparam.rules.registry import Rule
 
@@ -50,7 +50,7 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             whole_read = Refusal("several results of an operator are read at once")
             steps[node] = whole.results[index] if isinstance(index, int) else whole_read
             continue
-        found = _find_rule(node, facts.root, rules)
+        found = _find_rule(node, facts, rules)
         if found is None:
             follows_affine = any(isinstance(steps.get(arg), Affine) for arg in node.args[:1])
             converted = conversion(node, facts) if follows_affine else None
@@ -85,11 +85,11 @@ def _is_free(node: fx.Node, facts: Facts) -> bool:
 
 
 def _find_rule(
-    node: fx.Node, root: nn.Module, rules: Rules
+    node: fx.Node, facts: Facts, rules: Rules
 ) -> tuple[Rule, tuple[Any, ...]] | Refusal | None:
     """The rule of a node and the arguments that come before its own."""
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
+        module = fetch(facts.root, str(node.target))
         rule = rules.find(type(module))
         if rules.switched_off(type(module)):
             return Refusal("its rule is switched off for this call")
@@ -104,6 +104,10 @@ def _find_rule(
             return Refusal("it is called with several values in one argument")
         if any(value is None for value in given):
             return Refusal("it is called with None")
+        if (special := special_tensor(module)) is not None:
+            return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
+        if facts.is_written(module):
+            return Refusal("its parameters or buffers may be written to in forward")
         return rule, (module,)
     target: Any = node.target
     if node.op == "call_method":

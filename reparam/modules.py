@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def fetch(root: nn.Module, path: str) -> Any:
@@ -18,6 +18,25 @@ def fetch(root: nn.Module, path: str) -> Any:
 def join(path: str, name: str) -> str:
     """A path below another one."""
     return f"{path}.{name}" if path and name else path or name
+
+
+def memory(tensor: Tensor) -> int:
+    """Which memory a tensor looks at: equal for all views of it."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # it has none of its own
+        return id(tensor)
+
+
+def special_tensor(module: nn.Module) -> Tensor | None:
+    """A parameter or buffer of a class of its own: sharded, quantised, or computing otherwise."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((tensor for tensor in tensors if not is_plain(tensor)), None)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is of torch's own class, which computes what operators say."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_quantized
 
 
 def has_hooks(module: nn.Module) -> bool:

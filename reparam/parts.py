@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from reparam.eager import Reach
 from reparam.errors import Refusal, ReparamError
@@ -133,6 +135,9 @@ def find_parts(
             continue
         seen.add(id(module))
         path = paths[id(module)]
+        if isinstance(module, torch.jit.ScriptModule):
+            untraced.append(Untraced(path, module, "it is scripted: its code is not Python's"))
+            continue
         given = _given(model, inputs) if module is model and inputs is not None else None
         try:
             make = partial(_make, module, rules, path, given, inputs if module is model else None)
@@ -189,9 +194,10 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             leaf = fetch(traced.root, str(node.target))
-            if not type(leaf).__module__.startswith("torch.") and (
-                rules.find(type(leaf)) is None or has_hooks(leaf)
-            ):
+            known = rules.find(type(leaf)) is not None and not has_hooks(leaf)
+            foreign = not type(leaf).__module__.startswith("torch.")
+            holds = has_hooks(leaf) and any(True for _ in leaf.children())
+            if (not known and (foreign or holds)) or parametrize.is_parametrized(leaf):
                 yield leaf
 
 

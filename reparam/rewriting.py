@@ -410,7 +410,13 @@ def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
         f"{frame.path or 'the model'} changes its own attributes when it runs, or enters a context "
         "such as torch.no_grad"
     )
-    if frame in trace.stateful or rewriter.edits(region) & trace.stateful:
+    crossed = {
+        call
+        for node in region.dying
+        if node.op != "get_attr"
+        for call in trace.caller[node].ancestry()
+    } - set(frame.ancestry())
+    if ({frame} | crossed | rewriter.edits(region)) & trace.stateful:
         return refusal
     if not any(call in trace.stateful for call in frame.ancestry()):
         return None

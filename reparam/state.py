@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-_REGISTERED = ("_parameters", "_buffers", "_modules")
+from reparam.modules import is_plain, memory
+
+_FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model and leave its attributes, its buffers and the random numbers as they were.
+    """Run a model and leave its attributes, its tensors and the random numbers as they were.
 
     Args:
         model: The model.
     """
-    watch = Watch(model)
-    buffers = [
-        (buffer, buffer.detach().clone(), buffer._version)
-        for buffer in model.buffers()
-        if not buffer.is_inference()
-    ]
-    try:
+    tensors = (*model.parameters(), *model.buffers())
+    inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
+    with Watch(model), torch.inference_mode() if inference else nullcontext():
         yield
-    finally:
-        watch.restore()
-        with torch.no_grad():
-            for buffer, value, version in buffers:
-                if buffer._version != version:
-                    buffer.copy_(value)
 
 
 def random_state() -> tuple[bytes, Any, bytes]:
@@ -48,104 +44,184 @@ def random_state() -> tuple[bytes, Any, bytes]:
 
 
 class Watch:
-    """Remembers the state that a forward may change, and puts it back."""
+    """A context that remembers the state which a forward may change, and puts it back at its end.
+
+    That is what the modules hold in attributes, containers and objects of their own, the memory of
+    their tensors, and the random numbers.
+
+    Args:
+        root: The module whose forward runs.
+    """
 
     def __init__(self, root: nn.Module) -> None:
-        self.attributes = [
-            (module, dict(vars(module)), _contents(vars(module))) for module in root.modules()
-        ]
-        self.tensors = [
-            (module, tensor, tensor._version, tensor.detach().clone())
-            for module in root.modules()
-            for tensor in _plain_tensors(vars(module))
-            if not tensor.is_inference()
-        ]
         self.random = random_state()
+        self.drew = False
+        """Whether random numbers were drawn."""
+        self.changed: list[nn.Module] = []
+        """The modules whose attributes or tensors were changed."""
+        self._contents: list[tuple[nn.Module, Any, Any]] = []
+        self._tensors: list[tuple[nn.Module, Tensor, Tensor, bool]] = []
+        for owner, holder in _holders(root):
+            if isinstance(holder, Tensor):
+                self._tensors.append((owner, holder, holder.detach(), holder.requires_grad))
+            else:
+                self._contents.append((owner, holder, _content(holder)))
+        self._memory = _Memory(_storage(tensor) for _, tensor, _, _ in self._tensors)
 
-    def restore(self) -> list[nn.Module]:
-        """Undo what was done since, and say which modules did it."""
+    @property
+    def writes(self) -> int:
+        """How many pieces of the model's memory were written to so far."""
+        return len(self._memory.originals)
+
+    def __enter__(self) -> Watch:
+        self._memory.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._memory.__exit__(*problem)  # type: ignore[no-untyped-call]
+        self.drew = random_state() != self.random
         torch_state, python_state, numpy_state = self.random
         torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
         random.setstate(python_state)
         np.random.set_state(pickle.loads(numpy_state))
-        changed = []
-        for module, tensor, version, value in self.tensors:
-            if tensor._version != version:
-                changed.append(module)
-                with torch.no_grad():
-                    tensor.copy_(value)
-        for module, attributes, contents in self.attributes:
-            if vars(module).keys() == attributes.keys() and all(
-                _same(vars(module)[name], attributes[name], contents.get(name))
-                for name in attributes
-            ):
-                continue
-            changed.append(module)
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, content in contents.items():
-                _refill(attributes[name], content)
-        return changed
+        written = set(self._memory.originals)
+        self._memory.restore()
+        for owner, holder, content in self._contents:
+            if not _same(_content(holder), content):
+                self.changed.append(owner)
+                _refill(holder, content)
+        for owner, tensor, alias, requires_grad in self._tensors:
+            moved = _place(tensor) != _place(alias)
+            if moved:
+                tensor.data = alias
+            if tensor.requires_grad != requires_grad:
+                moved = True
+                tensor.requires_grad_(requires_grad)
+            if moved or memory(tensor) in written:
+                self.changed.append(owner)
 
 
-def _plain_tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
-    """The tensors among a module's attributes that are neither parameters nor buffers."""
-    pending = [value for name, value in attributes.items() if name not in _REGISTERED]
+class _Memory(TorchDispatchMode):
+    """Copies memory before an operator writes to it for the first time.
+
+    So nothing is copied of what is only read, and no write is missed, through whatever view.
+    """
+
+    def __init__(self, storages: Iterator[UntypedStorage]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watched = {storage._cdata for storage in storages}
+        self.originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for index, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    given = args[index] if index < len(args) else kwargs.get(argument.name)
+                    for tensor in tree_leaves(given):
+                        if _has_memory(tensor):
+                            self._keep(_storage(tensor))
+        return func(*args, **kwargs)
+
+    def _keep(self, storage: UntypedStorage) -> None:
+        if storage._cdata in self.watched and storage._cdata not in self.originals:
+            self.originals[storage._cdata] = storage, storage.clone()
+
+    def restore(self) -> None:
+        for storage, original in self.originals.values():
+            storage.copy_(original)
+
+
+def _storage(tensor: Tensor) -> UntypedStorage:
+    return tensor.untyped_storage()
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Which memory a tensor looks at, and how."""
+    return memory(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
+
+
+def _has_memory(value: Any) -> bool:
+    """Whether a value is a tensor with memory of its own: not sharded, quantised or sparse."""
+    return isinstance(value, Tensor) and is_plain(value) and value.layout is torch.strided
+
+
+def _holders(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Everything below a module that can be changed, and the module that holds it."""
+    pending: list[tuple[nn.Module, Any]] = [(module, module) for module in root.modules()]
+    pending.reverse()
+    seen: set[int] = set()
     while pending:
-        value = pending.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple | set):
-            pending.extend(value)
+        owner, value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        entries: Any = ()
+        if isinstance(value, nn.Module):
+            owner = value
+            kinds = [kind for kind in type(value).__mro__ if not _is_foreign(kind)]
+            entries = [*vars(value).values(), *kinds]
         elif isinstance(value, dict):
-            pending.extend(value.values())
+            entries = value.values()
+        elif isinstance(value, list | set | deque | tuple):
+            entries = value
+        elif isinstance(value, Tensor):
+            if not _has_memory(value):
+                continue
+        elif isinstance(value, type):
+            if not issubclass(value, nn.Module):
+                continue
+            entries = vars(value).values()
+        elif not hasattr(value, "__dict__") or callable(value) or _is_foreign(type(value)):
+            continue
+        else:
+            entries = vars(value).values()
+        if not isinstance(value, tuple):
+            yield owner, value
+        pending.extend((owner, entry) for entry in entries if not _is_constant(entry))
 
 
-def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The contents of the containers among a module's attributes."""
-    return {
-        name: _content(value)
-        for name, value in attributes.items()
-        if isinstance(value, dict | list | set)
-    }
+def _is_foreign(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _FOREIGN
 
 
-def _content(value: Any) -> Any:
-    """A container's entries, each with its own contents if it is a container too."""
-    if isinstance(value, dict):
-        return {key: (entry, _content(entry)) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [(entry, _content(entry)) for entry in value]
-    return set(value) if isinstance(value, set) else None
+def _is_constant(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | bytes)
 
 
-def _same(now: Any, then: Any, content: Any) -> bool:
-    """Whether a value, and what it contained, are as they were."""
-    if now is not then:
-        plain = isinstance(then, int | float | str | bytes)
-        return plain and type(now) is type(then) and bool(now == then)
+def _content(holder: Any) -> Any:
+    """A shallow copy of what something holds."""
+    if isinstance(holder, dict):
+        return dict(holder)
+    if isinstance(holder, list | deque):
+        return list(holder)
+    return set(holder) if isinstance(holder, set) else dict(vars(holder))
+
+
+def _same(now: Any, then: Any) -> bool:
+    """Whether two contents are made of the same things."""
     if isinstance(now, dict):
-        return now.keys() == content.keys() and all(_same(now[key], *content[key]) for key in now)
+        return now.keys() == then.keys() and all(map(_equal, now.values(), map(then.get, now)))
     if isinstance(now, list):
-        return len(now) == len(content) and all(
-            _same(entry, *was) for entry, was in zip(now, content, strict=True)
-        )
-    return not isinstance(now, set) or now == content
+        return len(now) == len(then) and all(map(_equal, now, then))
+    return bool(now == then)
 
 
-def _refill(container: Any, content: Any) -> None:
-    """Put back what a container contained."""
-    if isinstance(container, dict):
-        container.clear()
-        container.update({key: entry for key, (entry, _) in content.items()})
-        entries = list(content.values())
-    elif isinstance(container, list):
-        container[:] = [entry for entry, _ in content]
-        entries = content
-    else:
-        if isinstance(container, set):
-            container.clear()
-            container.update(content)
+def _equal(now: Any, then: Any) -> bool:
+    return now is then or (_is_constant(then) and type(now) is type(then) and bool(now == then))
+
+
+def _refill(holder: Any, content: Any) -> None:
+    """Put back what something held."""
+    if isinstance(holder, type):
+        for name in vars(holder).keys() - content.keys():
+            delattr(holder, name)
+        for name, value in content.items():
+            if name not in vars(holder) or not _equal(vars(holder)[name], value):
+                setattr(holder, name, value)
         return
-    for entry, inner in entries:
-        _refill(entry, inner)
+    target = holder if isinstance(holder, dict | list | deque | set) else vars(holder)
+    target.clear()
+    target.extend(content) if isinstance(target, list | deque) else target.update(content)

@@ -110,7 +110,9 @@ class UntraceableError(Exception):
 class _Tracer(fx.Tracer):
     trace_asserts = True
 
-    def __init__(self, root: nn.Module, rules: Rules, opaque: set[Any], given: set[str]) -> None:
+    def __init__(
+        self, root: nn.Module, rules: Rules, opaque: set[Any], given: set[str], state: Watch
+    ) -> None:
         super().__init__()
         self.rules = rules
         self.opaque = opaque
@@ -129,6 +131,8 @@ class _Tracer(fx.Tracer):
         self.stack: list[Call] = []
         self.in_context: set[Call] = set()
         self.random_modules: list[nn.Module] = []
+        self.writing_modules: list[nn.Module] = []
+        self.state = state
         self.refused: set[int] = set()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
@@ -184,6 +188,7 @@ class _Tracer(fx.Tracer):
         self.calls.append(call)
         self.stack.append(call)
         before = None if self.watch is None else random_state()
+        writes = self.state.writes
         try:
             result = run()
             call.result = without_proxies(result)
@@ -195,6 +200,8 @@ class _Tracer(fx.Tracer):
             self.stack.pop()
         if self.watch is not None and random_state() != before:
             self.random_modules.append(module)
+        if self.state.writes != writes:
+            self.writing_modules.append(module)
         return result
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -354,8 +361,8 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
     opaque: set[Any] = set()
     functions: list[LeafFunction] = []
     while True:
-        tracer = _Tracer(root, rules, opaque, given or set())
         watch = Watch(root)
+        tracer = _Tracer(root, rules, opaque, given or set(), watch)
         if opaque:
             tracer.watch = watch
         problem: Exception | None = None
@@ -363,6 +370,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         try:
             with (
                 _TRACING,
+                watch,
                 torch.no_grad(),
                 _noticing_contexts(tracer),
                 answering_for_proxies(),
@@ -371,8 +379,6 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
                 graph = tracer.trace(root)
         except Exception as error:  # whatever the user's forward raises on a proxy
             problem = error
-        drew = random_state() != watch.random
-        changed = watch.restore()
         if problem is not None:
             function = failing_function(problem)
             if function is not None and function not in functions:
@@ -390,7 +396,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
                 raise UntraceableError("its forward catches that a proxy has no value")
             opaque.update(tracer.refused)
             continue
-        if drew:
+        if watch.drew:
             if tracer.watch is None:
                 opaque.add("watch random numbers")
                 continue
@@ -399,6 +405,11 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
                 raise UntraceableError("its forward draws random numbers while it is traced")
             opaque.add(id(innermost))
             continue
+        if tracer.writing_modules:
+            if tracer.writing_modules[0] is root:
+                raise UntraceableError("its forward writes to tensors of the model")
+            opaque.add(id(tracer.writing_modules[0]))
+            continue
         if graph is None:
             raise ReparamError("tracing gave no graph")
         if not can_be_built(tracer.calls[0].result):
@@ -406,7 +417,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
         _simplify_output(graph, tracer.calls[0].result)
         for node in graph.nodes:
             tracer.caller.setdefault(node, tracer.calls[0])
-        identities = {id(module) for module in changed}
+        identities = {id(module) for module in watch.changed}
         stateful = tracer.in_context | {
             call for call in tracer.calls if id(call.module) in identities
         }
