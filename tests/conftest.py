@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("tests.laws", "tests.refusals", "tests.support")
+pytest.register_assert_rewrite("tests.cases", "tests.laws", "tests.refusals", "tests.support")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores already

@@ -1,0 +1,83 @@
+"""Everything that somebody could see of a model and of the process, to compare later."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Snapshot:
+    """Remembers a model, bit for bit: modules, attributes, tensors, random numbers, modes.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.seen = _seen(model)
+        self.values = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
+
+    def assert_unchanged(self) -> None:
+        """Raises an AssertionError that shows what is different now."""
+        now = _seen(self.model)
+        assert now.keys() == self.seen.keys()
+        for what, then in self.seen.items():
+            assert now[what] == then, f"{what} changed"
+        for name, tensor in _tensors(self.model):
+            then = self.values[name]
+            assert tensor.dtype == then.dtype
+            assert _equal(tensor.detach(), then), f"{name} changed"
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return list(named.items())
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return (
+        torch.equal(one.nan_to_num(), two.nan_to_num())
+        if one.is_floating_point()
+        else (torch.equal(one, two))
+    )
+
+
+def _seen(model: nn.Module) -> dict[str, Any]:
+    seen: dict[str, Any] = {
+        f"module {name!r}": (id(module), type(module), _described(vars(module), set()))
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
+    for name, tensor in _tensors(model):
+        seen[f"tensor {name!r}"] = (id(tensor), tensor.requires_grad, id(tensor.grad))
+    seen["torch's random numbers"] = torch.get_rng_state().numpy().tobytes()
+    seen["Python's random numbers"] = random.getstate()
+    seen["numpy's random numbers"] = str(np.random.get_state())
+    seen["gradient mode"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    seen["default dtype"] = torch.get_default_dtype()
+    return seen
+
+
+def _described(value: Any, above: set[int]) -> Any:
+    """What a value consists of, as far as plain data goes; of anything else its identity."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | type):
+        return value
+    if isinstance(value, nn.Module) or id(value) in above:
+        return id(value)
+    if isinstance(value, Tensor):
+        return id(value), value.dtype, str(value.detach().tolist()) if value.numel() < 1e5 else ""
+    above = above | {id(value)}
+    if isinstance(value, dict):
+        return id(value), [(_described(k, above), _described(v, above)) for k, v in value.items()]
+    if isinstance(value, list | tuple):
+        return id(value), [_described(entry, above) for entry in value]
+    if isinstance(value, set | frozenset):
+        return id(value), sorted(map(repr, value))
+    if not callable(value) and hasattr(value, "__dict__"):
+        return id(value), _described(vars(value), above)
+    return id(value)
