@@ -75,7 +75,7 @@ RULES = {Opaque: scale}
 
 POINTS = [
     "reparam.driver.find_parts",
-    "reparam.driver.compare_whole",
+    "reparam.judging._results",
     "reparam.parts.trace",
     "reparam.parts.gather",
     "reparam.parts.lift",
@@ -83,7 +83,7 @@ POINTS = [
     "reparam.parts.record_shapes",
     "reparam.tracing._bind",
     "reparam.tracing._simplify_output",
-    "reparam.applying.deepcopy",
+    "reparam.applying._copy",
     "reparam.applying.lower",
     "reparam.applying.take_after",
     "reparam.applying.region_error",
@@ -92,7 +92,7 @@ POINTS = [
     "reparam.applying.fused_row",
     "reparam.graft.FusedForward",
     "reparam.graft._Graft._attach",
-    "reparam.graft._Graft._prune",
+    "reparam.graft.prune",
     "torch.fx.Tracer.trace",
     "torch.nn.Module.__setattr__",
 ]
