@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,8 @@ from reparam.rules.registry import Rule, Target
 from reparam.verification import as_arguments
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
+
+_LOCK = RLock()
 
 
 @dataclass(eq=False)
@@ -89,7 +92,7 @@ class Plan:
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
         arguments = None if inputs is None else as_arguments(inputs)
-        with torch.inference_mode(False), torch.no_grad(), _without_collection(), _uncached():
+        with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
             if isinstance(self.model, ExportedProgram):
                 return apply_to_program(
                     self.model, parts[0], report, verify=verify, inputs=arguments
@@ -137,7 +140,7 @@ def plan(
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
-    with torch.inference_mode(False), torch.no_grad(), _without_collection(), _uncached():
+    with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
         if isinstance(model, ExportedProgram):
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
         else:
@@ -208,13 +211,18 @@ def _without_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _uncached() -> Iterator[None]:
-    """Leave no value of a trace in the cache of `torch.nn.utils.parametrize.cached`."""
-    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
-    try:
-        yield
-    finally:
-        parametrize._cache_enabled = enabled
+def _alone() -> Iterator[None]:
+    """Let no other thread fuse meanwhile: what is shared changes for a moment.
+
+    That is the model, which tracing may change until it is put back, torch itself, which torch.fx
+    patches, and the cache of `parametrize.cached`, which is to see no value of a trace.
+    """
+    with _LOCK:
+        enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+        try:
+            yield
+        finally:
+            parametrize._cache_enabled = enabled
 
 
 def check_model(model: Any) -> None:

@@ -117,7 +117,7 @@ def _inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
             shape = [2, *[usual] * (rank - 1)]
             for axis, size in sizes.items():
                 shape[axis] = size
-            value = torch.randn(shape, generator=generator, dtype=torch.float64)
+            value = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             inputs[node] = value if device is None else value.to(device)
         if inputs:
             yield inputs

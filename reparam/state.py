@@ -7,7 +7,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Args:
         model: The model.
     """
-    with Watch(model):
+    tensors = (*model.parameters(), *model.buffers())
+    inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
+    with Watch(model), torch.inference_mode() if inference else nullcontext():
         yield
 
 

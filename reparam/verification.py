@@ -20,6 +20,7 @@ from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.modules import fetch
 from reparam.regions import Region
+from reparam.state import undisturbed
 
 REGION_BOUND = 1e-9
 """Largest relative difference of a region, in float64."""
@@ -223,7 +224,8 @@ def call_exact(
         for name, tensor in named()
         if tensor.is_floating_point()
     }
-    return torch.func.functional_call(module, tensors | dict(exact or {}), args, kwargs)
+    with undisturbed(module):  # a user's module may count its calls
+        return torch.func.functional_call(module, tensors | dict(exact or {}), args, kwargs)
 
 
 # -- Whole models ---------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 | case | test |
 | --- | --- |
 | half and bfloat16: a bias created in float32 | `test_half_precision...` |
-| batch norms without parts; SyncBatchNorm; lazy modules | `test_batch_norms_without_...`, `refusals/calls.py` |
+| batch norms without parts; SyncBatchNorm | `test_batch_norms_without_...` |
+| lazy modules not yet initialised | `test_lazy_modules_...` |
 | grouped transposed convolution + batch norm | `test_a_grouped_transposed_convolution` |
 | fusing twice, fusing a fused model | `test_fusing_again...` |
 | control flow, iteration, setitem, `len()`, shapes | `test_hostile_code.py` |

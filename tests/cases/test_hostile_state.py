@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import collections
 import random
-import types
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +19,8 @@ from torch import Tensor, nn
 
 import reparam
 from tests.cases.checking import assert_exact
-from tests.refusals.checking import Network, differs, folded, images, ready
-from tests.support.errors import relative_error, run
+from tests.refusals.checking import Network, images, ready
+from tests.support.errors import run
 from tests.support.snapshot import Snapshot
 
 C = 4
@@ -338,7 +336,8 @@ FORWARDS = [
     weight_clamped_after, bias_standardised, cached, cached_by_shape, cached_grid, appended,
     features_kept, features_in_a_list, features_in_a_deque, popped, nested_state,
     tensors_in_a_list, object_counter, object_list, object_features, class_attribute,
-    class_list, parameters_scaled, parameters_clamped, buffer_through_the_dictionary, flag_flipped, registered, module_added, module_swapped, module_removed,
+    class_list, parameters_scaled, parameters_clamped, buffer_through_the_dictionary,
+    flag_flipped, registered, module_added, module_swapped, module_removed,
     hook_added, mode_changed, frozen, drawn, drawn_by_numpy, drawn_by_torch, drawn_like,
     drawn_in_place, drawn_integer, drawn_and_seeded, dropped, dropped_by_choice, path_dropped,
     gradients_off, default_dtype,
@@ -380,81 +379,6 @@ def test_a_forward_that_changes_something(forward: Callable[..., Any], where: st
     reparam.plan(ready(model), images())
     assert (Changing.__dict__.get("total"), Changing.instances) == before
     assert_exact(model, images(), calls=4)
-
-
-# -- forward and __call__ replaced ----------------------------------------------------------------
-
-
-def activated(self: Any, x: Tensor) -> Tensor:
-    return type(self).forward(self, x).relu()
-
-
-def shifted(self: Any, x: Tensor) -> Tensor:
-    return F.conv2d(x, self.weight, self.bias) + 1
-
-
-@pytest.mark.parametrize("place", ["0", "1", "2", ""])
-def test_a_forward_set_on_the_instance(place: str) -> None:
-    """torch.fx takes the class's forward for the instance's own (measured)."""
-    model = ready(nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), nn.Conv2d(C, C, 1)))
-    owner = model.get_submodule(place)
-    owner.forward = types.MethodType(activated, owner)
-    plain = deepcopy(model)
-    del plain.get_submodule(place).forward
-    assert differs(plain, model, images())
-    fused, x = reparam.fuse(model), images()
-    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-9
-
-
-@pytest.mark.parametrize("kind", [nn.Conv2d, nn.BatchNorm2d], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("method", ["__call__", "forward", "_conv_forward", "_call_impl"])
-def test_a_subclass_that_runs_otherwise(kind: Any, method: str) -> None:
-    """`__call__` replaced in a class: torch.fx follows forward only (measured)."""
-    if method == "_conv_forward" and kind is nn.BatchNorm2d:
-        kind = nn.Conv2d
-
-    def otherwise(self: Any, *args: Any) -> Any:
-        return getattr(kind, method)(self, *args).clamp(-0.1, 0.1)
-
-    special: Any = type("Special", (kind,), {method: otherwise})
-    first = special(C, C, 1) if kind is nn.Conv2d else nn.Conv2d(C, C, 1)
-    second = special(C) if kind is nn.BatchNorm2d else nn.BatchNorm2d(C)
-    model = ready(nn.Sequential(first, second))
-    weight, bias = folded(second, first)
-    assert differs(lambda x: F.conv2d(x, weight, bias), model, images())
-    assert_exact(model, images())
-
-
-def test_a_class_that_is_patched_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that patches `nn.Conv2d.forward` for everybody."""
-    original = nn.Conv2d.forward
-    model = ready(nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)))
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: original(self, x) * 2)
-    expected = run(model, (images(),))
-    with pytest.warns(UserWarning, match="differs by .* and was left alone"):
-        fused = reparam.fuse(model)
-    assert relative_error(run(fused, (images(),)), expected) <= 1e-9
-
-
-def test_a_module_that_is_another_through_getattr() -> None:
-    """A wrapper that hands on every attribute of what it wraps."""
-
-    class Proxying(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def __getattr__(self, name: str) -> Any:
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                return getattr(super().__getattr__("inner"), name)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.conv2d(x, self.weight * 2, self.bias)
-
-    model = ready(nn.Sequential(Proxying(nn.Conv2d(C, C, 1)), nn.BatchNorm2d(C)))
-    assert_exact(model, images())
 
 
 def test_planning_changes_nothing_that_a_snapshot_sees() -> None:

@@ -3,8 +3,8 @@
 | case | test |
 | --- | --- |
 | "the result is not the same" | `test_both_errors_are_shown_against_float64` |
-| statistics and weights at the edge | `test_statistics_...`, `test_weights_...`, `refusals/numbers.py` |
-| float16 that overflows when folded | `refusals/numbers.py`: `an_overflow_in_half_precision_...` |
+| statistics and weights at the edge | `test_statistics_...`, `test_weights_...` |
+| float16 that overflows when folded | `test_weights_that_overflow_...` |
 | int8 with one scale per tensor collapses | `test_one_scale_per_channel_...` |
 """
 

@@ -2,20 +2,20 @@
 
 | case | tests |
 | --- | --- |
-| a conv called twice, batch-normed on one path only | `refusals/sharing.py`: `a_convolution_called_twice_...` |
-| a conv whose weight `forward` also reads | `refusals/sharing.py`: `a_weight_that_forward_reads...` |
-| a shared batch norm, tied weights, two names | `refusals/sharing.py`, and `test_sharing.py` here |
-| the fold drops the scale on a bias | `the_bias_of_a_convolution_is_scaled` |
-| grouped convolution + constant that varies in space | `a_constant_that_varies_in_space...` |
+| a conv called twice, batch-normed on one path only | `refusals/sharing.py`, `test_sharing.py` |
+| a conv whose weight `forward` also reads | `refusals/sharing.py`, `test_sharing.py` |
+| a shared batch norm, tied weights, two names | `refusals/sharing.py`, `test_sharing.py` |
+| the fold drops the scale on a bias | `test_the_bias_of_...` |
+| grouped convolution + constant that varies in space | `test_a_constant_...` |
 | pad moved into a pool or a convolution | `..._borders.py`, `refusals/borders.py` |
 | convolutions merged across the padding between them | `..._borders.py` |
-| an inner value that is an output | `values_returned_from_the_middle` |
-| converted in training mode | `refusals/calls.py`: `..._in_training_mode...` |
+| an inner value that is an output | `test_values_returned_from_the_middle` |
+| converted in training mode | `refusals/calls.py`: `test_a_fusion_in_training_mode_...` |
 | in place on a value that a second consumer reads | `test_writing.py` |
-| broadcasting sums | `sums_that_broadcast`, `refusals/sums.py` |
-| a batch norm with an activation inside | `refusals/sharing.py`: `a_batch_norm_with_an_activation_...` |
+| broadcasting sums | `test_sums_that_broadcast`, `refusals/sums.py` |
+| a batch norm with an activation inside | `refusals/sharing.py`, `test_silently_nothing.py` |
 | strides, even kernels, asymmetric, same and other padding | `..._borders.py` |
-| hand-written conversions that are wrong | `by_hand_...` |
+| hand-written conversions that are wrong | `test_by_hand_...` |
 | `forward` and `__call__` replaced, state, randomness | `test_hostile_*.py` |
 | hooks on what is fused | `test_hooks.py` |
 """
