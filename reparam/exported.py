@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import (
     InputKind,
     InputSpec,
@@ -190,11 +191,10 @@ def _program(
         state |= {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}
     signature = copy.deepcopy(program.graph_signature)
     signature.input_specs = specs
-    calls = copy.deepcopy(program.module_call_graph)
     names = writer.names()
-    results = [spec.arg for spec in signature.output_specs]
-    for argument in (*results, *(value for entry in calls for value in _arguments(entry))):
-        argument.name = names.get(argument.name, argument.name)
+    for spec in signature.output_specs:
+        spec.arg.name = names.get(spec.arg.name, spec.arg.name)
+    calls = [_renamed(entry, names) for entry in program.module_call_graph]
     root = fx.GraphModule(program.graph_module, writer.graph)
     root.meta.update(program.graph_module.meta)
     result = ExportedProgram(
@@ -210,6 +210,16 @@ def _program(
     )
     result._guards_code = list(program._guards_code)
     return result
+
+
+def _renamed(call: ModuleCallEntry, names: dict[str, str]) -> ModuleCallEntry:
+    if call.signature is None:
+        return replace(call)
+    inputs, outputs = (
+        [replace(argument, name=names.get(argument.name, argument.name)) for argument in arguments]
+        for arguments in (call.signature.inputs, call.signature.outputs)
+    )
+    return replace(call, signature=replace(call.signature, inputs=inputs, outputs=outputs))
 
 
 class _Writer:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from reparam.effects import operator_name
 from reparam.fused_forward import FusedForward
 from reparam.methods import names_forward_uses
 from reparam.modules import fetch
@@ -296,11 +297,20 @@ class _Graft:
         outlines = {name: outline(call.arguments[name]) for name in parameters}
         positional = positional and all(was is None for was in outlines.values())
         FusedForward(
-            owner, code.src, names, parameters, positional, baked, outlines, self._is_modal(call)
+            owner,
+            code.src,
+            names,
+            parameters,
+            positional,
+            baked,
+            outlines,
+            self._is_modal(call, graph),
         ).attach()
 
-    def _is_modal(self, owner: Call) -> bool:
-        """Whether code that is replaced asks if its module is in training mode."""
+    def _is_modal(self, owner: Call, graph: fx.Graph) -> bool:
+        """Whether new code holds a dropout or the like that the old code did in training only."""
+        if not any(operator_name(node) in _MODAL and _does_work(node) for node in graph.nodes):
+            return False
         replaced = [call.module for call in self.trace.calls if self._moves_into(call, owner)]
         return any(
             "training" in names_forward_uses(type(module))
@@ -329,3 +339,15 @@ class _Graft:
             for call in reversed(self.trace.calls)
             if call.parent is not None and id(call.module) not in live and self._vanished(call)
         ]
+
+
+_MODAL = set(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout rrelu batch_norm "
+    "instance_norm".split()
+)
+
+
+def _does_work(node: fx.Node) -> bool:
+    """Whether an operator would do something in training: a dropout of nothing does not."""
+    rest = (*node.args[1:2], *(node.kwargs[name] for name in ("p",) if name in node.kwargs))
+    return "dropout" not in operator_name(node) or rest != (0,)
