@@ -151,16 +151,25 @@ def _remaining_state(program: ExportedProgram, edited: fx.Graph) -> list[InputSp
     What nobody read goes with what it belonged to, such as the counter of a batch norm.
     """
     lifted = _lifted_state(program)
-    used = {node.name for node in program.graph.nodes if node.users}
-    before = {str(spec.target) for name, spec in lifted.items() if name in used}
     now = {str(node.target) for node in edited.nodes if node.op == "get_attr"}
-    holders = {_holder(name) for name in before - now} - {_holder(name) for name in now}
+    before, holders = _read_before(program), _dead_holders(program, now)
     return [
         spec
         for spec in lifted.values()
         if spec.target in now
         or (spec.target not in before and _holder(str(spec.target)) not in holders)
     ]
+
+
+def _read_before(program: ExportedProgram) -> set[str]:
+    used = {node.name for node in program.graph.nodes if node.users}
+    return {str(spec.target) for name, spec in _lifted_state(program).items() if name in used}
+
+
+def _dead_holders(program: ExportedProgram, now: set[str]) -> set[str]:
+    """The modules of which something was read, and nothing is any more."""
+    dead = {_holder(name) for name in _read_before(program) - now}
+    return dead - {_holder(name) for name in now} - {""}
 
 
 def _holder(name: str) -> str:
@@ -184,8 +193,10 @@ def _new_state(program: ExportedProgram, rewrite: Rewrite) -> list[InputSpec]:
 def _program(
     program: ExportedProgram, rewrite: Rewrite, specs: list[InputSpec], writer: _Writer
 ) -> ExportedProgram:
-    left = {spec.target for spec in specs}
-    gone = {spec.target for spec in _lifted_state(program).values()} - left
+    left = {str(spec.target) for spec in specs}
+    gone = {str(spec.target) for spec in _lifted_state(program).values()} - left
+    dead = _dead_holders(program, left)
+    gone |= {name for name in program.state_dict if name not in left and _holder(name) in dead}
     state = {name: held for name, held in program.state_dict.items() if name not in gone}
     for path, module in rewrite.modules.items():
         state |= {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}

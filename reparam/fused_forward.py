@@ -76,8 +76,7 @@ class FusedForward:
     def __globals__(self) -> dict[str, Any]:
         raise ScriptingError(
             f"torch.jit.script compiles the source of classes, and this {type(self.owner).__name__}"
-            " runs fused code of its own; use torch.jit.trace or torch.export, or script"
-            " torch.fx.symbolic_trace(model)"
+            " runs fused code of its own; use torch.jit.trace or torch.export"
         )
 
     @property

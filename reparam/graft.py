@@ -76,6 +76,10 @@ def _put_back(rewrite: Rewrite, target: nn.Module) -> Grafted:
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     assert isinstance(target, fx.GraphModule)
+    removed = {path for path, _ in rewrite.removed}
+    for node in rewrite.trace.graph.find_nodes(op="get_attr"):
+        if node.target in removed and not node.users:
+            rewrite.trace.graph.erase_node(node)
     target.graph = rewrite.trace.graph
     prune(target, rewrite, rewrite.trace.calls, (), lambda call: False)
     return Grafted(rewrite.trace.calls)

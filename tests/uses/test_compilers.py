@@ -55,20 +55,18 @@ def test_jit_trace(name: str) -> None:
     assert same(run(traced, (case.x[:1],)), run(case.model, (case.x[:1],)))
 
 
-@pytest.mark.parametrize("name", ["repvgg", "resnet"])
-@pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support instance-level")
-@pytest.mark.parametrize("as_graph", [False, True], ids=["module", "graph"])
-def test_jit_script(name: str, as_graph: bool) -> None:
-    case = fused_network(name)
-    model = torch.fx.symbolic_trace(case.fused) if as_graph else case.fused
-    if name == "repvgg" and not as_graph:
-        with pytest.raises(reparam.ReparamError, match=r"this RepVGGBlock runs fused code"):
-            torch.jit.script(model)
-        return
+def test_jit_script() -> None:
+    case = fused_network("resnet")
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(model), buffer)
+    torch.jit.save(torch.jit.script(case.fused), buffer)
     buffer.seek(0)
     assert same(run(torch.jit.load(buffer), (case.x,)), run(case.model, (case.x,)))
+
+
+@pytest.mark.parametrize("name", ["repvgg", "byobnet", "eager"])
+def test_jit_script_of_new_code_says_what_to_do(name: str) -> None:
+    with pytest.raises(reparam.ReparamError, match=r"fused code of its own; use torch\.jit\.trace"):
+        torch.jit.script(fused_network(name).fused)
 
 
 @pytest.mark.parametrize("name", TRACED)

@@ -69,8 +69,7 @@ def test_the_methods_of_a_timm_network(name: str) -> None:
         assert relative_error(inner, outer) <= 1e-9
     assert type(fused) is type(model)
     assert fused.pretrained_cfg == model.pretrained_cfg
-    fused.reset_classifier(3)
-    assert run(fused, (x.float().double(),)).shape == (2, 3) or fused.get_classifier() is not None
+    assert type(fused.get_classifier()) is type(model.get_classifier())
 
 
 def test_create_feature_extractor() -> None:
@@ -87,7 +86,7 @@ def test_a_feature_extractor_is_fused() -> None:
     extractor: nn.Module = create_feature_extractor(case.model.double(), ["layer1", "layer2"])
     fused = reparam.fuse(extractor)
     x = case.x.double()
-    assert type(fused).__name__ == type(extractor).__name__
+    assert isinstance(fused, torch.fx.GraphModule)
     assert count_operators(fused, (x,)).batch_norms == 0
     one, two = run(fused, (x,)), run(extractor, (x,))
     assert list(one) == ["layer1", "layer2"]
