@@ -79,6 +79,7 @@ def _read(program: ExportedProgram) -> tuple[nn.Module, fx.Graph]:
             graph.output((results, named))
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
+            values[node].name = node.name
     return root, graph
 
 
@@ -151,7 +152,7 @@ def _remaining_state(program: ExportedProgram, edited: fx.Graph) -> list[InputSp
     What nobody read goes with what it belonged to, such as the counter of a batch norm.
     """
     lifted = _lifted_state(program)
-    now = {str(node.target) for node in edited.nodes if node.op == "get_attr"}
+    now = {str(node.target) for node in edited.find_nodes(op="get_attr") if node.users}
     before, holders = _read_before(program), _dead_holders(program, now)
     return [
         spec
@@ -212,7 +213,7 @@ def _program(
         root=root,
         graph=root.graph,
         graph_signature=signature,
-        state_dict=state,
+        state_dict=copy.deepcopy(state),
         range_constraints=copy.copy(program.range_constraints),
         module_call_graph=calls,
         example_inputs=program.example_inputs,
@@ -255,6 +256,7 @@ class _Writer:
     def place(self, spec: InputSpec) -> None:
         """Write an input that is state."""
         node = self.graph.placeholder(spec.arg.name)
+        node.name = spec.arg.name
         if spec.arg.name in self.metas:
             node.meta = dict(self.metas[spec.arg.name])
         else:
@@ -267,12 +269,14 @@ class _Writer:
         """Write the other inputs."""
         specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         inputs = edited.find_nodes(op="placeholder")
-        self.values.update((node, self.graph.node_copy(node)) for node in inputs)
+        for node in inputs:
+            self.values[node] = self.graph.node_copy(node)
+            self.values[node].name = node.name
         return [specs[node.name] for node in inputs]
 
     def write(self, node: fx.Node) -> None:
         """Write one node of the edited graph."""
-        if node.op == "placeholder":
+        if node.op == "placeholder" or (node.op == "get_attr" and not node.users):
             return
         if node.op == "output":
             written: Any = fx.map_arg(node.args[0], self.values.__getitem__)

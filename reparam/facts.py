@@ -157,10 +157,12 @@ def gather(
         if drops and facts.unread.issuperset(node.users):
             facts.unread.add(node)
     _find_aliases(facts, nodes, effects)
-    for node in list(sources):
-        # A constant that somebody writes to is none.
-        if facts.writers.get(facts.storage.get(node, node)):
-            del sources[node]
+    # A constant that somebody writes to is none, and neither is what is computed of it.
+    changing = frozenset[str]().union(
+        *(sources[node] for node in sources if facts.writers.get(facts.storage.get(node, node)))
+    )
+    for node in [node for node in sources if sources[node] & changing]:
+        del sources[node]
     facts.ranks = find_ranks(nodes, root, {**_known_ranks(facts), **(ranks or {})})
     facts.ones = find_trailing_ones(nodes, root, facts.ranks)
     return facts

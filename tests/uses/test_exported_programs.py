@@ -2,7 +2,8 @@
 
 import copy
 import io
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,12 @@ from tests.support.randomise import randomise_batch_norm
 from tests.uses.networks import fused_network
 
 EXACT = 1e-9
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 def ready(model: nn.Module) -> nn.Module:
@@ -192,6 +199,7 @@ class Branching(nn.Module):
         return torch.cond(x.sum() > 0, self.inner, lambda a: a - 1, (x,)) + y
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_control_flow_stays(sign: int) -> None:
     model, x = ready(Branching()), images(2, 3, 6, 6)
@@ -226,7 +234,9 @@ def test_every_kind_of_convolution(
     dialect: Callable[[ExportedProgram], ExportedProgram],
 ) -> None:
     model, x = ready(Padded()), images(2, 3, 7, 6)
-    fused = reparam.fuse(dialect(export(model, (x,), dynamic_shapes=({2: Dim("rows")},))))
+    fused = reparam.fuse(
+        dialect(export(model, (x,), dynamic_shapes=({2: Dim("rows", min=4, max=64)},)))
+    )
     assert_sound(fused)
     x = images(2, 3, 9, 6)
     for again in (fused, loaded(fused), core(fused)):
@@ -234,6 +244,7 @@ def test_every_kind_of_convolution(
         assert count_operators(again.module(), (x,)).batch_norms == 0
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node with no underlying")
 def test_preserved_calls_keep_their_values() -> None:
     model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)))
     x = images(2, 3, 6, 6)
@@ -270,6 +281,10 @@ def test_plan_and_verify_take_programs() -> None:
     assert max(reparam.verify(program, again, case.x).fused) < 1e-5
 
 
+def multiply(module: fx.GraphModule) -> fx.Node:
+    return next(node for node in module.graph.nodes if node.target is operator.mul)
+
+
 def test_symbolic_tracing_keeps_defaults_and_metadata() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -281,10 +296,9 @@ def test_symbolic_tracing_keeps_defaults_and_metadata() -> None:
             return torch.relu(self.norm(self.conv(x))) * factor
 
     model, x = fx.symbolic_trace(ready(Scaled())), images(2, 3, 6, 6)
-    model.graph.find_nodes(op="call_function")[0].meta["mark"] = "mine"
+    multiply(model).meta["mark"] = "mine"
     fused = reparam.fuse(model)
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
     assert relative_error(run(fused, (x, 3.0)), run(model, (x, 3.0))) <= EXACT
-    kept = fused.graph.find_nodes(op="call_function")[0]
-    assert kept.meta["mark"] == "mine"
+    assert multiply(fused).meta["mark"] == "mine"
     assert [node.name for node in fused.graph.nodes if node.op == "placeholder"] == ["x", "factor"]
