@@ -211,12 +211,23 @@ def _copies_itself(module: nn.Module) -> bool:
 
 def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:
     """A deep copy but for some tensors, which both will hold."""
+    memo: dict[int, Any] = {id(held): held for held in (*shared, *_tree_structures(model))}
     try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise ReparamError(
             f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
         ) from error
+
+
+def _tree_structures(model: nn.Module) -> list[Any]:
+    """What says how graph modules pack arguments: never changed, and torch warns of copying it."""
+    return [
+        spec
+        for module in model.modules()
+        if isinstance(module, fx.GraphModule)
+        for spec in (vars(module).get("_in_spec"), vars(module).get("_out_spec"))
+    ]
 
 
 def make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:

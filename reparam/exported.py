@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import (
     InputKind,
     InputSpec,
@@ -78,6 +79,7 @@ def _read(program: ExportedProgram) -> tuple[nn.Module, fx.Graph]:
             graph.output((results, named))
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
+            values[node].name = node.name
     return root, graph
 
 
@@ -150,16 +152,25 @@ def _remaining_state(program: ExportedProgram, edited: fx.Graph) -> list[InputSp
     What nobody read goes with what it belonged to, such as the counter of a batch norm.
     """
     lifted = _lifted_state(program)
-    used = {node.name for node in program.graph.nodes if node.users}
-    before = {str(spec.target) for name, spec in lifted.items() if name in used}
-    now = {str(node.target) for node in edited.nodes if node.op == "get_attr"}
-    holders = {_holder(name) for name in before - now} - {_holder(name) for name in now}
+    now = {str(node.target) for node in edited.find_nodes(op="get_attr") if node.users}
+    before, holders = _read_before(program), _dead_holders(program, now)
     return [
         spec
         for spec in lifted.values()
         if spec.target in now
         or (spec.target not in before and _holder(str(spec.target)) not in holders)
     ]
+
+
+def _read_before(program: ExportedProgram) -> set[str]:
+    used = {node.name for node in program.graph.nodes if node.users}
+    return {str(spec.target) for name, spec in _lifted_state(program).items() if name in used}
+
+
+def _dead_holders(program: ExportedProgram, now: set[str]) -> set[str]:
+    """The modules of which something was read, and nothing is any more."""
+    dead = {_holder(name) for name in _read_before(program) - now}
+    return dead - {_holder(name) for name in now} - {""}
 
 
 def _holder(name: str) -> str:
@@ -183,25 +194,26 @@ def _new_state(program: ExportedProgram, rewrite: Rewrite) -> list[InputSpec]:
 def _program(
     program: ExportedProgram, rewrite: Rewrite, specs: list[InputSpec], writer: _Writer
 ) -> ExportedProgram:
-    left = {spec.target for spec in specs}
-    gone = {spec.target for spec in _lifted_state(program).values()} - left
+    left = {str(spec.target) for spec in specs}
+    gone = {str(spec.target) for spec in _lifted_state(program).values()} - left
+    dead = _dead_holders(program, left)
+    gone |= {name for name in program.state_dict if name not in left and _holder(name) in dead}
     state = {name: held for name, held in program.state_dict.items() if name not in gone}
     for path, module in rewrite.modules.items():
         state |= {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}
     signature = copy.deepcopy(program.graph_signature)
     signature.input_specs = specs
-    calls = copy.deepcopy(program.module_call_graph)
     names = writer.names()
-    results = [spec.arg for spec in signature.output_specs]
-    for argument in (*results, *(value for entry in calls for value in _arguments(entry))):
-        argument.name = names.get(argument.name, argument.name)
+    for spec in signature.output_specs:
+        spec.arg.name = names.get(spec.arg.name, spec.arg.name)
+    calls = [_renamed(entry, names) for entry in program.module_call_graph]
     root = fx.GraphModule(program.graph_module, writer.graph)
     root.meta.update(program.graph_module.meta)
     result = ExportedProgram(
         root=root,
         graph=root.graph,
         graph_signature=signature,
-        state_dict=state,
+        state_dict=copy.deepcopy(state),
         range_constraints=copy.copy(program.range_constraints),
         module_call_graph=calls,
         example_inputs=program.example_inputs,
@@ -210,6 +222,16 @@ def _program(
     )
     result._guards_code = list(program._guards_code)
     return result
+
+
+def _renamed(call: ModuleCallEntry, names: dict[str, str]) -> ModuleCallEntry:
+    if call.signature is None:
+        return replace(call)
+    inputs, outputs = (
+        [replace(argument, name=names.get(argument.name, argument.name)) for argument in arguments]
+        for arguments in (call.signature.inputs, call.signature.outputs)
+    )
+    return replace(call, signature=replace(call.signature, inputs=inputs, outputs=outputs))
 
 
 class _Writer:
@@ -234,6 +256,7 @@ class _Writer:
     def place(self, spec: InputSpec) -> None:
         """Write an input that is state."""
         node = self.graph.placeholder(spec.arg.name)
+        node.name = spec.arg.name
         if spec.arg.name in self.metas:
             node.meta = dict(self.metas[spec.arg.name])
         else:
@@ -246,12 +269,14 @@ class _Writer:
         """Write the other inputs."""
         specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         inputs = edited.find_nodes(op="placeholder")
-        self.values.update((node, self.graph.node_copy(node)) for node in inputs)
+        for node in inputs:
+            self.values[node] = self.graph.node_copy(node)
+            self.values[node].name = node.name
         return [specs[node.name] for node in inputs]
 
     def write(self, node: fx.Node) -> None:
         """Write one node of the edited graph."""
-        if node.op == "placeholder":
+        if node.op == "placeholder" or (node.op == "get_attr" and not node.users):
             return
         if node.op == "output":
             written: Any = fx.map_arg(node.args[0], self.values.__getitem__)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reparam.errors import ReparamError
 from reparam.structures import outline
 
 
@@ -52,6 +53,10 @@ class Guards:
             and all(len(given[name]) >= count for name, count in self.lengths.items())
             and all(outline(given[name]) == was for name, was in self.outlines.items())
         )
+
+
+class ScriptingError(ReparamError, AttributeError):
+    """A fused module was given to torch.jit.script."""
 
 
 class FusedForward:
@@ -96,17 +101,15 @@ class FusedForward:
         vars(self.owner)["_replicate_for_data_parallel"] = Replication(self.owner)
 
     @property
-    def __wrapped__(self) -> FunctionType:
-        """The plain function, whose source and globals torch.jit.script asks for."""
-        return self.function
-
-    @property
     def __code__(self) -> CodeType:
         return self.function.__code__
 
     @property
     def __globals__(self) -> dict[str, Any]:
-        return self.function.__globals__
+        raise ScriptingError(
+            f"torch.jit.script compiles the source of classes, and this {type(self.owner).__name__}"
+            " runs fused code of its own; use torch.jit.trace or torch.export"
+        )
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -186,7 +189,7 @@ class Replication:
 
 
 def _compile(code: str, names: dict[str, Any]) -> FunctionType:
-    """Compile code so that tracebacks and torch.jit.script find its source."""
+    """Compile code so that tracebacks show its source."""
     lines = code.splitlines(keepends=True)
     place = f"<fused forward {hashlib.sha256(code.encode()).hexdigest()[:16]}>"
     linecache.cache[place] = (len(code), None, lines, place)

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from reparam.effects import operator_name
 from reparam.frames import knows_only_tensors
 from reparam.fused_forward import FusedForward, Guards
 from reparam.methods import names_forward_uses
@@ -76,6 +77,10 @@ def _put_back(rewrite: Rewrite, target: nn.Module) -> Grafted:
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     assert isinstance(target, fx.GraphModule)
+    removed = {path for path, _ in rewrite.removed}
+    for node in rewrite.trace.graph.find_nodes(op="get_attr"):
+        if node.target in removed and not node.users:
+            rewrite.trace.graph.erase_node(node)
     target.graph = rewrite.trace.graph
     prune(target, rewrite, rewrite.trace.calls, (), lambda call: False)
     return Grafted(rewrite.trace.calls)
@@ -321,11 +326,13 @@ class _Graft:
         outlines = {name: was for name, was in outlines.items() if was is not None}
         guards = Guards(baked, outlines, frozenset(call.tensors), dict(call.lengths))
         positional = positional and not guards.look_inside
-        modal = self._is_modal(call)
+        modal = self._is_modal(call, graph)
         FusedForward(owner, code.src, names, parameters, positional, guards, modal).attach()
 
-    def _is_modal(self, owner: Call) -> bool:
-        """Whether code that is replaced asks if its module is in training mode."""
+    def _is_modal(self, owner: Call, graph: fx.Graph) -> bool:
+        """Whether new code holds a dropout or the like that the old code did in training only."""
+        if not any(operator_name(node) in _MODAL and _does_work(node) for node in graph.nodes):
+            return False
         replaced = [call.module for call in self.trace.calls if self._moves_into(call, owner)]
         return any(
             "training" in names_forward_uses(type(module))
@@ -354,3 +361,15 @@ class _Graft:
             for call in reversed(self.trace.calls)
             if call.parent is not None and id(call.module) not in live and self._vanished(call)
         ]
+
+
+_MODAL = set(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout rrelu batch_norm "
+    "instance_norm".split()
+)
+
+
+def _does_work(node: fx.Node) -> bool:
+    """Whether an operator would do something in training: a dropout of nothing does not."""
+    rest = (*node.args[1:2], *(node.kwargs[name] for name in ("p",) if name in node.kwargs))
+    return "dropout" not in operator_name(node) or rest != (0,)

@@ -48,8 +48,11 @@ def prune(
 def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
     """Identities of all modules and tensors that the edited graph still uses."""
     kept: set[int] = set()
-    nodes = rewrite.trace.graph.nodes
-    paths = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    paths = {
+        str(node.target)
+        for node in rewrite.trace.graph.nodes
+        if node.op == "call_module" or (node.op == "get_attr" and node.users)
+    }
     for path in paths | set(rewrite.modules):
         used = fetch(target, path)
         kept.add(id(used))
@@ -71,6 +74,7 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
     for tensors in (holder._parameters, holder._buffers):
         if tensors.get(name) is not None and id(tensors[name]) not in kept:
             tensors[name] = None
+            _say_what_is_left(holder)
             return
     module = holder._modules.get(name)
     if module is None:
@@ -88,6 +92,15 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
         if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
             return
         parent._modules[at] = None
+
+
+def _say_what_is_left(holder: nn.Module) -> None:
+    """A norm without its tensors is one without parameters, or statistics, to other tools."""
+    if isinstance(holder, nn.modules.batchnorm._NormBase):
+        holder.affine = holder.affine and holder.weight is not None
+        if holder.running_mean is None and holder.running_var is None:
+            holder.track_running_stats = False
+            holder.num_batches_tracked = None
 
 
 def _below(call: Call, owner: Call) -> list[Call]:

@@ -1,5 +1,6 @@
 """What other processes run; they import neither pytest nor a model library."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +40,12 @@ def answer(model: nn.Module, x: Tensor) -> list[list[float]]:
         return model(x).tolist()
 
 
-def train(rank: int, model: nn.Module, x: Tensor, store: str) -> list[float]:
-    """Two steps of one of two processes; the sum of each parameter afterwards."""
+def train(rank: int, pickled: bytes, x: Tensor, store: str) -> list[float]:
+    """Two steps of one of two processes; the sum of each parameter afterwards.
+
+    The model comes as bytes, since torch would let both processes share its memory.
+    """
+    model: nn.Module = pickle.loads(pickled)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2
     )

@@ -1,0 +1,187 @@
+"""Mistakes planted after planning: every one is noticed, and costs only what it touches."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from reparam import graft, rewriting
+from reparam.tracing import Call
+from tests.support.counting import count_operators
+from tests.support.errors import relative_error, run
+from tests.support.randomise import randomise_batch_norm
+
+C = 4
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Conv2d(C, C, 3, padding=1)
+        self.point = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.dense(x) + self.point(x))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C))
+    blocks = nn.Sequential(stem, Block(), Block(), Block()).double().eval()
+    return randomise_batch_norm(blocks, 0)
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def forbid(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of one module cannot be replaced."""
+    original = graft._Graft._slice
+
+    def slice_of(self: Any, owner: Call) -> Any:
+        if owner.path == path:
+            raise graft.GraftError("its code must stay", [owner])
+        return original(self, owner)
+
+    monkeypatch.setattr(graft._Graft, "_slice", slice_of)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_only_the_region_at_fault_is_left(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, inplace: bool
+) -> None:
+    x, expected = images(), run(model, (images(),))
+    forbid("2", monkeypatch)
+    fused = reparam.fuse(model, inplace=inplace)
+    assert relative_error(run(fused, (x,)), expected) <= 1e-12
+    assert count_operators(fused, (x,)).convolutions == 1 + 1 + 2 + 1
+    assert len(fused.reparam_report.fused) == 3
+    rows = [row for row in fused.reparam_report.refused if row.place.startswith("2")]
+    assert [row.reason for row in rows] == ["its code must stay"]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_wrong_code_is_noticed_without_example_inputs(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, inplace: bool
+) -> None:
+    x, expected = images(), run(model, (images(),))
+    original = graft._Graft._attach
+
+    def attach(self: Any, call: Call, code: torch.fx.Graph, *rest: Any) -> None:
+        if call.path == "2":
+            for node in list(code.nodes):
+                if node.target is F.relu:
+                    node.replace_all_uses_with(node.args[0])
+                    code.erase_node(node)
+        original(self, call, code, *rest)
+
+    monkeypatch.setattr(graft._Graft, "_attach", attach)
+    with pytest.warns(UserWarning, match="2: with its new code it returns something else"):
+        fused = reparam.fuse(model, inplace=inplace)
+    assert relative_error(run(fused, (x,)), expected) <= 1e-12
+    assert len(fused.reparam_report.fused) == 3
+
+
+def test_a_swap_in_the_wrong_place_is_noticed(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = rewriting.Rewriter._skip
+
+    def skip(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self.result.modules["0.1"] = nn.ReLU()
+
+    monkeypatch.setattr(rewriting.Rewriter, "_skip", skip)
+    x, expected = images(), run(model, (images(),))
+    with pytest.warns(UserWarning, match="returns something else"):
+        fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), expected) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_another_result_on_the_example_inputs_is_an_alarm(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inplace: bool
+) -> None:
+    model, x = model.to(dtype), images().to(dtype)
+    expected = run(model, (x,))
+    state = copy.deepcopy(model.state_dict())
+    original = graft.prune
+
+    def prune(target: nn.Module, *rest: Any) -> None:
+        original(target, *rest)
+        with torch.no_grad():
+            target.get_submodule("1.fused_conv").weight[0] *= 3
+
+    monkeypatch.setattr(graft, "prune", prune)
+    monkeypatch.setattr("reparam.applying.Check", lambda part: None)
+    with pytest.warns(UserWarning, match="on the example inputs the outputs of the fused model"):
+        fused = reparam.fuse(model, x, inplace=inplace)
+    assert torch.equal(run(fused, (x,)), expected)
+    assert list(fused.state_dict()) == list(state)
+    assert fused.reparam_report.fused == []
+    assert any("on the example inputs" in row.reason for row in fused.reparam_report.refused)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_rounding_is_no_alarm(model: nn.Module, dtype: torch.dtype) -> None:
+    fused = reparam.fuse(model.to(dtype), images().to(dtype))
+    assert len(fused.reparam_report.fused) == 4
+    assert any("on the example inputs" in note for note in fused.reparam_report.notes)
+
+
+def test_what_cannot_be_run_by_itself_is_noted() -> None:
+    class Indexed(nn.Module):
+        """Its first operator takes indices, which are no images."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 8)
+            self.first = nn.Linear(8, 8)
+            self.second = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.second(self.first(self.table(x)))) + 1
+
+    fused = reparam.fuse(Indexed().eval())
+    assert len(fused.reparam_report.fused) == 1
+    assert [note for note in fused.reparam_report.notes if "could not be run by themselves" in note]
+
+
+def test_a_plan_is_carried_out_twice_alike(model: nn.Module) -> None:
+    plan = reparam.plan(model)
+    one, two = plan.apply(), plan.apply()
+    assert one.reparam_report == two.reparam_report
+    first, second = one.state_dict(), two.state_dict()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Remembering(nn.Module):
+    """What it scales by is computed from a buffer that changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, C, 3)
+        self.norm = nn.BatchNorm2d(C)
+        self.register_buffer("calls", torch.ones(C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = self.calls + 1
+        result = self.norm(self.conv(x)) * factor
+        self.calls.copy_(factor)
+        return result
+
+
+def test_what_is_computed_from_a_changing_buffer_is_no_constant() -> None:
+    model = randomise_batch_norm(Remembering().double().eval(), 0)
+    fused = reparam.fuse(model)
+    for _ in range(3):
+        x = images()
+        assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
