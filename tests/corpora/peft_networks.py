@@ -55,7 +55,8 @@ class AdaptedNetwork(Network):
 
     def by_hand(self, model: nn.Module) -> nn.Module:
         adapted: Any = deepcopy(model)
-        plain: nn.Module = adapted.merge_and_unload() if self.enabled else adapted.unload()
+        unmerged = self.enabled and not self.merged
+        plain: nn.Module = adapted.merge_and_unload() if unmerged else adapted.unload()
         return plain
 
 

@@ -149,7 +149,6 @@ def main() -> None:
             measured.append(measure(network))
             print(row_of(cells(measured[-1])), flush=True)
         rows = [row for row in rows if row["library"] != library] + measured
-    if wanted:
         versions = {name: version(name).partition("+")[0] for name in ("torch", *LIBRARIES)}
         DATA.parent.mkdir(exist_ok=True)
         DATA.write_text(json.dumps({"versions": versions, "networks": rows}, indent=1) + "\n")
