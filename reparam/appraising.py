@@ -248,6 +248,10 @@ class Appraiser:
         for node in gone:
             if node in crossed or node in counted or node in self.dead:
                 continue
+            if node in self.fused and node in self.facts.shapes:
+                current += self.fused[node].after  # in true numbers, wherever it is placed
+                before += self.fused[node].before
+                continue
             here = positions.get(node, 0.0)
             current += self.node_cost(node).times(here)
             before += (

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import cache
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -23,10 +23,63 @@ from torch import Tensor, fx
 _NEVER_ASKS = ("torch.fx", "torch._", "torch.utils", "torch.overrides", "reparam.")
 
 
-class Proxy(fx.Proxy):
+class _Reserved:
+    """What Python asks of a value by itself, and what code assigns to it: refused.
+
+    Python answers with exceptions that a model's code may catch, and go on as if it knew better.
+    """
+
+    def _refuse(self, what: str) -> NoReturn:
+        tracer: Any = vars(self)["tracer"]
+        tracer.refuse()
+        raise UnknownValueError(f"a value that only a run of the model tells cannot {what}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _user_asks(sys._getframe(1)):
+            self._refuse(f"get another {name}")
+        super().__setattr__(name, value)
+
+    def __index__(self) -> int:  # noqa: PLE0305
+        self._refuse("be an index")
+
+    def __int__(self) -> int:
+        self._refuse("become a number")
+
+    def __float__(self) -> float:
+        self._refuse("become a number")
+
+    def __complex__(self) -> complex:
+        self._refuse("become a number")
+
+    def __hash__(self) -> int:
+        if _user_asks(sys._getframe(1)):
+            self._refuse("be the key of a dictionary")
+        return id(self)
+
+    def __str__(self) -> str:
+        if _user_asks(sys._getframe(1)):
+            self._refuse("be written into a text")
+        return repr(self)
+
+    def __format__(self, format_spec: str) -> str:
+        if _user_asks(sys._getframe(1)):
+            self._refuse("be written into a text")
+        return repr(self)
+
+
+class UnknownValueError(fx.proxy.TraceError, TypeError):
+    """Code asks for what only a run of the model tells."""
+
+
+class Proxy(_Reserved, fx.Proxy):
     """A value of the graph."""
 
     def __getattr__(self, k: str) -> Any:
+        if _user_asks(sys._getframe(1)) and not hasattr(Tensor, k):
+            tracer: Any = self.tracer
+            if self.node.op == "placeholder" or is_tensor(self.node):
+                tracer.refuse()
+                raise AttributeError(f"a tensor has no attribute {k!r}")
         return Attribute(self, k)
 
     def __iter__(self) -> Iterator[fx.Proxy]:
@@ -43,22 +96,6 @@ class Proxy(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
-    def __hash__(self) -> int:
-        return self._only_inside(sys._getframe(1), "be the key of a dictionary") or id(self)
-
-    def __str__(self) -> str:
-        return self._only_inside(sys._getframe(1), "be written into a text") or repr(self)
-
-    def __format__(self, format_spec: str) -> str:
-        return self._only_inside(sys._getframe(1), "be written into a text") or repr(self)
-
-    def _only_inside(self, frame: FrameType, what: str) -> Any:
-        if _user_asks(frame):
-            tracer: Any = self.tracer
-            tracer.refuse()
-            raise fx.proxy.TraceError(f"a value that only a run of the model tells cannot {what}")
-        return None
-
 
 def _record_inplace(name: str) -> Callable[[fx.Proxy, Any], Any]:
     """``x += y`` writes to x; a plain proxy would record ``x + y``."""
@@ -74,7 +111,7 @@ for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul"
     setattr(Proxy, f"__{_name}__", _record_inplace(_name))
 
 
-class Attribute(fx.proxy.Attribute):
+class Attribute(_Reserved, fx.proxy.Attribute):
     """An attribute of a value, such as its shape."""
 
     attr: str
@@ -110,10 +147,8 @@ def answering_for_proxies() -> Iterator[None]:
     original, originally_zip = builtins.isinstance, builtins.zip
 
     def asked(value: Any, kinds: Any, /) -> bool:
-        if original(value, kinds):
-            return True
         if not original(value, fx.Proxy) or not _user_asks(sys._getframe(1)):
-            return False
+            return original(value, kinds)
         tracer: Any = value.tracer
         return issubclass(tracer.class_of(value), kinds)
 
@@ -136,6 +171,28 @@ def answering_for_proxies() -> Iterator[None]:
         yield
     finally:
         builtins.isinstance, builtins.zip = original, originally_zip  # type: ignore[misc]
+
+
+_TYPES = {"dtype", "device", "__class__", "layout"}
+
+
+@cache
+def asks_for_identity(code: CodeType) -> bool:
+    """Whether code compares types by ``is`` or asks for ``type(x)``: a proxy cannot answer these.
+
+    Args:
+        code: The code of a forward.
+    """
+    instructions = list(dis.get_instructions(code))
+    for index, instruction in enumerate(instructions):
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "type":
+            return True
+        if instruction.opname == "IS_OP":
+            before = instructions[max(0, index - 5) : index]
+            constant = before[-1].opname == "LOAD_CONST"
+            if not constant and any(other.argval in _TYPES for other in before):
+                return True
+    return False
 
 
 def _user_asks(frame: FrameType) -> bool:

@@ -20,7 +20,14 @@ from torch.nn.utils import parametrize
 from reparam.errors import ReparamError
 from reparam.leaf_functions import LeafFunction, as_leaves, failing_function
 from reparam.modules import fetch, has_hooks, join
-from reparam.proxies import Attribute, ConstantProxy, Proxy, answering_for_proxies, is_tensor
+from reparam.proxies import (
+    Attribute,
+    ConstantProxy,
+    Proxy,
+    answering_for_proxies,
+    asks_for_identity,
+    is_tensor,
+)
 from reparam.rules import Rules
 from reparam.state import Watch, random_state
 from reparam.structures import can_be_built, nodes_in, without_proxies
@@ -177,6 +184,10 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
         run: Callable[[], Any],
     ) -> Any:
+        code = getattr(inspect.unwrap(getattr(forward, "__func__", forward)), "__code__", None)
+        if code is not None and not _is_torch(module) and asks_for_identity(code):
+            self.failed = self.failed or module
+            raise UntraceableError("its forward asks for the type of a value, or for its identity")
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
         given = without_proxies((_bind(forward, args, kwargs), args, kwargs))
@@ -329,6 +340,10 @@ def _surely_given(forward: Callable[..., Any]) -> set[str]:
     if named and all(p.default is not p.empty for p in named):
         return {named[0].name}
     return set()
+
+
+def _is_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _has_own_call(module: nn.Module) -> bool:
