@@ -94,7 +94,9 @@ def render(data: dict[str, Any]) -> str:
         f"Measured with {libraries}.\n",
     ]
     for library in LIBRARIES:
+        order = [network.name for network in LIBRARIES[library]]
         rows = [row for row in data["networks"] if row["library"] == library]
+        rows.sort(key=lambda row: order.index(row["name"]))
         sections.append(section(library, rows))
     return "\n".join(sections)
 
