@@ -20,7 +20,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-_NEVER_ASKS = ("torch.fx", "torch._", "torch.utils", "torch.overrides", "reparam.")
+_NEVER_ASKS = (
+    "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
+)  # fmt: skip
 
 
 class _Reserved:
@@ -77,7 +79,7 @@ class Proxy(_Reserved, fx.Proxy):
     def __getattr__(self, k: str) -> Any:
         if _user_asks(sys._getframe(1)) and not hasattr(Tensor, k):
             tracer: Any = self.tracer
-            if self.node.op == "placeholder" or is_tensor(self.node):
+            if tracer.is_tensor(self.node) or self.node.op == "placeholder":
                 tracer.refuse()
                 raise AttributeError(f"a tensor has no attribute {k!r}")
         return Attribute(self, k)
@@ -186,7 +188,9 @@ def asks_for_identity(code: CodeType) -> bool:
     instructions = list(dis.get_instructions(code))
     for index, instruction in enumerate(instructions):
         if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "type":
-            return True
+            following = [other.argval for other in instructions[index + 1 : index + 3]]
+            if "self" not in following:
+                return True
         if instruction.opname == "IS_OP":
             before = instructions[max(0, index - 5) : index]
             constant = before[-1].opname == "LOAD_CONST"

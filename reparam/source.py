@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from functools import cache
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -38,6 +38,38 @@ def _methods(kind: Any, after: Any) -> dict[str, FunctionType]:
             if isinstance(function, FunctionType) and name != "__init__":
                 found[name] = function
     return found
+
+
+def code_below(module: nn.Module, forward: Any) -> tuple[CodeType, ...]:
+    """The code of a forward, and of the methods and plain functions that it may run.
+
+    Args:
+        module: The module.
+        forward: Its forward.
+    """
+    held = tuple(value for value in vars(module).values() if isinstance(value, FunctionType))
+    return _code_below(type(module), getattr(forward, "__func__", forward), held)
+
+
+@cache
+def _code_below(kind: Any, forward: Any, held: tuple[FunctionType, ...]) -> tuple[CodeType, ...]:
+    pending: list[Any] = [*map(inspect.unwrap, (forward, *held))]
+    found: dict[CodeType, None] = {}
+    own = methods(kind)
+    while pending:
+        function = pending.pop()
+        if (
+            not isinstance(function, FunctionType)
+            or function.__code__ in found
+            or str(function.__module__).startswith("torch.")
+        ):
+            continue
+        found[function.__code__] = None
+        for name in function.__code__.co_names:
+            for value in (own.get(name), function.__globals__.get(name)):
+                if isinstance(value, FunctionType):
+                    pending.append(inspect.unwrap(value))
+    return tuple(found)
 
 
 @cache

@@ -29,6 +29,7 @@ from reparam.proxies import (
     is_tensor,
 )
 from reparam.rules import Rules
+from reparam.source import code_below
 from reparam.state import Watch, random_state
 from reparam.structures import can_be_built, nodes_in, without_proxies
 
@@ -184,8 +185,7 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
         run: Callable[[], Any],
     ) -> Any:
-        code = getattr(inspect.unwrap(getattr(forward, "__func__", forward)), "__code__", None)
-        if code is not None and not _is_torch(module) and asks_for_identity(code):
+        if not _is_torch(module) and any(map(asks_for_identity, code_below(module, forward))):
             self.failed = self.failed or module
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
         parent = self.stack[-1] if self.stack else None
@@ -240,7 +240,7 @@ class _Tracer(fx.Tracer):
                 call.tensors.add(name)
             if named:
                 return Tensor
-        elif node is not None and (is_tensor(node) or self._is_tensor_of_a_module(node)):
+        elif node is not None and self.is_tensor(node):
             return Tensor
         self.refuse()
         raise fx.proxy.TraceError("what a value is cannot be told")
@@ -269,9 +269,10 @@ class _Tracer(fx.Tracer):
         value: Any = proxy
         return [value[index] for index in range(count)]
 
-    def _is_tensor_of_a_module(self, node: fx.Node) -> bool:
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether the value of a node is a tensor, whatever the model's input is."""
         if node.op != "call_module":
-            return False
+            return is_tensor(node)
         module = fetch(self.model, str(node.target))
         known = type(module) in _RETURN_A_TENSOR or self.rules.find(type(module)) is not None
         return known and not getattr(module, "return_indices", False)
@@ -472,6 +473,18 @@ def _noticing_contexts(tracer: _Tracer) -> Iterator[None]:
             tracer.in_context.update(tracer.stack[-1:])
         set_mode(self, mode)
 
+    def refusing(register: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            if get_ident() == tracer.thread:
+                raise UntraceableError("its forward registers a hook")
+            return register(*args, **kwargs)
+
+        return refuse
+
+    names = ("register_forward_hook", "register_forward_pre_hook")
+    hooking = [(name, getattr(nn.Module, name)) for name in names]
+    for name, register in hooking:
+        setattr(nn.Module, name, refusing(register))
     set_mode: Any = torch.set_grad_enabled.__init__
     for kind, original in originals:
         kind.__enter__ = noticing(original)
@@ -480,6 +493,8 @@ def _noticing_contexts(tracer: _Tracer) -> Iterator[None]:
         yield
     finally:
         torch.set_grad_enabled.__init__ = set_mode  # type: ignore[method-assign]
+        for name, register in hooking:
+            setattr(nn.Module, name, register)
         for kind, original in originals:
             kind.__enter__ = original
 

@@ -162,6 +162,18 @@ def describe_target(target: Target) -> str:
     return str(getattr(target, "__name__", target))
 
 
+_LEAVES_FORWARD_ALONE = {"__init__", "extra_repr", "__repr__", "reset_parameters"}
+
+
+def _stands_for(kind: type) -> type:
+    """The class whose forward a subclass has, if it changes nothing that a forward could use."""
+    for parent in kind.__mro__:
+        functions = {name for name, value in vars(parent).items() if callable(value)}
+        if functions - _LEAVES_FORWARD_ALONE - {"__class__"}:
+            return parent
+    return kind
+
+
 class Rules:
     """The rules that one call uses: the registered ones and those given for it.
 
@@ -186,6 +198,9 @@ class Rules:
             if target in self._rules:
                 return None
             rule = self._rules.get(target.overloadpacket)
+        if rule is None and isinstance(target, type) and target not in self._rules:
+            parent = _stands_for(target)
+            rule = None if parent is target else self._rules.get(parent)
         return rule
 
     def switched_off(self, target: Target) -> bool:
