@@ -48,7 +48,8 @@ def code_below(module: nn.Module, forward: Any) -> tuple[CodeType, ...]:
         forward: Its forward.
     """
     held = tuple(value for value in vars(module).values() if isinstance(value, FunctionType))
-    return _code_below(type(module), getattr(forward, "__func__", forward), held)
+    kind: Any = type(module)
+    return _code_below(kind, getattr(forward, "__func__", forward), held)
 
 
 @cache
