@@ -114,9 +114,13 @@ def _rank_facts(
             ):
                 return _equal(node, operand, ranks)
         return []
+    name = operator_name(node)
+    if node.op == "call_function" and name in ("cat", "stack") and isinstance(first, tuple | list):
+        more = 1 if name == "stack" else 0
+        joined = [ranks[value] for value in first if isinstance(value, fx.Node) and value in ranks]
+        return [(node, joined[0] + more)] if joined else []
     if node.op not in ("call_function", "call_method") or operand is None:
         return []
-    name = operator_name(node)
     ranked = _RANKED_NAMES.match(name)
     if ranked:
         rank = int(ranked[4]) + 2
@@ -148,7 +152,7 @@ def _rank_facts(
     if name in ("reshape_as", "view_as", "expand_as") and len(node.args) > 1:
         other = node.args[1]
         return _equal(node, other, ranks) if isinstance(other, fx.Node) else []
-    if name == "mean" and known is not None:
+    if name in ("mean", "sum") and known is not None:
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         count = len(dims) if isinstance(dims, tuple | list) else 1
         keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)

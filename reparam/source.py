@@ -62,7 +62,7 @@ def _code_below(kind: Any, forward: Any, held: tuple[FunctionType, ...]) -> tupl
         if (
             not isinstance(function, FunctionType)
             or function.__code__ in found
-            or str(function.__module__).startswith("torch.")
+            or str(function.__module__).partition(".")[0] == "torch"
         ):
             continue
         found[function.__code__] = None

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,11 @@ def _holders(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
             if not issubclass(value, nn.Module):
                 continue
             entries = vars(value).values()
-        elif not hasattr(value, "__dict__") or callable(value) or _is_foreign(type(value)):
+        elif (
+            not hasattr(value, "__dict__")
+            or isinstance(value, FunctionType | MethodType | ModuleType)
+            or _is_foreign(type(value))
+        ):
             continue
         else:
             entries = vars(value).values()
