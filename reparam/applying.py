@@ -20,7 +20,7 @@ from reparam.exported import as_module, rebuild
 from reparam.graft import GraftError, graft
 from reparam.judging import DifferenceError, Judge
 from reparam.lowering import lower, take_after
-from reparam.modules import fetch
+from reparam.modules import fetch, join
 from reparam.parts import Part
 from reparam.regions import Region
 from reparam.repeats import signature
@@ -148,7 +148,8 @@ def _apply(
             continue
         report.refused.extend(refused)
         for row, region in zip(rows, regions, strict=True):
-            error, name = made[region.key][1], rewritten.names[region.value]
+            error = made[region.key][1]
+            name = join(part.trace.path, rewritten.names[region.value])
             report.fused.append(applied_row(row, error, name))
         if unchecked:
             _note(report, _UNCHECKED)

@@ -16,6 +16,7 @@ from reparam.parts import Part
 from reparam.regions import Region
 from reparam.rewriting import Rewrite
 from reparam.sampling import MODULE_BOUND, may_run, module_error, sample_calls
+from reparam.structures import nodes_in
 from reparam.tracing import Call
 
 
@@ -74,6 +75,9 @@ class Check:
         for region in self.regions:
             nodes = [region.value, *region.dying]
             touched = {self.part.trace.caller[node] for node in nodes}
+            # What nobody reads may be another value than it was.
+            inner_values = region.dying - {region.value}
+            closed = {c for c in closed if inner_values.isdisjoint(nodes_in(c.result))}
             for call in touched | rewritten.changes[region.value]:
                 for inner in call.ancestry():
                     if inner is homes[region.value]:

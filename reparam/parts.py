@@ -219,7 +219,7 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
             leaf = fetch(traced.root, str(node.target))
             known = rules.find(type(leaf)) is not None and not has_hooks(leaf)
             foreign = not type(leaf).__module__.startswith("torch.")
-            holds = has_hooks(leaf) and any(True for _ in leaf.children())
+            holds = any(True for _ in leaf.children())
             if (not known and (foreign or holds)) or parametrize.is_parametrized(leaf):
                 yield leaf
 

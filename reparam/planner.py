@@ -186,6 +186,8 @@ class _Walk:
 
     def _why_not(self, node: fx.Node, link: Link) -> Refusal | None:
         above = self.forest.links.get(link.base)
+        while above is not None and above.form is None:  # what forms cross
+            above = self.forest.links.get(above.base)
         follows_affine = above is not None and above.form is not None
         stands_alone = link.form is None or (not link.form.diagonal and len(link.inner) == 1)
         if stands_alone and not follows_affine:
@@ -194,6 +196,10 @@ class _Walk:
             return self.stops[node]
         if link.base in self.forest.refused:
             return self.forest.refused[link.base]
+        for candidate in self.candidates.get(node, ()):
+            region = self.appraiser.region(candidate, node)
+            if isinstance(region, Refusal) and len(candidate.path) > 1:
+                return region
         return Refusal(f"it follows {_describe(link.base)}, which is not affine")
 
 

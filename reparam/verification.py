@@ -117,6 +117,11 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
         )
     if region.base in facts.shapes:
         yield tuple(shape)
+    elif any(link.commuting is not None for link in path):
+        for channel in range(len(small)):  # views moved the channels to the axis that is known
+            yield tuple(
+                (form.in_channels or 1) if index == channel else 3 for index in range(len(small))
+            )
 
 
 def _terms(region: Region) -> list[fx.Node]:
