@@ -466,7 +466,11 @@ class _Reader:
             return self.called_method(value, args, keywords)
         elif isinstance(value, Outside):
             return self.called_outside(value.value, args, keywords)
-        elif not isinstance(value, Several | Row):
+        elif isinstance(value, Several):  # a slice of an nn.Sequential
+            for module in value.entries:
+                if isinstance(module, nn.Module):
+                    self.reach.called[id(module)] = module
+        elif not isinstance(value, Row):
             self.use(modules_in(frozenset([value])))
         self.use(given)
         return NOTHING

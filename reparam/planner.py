@@ -198,7 +198,8 @@ class _Walk:
             return self.forest.refused[link.base]
         for candidate in self.candidates.get(node, ()):
             region = self.appraiser.region(candidate, node)
-            if isinstance(region, Refusal) and len(candidate.path) > 1:
+            kernels = [one for one in candidate.path if one.form and not one.form.identity]
+            if isinstance(region, Refusal) and len(kernels) > 1:
                 return region
         return Refusal(f"it follows {_describe(link.base)}, which is not affine")
 

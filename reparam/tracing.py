@@ -135,6 +135,7 @@ class _Tracer(fx.Tracer):
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
                     self.names.setdefault(id(value), join(path, name))
+        self.registered = set(root.modules())
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.in_context: set[Call] = set()
@@ -171,6 +172,8 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # somebody else's call: torch.fx patches all threads
         if _has_own_call(m):
             raise UntraceableError("it runs a module whose __call__ is its own")
+        if type(m) is nn.Sequential and m not in self.registered:
+            return forward(*args, **kwargs)  # a slice of one: its parts are registered
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
