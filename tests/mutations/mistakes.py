@@ -62,8 +62,8 @@ MISTAKES = [
     Mistake(
         "taps of branches are added without aligning them",
         "laws.py",
-        "(axis.before - own.before) // axis.dilation\n",
-        "0 * (axis.before - own.before)\n",
+        "(axis.before - own.before) // axis.dilation for",
+        "0 * (axis.before - own.before) for",
     ),
     Mistake(
         "a sum takes the larger number of groups, not the common divisor",
@@ -141,8 +141,8 @@ MISTAKES = [
     Mistake(
         "a write between two reads is ignored",
         "hazards.py",
-        "            if facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):\n",
-        "            if False:\n",
+        "facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):\n",
+        "False:\n",
     ),
     Mistake(
         "views share no memory with what they look at",
