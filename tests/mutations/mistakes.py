@@ -199,4 +199,16 @@ MISTAKES = [
         "first.dtype is not None and second.dtype is not None and first.dtype != second.dtype:\n",
         "first.dtype is not None and second.dtype is not None and False:\n",
     ),
+    Mistake(
+        "code that was not traced is taken to only call what it reaches inside of",
+        "eager.py",
+        "            if modules_in(values):\n                self.open(module)\n",
+        "",
+    ),
+    Mistake(
+        "a forward with other arguments runs over changed children",
+        "rewriting.py",
+        "        if names and not knows_only_tensors(frame):\n",
+        "        if False:\n",
+    ),
 ]
