@@ -29,6 +29,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
 
+
+class Open(Block):
+    """A block that gives away its parts."""
+
     def half(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
@@ -43,7 +47,7 @@ class Eager(nn.Module):
     def __init__(self, body: Callable[..., Tensor]) -> None:
         super().__init__()
         self.body = body
-        self.first, self.second = Block(), Block()
+        self.first, self.second, self.open = Block(), Block(), Open()
         self.blocks = nn.ModuleList([Block(), Block()])
         self.named = nn.ModuleDict({"one": Block(), "two": Block()})
         self.pair = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C))
@@ -163,7 +167,7 @@ def its_layer_from_a_function(self: Any, x: Tensor) -> Tensor:
 
 
 def its_method(self: Any, x: Tensor) -> Tensor:
-    return self.first(x) + self.first.half(x).relu()
+    return self.open(x) + self.open.half(x).relu()
 
 
 def its_layer_in_a_function(self: Any, x: Tensor) -> Tensor:
@@ -171,7 +175,7 @@ def its_layer_in_a_function(self: Any, x: Tensor) -> Tensor:
 
 
 def its_property(self: Any, x: Tensor) -> Tensor:
-    return self.first(x) + self.first.last(x).relu()
+    return self.open(x) + self.open.last(x).relu()
 
 
 def its_weight(self: Any, x: Tensor) -> Tensor:
@@ -188,6 +192,25 @@ def its_statistics(self: Any, x: Tensor) -> Tensor:
 
 def its_parameters(self: Any, x: Tensor) -> Tensor:
     return self.first(x) * sum(p.sum() for p in self.first.parameters())
+
+
+def a_setting_of_its_norm(self: Any, x: Tensor) -> Tensor:
+    return self.first(x) * (1 + self.first.norm.eps)
+
+
+def a_setting_of_its_layer_by_index(self: Any, x: Tensor) -> Tensor:
+    return self.pair(x) * (1 + self.pair[1].eps)
+
+
+def a_setting_of_layers_in_a_loop(self: Any, x: Tensor) -> Tensor:
+    for block in self.blocks:
+        x = block(x).relu() * (1 + block.norm.eps)
+    return x
+
+
+def whether_it_has_a_norm(self: Any, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return y.relu() if self.first.norm is not None else -y
 
 
 def opened_by_iteration(self: Any, x: Tensor) -> Tensor:
@@ -245,6 +268,10 @@ OPENED = {
     its_weight_in_a_function: 1,
     its_statistics: 1,
     its_parameters: 1,
+    a_setting_of_its_norm: 1,
+    a_setting_of_its_layer_by_index: 1,
+    a_setting_of_layers_in_a_loop: 2,
+    whether_it_has_a_norm: 1,
     opened_by_iteration: 2,
     opened_in_a_loop: 2,
     opened_in_enumerate: 1,
