@@ -213,6 +213,18 @@ def whether_it_has_a_norm(self: Any, x: Tensor) -> Tensor:
     return y.relu() if self.first.norm is not None else -y
 
 
+def a_setting_of_a_named_module(self: Any, x: Tensor) -> Tensor:
+    return self.first(x) * (1 + dict(self.named_modules())["first.norm"].eps)
+
+
+def how_many_norms_there_are(self: Any, x: Tensor) -> Tensor:
+    return self.first(x) * sum(hasattr(module, "eps") for module in self.modules())
+
+
+def a_setting_to_sort_by(self: Any, x: Tensor) -> Tensor:
+    return sorted(self.blocks, key=lambda block: block.norm.eps)[0](x)
+
+
 def opened_by_iteration(self: Any, x: Tensor) -> Tensor:
     for layer in self.pair:
         x = layer(x).relu()
@@ -272,6 +284,9 @@ OPENED = {
     a_setting_of_its_layer_by_index: 1,
     a_setting_of_layers_in_a_loop: 2,
     whether_it_has_a_norm: 1,
+    a_setting_of_a_named_module: 1,
+    how_many_norms_there_are: 1,
+    a_setting_to_sort_by: 1,
     opened_by_iteration: 2,
     opened_in_a_loop: 2,
     opened_in_enumerate: 1,
