@@ -162,6 +162,27 @@ def test_writing_between_the_reads_of_two_branches() -> None:
     assert count_operators(fused, (images(),)).convolutions == 2
 
 
+def test_writing_to_a_value_on_the_way_between_its_reads() -> None:
+    """Nobody writes to what one operator instead would read."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x * self.factor
+        z = self.conv(x) + self.other(y)
+        y.relu_()
+        return z + y
+
+    parts = {name: nn.Conv2d(4, 4, 3, padding=1) for name in ("conv", "other")}
+    factor = torch.linspace(0.5, 2, 4).view(4, 1, 1)
+    model, x = ready(Network(forward, **parts, factor=factor)), images()
+
+    def naive(x: Tensor) -> Tensor:
+        y = x * model.factor
+        return model.conv(x) + model.other(y) + y
+
+    fused = assert_right(model, naive, x)
+    assert count_operators(fused, (x,)).convolutions == 1
+
+
 def test_writing_through_a_view_between_the_reads_of_two_branches() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = x.sigmoid()
