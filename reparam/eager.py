@@ -489,8 +489,10 @@ class _Reader:
             )
         elif name in _PARTS:
             if self.strict:
-                self.open(owner)
-                parts = owner.modules() if name.endswith("modules") else owner.children()
+                deep = name.endswith("modules")
+                parts = [*(owner.modules() if deep else owner.children())]
+                for holder in parts if deep else [owner]:
+                    self.open(holder)
                 listed = "items" if name.startswith("named") else "values"
                 return _taken_from(Several(frozenset(parts)), listed)
         elif name in _TENSORS:
@@ -510,7 +512,9 @@ class _Reader:
             return container(row((NOTHING, self.elements(args[0]))))
         if function is zip and "**" not in keywords:
             return container(row(tuple(map(self.elements, args))))
-        if _is_one_of(function, _REARRANGES):
+        # A function to sort or filter by uses what it is given.
+        plain = function is next or len(args) + len(keywords) == 1
+        if plain and _is_one_of(function, _REARRANGES):
             found = self.elements(given)
             return found if function is next else container(found)
         if function is getattr:

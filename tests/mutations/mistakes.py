@@ -61,13 +61,13 @@ MISTAKES = [
     ),
     Mistake(
         "taps of branches are added without aligning them",
-        "affine.py",
-        "(axis.before - own.before) // axis.dilation\n",
-        "0 * (axis.before - own.before)\n",
+        "laws.py",
+        "(axis.before - own.before) // axis.dilation for",
+        "0 * (axis.before - own.before) for",
     ),
     Mistake(
         "a sum takes the larger number of groups, not the common divisor",
-        "affine.py",
+        "laws.py",
         "gcd(first.groups, second.groups or 1)\n",
         "max(first.groups, second.groups or 1)\n",
     ),
@@ -93,8 +93,8 @@ MISTAKES = [
     Mistake(
         "an average pool divides by the full window although it leaves its padding out",
         "rules/padding.py",
-        "    if any(paddings) and count_include_pad is not True and divisor_override is None:\n",
-        "    if False:\n",
+        "    elif padded and not counted and divisor_override is None:\n",
+        "    elif False:\n",
     ),
     Mistake(
         "an average pool forgets divisor_override",
@@ -104,9 +104,9 @@ MISTAKES = [
     ),
     Mistake(
         "padding with any value passes for padding with the constant",
-        "affine.py",
-        "        if bool(((value - constant).abs() <= bound).all()):\n",
-        "        if True:\n",
+        "laws.py",
+        "    if bool(((value - constant).abs() <= bound).all()):\n",
+        "    if True:\n",
     ),
     Mistake(
         "padding modes that differ from axis to axis become one",
@@ -116,7 +116,7 @@ MISTAKES = [
     ),
     Mistake(
         "a second reader is ignored",
-        "regions.py",
+        "appraising.py",
         "                reader in gone\n                or reader in self.dead\n",
         "                True\n                or reader in self.dead\n",
     ),
@@ -140,9 +140,9 @@ MISTAKES = [
     ),
     Mistake(
         "a write between two reads is ignored",
-        "regions.py",
-        "                if facts.write_between(operand, order[operand], last, ignoring=dying):\n",
-        "                if False:\n",
+        "hazards.py",
+        "facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):\n",
+        "False:\n",
     ),
     Mistake(
         "views share no memory with what they look at",
@@ -177,9 +177,9 @@ MISTAKES = [
     ),
     Mistake(
         "what is still read is pruned",
-        "graft.py",
-        "        kept = self._kept()\n",
-        "        kept: set[int] = set()\n",
+        "pruning.py",
+        "    kept = _kept(target, rewrite)\n",
+        "    kept: set[int] = set()\n",
     ),
     Mistake(
         "statistics of the batch pass for running ones",
@@ -195,8 +195,20 @@ MISTAKES = [
     ),
     Mistake(
         "parameters of different types are folded together",
-        "affine.py",
+        "laws.py",
         "first.dtype is not None and second.dtype is not None and first.dtype != second.dtype:\n",
         "first.dtype is not None and second.dtype is not None and False:\n",
+    ),
+    Mistake(
+        "code that was not traced is taken to only call what it reaches inside of",
+        "eager.py",
+        "            if modules_in(values):\n                self.open(module)\n",
+        "",
+    ),
+    Mistake(
+        "a forward with other arguments runs over changed children",
+        "rewriting.py",
+        "        if names and not knows_only_tensors(frame):\n",
+        "        if False:\n",
     ),
 ]

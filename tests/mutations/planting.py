@@ -21,6 +21,7 @@ TESTS = [
     "tests/test_refusals.py",
     "tests/test_laws.py",
     "tests/test_rules.py",
+    "tests/test_eager.py",
     "tests/test_random_networks.py",
 ]
 """The fast tests that have to notice, in the order in which they run."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import reparam
 from tests.refusals.checking import (
     EXACT,
+    VISIBLE,
     Network,
     assert_refused,
     assert_reported,
@@ -159,6 +160,27 @@ def test_writing_between_the_reads_of_two_branches() -> None:
 
     fused = assert_right(model, naive, images())
     assert count_operators(fused, (images(),)).convolutions == 2
+
+
+def test_writing_to_a_value_on_the_way_between_its_reads() -> None:
+    """Nobody writes to what one operator instead would read."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x * self.factor
+        z = self.conv(x) + self.other(y)
+        y.relu_()
+        return z + y
+
+    parts = {name: nn.Conv2d(4, 4, 3, padding=1) for name in ("conv", "other")}
+    factor = torch.linspace(0.5, 2, 4).view(4, 1, 1)
+    model, x = ready(Network(forward, **parts, factor=factor)), images()
+
+    def naive(x: Tensor) -> Tensor:
+        y = x * model.factor
+        return model.conv(x) + model.other(y) + y
+
+    fused = assert_right(model, naive, x)
+    assert count_operators(fused, (x,)).convolutions == 1
 
 
 def test_writing_through_a_view_between_the_reads_of_two_branches() -> None:
@@ -319,6 +341,40 @@ def test_a_part_that_eager_code_reaches_through_itself() -> None:
     model = ready(Network(forward, block=block))
     fused = assert_right(model, folded_in_place(model, "block.1", "block.0"), images())
     assert_reported(fused.reparam_report, "the model", "cannot be traced")
+
+
+class Inner(nn.Module):
+    """A part with code of its own around one operator."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+class Choosing(nn.Module):
+    """What lies between its convolution and its norm depends on an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = Inner(nn.Conv2d(4, 4, 3)), Inner(nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor, activated: bool = False) -> Tensor:
+        x = self.conv(x)
+        return self.norm(x.relu() if activated else x)
+
+
+def test_another_argument_runs_the_parts_as_they_were() -> None:
+    model, x = ready(Choosing()), images()
+    naive = folded_in_place(model, "norm.part", "conv.part")
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).affine == 1
+    for inputs in ((x,), (x, True), (x, False)):
+        assert relative_error(run(fused, inputs), run(model, inputs)) <= EXACT
+    with torch.no_grad():
+        assert relative_error(naive(x, True), model(x, True)) > VISIBLE
 
 
 def test_dropout_in_training_mode_of_a_functional_stays() -> None:
