@@ -30,20 +30,22 @@ class Guards:
         outlines: Lengths and keys of the parameters that are containers.
         tensors: The parameters that the code has to find to be tensors.
         lengths: How many values some parameters have to hold at least.
+        types: Weights of the module whose type was taken for the type of a value.
     """
 
     baked: dict[str, Any]
     outlines: dict[str, Any]
     tensors: frozenset[str]
     lengths: dict[str, int]
+    types: dict[str, torch.dtype]
 
     @property
     def look_inside(self) -> bool:
-        """Whether the arguments themselves have to be looked at, not only which are given."""
-        return bool(self.outlines or self.tensors or self.lengths)
+        """Whether it is not enough to know which arguments are given."""
+        return bool(self.outlines or self.tensors or self.lengths or self.types)
 
-    def hold(self, given: dict[str, Any]) -> bool:
-        """Whether arguments are such as were traced."""
+    def hold(self, owner: nn.Module, given: dict[str, Any]) -> bool:
+        """Whether a module and its arguments are such as were traced."""
         return (
             all(
                 given[name] is value or _equal(given[name], value)
@@ -52,6 +54,7 @@ class Guards:
             and all(isinstance(given[name], torch.Tensor) for name in self.tensors)
             and all(len(given[name]) >= count for name, count in self.lengths.items())
             and all(outline(given[name]) == was for name, was in self.outlines.items())
+            and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
         )
 
 
@@ -132,7 +135,7 @@ class FusedForward:
         bound.apply_defaults()
         given = dict(bound.arguments)
         # A tensor was traced where now there may be none.
-        if any(given[name] is None for name in self.parameters) or not self.guards.hold(given):
+        if any(given[name] is None for name in self.parameters) or not self.guards.hold(self.owner, given):
             return self._original()(*args, **kwargs)
         return self.function(self.owner, *(given[name] for name in self.parameters))
 
@@ -160,6 +163,12 @@ class FusedForward:
             for name, (kind, value) in state["names"].items()
         }
         self.function = _compile(self.code, self.names)
+
+
+def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
+    """Whether values that go through a module of a weight have the type that was traced."""
+    weight = owner.get_parameter(name)
+    return weight.dtype == dtype and not torch.is_autocast_enabled(weight.device.type)
 
 
 def _equal(given: Any, traced: Any) -> bool:

@@ -324,7 +324,8 @@ class _Graft:
         )
         outlines = {name: outline(call.arguments[name]) for name in parameters}
         outlines = {name: was for name, was in outlines.items() if was is not None}
-        guards = Guards(baked, outlines, frozenset(call.tensors), dict(call.lengths))
+        types = {self._named(p, call): self.trace.root.get_parameter(p).dtype for p in call.typed}
+        guards = Guards(baked, outlines, frozenset(call.tensors), dict(call.lengths), types)
         positional = positional and not guards.look_inside
         modal = self._is_modal(call, graph)
         FusedForward(owner, code.src, names, parameters, positional, guards, modal).attach()

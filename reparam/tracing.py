@@ -7,6 +7,7 @@ and a module that did something, or that cannot be traced, becomes a leaf and st
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Call:
         optional: Whether the forward has parameters that a caller may leave out.
         tensors: The parameters that were taken for tensors because the code asks what they are.
         lengths: How many values a parameter has to hold at least, since the code takes as many.
+        typed: Weights, by path, whose type was taken for the type of a value.
         result: What the forward returned, nodes in place of proxies.
     """
 
@@ -60,6 +62,7 @@ class Call:
     optional: bool = False
     tensors: set[str] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)
+    typed: set[str] = field(default_factory=set)
     result: Any = None
 
     def ancestry(self) -> Iterator[Call]:
@@ -98,6 +101,11 @@ _RETURN_A_TENSOR = {
     for kind in vars(getattr(nn.modules, name)).values()
     if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.MultiheadAttention
 }
+_OF_ONE_TYPE = {
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+}  # fmt: skip
+"""Modules that fail on a value of another type than their weight's, unless autocast is enabled."""
 _ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size,
     "dtype": torch.dtype,
@@ -119,7 +127,7 @@ class _Tracer(fx.Tracer):
     trace_asserts = True
 
     def __init__(
-        self, root: nn.Module, rules: Rules, opaque: set[Any], given: set[str], state: Watch
+        self, root: nn.Module, rules: Rules, opaque: set[Any], given: Mapping[str, Any], state: Watch
     ) -> None:
         super().__init__()
         self.rules = rules
@@ -144,6 +152,7 @@ class _Tracer(fx.Tracer):
         self.refused: set[int] = set()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
+        self.types: dict[fx.Node, str] = {}
         self.failed: nn.Module | None = None
         self.watch: Watch | None = None
 
@@ -173,7 +182,13 @@ class _Tracer(fx.Tracer):
             raise UntraceableError("it runs a module whose __call__ is its own")
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
-            return super().call_module(m, forward, args, kwargs)
+            result = super().call_module(m, forward, args, kwargs)
+            plain = type(m) in _OF_ONE_TYPE and type(m._parameters["weight"]) is nn.Parameter
+            if plain and not has_hooks(m):
+                # It fails on other types, so what is asked after it has run is certain.
+                nodes = (value.node for value in (*args, result) if isinstance(value, fx.Proxy))
+                self.types.update(dict.fromkeys(nodes, join(path, "weight")))
+            return result
         return self._enter(path, m, m.forward, args, kwargs, lambda: forward(*args, **kwargs))
 
     def _enter(
@@ -216,8 +231,28 @@ class _Tracer(fx.Tracer):
         return result
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        node = obj.node
+        if node.target in (operator.eq, operator.ne):
+            one, other = map(self._type_named_by, node.args)
+            if one is not None and other is not None:
+                return (one == other) == (node.target is operator.eq)
         self.refuse()
         return super().to_bool(obj)
+
+    def _type_named_by(self, value: Any) -> torch.dtype | None:
+        """The type that ``x.dtype`` is, or a constant, if that is certain."""
+        if isinstance(value, torch.dtype):
+            return value
+        if not isinstance(value, fx.Node) or value.target is not getattr:
+            return None
+        owner, name = value.args
+        path = self.types.get(owner) if isinstance(owner, fx.Node) and name == "dtype" else None
+        below = [call for call in self.stack if not call.path or str(path).startswith(f"{call.path}.")]
+        if path is None or len(below) < len(self.stack):
+            return None
+        for call in self.stack:
+            call.typed.add(path)
+        return fetch(self.model, path.rpartition(".")[0])._parameters["weight"].dtype
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         self.refuse()
@@ -313,6 +348,9 @@ class _Tracer(fx.Tracer):
         keywords: dict[str, Any] = {}
         given = self.given or _surely_given(forward)
         for parameter in inspect.signature(forward).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names = [f"{parameter.name}_{n}" for n in range(len(given.get(parameter.name, ())))]
+                positional.extend(self.create_proxy("placeholder", name, (), {}) for name in names)
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             everything = isinstance(self.model, fx.GraphModule)
@@ -334,13 +372,16 @@ class _Tracer(fx.Tracer):
         return run, positional
 
 
-def _surely_given(forward: Callable[..., Any]) -> set[str]:
+def _surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
     """The first parameter, where all may be left out: with none at all there is nothing to do."""
-    parameters = list(inspect.signature(forward).parameters.values())
-    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if named and all(p.default is not p.empty for p in named):
-        return {named[0].name}
-    return set()
+    for parameter in inspect.signature(forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return {parameter.name: (None,)}
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            parameters = inspect.signature(forward).parameters.values()
+            named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+            return {parameter.name: None} if all(p.default is not p.empty for p in named) else {}
+    return {}
 
 
 def _is_torch(module: nn.Module) -> bool:
@@ -362,14 +403,14 @@ def _bind(
     return dict(bound.arguments)
 
 
-def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | None = None) -> Trace:
+def trace(root: nn.Module, rules: Rules, *, path: str = "", given: Mapping[str, Any] | None = None) -> Trace:
     """Trace a module's forward, with whatever cannot be traced as a leaf.
 
     Args:
         root: The module.
         rules: The rules of this call; a module type with a rule is a leaf.
         path: Where the module is registered in the user's model.
-        given: Optional parameters of the forward that the user gives.
+        given: Parameters of the forward that the user gives.
 
     Raises:
         UntraceableError: If the module's own forward cannot be traced.
@@ -378,7 +419,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
     functions: list[LeafFunction] = []
     while True:
         watch = Watch(root)
-        tracer = _Tracer(root, rules, opaque, given or set(), watch)
+        tracer = _Tracer(root, rules, opaque, given or {}, watch)
         if opaque:
             tracer.watch = watch
         problem: Exception | None = None
