@@ -8,7 +8,9 @@ import importlib
 import inspect
 import linecache
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
@@ -135,7 +137,9 @@ class FusedForward:
         bound.apply_defaults()
         given = dict(bound.arguments)
         # A tensor was traced where now there may be none.
-        if any(given[name] is None for name in self.parameters) or not self.guards.hold(self.owner, given):
+        if any(given[name] is None for name in self.parameters) or not self.guards.hold(
+            self.owner, given
+        ):
             return self._original()(*args, **kwargs)
         return self.function(self.owner, *(given[name] for name in self.parameters))
 
@@ -165,10 +169,26 @@ class FusedForward:
         self.function = _compile(self.code, self.names)
 
 
+@contextmanager
+def of_any_type() -> Iterator[None]:
+    """Run fused code in another type than it was traced with, to see what it computes."""
+    token = _OF_ANY_TYPE.set(True)
+    try:
+        yield
+    finally:
+        _OF_ANY_TYPE.reset(token)
+
+
+_OF_ANY_TYPE = ContextVar("_OF_ANY_TYPE", default=False)
+
+
 def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
-    """Whether values that go through a module of a weight have the type that was traced."""
-    weight = owner.get_parameter(name)
-    return weight.dtype == dtype and not torch.is_autocast_enabled(weight.device.type)
+    """Whether values that go through a module with a weight have the type that was traced."""
+    path, _, name = name.rpartition(".")
+    weight: torch.Tensor = getattr(owner.get_submodule(path), name)
+    if torch.is_autocast_enabled(weight.device.type):
+        return False
+    return weight.dtype == dtype or _OF_ANY_TYPE.get()
 
 
 def _equal(given: Any, traced: Any) -> bool:

@@ -77,6 +77,7 @@ class Part:
         if self.make is None:
             raise RuntimeError("a part that cannot be made again")
         fresh = self.make()
+        fresh.make = self.make
         for region in regions:
             self.ban(region, reason)
         nodes = {node.name: node for node in fresh.facts.order}

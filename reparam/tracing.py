@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from reparam.dtypes import KnownType, KnownTypes
 from reparam.errors import ReparamError
 from reparam.leaf_functions import LeafFunction, as_leaves, failing_function
 from reparam.modules import fetch, has_hooks, join
@@ -101,11 +102,6 @@ _RETURN_A_TENSOR = {
     for kind in vars(getattr(nn.modules, name)).values()
     if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.MultiheadAttention
 }
-_OF_ONE_TYPE = {
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-}  # fmt: skip
-"""Modules that fail on a value of another type than their weight's, unless autocast is enabled."""
 _ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size,
     "dtype": torch.dtype,
@@ -127,7 +123,12 @@ class _Tracer(fx.Tracer):
     trace_asserts = True
 
     def __init__(
-        self, root: nn.Module, rules: Rules, opaque: set[Any], given: Mapping[str, Any], state: Watch
+        self,
+        root: nn.Module,
+        rules: Rules,
+        opaque: set[Any],
+        given: Mapping[str, Any],
+        state: Watch,
     ) -> None:
         super().__init__()
         self.rules = rules
@@ -152,7 +153,7 @@ class _Tracer(fx.Tracer):
         self.refused: set[int] = set()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
-        self.types: dict[fx.Node, str] = {}
+        self.types = KnownTypes()
         self.failed: nn.Module | None = None
         self.watch: Watch | None = None
 
@@ -183,11 +184,7 @@ class _Tracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             result = super().call_module(m, forward, args, kwargs)
-            plain = type(m) in _OF_ONE_TYPE and type(m._parameters["weight"]) is nn.Parameter
-            if plain and not has_hooks(m):
-                # It fails on other types, so what is asked after it has run is certain.
-                nodes = (value.node for value in (*args, result) if isinstance(value, fx.Proxy))
-                self.types.update(dict.fromkeys(nodes, join(path, "weight")))
+            self.types.passed(m, path, (*args, result))
             return result
         return self._enter(path, m, m.forward, args, kwargs, lambda: forward(*args, **kwargs))
 
@@ -233,26 +230,36 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         node = obj.node
         if node.target in (operator.eq, operator.ne):
-            one, other = map(self._type_named_by, node.args)
-            if one is not None and other is not None:
-                return (one == other) == (node.target is operator.eq)
+            equal = self._are_equal(*map(self.types.named_by, node.args))
+            if equal is not None:
+                return equal == (node.target is operator.eq)
         self.refuse()
         return super().to_bool(obj)
 
-    def _type_named_by(self, value: Any) -> torch.dtype | None:
-        """The type that ``x.dtype`` is, or a constant, if that is certain."""
-        if isinstance(value, torch.dtype):
-            return value
-        if not isinstance(value, fx.Node) or value.target is not getattr:
-            return None
-        owner, name = value.args
-        path = self.types.get(owner) if isinstance(owner, fx.Node) and name == "dtype" else None
-        below = [call for call in self.stack if not call.path or str(path).startswith(f"{call.path}.")]
-        if path is None or len(below) < len(self.stack):
+    def _are_equal(self, *types: KnownType | None) -> bool | None:
+        """Whether types are equal; None where that is not certain, or cannot be checked again.
+
+        Whoever's code depends on the answer has to check it when the new code is called.
+        """
+        known = [one for one in types if one is not None]
+        weights = {one.weight for one in known if one.weight is not None}
+        prefixes = [f"{call.path}." for call in self.stack if call.path]
+        below = all(weight.startswith(prefix) for weight in weights for prefix in prefixes)
+        if len(known) < len(types) or not below:
             return None
         for call in self.stack:
-            call.typed.add(path)
-        return fetch(self.model, path.rpartition(".")[0])._parameters["weight"].dtype
+            call.typed.update(weights)
+        return len({one.dtype for one in known}) == 1
+
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any
+    ) -> Any:
+        asked = (*args[1:], *kwargs.values())
+        if target == "to" and len(asked) == 1 and kwargs.keys() <= {"dtype"}:
+            named = self.types.named_by(without_proxies(asked[0]))
+            if named and self._are_equal(self.types.of(args[0].node), named):
+                return args[0]
+        return super().create_proxy(kind, target, args, kwargs, *rest)
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         self.refuse()
@@ -326,6 +333,7 @@ class _Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         if self.stack:
             self.caller[node] = self.stack[-1]
+        self.types.computed(node)
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -403,7 +411,9 @@ def _bind(
     return dict(bound.arguments)
 
 
-def trace(root: nn.Module, rules: Rules, *, path: str = "", given: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    root: nn.Module, rules: Rules, *, path: str = "", given: Mapping[str, Any] | None = None
+) -> Trace:
     """Trace a module's forward, with whatever cannot be traced as a leaf.
 
     Args:
