@@ -252,14 +252,20 @@ class _Tracer(fx.Tracer):
         return len({one.dtype for one in known}) == 1
 
     def create_proxy(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *rest: Any,
+        **named: Any,
     ) -> Any:
         asked = (*args[1:], *kwargs.values())
         if target == "to" and len(asked) == 1 and kwargs.keys() <= {"dtype"}:
-            named = self.types.named_by(without_proxies(asked[0]))
-            if named and self._are_equal(self.types.of(args[0].node), named):
+            dtype = self.types.named_by(without_proxies(asked[0]))
+            if dtype and self._are_equal(self.types.of(args[0].node), dtype):
                 return args[0]
-        return super().create_proxy(kind, target, args, kwargs, *rest)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         self.refuse()
