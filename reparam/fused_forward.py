@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from reparam.errors import ReparamError
+from reparam.modules import has_hooks
 from reparam.structures import outline
 
 
@@ -33,6 +34,7 @@ class Guards:
         tensors: The parameters that the code has to find to be tensors.
         lengths: How many values some parameters have to hold at least.
         types: Weights of the module whose type was taken for the type of a value.
+        unhooked: The parts it stands for that run other code if a hook gives them other arguments.
     """
 
     baked: dict[str, Any]
@@ -40,11 +42,12 @@ class Guards:
     tensors: frozenset[str]
     lengths: dict[str, int]
     types: dict[str, torch.dtype]
+    unhooked: tuple[str, ...]
 
     @property
     def look_inside(self) -> bool:
         """Whether it is not enough to know which arguments are given."""
-        return bool(self.outlines or self.tensors or self.lengths or self.types)
+        return any((self.outlines, self.tensors, self.lengths, self.types, self.unhooked))
 
     def hold(self, owner: nn.Module, given: dict[str, Any]) -> bool:
         """Whether a module and its arguments are such as were traced."""
@@ -57,6 +60,7 @@ class Guards:
             and all(len(given[name]) >= count for name, count in self.lengths.items())
             and all(outline(given[name]) == was for name, was in self.outlines.items())
             and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
+            and not any(has_hooks(owner.get_submodule(path)) for path in self.unhooked)
         )
 
 
