@@ -19,6 +19,7 @@ def knows_only_tensors(call: Call) -> bool:
         not call.optional
         and not call.tensors
         and not call.lengths
+        and not call.typed
         and all(isinstance(value, fx.Node) for value in arguments)
     )
 

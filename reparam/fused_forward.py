@@ -8,7 +8,9 @@ import importlib
 import inspect
 import linecache
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from reparam.errors import ReparamError
+from reparam.modules import has_hooks
 from reparam.structures import outline
 
 
@@ -30,20 +33,24 @@ class Guards:
         outlines: Lengths and keys of the parameters that are containers.
         tensors: The parameters that the code has to find to be tensors.
         lengths: How many values some parameters have to hold at least.
+        types: Weights of the module whose type was taken for the type of a value.
+        unhooked: The parts it stands for that run other code if a hook gives them other arguments.
     """
 
     baked: dict[str, Any]
     outlines: dict[str, Any]
     tensors: frozenset[str]
     lengths: dict[str, int]
+    types: dict[str, torch.dtype]
+    unhooked: tuple[str, ...]
 
     @property
     def look_inside(self) -> bool:
-        """Whether the arguments themselves have to be looked at, not only which are given."""
-        return bool(self.outlines or self.tensors or self.lengths)
+        """Whether it is not enough to know which arguments are given."""
+        return any((self.outlines, self.tensors, self.lengths, self.types, self.unhooked))
 
-    def hold(self, given: dict[str, Any]) -> bool:
-        """Whether arguments are such as were traced."""
+    def hold(self, owner: nn.Module, given: dict[str, Any]) -> bool:
+        """Whether a module and its arguments are such as were traced."""
         return (
             all(
                 given[name] is value or _equal(given[name], value)
@@ -52,6 +59,8 @@ class Guards:
             and all(isinstance(given[name], torch.Tensor) for name in self.tensors)
             and all(len(given[name]) >= count for name, count in self.lengths.items())
             and all(outline(given[name]) == was for name, was in self.outlines.items())
+            and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
+            and not any(has_hooks(owner.get_submodule(path)) for path in self.unhooked)
         )
 
 
@@ -132,7 +141,9 @@ class FusedForward:
         bound.apply_defaults()
         given = dict(bound.arguments)
         # A tensor was traced where now there may be none.
-        if any(given[name] is None for name in self.parameters) or not self.guards.hold(given):
+        if any(given[name] is None for name in self.parameters) or not self.guards.hold(
+            self.owner, given
+        ):
             return self._original()(*args, **kwargs)
         return self.function(self.owner, *(given[name] for name in self.parameters))
 
@@ -160,6 +171,28 @@ class FusedForward:
             for name, (kind, value) in state["names"].items()
         }
         self.function = _compile(self.code, self.names)
+
+
+@contextmanager
+def of_any_type() -> Iterator[None]:
+    """Run fused code in another type than it was traced with, to see what it computes."""
+    token = _OF_ANY_TYPE.set(True)
+    try:
+        yield
+    finally:
+        _OF_ANY_TYPE.reset(token)
+
+
+_OF_ANY_TYPE = ContextVar("_OF_ANY_TYPE", default=False)
+
+
+def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
+    """Whether values that go through a module with a weight have the type that was traced."""
+    path, _, name = name.rpartition(".")
+    weight: torch.Tensor = getattr(owner.get_submodule(path), name)
+    if torch.is_autocast_enabled(weight.device.type):
+        return False
+    return weight.dtype == dtype or _OF_ANY_TYPE.get()
 
 
 def _equal(given: Any, traced: Any) -> bool:

@@ -324,10 +324,24 @@ class _Graft:
         )
         outlines = {name: outline(call.arguments[name]) for name in parameters}
         outlines = {name: was for name, was in outlines.items() if was is not None}
-        guards = Guards(baked, outlines, frozenset(call.tensors), dict(call.lengths))
+        types = {self._named(p, call): self.trace.root.get_parameter(p).dtype for p in call.typed}
+        guards = Guards(
+            baked,
+            outlines,
+            frozenset(call.tensors),
+            dict(call.lengths),
+            types,
+            () if knows_only_tensors(call) else tuple(self._flexible_parts(call)),
+        )
         positional = positional and not guards.look_inside
         modal = self._is_modal(call, graph)
         FusedForward(owner, code.src, names, parameters, positional, guards, modal).attach()
+
+    def _flexible_parts(self, owner: Call) -> list[str]:
+        """The parts that new code stands for and whose own code depends on how they are called."""
+        moved = [call for call in self.trace.calls if self._moves_into(call, owner)]
+        paths = {call.path for call in moved if call is not owner and not knows_only_tensors(call)}
+        return sorted(name for path in paths if (name := self._relative(path, owner)))
 
     def _is_modal(self, owner: Call, graph: fx.Graph) -> bool:
         """Whether new code holds a dropout or the like that the old code did in training only."""

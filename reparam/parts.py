@@ -228,7 +228,7 @@ def _make(
     module: nn.Module,
     rules: Rules,
     path: str,
-    given: set[str] | None,
+    given: Mapping[str, Any] | None,
     inputs: tuple[Any, ...] | None,
 ) -> Part:
     traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
@@ -252,9 +252,9 @@ def _ban_shared(part: Part, users: Counter[int]) -> bool:
     return bool(shared)
 
 
-def _given(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
+def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
     """The parameters of the model's forward that the example inputs give."""
     try:
-        return set(inspect.signature(model.forward).bind(*inputs).arguments)
+        return inspect.signature(model.forward).bind(*inputs).arguments
     except TypeError as error:
         raise ReparamError(f"example_inputs do not fit the model's forward: {error}") from None

@@ -7,6 +7,7 @@ and a module that did something, or that cannot be traced, becomes a leaf and st
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from reparam.dtypes import KnownType, KnownTypes
 from reparam.errors import ReparamError
 from reparam.leaf_functions import LeafFunction, as_leaves, failing_function
 from reparam.modules import fetch, has_hooks, join
@@ -48,6 +50,7 @@ class Call:
         optional: Whether the forward has parameters that a caller may leave out.
         tensors: The parameters that were taken for tensors because the code asks what they are.
         lengths: How many values a parameter has to hold at least, since the code takes as many.
+        typed: Weights, by path, whose type was taken for the type of a value.
         result: What the forward returned, nodes in place of proxies.
     """
 
@@ -60,6 +63,7 @@ class Call:
     optional: bool = False
     tensors: set[str] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)
+    typed: set[str] = field(default_factory=set)
     result: Any = None
 
     def ancestry(self) -> Iterator[Call]:
@@ -119,7 +123,12 @@ class _Tracer(fx.Tracer):
     trace_asserts = True
 
     def __init__(
-        self, root: nn.Module, rules: Rules, opaque: set[Any], given: set[str], state: Watch
+        self,
+        root: nn.Module,
+        rules: Rules,
+        opaque: set[Any],
+        given: Mapping[str, Any],
+        state: Watch,
     ) -> None:
         super().__init__()
         self.rules = rules
@@ -145,6 +154,7 @@ class _Tracer(fx.Tracer):
         self.refused: set[int] = set()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
+        self.types = KnownTypes()
         self.failed: nn.Module | None = None
         self.watch: Watch | None = None
 
@@ -176,7 +186,9 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # a slice of one: its parts are registered
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
-            return super().call_module(m, forward, args, kwargs)
+            result = super().call_module(m, forward, args, kwargs)
+            self.types.passed(m, path, (*args, result))
+            return result
         return self._enter(path, m, m.forward, args, kwargs, lambda: forward(*args, **kwargs))
 
     def _enter(
@@ -219,8 +231,44 @@ class _Tracer(fx.Tracer):
         return result
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        node = obj.node
+        if node.target in (operator.eq, operator.ne):
+            equal = self._are_equal(*map(self.types.named_by, node.args))
+            if equal is not None:
+                return equal == (node.target is operator.eq)
         self.refuse()
         return super().to_bool(obj)
+
+    def _are_equal(self, *types: KnownType | None) -> bool | None:
+        """Whether types are equal; None where that is not certain, or cannot be checked again.
+
+        Whoever's code depends on the answer has to check it when the new code is called.
+        """
+        known = [one for one in types if one is not None]
+        weights = {one.weight for one in known if one.weight is not None}
+        prefixes = [f"{call.path}." for call in self.stack if call.path]
+        below = all(weight.startswith(prefix) for weight in weights for prefix in prefixes)
+        if len(known) < len(types) or not below:
+            return None
+        for call in self.stack:
+            call.typed.update(weights)
+        return len({one.dtype for one in known}) == 1
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        asked = (*args[1:], *kwargs.values())
+        if target == "to" and len(asked) == 1 and kwargs.keys() <= {"dtype"}:
+            dtype = self.types.named_by(without_proxies(asked[0]))
+            if dtype and self._are_equal(self.types.of(args[0].node), dtype):
+                return args[0]
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         self.refuse()
@@ -294,6 +342,7 @@ class _Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         if self.stack:
             self.caller[node] = self.stack[-1]
+        self.types.computed(node)
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -316,6 +365,9 @@ class _Tracer(fx.Tracer):
         keywords: dict[str, Any] = {}
         given = self.given or _surely_given(forward)
         for parameter in inspect.signature(forward).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names = [f"{parameter.name}_{n}" for n in range(len(given.get(parameter.name, ())))]
+                positional.extend(self.create_proxy("placeholder", name, (), {}) for name in names)
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             everything = isinstance(self.model, fx.GraphModule)
@@ -337,13 +389,16 @@ class _Tracer(fx.Tracer):
         return run, positional
 
 
-def _surely_given(forward: Callable[..., Any]) -> set[str]:
+def _surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
     """The first parameter, where all may be left out: with none at all there is nothing to do."""
-    parameters = list(inspect.signature(forward).parameters.values())
-    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if named and all(p.default is not p.empty for p in named):
-        return {named[0].name}
-    return set()
+    for parameter in inspect.signature(forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return {parameter.name: (None,)}
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            parameters = inspect.signature(forward).parameters.values()
+            named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+            return {parameter.name: None} if all(p.default is not p.empty for p in named) else {}
+    return {}
 
 
 def _is_torch(module: nn.Module) -> bool:
@@ -365,14 +420,16 @@ def _bind(
     return dict(bound.arguments)
 
 
-def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | None = None) -> Trace:
+def trace(
+    root: nn.Module, rules: Rules, *, path: str = "", given: Mapping[str, Any] | None = None
+) -> Trace:
     """Trace a module's forward, with whatever cannot be traced as a leaf.
 
     Args:
         root: The module.
         rules: The rules of this call; a module type with a rule is a leaf.
         path: Where the module is registered in the user's model.
-        given: Optional parameters of the forward that the user gives.
+        given: Parameters of the forward that the user gives.
 
     Raises:
         UntraceableError: If the module's own forward cannot be traced.
@@ -381,7 +438,7 @@ def trace(root: nn.Module, rules: Rules, *, path: str = "", given: set[str] | No
     functions: list[LeafFunction] = []
     while True:
         watch = Watch(root)
-        tracer = _Tracer(root, rules, opaque, given or set(), watch)
+        tracer = _Tracer(root, rules, opaque, given or {}, watch)
         if opaque:
             tracer.watch = watch
         problem: Exception | None = None

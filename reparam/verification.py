@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
 from reparam.facts import Facts
+from reparam.fused_forward import of_any_type
 from reparam.modules import fetch
 from reparam.regions import Region
 from reparam.state import undisturbed
@@ -229,7 +230,7 @@ def call_exact(
         for name, tensor in named()
         if tensor.is_floating_point()
     }
-    with undisturbed(module):  # a user's module may count its calls
+    with undisturbed(module), of_any_type():  # a user's module may count its calls
         return torch.func.functional_call(module, tensors | dict(exact or {}), args, kwargs)
 
 
@@ -292,7 +293,7 @@ def verify(
         model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
         for model in (original, fused)
     )
-    with torch.no_grad():
+    with torch.no_grad(), of_any_type():
         truth = _outputs(_exact_copy(original), _exact_inputs(inputs))
         runs = (
             _outputs(_exact_copy(fused), _exact_inputs(inputs)),
