@@ -23,6 +23,7 @@ from reparam.references import (
     Known,
     Method,
     Outside,
+    Registry,
     Row,
     Several,
     Super,
@@ -329,14 +330,34 @@ class _Reader:
     def comprehension(
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
     ) -> Values:
+        outside = dict(self.names)
         for part in node.generators:
             self.assign(part.target, self.elements(self.value(part.iter)))
             for test in part.ifs:
                 self.value(test)
+                self.narrow(part.target, test)
         if isinstance(node, ast.DictComp):
             self.value(node.key)
-            return container(self.value(node.value))
-        return container(self.value(node.elt))
+        values = container(self.value(node.value if isinstance(node, ast.DictComp) else node.elt))
+        for name, before in outside.items():
+            self.names[name] |= before
+        return values
+
+    def narrow(self, target: ast.expr, test: ast.expr) -> None:
+        """Leave out what a comprehension's variable is not where ``if isinstance`` says so."""
+        match target, test:
+            case ast.Name(id=name), ast.Call(func=function, args=[ast.Name(id=asked), kind]):
+                kinds = self.value(kind)
+                known = [one.value for one in kinds if isinstance(one, Outside)]
+                plain = known and all(
+                    type(one) is type and issubclass(one, nn.Module) for one in known
+                )
+                if asked == name and plain and self.value(function) == {Outside(isinstance)}:
+                    self.names[name] = frozenset(
+                        value
+                        for value in self.names.get(name, NOTHING)
+                        if not isinstance(value, nn.Module) or isinstance(value, tuple(known))
+                    )
 
     def attribute(self, value: Any, name: str) -> Values:
         """What ``value.name`` may be."""
@@ -348,7 +369,7 @@ class _Reader:
             return frozenset([Method(value.owner, name, value.after)])
         if name in _METADATA and isinstance(value, TensorsOf | Several):
             return NOTHING
-        if isinstance(value, Several | Row):
+        if isinstance(value, Several | Row | Registry):
             return frozenset([Method(value, name)])
         if isinstance(value, TensorsOf):
             return frozenset([value])
@@ -384,6 +405,8 @@ class _Reader:
             return value.entries | {value} if value.nested else value.entries
         if isinstance(value, Row):
             return union(value.places)
+        if isinstance(value, Registry):
+            return value.functions
         if _is_plain_container(value):
             self.open(value)
             return frozenset(value.children())
@@ -462,6 +485,10 @@ class _Reader:
         elif isinstance(value, Method) and isinstance(value.owner, Several | Row):
             if value.name not in ("append", "extend", "insert", "add", "update"):
                 return _taken_from(value.owner, value.name)
+        elif isinstance(value, Method) and isinstance(value.owner, Registry):
+            self.use(given)
+            defaults = (one for one in given if isinstance(one, Outside))
+            return value.owner.functions.union(defaults)
         elif isinstance(value, Method):
             return self.called_method(value, args, keywords)
         elif isinstance(value, Outside):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -87,6 +87,17 @@ class Outside:
     value: Any
 
 
+@dataclass(frozen=True)
+class Registry:
+    """A mapping from names to functions, of a class of its own.
+
+    Args:
+        functions: What it may give back: as `Outside`.
+    """
+
+    functions: Values
+
+
 def union(several: Iterable[Values]) -> Values:
     """All that one of several expressions may be."""
     return NOTHING.union(*several)
@@ -131,7 +142,7 @@ def _flat(value: Any) -> Values:
 
 def modules_in(values: Values) -> Values:
     """What leads to a module."""
-    return frozenset(v for v in values if not isinstance(v, Known | Outside))
+    return frozenset(v for v in values if not isinstance(v, Known | Outside | Registry))
 
 
 def constant(values: Values) -> Known | None:
@@ -164,7 +175,19 @@ def refer_to(value: Any, owner: nn.Module | None = None) -> Values:
     held = _held_by(value)
     if held:
         return frozenset([Carrier(held)])
+    if isinstance(value, Mapping):
+        return _registry(value)
     return frozenset([Outside(value)]) if callable(value) or _is_module(value) else NOTHING
+
+
+def _registry(mapping: Mapping[Any, Any]) -> Values:
+    """A mapping that holds nothing but functions, in dictionaries of its own or of its class."""
+    places = [vars(mapping), *map(vars, type(mapping).__mro__)]
+    own = [value for place in places for value in place.values() if isinstance(value, dict)]
+    functions = [function for entries in own for function in entries.values()]
+    if not functions or not all(isinstance(function, FunctionType) for function in functions):
+        return NOTHING
+    return frozenset([Registry(frozenset(map(Outside, functions)))])
 
 
 def _held_by(value: Any) -> Values:
