@@ -406,7 +406,7 @@ class _Reader:
         if isinstance(value, Row):
             return union(value.places)
         if isinstance(value, Registry):
-            return value.functions
+            return value.functions if value.hands_out("__getitem__") else NOTHING
         if _is_plain_container(value):
             self.open(value)
             return frozenset(value.children())
@@ -488,7 +488,8 @@ class _Reader:
         elif isinstance(value, Method) and isinstance(value.owner, Registry):
             self.use(given)
             defaults = (one for one in given if isinstance(one, Outside))
-            return value.owner.functions.union(defaults)
+            known = value.owner.hands_out(value.name)
+            return value.owner.functions.union(defaults) if known else NOTHING
         elif isinstance(value, Method):
             return self.called_method(value, args, keywords)
         elif isinstance(value, Outside):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -92,10 +93,43 @@ class Registry:
     """A mapping from names to functions, of a class of its own.
 
     Args:
+        kind: Its class.
         functions: What it may give back: as `Outside`.
     """
 
+    kind: type
     functions: Values
+
+    def hands_out(self, name: str) -> bool:
+        """Whether a method returns no function but those that it holds or was given.
+
+        Args:
+            name: The method's name.
+        """
+        seen: set[str] = set()
+        pending = [name, "__getitem__"]
+        while pending:
+            function = inspect.getattr_static(self.kind, name := pending.pop(), None)
+            if name in seen or getattr(function, "__module__", "") == "collections.abc":
+                continue
+            seen.add(name)
+            if not isinstance(function, FunctionType):
+                return False
+            code = function.__code__
+            used = [function.__globals__.get(other) for other in code.co_names]
+            makes = any(isinstance(value, CodeType) for value in code.co_consts)
+            if makes or any(isinstance(value, _MAKERS) for value in used):
+                return False
+            pending.extend(
+                other
+                for other in code.co_names
+                if not isinstance(inspect.getattr_static(self.kind, other, {}), dict)
+            )
+        return True
+
+
+_MAKERS = FunctionType, ModuleType, partial, type
+"""What code may use to make a function."""
 
 
 def union(several: Iterable[Values]) -> Values:
@@ -187,7 +221,7 @@ def _registry(mapping: Mapping[Any, Any]) -> Values:
     functions = [function for entries in own for function in entries.values()]
     if not functions or not all(isinstance(function, FunctionType) for function in functions):
         return NOTHING
-    return frozenset([Registry(frozenset(map(Outside, functions)))])
+    return frozenset([Registry(type(mapping), frozenset(map(Outside, functions)))])
 
 
 def _held_by(value: Any) -> Values:
