@@ -281,6 +281,8 @@ class _Reader:
                 if name in self.names:
                     return self.names[name]
                 return refer_to(self.outer.get(name, getattr(builtins, name, None)))
+            case ast.Attribute(value=base, attr="dtype") if self.is_of_one_type(base):
+                return NOTHING
             case ast.Attribute(value=base, attr=name):
                 return union(self.attribute(value, name) for value in self.value(base))
             case ast.Subscript(value=base, slice=index):
@@ -342,6 +344,21 @@ class _Reader:
         for name, before in outside.items():
             self.names[name] |= before
         return values
+
+    def is_of_one_type(self, node: ast.expr) -> bool:
+        """Whether an expression is the weight of some layer, and it does not matter of which."""
+        match node:
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="next"))):
+                reach = self.reach
+                before = set(reach.opened), dict(reach.called), dict(reach._read)
+                values = self.value(node)
+                found = [value.owner for value in values if isinstance(value, TensorsOf)]
+                tensors = [tensor for owner in found for tensor in owner._parameters.values()]
+                types = {tensor.dtype for tensor in tensors if tensor is not None}
+                if len(found) == len(values) and len(types) == 1:
+                    reach.opened, reach.called, reach._read = before
+                    return True
+        return False
 
     def narrow(self, target: ast.expr, test: ast.expr) -> None:
         """Leave out what a comprehension's variable is not where ``if isinstance`` says so."""
