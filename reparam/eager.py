@@ -213,7 +213,7 @@ class _Reader:
             case ast.AugAssign(target=target, value=value):
                 self.assign(target, self.value(value))
             case ast.For(target=target, iter=several) | ast.AsyncFor(target=target, iter=several):
-                self.assign(target, self.elements(self.value(several)))
+                self.assign(target, self.each(several))
                 self.block(node.body)
                 self.block(node.orelse)
             case ast.If(test=test, body=body, orelse=orelse):
@@ -334,7 +334,7 @@ class _Reader:
     ) -> Values:
         outside = dict(self.names)
         for part in node.generators:
-            self.assign(part.target, self.elements(self.value(part.iter)))
+            self.assign(part.target, self.each(part.iter))
             for test in part.ifs:
                 self.value(test)
                 self.narrow(part.target, test)
@@ -412,6 +412,12 @@ class _Reader:
             self.use(frozenset([module]))
         is_method = callable(found) or isinstance(found, classmethod | staticmethod)
         return frozenset([Method(module, name)]) if is_method else NOTHING
+
+    def each(self, several: ast.expr) -> Values:
+        """What a loop may meet; who loops over weights may count them, and so uses them."""
+        found = self.elements(self.value(several))
+        self.use(_tensors(found))
+        return found
 
     def elements(self, values: Values) -> Values:
         """What iterating over values may give."""
@@ -552,6 +558,8 @@ class _Reader:
     ) -> Values:
         given = modules_in(union((*args, *keywords.values())))
         if not given or _is_one_of(function, _ASKS):
+            if _is_one_of(function, {len, any, all}):
+                self.use(_tensors(given))
             return NOTHING
         if function is enumerate:
             return container(row((NOTHING, self.elements(args[0]))))
@@ -628,7 +636,11 @@ def _decided(op: ast.boolop, several: list[Values]) -> Values:
 
 
 def _tensors(values: Values) -> Values:
-    return frozenset(value for value in values if isinstance(value, TensorsOf))
+    """The weights among some values, in containers too."""
+    flat = union(
+        value.entries if isinstance(value, Several) else frozenset([value]) for value in values
+    )
+    return frozenset(value for value in flat if isinstance(value, TensorsOf))
 
 
 def _is_plain_container(value: Any) -> bool:

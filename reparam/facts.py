@@ -6,7 +6,7 @@ and may write to them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,18 +109,23 @@ class Facts:
                 self.constants[current] = fetch(self.root, str(current.target))
                 continue
 
-            def value(argument: fx.Node) -> Any:
-                constant = self.constants[argument]
-                if isinstance(constant, Tensor) and constant.is_floating_point():
-                    return constant.double()
-                return constant
+            try:
+                self.constants[current] = self._run(current, _in_float64)
+            except RuntimeError:  # an operator for one type only
+                self.constants[current] = self._run(current, lambda constant: constant)
 
-            args = fx.map_arg(current.args, value)
-            kwargs = fx.map_arg(current.kwargs, value)
-            if current.op == "call_function":
-                self.constants[current] = current.target(*args, **kwargs)  # type: ignore[operator]
-            else:
-                self.constants[current] = getattr(args[0], str(current.target))(*args[1:], **kwargs)
+    def _run(self, node: fx.Node, convert: Callable[[Any], Any]) -> Any:
+        """The value of a node whose operands are known constants."""
+        args = fx.map_arg(node.args, lambda argument: convert(self.constants[argument]))
+        kwargs = fx.map_arg(node.kwargs, lambda argument: convert(self.constants[argument]))
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+
+def _in_float64(constant: Any) -> Any:
+    floats = isinstance(constant, Tensor) and constant.is_floating_point()
+    return constant.double() if floats else constant
 
 
 def gather(

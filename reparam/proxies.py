@@ -65,6 +65,9 @@ class _Reserved:
         return self._written(sys._getframe(1))
 
     def _written(self, frame: FrameType) -> str:
+        tracer: Any = vars(self)["tracer"]
+        if vars(self).get("attr") == "device" and tracer.device is not None:
+            return str(tracer.device)
         # The message of an assertion is made although nobody reads it.
         if _user_asks(frame) and "_assert" not in frame.f_code.co_names:
             self._refuse("be written into a text")

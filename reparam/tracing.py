@@ -145,6 +145,9 @@ class _Tracer(fx.Tracer):
                 if isinstance(value, Tensor):
                     self.names.setdefault(id(value), join(path, name))
         self.registered = set(root.modules())
+        # Where its parameters are a value has to be, too.
+        devices = {tensor.device for tensor in (*root.parameters(), *root.buffers())}
+        self.device = devices.pop() if len(devices) == 1 else None
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.in_context: set[Call] = set()
