@@ -168,6 +168,7 @@ def find_parts(
         )
     )
     users.update(reach.opened | (reach.called.keys() - roots))
+    users.update(key for part in parts for key in _used_otherwise(part))
     for part in parts:
         part.decide()
         while _ban_shared(part, users):
@@ -210,6 +211,17 @@ def _left_out(part: Part) -> Iterator[nn.Module]:
             reach = Reach()
             reach.follow(call.module)
             yield from (module for module in reach.only_called() if id(module) not in entered)
+
+
+def _used_otherwise(part: Part) -> set[int]:
+    """What forwards use of what is inside their parts when they get other arguments."""
+    found: set[int] = set()
+    for call in part.trace.calls:
+        if not knows_only_tensors(call) and any(True for _ in call.module.children()):
+            reach = Reach(trusting=True)
+            reach.follow(call.module)
+            found |= reach.opened - {id(call.module)}
+    return found
 
 
 def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:

@@ -19,7 +19,8 @@ import reparam
 from tests.cases.checking import answers, assert_exact
 from tests.refusals.checking import Network, differs, fold_in_place, images, ready
 from tests.support.counting import count_operators
-from tests.support.errors import relative_error
+from tests.support.errors import FLOAT64_BOUND, relative_error
+from tests.support.randomise import randomise_batch_norm
 
 C = 4
 
@@ -216,3 +217,36 @@ def test_a_weight_from_an_expanded_tensor() -> None:
     model.conv.weight = nn.Parameter(row.expand(C, C, 3, 3), requires_grad=False)
     fused = assert_exact(model, images())
     assert count_operators(fused, (images(),)).total == 1
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class UsedOtherwise(nn.Module):
+    """With a second argument it runs one layer of a block by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Pair()
+        self.other = Pair()
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        z = self.other(self.block(x))
+        return z if y is None else z + self.block.conv(y)
+
+
+def test_another_argument_that_runs_a_layer_of_a_block() -> None:
+    model = randomise_batch_norm(UsedOtherwise().eval(), seed=0).double()
+    fused = reparam.fuse(model)
+    x, y = torch.randn(2, 1, 4, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) <= FLOAT64_BOUND
+        assert relative_error(fused(x, y), model(x, y)) <= FLOAT64_BOUND
+    assert len(fused.reparam_report.fused) == 1
