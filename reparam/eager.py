@@ -562,6 +562,9 @@ class _Reader:
         self, function: Any, args: tuple[Values, ...], keywords: dict[str, Values]
     ) -> Values:
         given = modules_in(union((*args, *keywords.values())))
+        known = constant(args[0]) if len(args) == 1 else None
+        if function is bool and known is not None:
+            return frozenset([Known(bool(known.value))])
         if not given or _is_one_of(function, _ASKS):
             if _is_one_of(function, {len, any, all}):
                 self.use(_tensors(given))

@@ -196,6 +196,8 @@ def refer_to(value: Any, owner: nn.Module | None = None) -> Values:
     """
     if value is None or isinstance(value, bool | int | str):
         return frozenset([Known(value)])
+    if isinstance(value, list | tuple | dict | set) and not value:
+        return frozenset([Known(())])
     if isinstance(value, Tensor):
         return NOTHING if owner is None else frozenset([TensorsOf(owner)])
     if isinstance(value, nn.Module):

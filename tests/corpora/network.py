@@ -13,6 +13,18 @@ Inputs = Callable[[int, int], tuple[Any, ...]]
 """Makes the inputs of a forward from the size of the batch and a seed."""
 
 
+STAYING = {
+    "MobileNetV2, DeepLabV3+": 1,
+    "PatchTSMixer": 2,
+    "ResNet-18, DoRA": 3,
+    "VitMatte": 1,
+    "rtdetr-l": 3,
+    "rtdetr-resnet50": 3,
+    "yolov8n-rtdetr": 3,
+}
+"""Batch norms of a network that stay although a neighbour could absorb them: not reached yet."""
+
+
 class Network:
     """What the tests of all libraries need to know of one network."""
 
@@ -30,6 +42,9 @@ class Network:
     def mark(self) -> str:
         """The mark of the tests that take it; empty where all runs do."""
         return "corpus" if self.selected else "heavy"
+
+    within_reach = True
+    """Whether there can be as few operators as in the library's own fused form."""
 
     def construct(self) -> nn.Module:
         """The network as its library makes it."""

@@ -28,6 +28,11 @@ class AdaptedNetwork(Network):
     selected: bool = False
     library = "peft"
 
+    @property
+    def within_reach(self) -> bool:  # type: ignore[override]
+        """Others than LoRA compute their weights in forward, from more than parameters."""
+        return self.method == "LoraConfig" and not self.settings.get("use_dora", False)
+
     def construct(self) -> nn.Module:
         import peft
 

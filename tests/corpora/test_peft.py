@@ -23,6 +23,8 @@ class TestPeft(NetworkTests):
 
     def test_nothing_is_left_of_the_adapters(self, fusion: Fusion) -> None:
         assert fusion.hand_counts is not None
+        if not fusion.network.within_reach:
+            pytest.skip("its weights are computed in forward")
         context = f"{fusion.fused_counts}\nmerged {fusion.hand_counts}"
         assert fusion.fused_counts.multiplications <= fusion.hand_counts.multiplications, context
         assert fusion.fused_counts.total <= fusion.hand_counts.total, context
