@@ -125,7 +125,9 @@ def _apply(
     Returns:
         The new operators.
     """
-    root = fetch(target, part.trace.path)
+    root = _still_there(target, part)
+    if root is None:
+        return []  # nobody ran it, and it went with the code around it
     while True:
         regions = part.decision.regions
         refused = refused_rows(part)
@@ -154,6 +156,16 @@ def _apply(
         if unchecked:
             _note(report, _UNCHECKED)
         return [made[region.key][0] for region in regions]
+
+
+def _still_there(target: nn.Module, part: Part) -> nn.Module | None:
+    """The root of a part; None if an earlier part removed it."""
+    try:
+        root = fetch(target, part.trace.path)
+    except AttributeError:
+        return None
+    emptied = isinstance(root, nn.Identity) and not isinstance(part.trace.root, nn.Identity)
+    return None if emptied else root
 
 
 def _refuse_all(report: Report, problem: DifferenceError) -> None:

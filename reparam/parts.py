@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from reparam.eager import Reach
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts, gather
-from reparam.frames import knows_only_tensors
+from reparam.frames import knows_only_tensors, read_from
 from reparam.lifting import lift
 from reparam.modules import fetch, has_hooks
 from reparam.planner import Decision, decide
@@ -100,7 +100,12 @@ class Part:
             for node in nodes
             if node.op == "call_module"
         }
-        return callers | leaves.difference(roots)
+        read = {
+            id(read_from(self.trace.root, str(node.target)))
+            for node in nodes
+            if node.op == "get_attr"
+        }
+        return callers | leaves.difference(roots) | read
 
 
 @dataclass(frozen=True)
