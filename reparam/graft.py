@@ -89,7 +89,10 @@ def _put_back(rewrite: Rewrite, target: nn.Module) -> Grafted:
 def _register(rewrite: Rewrite, target: nn.Module) -> None:
     for path, module in rewrite.modules.items():
         parent, _, name = path.rpartition(".")
-        setattr(fetch(target, parent) if parent else target, name, module)
+        holder = fetch(target, parent) if parent else target
+        if holder is None:
+            raise GraftError(f"{parent} went with the code around it", [])
+        setattr(holder, name, module)
 
 
 class _Graft:
