@@ -59,7 +59,9 @@ class Appraiser:
             return form_cost(self.fused[node].form)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
-            free = (step.identity and not computes(node)) or indexes(node)
+            first = node.args[0] if node.args else None
+            result = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
+            free = (step.identity and not computes(node)) or (indexes(node) and not result)
             return Cost(step.multiply_adds, 0 if free else 1)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:

@@ -108,6 +108,8 @@ class _Memory(TorchDispatchMode):
     So nothing is copied of what is only read, and no write is missed, through whatever view.
     """
 
+    supports_higher_order_operators = True  # such as torch.cond
+
     def __init__(self, storages: Iterator[UntypedStorage]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.watched = {storage._cdata for storage in storages}
@@ -117,7 +119,7 @@ class _Memory(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
             for index, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     given = args[index] if index < len(args) else kwargs.get(argument.name)
