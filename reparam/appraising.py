@@ -250,15 +250,13 @@ class Appraiser:
         for node in gone:
             if node in crossed or node in counted or node in self.dead:
                 continue
-            if node in self.fused and node in self.facts.shapes:
-                current += self.fused[node].after  # in true numbers, wherever it is placed
-                before += self.fused[node].before
-                continue
-            here = positions.get(node, 0.0)
-            current += self.node_cost(node).times(here)
-            before += (
-                self.fused[node].before if node in self.fused else self.node_cost(node).times(here)
-            )
+            fused = self.fused.get(node)
+            if fused is not None and node in self.facts.shapes:
+                now = fused.after  # in true numbers, wherever it is placed
+            else:
+                now = self.node_cost(node).times(positions.get(node, 0.0))
+            current += now
+            before += now if fused is None else fused.before
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
         after = form_cost(form).times(own) + Cost(operators=int(converts))

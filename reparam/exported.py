@@ -32,6 +32,7 @@ from reparam.parts import Part
 from reparam.recorded import as_trace, recorded_values
 from reparam.rewriting import Rewrite
 from reparam.rules import Rules
+from reparam.running import run_function
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
@@ -307,9 +308,7 @@ class _Writer:
             kwargs = fx.map_arg(node.kwargs, inputs.__getitem__)
             if module is not None:
                 return torch.func.functional_call(module, parameters, args, kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return run_function(node, args, kwargs)
 
         return self._traced(run, operands, weights, self.origin.get(node))
 

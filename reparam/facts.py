@@ -17,6 +17,7 @@ from reparam.effects import NUMBER_FUNCTIONS, Effects, effects_of, reads_metadat
 from reparam.modules import fetch, is_plain, memory
 from reparam.ranks import find_axes
 from reparam.rules import Rules
+from reparam.running import in_float64, run_function
 
 
 @dataclass(eq=False)
@@ -110,7 +111,7 @@ class Facts:
                 continue
 
             try:
-                self.constants[current] = self._run(current, _in_float64)
+                self.constants[current] = self._run(current, in_float64)
             except RuntimeError:  # an operator for one type only
                 self.constants[current] = self._run(current, lambda constant: constant)
 
@@ -118,14 +119,7 @@ class Facts:
         """The value of a node whose operands are known constants."""
         args = fx.map_arg(node.args, lambda argument: convert(self.constants[argument]))
         kwargs = fx.map_arg(node.kwargs, lambda argument: convert(self.constants[argument]))
-        if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-
-
-def _in_float64(constant: Any) -> Any:
-    floats = isinstance(constant, Tensor) and constant.is_floating_point()
-    return constant.double() if floats else constant
+        return run_function(node, args, kwargs)
 
 
 def gather(

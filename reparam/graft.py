@@ -19,7 +19,7 @@ from reparam.effects import operator_name
 from reparam.frames import knows_only_tensors
 from reparam.fused_forward import FusedForward, Guards
 from reparam.methods import names_forward_uses
-from reparam.modules import fetch, join
+from reparam.modules import all_names, fetch, join
 from reparam.pruning import prune
 from reparam.recorded import RecordedTrace
 from reparam.rewriting import Rewrite
@@ -73,10 +73,9 @@ def graft(rewrite: Rewrite, target: nn.Module) -> Grafted:
     return _Graft(rewrite, target).run()
 
 
-def _put_back(rewrite: Rewrite, target: nn.Module) -> Grafted:
+def _put_back(rewrite: Rewrite, target: Any) -> Grafted:
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
-    assert isinstance(target, fx.GraphModule)
     removed = {path for path, _ in rewrite.removed}
     for node in rewrite.trace.graph.find_nodes(op="get_attr"):
         if node.target in removed and not node.users:
@@ -108,11 +107,7 @@ class _Graft:
             for call in caller.ancestry() if caller is not None else ():
                 self.inside[call].append(node)
         self.times = Counter(id(call.module) for call in self.trace.calls)
-        self.paths: dict[str, list[str]] = {}
-        several: dict[int, list[str]] = {}
-        for path, module in self.trace.root.named_modules(remove_duplicate=False):
-            several.setdefault(id(module), []).append(path)
-            self.paths[path] = several[id(module)]
+        self.paths = all_names(self.trace.root)
         self.edited = set(rewrite.edited)
         self.inlined: set[Call] = set()
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}

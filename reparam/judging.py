@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.report import Report
+from reparam.running import cloned, in_float64
 from reparam.state import undisturbed
 from reparam.verification import relative_error
 
@@ -92,23 +93,15 @@ class Judge:
     def _exact(self) -> list[Any] | None:
         """The original's outputs in float64; None if it does not run in float64."""
         try:
-            return _results(deepcopy(self.model).double(), tree_map(_double, self.inputs))
+            return _results(deepcopy(self.model).double(), tree_map(in_float64, self.inputs))
         except Exception:  # whatever the user's forward raises
             return None
 
 
 def _results(model: nn.Module, inputs: Any) -> list[Any]:
-    args, kwargs = tree_map(_cloned, inputs)
+    args, kwargs = tree_map(cloned, inputs)
     with torch.no_grad(), undisturbed(model):
         return tree_leaves(model(*args, **kwargs))
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _floats(leaves: Sequence[Any]) -> list[Tensor]:

@@ -20,6 +20,7 @@ from typing import Any
 from torch import fx, nn
 
 from reparam.eager import Reach
+from reparam.structures import proxies_in
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,12 @@ def as_leaves(functions: list[LeafFunction], tracer: fx.Tracer) -> Iterator[None
 def _recorded(function: FunctionType, tracer: fx.Tracer) -> Any:
     @functools.wraps(function)
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        mine = any(proxy.tracer is tracer for proxy in _proxies((args, kwargs)))
+        mine = any(proxy.tracer is tracer for proxy in proxies_in((args, kwargs)))
         if not mine or not _only_looks_at_modules(function, args, kwargs):
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
 
     return recorded
-
-
-def _proxies(value: Any) -> Iterator[fx.Proxy]:
-    if isinstance(value, fx.Proxy):
-        yield value
-    elif isinstance(value, tuple | list):
-        for entry in value:
-            yield from _proxies(entry)
-    elif isinstance(value, dict):
-        for entry in value.values():
-            yield from _proxies(entry)
 
 
 def _only_looks_at_modules(

@@ -15,6 +15,16 @@ def fetch(root: nn.Module, path: str) -> Any:
     return value
 
 
+def all_names(root: nn.Module) -> dict[str, list[str]]:
+    """For each path of a module below a root all paths of that module."""
+    several: dict[int, list[str]] = {}
+    names: dict[str, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names[name] = several.setdefault(id(module), [])
+        names[name].append(name)
+    return names
+
+
 def join(path: str, name: str) -> str:
     """A path below another one."""
     return f"{path}.{name}" if path and name else path or name

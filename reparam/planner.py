@@ -171,20 +171,24 @@ class _Walk:
         worth = self._keep(node, link)
         chosen: Region | None = None
         reason: Refusal | None = None
+        across: Refusal | None = None
         for candidate in self.candidates.get(node, ()):
             region = self.appraiser.region(candidate, node)
             if isinstance(region, Refusal):
                 if candidate.joins > 1 or len(link.inner) > 1:
                     reason = reason or region
+                kernels = sum(1 for one in candidate.path if one.form and not one.form.identity)
+                if kernels > 1:
+                    across = across or region
                 continue
             value = self._worth(region)
             if value > worth or (chosen is None and value >= worth):
                 chosen, worth = region, value
         if chosen is not None or (link.form is not None and link.form.identity):
             return chosen, None
-        return None, reason or self._why_not(node, link)
+        return None, reason or self._why_not(node, link, across)
 
-    def _why_not(self, node: fx.Node, link: Link) -> Refusal | None:
+    def _why_not(self, node: fx.Node, link: Link, across: Refusal | None) -> Refusal | None:
         above = self.forest.links.get(link.base)
         while above is not None and above.form is None:  # what forms cross
             above = self.forest.links.get(above.base)
@@ -196,12 +200,7 @@ class _Walk:
             return self.stops[node]
         if link.base in self.forest.refused:
             return self.forest.refused[link.base]
-        for candidate in self.candidates.get(node, ()):
-            region = self.appraiser.region(candidate, node)
-            kernels = [one for one in candidate.path if one.form and not one.form.identity]
-            if isinstance(region, Refusal) and len(kernels) > 1:
-                return region
-        return Refusal(f"it follows {_describe(link.base)}, which is not affine")
+        return across or Refusal(f"it follows {_describe(link.base)}, which is not affine")
 
 
 def _describe(node: fx.Node) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 
 from reparam.methods import names_of_public_methods
-from reparam.modules import fetch
+from reparam.modules import all_names, fetch
 from reparam.rewriting import Rewrite
 from reparam.tracing import Call
 
@@ -33,7 +33,7 @@ def prune(
     for path, caller in [*rewrite.removed, *vanished]:
         for call in caller.ancestry():
             removed.setdefault(call, []).append((path, caller))
-    names = _all_names(target)
+    names = all_names(target)
     for owner in owners:
         root = fetch(target, owner.path)
         protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, set())
@@ -45,16 +45,6 @@ def prune(
                 relative = path[len(prefix) :].split(".")
                 if relative[0] not in protected and not any(map(stays, _below(caller, owner))):
                     _remove(root, relative, kept)
-
-
-def _all_names(target: nn.Module) -> dict[str, list[str]]:
-    """For each name of a module all of its names."""
-    several: dict[int, list[str]] = {}
-    names: dict[str, list[str]] = {}
-    for name, module in target.named_modules(remove_duplicate=False):
-        names[name] = several.setdefault(id(module), [])
-        names[name].append(name)
-    return names
 
 
 def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:

@@ -14,7 +14,7 @@ from reparam.facts import Facts
 from reparam.forest import Link
 from reparam.frames import common_caller, held_aside, knows_only_tensors, read_from
 from reparam.methods import methods_naming
-from reparam.modules import fetch, has_hooks
+from reparam.modules import all_names, fetch, has_hooks
 from reparam.regions import Region
 from reparam.structures import nodes_in
 from reparam.tracing import Call, Trace
@@ -80,9 +80,7 @@ class Rewriter:
         self.facts = facts
         self.result = Rewrite(trace)
         self.as_written = True
-        self.paths: dict[int, list[str]] = {}
-        for path, module in trace.root.named_modules(remove_duplicate=False):
-            self.paths.setdefault(id(module), []).append(path)
+        self.paths = all_names(trace.root)
         self.uses = Counter(
             id(fetch(trace.root, str(node.target)))
             for node in trace.graph.nodes
@@ -100,7 +98,7 @@ class Rewriter:
             self.inside[trace.caller[node]].add(node)
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
-        self.taken = {name for name, _ in trace.root.named_modules(remove_duplicate=False)}
+        self.taken = set(self.paths)
 
     def run(self, operators: Operators) -> Rewrite:
         """Edit the graph so that every region becomes its operator."""
@@ -123,7 +121,7 @@ class Rewriter:
         result.modules[path] = module
         result.names[value] = path
         if swap:
-            for other in self.paths[id(fetch(self.trace.root, path))]:
+            for other in self.paths[path]:
                 result.modules[other] = module
         with graph.inserting_before(place):
             for sides in explicit_padding(region.form):
@@ -220,7 +218,7 @@ class Rewriter:
         base = self.result.current(link.base)
         if len(link.inner) == 1 and self._may_swap(link, region, frame):
             identity = nn.Identity().eval()
-            for path in self.paths[id(fetch(self.trace.root, str(link.value.target)))]:
+            for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
             self._substitute(link.value, base, keep_code=True)
             return

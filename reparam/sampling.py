@@ -20,6 +20,7 @@ from reparam.effects import NUMBER_FUNCTIONS, is_torch, operator_name
 from reparam.modules import fetch, has_hooks
 from reparam.parts import Part
 from reparam.ranks import keeps_shape
+from reparam.running import cloned, in_float64, run_function
 from reparam.structures import filled, nodes_in
 from reparam.tracing import Call
 from reparam.verification import call_exact, relative_error
@@ -72,7 +73,7 @@ def module_error(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor])
         sample: What it was given, and returned before.
         exact: Weights of it that are known more exactly than it holds them.
     """
-    args, kwargs = tree_map(_cloned, (sample.args, sample.kwargs))
+    args, kwargs = tree_map(cloned, (sample.args, sample.kwargs))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         result = call_exact(module, args, kwargs, exact)
     before, after = (
@@ -89,10 +90,6 @@ def module_error(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor])
 def may_run(module: nn.Module) -> bool:
     """Whether running a module calls nobody who listens."""
     return not any(map(has_hooks, module.modules()))
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 # -- Inputs ---------------------------------------------------------------------------------------
@@ -169,13 +166,11 @@ def _run(
 
     def read(node: fx.Node) -> Any:
         if node not in values:
-            constant = part.facts.constant(node)
-            floats = isinstance(constant, Tensor) and constant.is_floating_point()
-            values[node] = constant.double() if floats else constant
+            values[node] = in_float64(part.facts.constant(node))
         return values[node]
 
     def copied(structure: Any) -> Any:
-        return tree_map(_cloned, filled(structure, read))
+        return tree_map(cloned, filled(structure, read))
 
     for node in order:
         for call in starting.get(node, ()):
@@ -228,10 +223,8 @@ def _execute(node: fx.Node, values: dict[fx.Node, Any], read: Any, part: Part) -
     if node.op == "call_module":
         module = fetch(part.trace.root, str(node.target))
         result = call_exact(module, args, kwargs)
-    elif node.op == "call_method":
-        result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
     else:
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        result = run_function(node, args, kwargs)
     if not torch.equal(torch.get_rng_state(), before):
         return  # a random number
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]

@@ -52,18 +52,27 @@ def without_proxies(value: Any) -> Any:
 
 def nodes_in(value: Any) -> Iterator[fx.Node]:
     """All nodes in a structure."""
-    if isinstance(value, fx.Node):
+    return _found_in(value, fx.Node)
+
+
+def proxies_in(value: Any) -> Iterator[fx.Proxy]:
+    """All proxies in a structure."""
+    return _found_in(value, fx.Proxy)
+
+
+def _found_in(value: Any, kind: type) -> Iterator[Any]:
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, tuple | list):
         for entry in value:
-            yield from nodes_in(entry)
+            yield from _found_in(entry, kind)
     elif isinstance(value, dict):
         for entry in value.values():
-            yield from nodes_in(entry)
+            yield from _found_in(entry, kind)
     elif isinstance(value, Built):
-        yield from nodes_in(value.entries)
+        yield from _found_in(value.entries, kind)
     elif isinstance(value, slice):
-        yield from nodes_in((value.start, value.stop, value.step))
+        yield from _found_in((value.start, value.stop, value.step), kind)
 
 
 def written_into(graph: fx.Graph, value: Any, read: Callable[[fx.Node], fx.Node]) -> Any:

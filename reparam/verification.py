@@ -21,6 +21,7 @@ from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
 from reparam.modules import fetch
 from reparam.regions import Region
+from reparam.running import in_float64, run_function
 from reparam.state import undisturbed
 
 REGION_BOUND = 1e-9
@@ -188,11 +189,8 @@ def _run(
     def read(node: fx.Node) -> Any:
         if node in values:
             return values[node]
-        constant = facts.constant(node)
-        if isinstance(constant, Tensor) and constant.is_floating_point():
-            constant = constant.double()
-        values[node] = constant
-        return constant
+        values[node] = in_float64(facts.constant(node))
+        return values[node]
 
     for node in nodes:
         if node in replacements:
@@ -203,10 +201,8 @@ def _run(
         kwargs = fx.map_arg(node.kwargs, read)
         if node.op == "call_module":
             values[node] = call_exact(fetch(facts.root, str(node.target)), args, kwargs)
-        elif node.op == "call_method":
-            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        elif callable(node.target):
-            values[node] = node.target(*args, **kwargs)
+        else:
+            values[node] = run_function(node, args, kwargs)
     return values[value]
 
 
@@ -334,12 +330,7 @@ def _exact_copy(model: nn.Module) -> nn.Module:
 
 
 def _exact_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    def convert(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.double()
-        return value
-
-    converted: tuple[Any, ...] = torch.utils._pytree.tree_map(convert, inputs)
+    converted: tuple[Any, ...] = torch.utils._pytree.tree_map(in_float64, inputs)
     return converted
 
 
