@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
-from types import CodeType, FunctionType
-from typing import Any
+from types import CodeType
 
 from torch import nn
+
+from reparam.source import own_methods
 
 
 def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
@@ -18,7 +18,7 @@ def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
         names: Names of its attributes.
     """
     found: dict[str, set[str]] = {}
-    for method, function in _methods(type(module)).items():
+    for method, function in own_methods(type(module)).items():
         used = names & set(_names(function.__code__))
         if used:
             found[method] = used
@@ -27,47 +27,31 @@ def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
 
 def names_of_public_methods(kind: type) -> set[str]:
     """Names that public methods called from forward use: a user may call these methods too."""
-    methods = _methods(kind)
-    names: set[str] = set()
-    pending, seen = ["forward"], {"forward"}
-    while pending:
-        method = pending.pop()
-        if method not in methods:
-            continue
-        used = set(_names(methods[method].__code__))
-        if method != "forward" and not method.startswith("_"):
-            names |= used
-        called = (used & methods.keys()) - seen
-        seen |= called
-        pending.extend(called)
-    return names
+    return {
+        name
+        for method, used in _run_by_forward(kind)
+        if method != "forward" and not method.startswith("_")
+        for name in used
+    }
 
 
 def names_forward_uses(kind: type) -> set[str]:
     """Names that a class's forward uses, and the methods of the class that it calls."""
-    methods = _methods(kind)
-    names: set[str] = set()
-    pending = ["forward"]
+    return {name for _, used in _run_by_forward(kind) for name in used}
+
+
+def _run_by_forward(kind: type) -> Iterator[tuple[str, set[str]]]:
+    """Forward, and the methods that it calls directly or not, with the names that each uses."""
+    methods = own_methods(kind)
+    pending, seen = ["forward"], {"forward"}
     while pending:
         method = pending.pop()
         if method in methods:
             used = set(_names(methods[method].__code__))
-            pending.extend((used & methods.keys()) - names)
-            names |= used
-    return names
-
-
-def _methods(kind: Any) -> dict[str, FunctionType]:
-    """The functions that a class and its bases below ``nn.Module`` define."""
-    found: dict[str, FunctionType] = {}
-    for base in reversed(kind.__mro__):
-        if base is object or base.__module__.startswith("torch.nn.modules"):
-            continue
-        for name, value in vars(base).items():
-            function = inspect.unwrap(value) if callable(value) else None
-            if isinstance(function, FunctionType) and name != "__init__":
-                found[name] = function
-    return found
+            yield method, used
+            called = (used & methods.keys()) - seen
+            seen |= called
+            pending.extend(called)
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -25,6 +25,7 @@ from reparam.regions import Region
 from reparam.rewriting import Rewriter, frame_problem
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
+from reparam.source import forget_classes
 from reparam.tracing import Trace, UntraceableError, trace
 
 
@@ -130,6 +131,7 @@ def find_parts(
     Raises:
         ReparamError: If the model does not run on the inputs.
     """
+    forget_classes()
     parts: list[Part] = []
     untraced: list[Untraced] = []
     reach = Reach()

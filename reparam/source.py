@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterable
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, TypeAlias
@@ -29,15 +30,41 @@ def _methods(kind: Any, after: Any) -> dict[str, FunctionType]:
     order = kind.__mro__
     if after in order:
         order = order[order.index(after) + 1 :]
+    return functions_of(base for base in order if base not in (object, nn.Module))
+
+
+def own_methods(kind: Any) -> dict[str, FunctionType]:
+    """The functions that a class and its bases define, without those of torch's own modules.
+
+    Args:
+        kind: The class.
+    """
+    return functions_of(
+        base
+        for base in kind.__mro__
+        if base is not object and not base.__module__.startswith("torch.nn.modules")
+    )
+
+
+def functions_of(kinds: Iterable[type]) -> dict[str, FunctionType]:
+    """The functions that classes define, by name; an earlier class goes before a later one.
+
+    Args:
+        kinds: The classes.
+    """
     found: dict[str, FunctionType] = {}
-    for base in reversed(order):
-        if base in (object, nn.Module):
-            continue
+    for base in reversed(list(kinds)):
         for name, value in vars(base).items():
             function = inspect.unwrap(value) if callable(value) else None
             if isinstance(function, FunctionType) and name != "__init__":
                 found[name] = function
     return found
+
+
+def forget_classes() -> None:
+    """Look at every class anew: somebody may have changed one since."""
+    _methods.cache_clear()
+    _code_below.cache_clear()
 
 
 def code_below(module: nn.Module, forward: Any) -> tuple[CodeType, ...]:

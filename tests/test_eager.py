@@ -315,3 +315,25 @@ def test_what_is_only_called_is_fused(body: Callable[..., Tensor]) -> None:
 def test_what_is_used_in_another_way_stays(body: Callable[..., Tensor]) -> None:
     before, after = norms_left(body)
     assert before >= after == OPENED[body]
+
+
+def test_a_class_that_changes_between_two_calls() -> None:
+    """What was read of its code before does not count any more."""
+
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.mean() > 100 else self.block(x)
+
+    model = ready(Changing())
+    assert reparam.fuse(model).reparam_report.fused
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return x if x.mean() > 100 else self.block(x) + self.block.conv(x)
+
+    Changing.forward = forward  # type: ignore[method-assign]
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (images(),)), run(model, (images(),))) <= EXACT
