@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reparam.calls import Call
 from reparam.frames import common_caller
 from reparam.graft import Grafted, GraftError
 from reparam.lowering import lower
@@ -17,7 +18,6 @@ from reparam.regions import Region
 from reparam.rewriting import Rewrite
 from reparam.sampling import MODULE_BOUND, may_run, module_error, sample_calls
 from reparam.structures import nodes_in
-from reparam.tracing import Call
 
 
 class MismatchError(GraftError):

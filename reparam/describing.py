@@ -8,12 +8,12 @@ from dataclasses import replace
 from torch import fx
 
 from reparam.affine import AffineConv
+from reparam.calls import Trace
 from reparam.modules import fetch, join
 from reparam.parts import Part, Untraced
 from reparam.regions import Region
 from reparam.report import FusedRow, RefusedRow
 from reparam.rules import describe_target
-from reparam.tracing import Trace
 
 
 def fused_row(part: Part, region: Region) -> FusedRow:

@@ -8,8 +8,8 @@ from types import MethodType
 
 from torch import fx, nn
 
+from reparam.calls import Call
 from reparam.modules import fetch
-from reparam.tracing import Call
 
 
 def knows_only_tensors(call: Call) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from reparam.calls import Call
 from reparam.effects import operator_name
 from reparam.frames import knows_only_tensors
 from reparam.fused_forward import FusedForward, Guards
@@ -24,7 +25,6 @@ from reparam.pruning import prune
 from reparam.recorded import RecordedTrace
 from reparam.rewriting import Rewrite
 from reparam.structures import Built, nodes_in, outline, written_into
-from reparam.tracing import Call
 
 
 class GraftError(Exception):

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from reparam.calls import Trace
 from reparam.eager import Reach
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts, gather
@@ -26,7 +27,7 @@ from reparam.rewriting import Rewriter, frame_problem
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
 from reparam.source import forget_classes
-from reparam.tracing import Trace, UntraceableError, trace
+from reparam.tracing import UntraceableError, trace
 
 
 @dataclass(eq=False)

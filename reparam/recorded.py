@@ -16,10 +16,10 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_unflatten
 
+from reparam.calls import Call, Trace
 from reparam.effects import operator_name
 from reparam.modules import fetch
 from reparam.rules import Rules
-from reparam.tracing import Call, Trace
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from reparam.calls import Call, Trace
 from reparam.costs import explicit_padding
 from reparam.errors import Refusal
 from reparam.facts import Facts
@@ -17,7 +18,6 @@ from reparam.methods import methods_naming
 from reparam.modules import all_names, fetch, has_hooks
 from reparam.regions import Region
 from reparam.structures import nodes_in
-from reparam.tracing import Call, Trace
 from reparam.verification import pad_mode
 
 Operators = list[tuple[Region, nn.Module]]

@@ -16,13 +16,13 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.affine import AffineConv
+from reparam.calls import Call
 from reparam.effects import NUMBER_FUNCTIONS, is_torch, operator_name
 from reparam.modules import fetch, has_hooks
 from reparam.parts import Part
 from reparam.ranks import keeps_shape
 from reparam.running import cloned, in_float64, run_function
 from reparam.structures import filled, nodes_in
-from reparam.tracing import Call
 from reparam.verification import call_exact, relative_error
 
 MODULE_BOUND = 1e-6

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.calls import Trace
 from reparam.errors import ReparamError
 from reparam.state import undisturbed
-from reparam.tracing import Trace
 
 
 class _Recorder(fx.Interpreter):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import RLock, get_ident
 from typing import Any
 
@@ -18,6 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from reparam.calls import Call, Trace
+from reparam.contexts import noticing
 from reparam.dtypes import KnownType, KnownTypes
 from reparam.errors import ReparamError
 from reparam.leaf_functions import LeafFunction, as_leaves, failing_function
@@ -34,67 +34,6 @@ from reparam.rules import Rules
 from reparam.source import code_below
 from reparam.state import Watch, random_state
 from reparam.structures import can_be_built, nodes_in, without_proxies
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of a module that was traced through.
-
-    Args:
-        path: Where the module is registered in the root.
-        module: The module.
-        parent: The call whose forward made this call; None for the root.
-        arguments: What every parameter of the module's forward was given.
-        args: The positional arguments as the caller wrote them.
-        kwargs: The keyword arguments as the caller wrote them.
-        optional: Whether the forward has parameters that a caller may leave out.
-        tensors: The parameters that were taken for tensors because the code asks what they are.
-        lengths: How many values a parameter has to hold at least, since the code takes as many.
-        typed: Weights, by path, whose type was taken for the type of a value.
-        result: What the forward returned, nodes in place of proxies.
-    """
-
-    path: str
-    module: nn.Module
-    parent: Call | None
-    arguments: dict[str, Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    optional: bool = False
-    tensors: set[str] = field(default_factory=set)
-    lengths: dict[str, int] = field(default_factory=dict)
-    typed: set[str] = field(default_factory=set)
-    result: Any = None
-
-    def ancestry(self) -> Iterator[Call]:
-        """This call, its caller, and so on up to the root."""
-        call: Call | None = self
-        while call is not None:
-            yield call
-            call = call.parent
-
-
-@dataclass(eq=False)
-class Trace:
-    """The traced graph of one module.
-
-    Args:
-        root: The module, as it was.
-        path: Where the root is registered in the user's model.
-        graph: The flat graph; its nodes name modules and tensors by their path in the root.
-        calls: The root's own call and every call that was traced through, in order.
-        caller: For each node the innermost call that made it.
-        stateful: Calls of modules whose code must stay: it changes the module, or enters a context
-            such as ``torch.no_grad``.
-    """
-
-    root: nn.Module
-    path: str
-    graph: fx.Graph
-    calls: list[Call]
-    caller: dict[fx.Node, Call]
-    stateful: set[Call]
-
 
 _RETURN_A_TENSOR = {
     kind
@@ -128,7 +67,9 @@ class _Tracer(fx.Tracer):
         rules: Rules,
         opaque: set[Any],
         given: Mapping[str, Any],
-        state: Watch,
+        watch: Watch,
+        *,
+        notices_random: bool,
     ) -> None:
         super().__init__()
         self.rules = rules
@@ -153,13 +94,13 @@ class _Tracer(fx.Tracer):
         self.in_context: set[Call] = set()
         self.random_modules: list[nn.Module] = []
         self.writing_modules: list[nn.Module] = []
-        self.state = state
         self.refused: set[int] = set()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
         self.failed: nn.Module | None = None
-        self.watch: Watch | None = None
+        self.watch = watch
+        self.notices_random = notices_random
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if id(m) in self.opaque or type(m) in self.opaque or has_hooks(m):
@@ -216,8 +157,8 @@ class _Tracer(fx.Tracer):
         )
         self.calls.append(call)
         self.stack.append(call)
-        before = None if self.watch is None else random_state()
-        writes = self.state.writes
+        before = random_state() if self.notices_random else None
+        writes = self.watch.writes
         try:
             result = run()
             call.result = without_proxies(result)
@@ -227,9 +168,9 @@ class _Tracer(fx.Tracer):
             raise
         finally:
             self.stack.pop()
-        if self.watch is not None and random_state() != before:
+        if self.notices_random and random_state() != before:
             self.random_modules.append(module)
-        if self.state.writes != writes:
+        if self.watch.writes != writes:
             self.writing_modules.append(module)
         return result
 
@@ -280,6 +221,10 @@ class _Tracer(fx.Tracer):
     def refuse(self) -> None:
         """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
         self.refused.update(id(call.module) for call in self.stack[-1:])
+
+    def note_context(self) -> None:
+        """Remember whose code enters a context: a graph has none."""
+        self.in_context.update(self.stack[-1:])
 
     def class_of(self, proxy: fx.Proxy) -> type:
         """The class that a value has for code that asks for it, if that is certain."""
@@ -394,14 +339,11 @@ class _Tracer(fx.Tracer):
 
 def _surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
     """The first parameter, where all may be left out: with none at all there is nothing to do."""
-    for parameter in inspect.signature(forward).parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            return {parameter.name: (None,)}
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            parameters = inspect.signature(forward).parameters.values()
-            named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-            return {parameter.name: None} if all(p.default is not p.empty for p in named) else {}
-    return {}
+    parameters = inspect.signature(forward).parameters.values()
+    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if named:
+        return {named[0].name: None} if all(p.default is not p.empty for p in named) else {}
+    return {p.name: (None,) for p in parameters if p.kind is p.VAR_POSITIONAL}
 
 
 def _is_torch(module: nn.Module) -> bool:
@@ -439,11 +381,11 @@ def trace(
     """
     opaque: set[Any] = set()
     functions: list[LeafFunction] = []
+    drew = False
     while True:
         watch = Watch(root)
-        tracer = _Tracer(root, rules, opaque, given or {}, watch)
-        if opaque:
-            tracer.watch = watch
+        notices_random = drew or bool(opaque)
+        tracer = _Tracer(root, rules, opaque, given or {}, watch, notices_random=notices_random)
         problem: Exception | None = None
         graph: fx.Graph | None = None
         try:
@@ -451,7 +393,7 @@ def trace(
                 _TRACING,
                 watch,
                 torch.no_grad(),
-                _noticing_contexts(tracer),
+                noticing(tracer.note_context, _refuse_hook),
                 answering_for_proxies(),
                 as_leaves(functions, tracer),
             ):
@@ -476,8 +418,8 @@ def trace(
             opaque.update(tracer.refused)
             continue
         if watch.drew:
-            if tracer.watch is None:
-                opaque.add("watch random numbers")
+            if not notices_random:
+                drew = True
                 continue
             innermost = tracer.random_modules[0] if tracer.random_modules else root
             if innermost is root:
@@ -517,49 +459,8 @@ def _simplify_output(graph: fx.Graph, result: Any) -> None:
                 graph.erase_node(node)
 
 
-@contextmanager
-def _noticing_contexts(tracer: _Tracer) -> Iterator[None]:
-    """Remember whose code enters a context such as ``torch.autocast``: a graph has no contexts."""
-    kinds: list[Any] = [torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode]
-    originals = [(kind, kind.__enter__) for kind in kinds]
-
-    def noticing(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def enter(self: Any) -> Any:
-            if get_ident() == tracer.thread:
-                tracer.in_context.update(tracer.stack[-1:])
-            return original(self)
-
-        return enter
-
-    def noticing_mode(self: Any, mode: bool) -> None:
-        if get_ident() == tracer.thread:
-            tracer.in_context.update(tracer.stack[-1:])
-        set_mode(self, mode)
-
-    def refusing(register: Callable[..., Any]) -> Callable[..., Any]:
-        def refuse(*args: Any, **kwargs: Any) -> Any:
-            if get_ident() == tracer.thread:
-                raise UntraceableError("its forward registers a hook")
-            return register(*args, **kwargs)
-
-        return refuse
-
-    names = ("register_forward_hook", "register_forward_pre_hook")
-    hooking = [(name, getattr(nn.Module, name)) for name in names]
-    for name, register in hooking:
-        setattr(nn.Module, name, refusing(register))
-    set_mode: Any = torch.set_grad_enabled.__init__
-    for kind, original in originals:
-        kind.__enter__ = noticing(original)
-    torch.set_grad_enabled.__init__ = noticing_mode  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled.__init__ = set_mode  # type: ignore[method-assign]
-        for name, register in hooking:
-            setattr(nn.Module, name, register)
-        for kind, original in originals:
-            kind.__enter__ = original
+def _refuse_hook() -> None:
+    raise UntraceableError("its forward registers a hook")
 
 
 def _summary(error: Exception) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import graft, rewriting
-from reparam.tracing import Call
+from reparam.calls import Call
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm

@@ -1,0 +1,69 @@
+"""Which code made which nodes: the calls of modules that were traced through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module that was traced through.
+
+    Args:
+        path: Where the module is registered in the root.
+        module: The module.
+        parent: The call whose forward made this call; None for the root.
+        arguments: What every parameter of the module's forward was given.
+        args: The positional arguments as the caller wrote them.
+        kwargs: The keyword arguments as the caller wrote them.
+        optional: Whether the forward has parameters that a caller may leave out.
+        tensors: The parameters that were taken for tensors because the code asks what they are.
+        lengths: How many values a parameter has to hold at least, since the code takes as many.
+        typed: Weights, by path, whose type was taken for the type of a value.
+        result: What the forward returned, nodes in place of proxies.
+    """
+
+    path: str
+    module: nn.Module
+    parent: Call | None
+    arguments: dict[str, Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    optional: bool = False
+    tensors: set[str] = field(default_factory=set)
+    lengths: dict[str, int] = field(default_factory=dict)
+    typed: set[str] = field(default_factory=set)
+    result: Any = None
+
+    def ancestry(self) -> Iterator[Call]:
+        """This call, its caller, and so on up to the root."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Trace:
+    """The traced graph of one module.
+
+    Args:
+        root: The module, as it was.
+        path: Where the root is registered in the user's model.
+        graph: The flat graph; its nodes name modules and tensors by their path in the root.
+        calls: The root's own call and every call that was traced through, in order.
+        caller: For each node the innermost call that made it.
+        stateful: Calls of modules whose code must stay: it changes the module, or enters a context
+            such as ``torch.no_grad``.
+    """
+
+    root: nn.Module
+    path: str
+    graph: fx.Graph
+    calls: list[Call]
+    caller: dict[fx.Node, Call]
+    stateful: set[Call]
