@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from reparam.affine import AffineConv
-from reparam.checking import Check, MismatchError, frame_of
+from reparam.checking import Check, MismatchError
 from reparam.describing import applied_row, fused_row, place, refused_rows
 from reparam.errors import Refusal, ReparamError
 from reparam.exported import as_module, rebuild
+from reparam.frames import frame_of
 from reparam.graft import GraftError, graft
 from reparam.judging import DifferenceError, Judge
 from reparam.lowering import lower, take_after
@@ -180,7 +181,7 @@ def _at_fault(part: Part, problem: GraftError, rewritten: Rewrite) -> list[Regio
     """The regions for which code changed that cannot change, or else all in its module."""
     regions, calls = part.decision.regions, set(problem.calls)
     direct = [region for region in regions if rewritten.changes[region.value] & calls]
-    inside = [region for region in regions if calls & set(frame_of(part, region).ancestry())]
+    inside = [region for region in regions if calls & set(frame_of(part.trace, region).ancestry())]
     return direct or inside or regions
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reparam.calls import Call
-from reparam.frames import common_caller
+from reparam.frames import frame_of
 from reparam.graft import Grafted, GraftError
 from reparam.lowering import lower
 from reparam.modules import fetch
 from reparam.parts import Part
-from reparam.regions import Region
 from reparam.rewriting import Rewrite
 from reparam.sampling import MODULE_BOUND, may_run, module_error, sample_calls
 from reparam.structures import nodes_in
@@ -34,7 +33,7 @@ class Check:
     def __init__(self, part: Part) -> None:
         self.part = part
         self.regions = part.decision.regions
-        self.frames = {region.value: frame_of(part, region) for region in self.regions}
+        self.frames = {region.value: frame_of(part.trace, region) for region in self.regions}
         wanted = {call for frame in self.frames.values() for call in frame.ancestry()}
         self.samples = sample_calls(part, wanted)
 
@@ -97,9 +96,3 @@ class Check:
                 for name, parameter in module.named_parameters():
                     exact[f"{path[len(prefix) :]}.{name}"] = parameter
         return exact
-
-
-def frame_of(part: Part, region: Region) -> Call:
-    """The innermost call that all of a region lies in."""
-    nodes = [region.value, *region.dying]
-    return common_caller([part.trace.caller[node] for node in nodes if node.op != "get_attr"])

@@ -8,8 +8,9 @@ from types import MethodType
 
 from torch import fx, nn
 
-from reparam.calls import Call
+from reparam.calls import Call, Trace
 from reparam.modules import fetch
+from reparam.regions import Region
 
 
 def knows_only_tensors(call: Call) -> bool:
@@ -66,3 +67,9 @@ def common_caller(callers: Iterable[Call]) -> Call:
             length += 1
         common = common[:length]
     return common[-1]
+
+
+def frame_of(trace: Trace, region: Region) -> Call:
+    """The innermost call that all of a region lies in."""
+    nodes = [region.value, *region.dying]
+    return common_caller([trace.caller[node] for node in nodes if node.op != "get_attr"])

@@ -23,11 +23,13 @@ from reparam.modules import fetch, has_hooks
 from reparam.planner import Decision, decide
 from reparam.recorded import recorded_trace, recorded_values
 from reparam.regions import Region
-from reparam.rewriting import Rewriter, frame_problem
+from reparam.rewriting import Rewriter
 from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
 from reparam.source import forget_classes
-from reparam.tracing import UntraceableError, trace
+from reparam.stateful import frame_problem
+from reparam.tracer import UntraceableError
+from reparam.tracing import trace
 
 
 @dataclass(eq=False)

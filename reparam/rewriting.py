@@ -10,7 +10,6 @@ from torch import fx, nn
 
 from reparam.calls import Call, Trace
 from reparam.costs import explicit_padding
-from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Link
 from reparam.frames import common_caller, held_aside, knows_only_tensors, read_from
@@ -392,36 +391,3 @@ class Rewriter:
         self.numbers[prefix + stem] = number
         self.taken.add(prefix + name)
         return prefix + name
-
-
-def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
-    """Why a region may not be fused although it is exact: its code keeps state.
-
-    A module whose forward changes the module runs as it is written. What lies inside one of its
-    parts may change if that part alone decides how it runs.
-    """
-    trace = rewriter.trace
-    frame = common_caller(
-        [trace.caller[node] for node in region.dying if node.op != "get_attr"]
-        + [trace.caller[region.value]]
-    )
-    refusal = Refusal(
-        f"{frame.path or 'the model'} changes its own attributes when it runs, or enters a context "
-        "such as torch.no_grad"
-    )
-    crossed = {
-        call
-        for node in region.dying
-        if node.op != "get_attr"
-        for call in trace.caller[node].ancestry()
-    } - set(frame.ancestry())
-    if ({frame} | crossed | rewriter.edits(region)) & trace.stateful:
-        return refusal
-    if not any(call in trace.stateful for call in frame.ancestry()):
-        return None
-    times = sum(call.module is frame.module for call in trace.calls)
-    arguments = list(nodes_in(frame.arguments))
-    visible = region.base in arguments or frame in trace.caller[region.base].ancestry()
-    if times == 1 and visible and knows_only_tensors(frame):
-        return None
-    return refusal

@@ -81,7 +81,7 @@ POINTS = [
     "reparam.parts.lift",
     "reparam.parts.decide",
     "reparam.parts.record_shapes",
-    "reparam.tracing._bind",
+    "reparam.tracer._bind",
     "reparam.tracing._simplify_output",
     "reparam.applying._copy",
     "reparam.applying.lower",

@@ -201,7 +201,7 @@ MISTAKES = [
     ),
     Mistake(
         "code that was not traced is taken to only call what it reaches inside of",
-        "eager.py",
+        "following.py",
         "            if modules_in(values):\n                self.open(module)\n",
         "",
     ),
