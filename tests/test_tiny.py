@@ -9,29 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import reparam
+from tests.support.blocks import ThreeBranches
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
 
 C = 4
 EXACT = 1e-12
-
-
-class Block(nn.Module):
-    """Three branches and an activation, as in RepVGG."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = nn.Sequential(nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
-        self.point = nn.Sequential(nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C))
-        self.skip = nn.BatchNorm2d(C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.dense(x) + self.point(x) + self.skip(x))
 
 
 class Scaled(nn.Module):
@@ -66,7 +53,11 @@ def ready(model: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return ready(nn.Sequential(nn.Conv2d(3, C, 3, stride=2), nn.BatchNorm2d(C), Block(), Block()))
+    return ready(
+        nn.Sequential(
+            nn.Conv2d(3, C, 3, stride=2), nn.BatchNorm2d(C), ThreeBranches(C), ThreeBranches(C)
+        )
+    )
 
 
 @pytest.fixture
@@ -100,7 +91,7 @@ def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def test_a_block_becomes_one_convolution() -> None:
-    block, x = ready(Block()), torch.randn(2, C, 7, 6, dtype=torch.float64)
+    block, x = ready(ThreeBranches(C)), torch.randn(2, C, 7, 6, dtype=torch.float64)
     fused = reparam.fuse(block)
     assert_equal(fused, block, x)
     counts = count_operators(fused, (x,))
@@ -166,11 +157,11 @@ def test_a_graph_module_gives_a_graph_module(model: nn.Module, x: Tensor) -> Non
 
 
 def test_a_model_keeps_its_class_and_methods() -> None:
-    class Backbone(Block):
+    class Backbone(ThreeBranches):
         def features(self, x: Tensor) -> list[Tensor]:
             return [self(x)]
 
-    backbone, x = ready(Backbone()), torch.randn(1, C, 5, 5, dtype=torch.float64)
+    backbone, x = ready(Backbone(C)), torch.randn(1, C, 5, 5, dtype=torch.float64)
     fused = reparam.fuse(backbone)
     assert type(fused) is Backbone
     assert relative_error(run(fused, (x,)), fused.features(x)[0].detach()) == 0

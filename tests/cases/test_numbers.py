@@ -19,23 +19,11 @@ from torch import Tensor, nn
 import reparam
 from tests.cases.checking import assert_exact
 from tests.refusals.checking import assert_reported, images, ready
+from tests.support.blocks import ThreeBranches
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 
 C = 8
-
-
-class Block(nn.Module):
-    """Three branches, as in RepVGG."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = nn.Sequential(nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
-        self.point = nn.Sequential(nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C))
-        self.skip = nn.BatchNorm2d(C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.dense(x) + self.point(x) + self.skip(x)).relu()
 
 
 @pytest.mark.parametrize("depth", [1, 4, 16])
@@ -44,11 +32,11 @@ def test_both_errors_are_shown_against_float64(depth: int) -> None:
 
     DingXiaoH/RepVGG#23, onnx/optimizer#255, open-mmlab/mmcv#747.
     """
-    model = ready(nn.Sequential(*(Block() for _ in range(depth)))).float()
+    model = ready(nn.Sequential(*(ThreeBranches(C) for _ in range(depth)))).float()
     x = images(C).float()
     fused = reparam.fuse(model)
     result = reparam.verify(model, fused, x)
-    exact = run(ready(nn.Sequential(*(Block() for _ in range(depth)))), (x.double(),))
+    exact = run(ready(nn.Sequential(*(ThreeBranches(C) for _ in range(depth)))), (x.double(),))
     assert exact.shape == run(fused, (x,)).shape
     assert 0 < result.original[0] < 1e-4
     assert 0 < result.fused[0] < 1e-4
@@ -147,7 +135,7 @@ def test_one_scale_per_channel_survives_fusing() -> None:
     RepVGG's quantisation guide and QARepVGG: with one scale per tensor the accuracy collapses. The
     limitations advise one scale per channel; this is why.
     """
-    model = ready(Block())
+    model = ready(ThreeBranches(C))
     with torch.no_grad():
         for norm in (model.dense[1], model.point[1], model.skip):
             norm.running_var.copy_(torch.logspace(-6, 2, C).double())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tests.cases.checking import assert_exact
 from tests.refusals.checking import Network, images, ready
+from tests.support.blocks import ThreeBranches
 from tests.support.counting import count_operators
 
 C = 4
@@ -113,25 +114,12 @@ def test_keyword_arguments(forward: Callable[..., Any]) -> None:
     assert count_operators(fused, (images(),)).batch_norms == 0
 
 
-class Block(nn.Module):
-    """Three branches, as in RepVGG."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = nn.Sequential(nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
-        self.point = nn.Sequential(nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C))
-        self.skip = nn.BatchNorm2d(C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.dense(x) + self.point(x) + self.skip(x))
-
-
 class Backbone(nn.Module):
     """Blocks, and features from several depths."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleList([Block(), Block(), Block()])
+        self.stages = nn.ModuleList([ThreeBranches(C), ThreeBranches(C), ThreeBranches(C)])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
@@ -143,13 +131,13 @@ class Backbone(nn.Module):
 
 def test_the_root_is_a_block() -> None:
     """timm's `reparameterize_model` skips the root (measured)."""
-    assert_exact(ready(Block()), images(), total=2)
+    assert_exact(ready(ThreeBranches(C)), images(), total=2)
 
 
 @pytest.mark.parametrize("wrap", [nn.Sequential, lambda b: nn.ModuleDict({"b": b})["b"]])
 def test_the_root_holds_nothing_but_a_block(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """timm's `reparameterize_model`, one level up."""
-    assert_exact(ready(wrap(Block())), images(), total=2)
+    assert_exact(ready(wrap(ThreeBranches(C))), images(), total=2)
 
 
 class Detector(nn.Module):
@@ -195,7 +183,7 @@ class Decoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Block(), Block()])
+        self.blocks = nn.ModuleList([ThreeBranches(C), ThreeBranches(C)])
 
     def forward(self, *features: Tensor) -> Tensor:
         x, *skips = features
@@ -224,7 +212,7 @@ def test_a_backbone_inside_somebody_elses_network(name: str) -> None:
     fused = assert_exact(model, images())
     counts = count_operators(fused, (images(),))
     assert counts.batch_norms == 0
-    blocks = sum(isinstance(module, Block) for module in model.modules())
+    blocks = sum(isinstance(module, ThreeBranches) for module in model.modules())
     others = 9 if name != "segmenter" else 0
     assert counts.convolutions == blocks + others
     assert [type(module) for module in fused.modules() if type(module) in (Detector, Backbone)]

@@ -133,6 +133,16 @@ def test_a_norm_in_float32_after_a_half_precision_convolution(cast: torch.dtype)
     assert relative_error(run(fused, (x,)), run(model, (x,)).double()) < 1e-6
 
 
+def assert_same_gradients(model: nn.Module, fused: nn.Module) -> None:
+    """The gradients of the input are equal."""
+    gradients = []
+    for each in (model, fused):
+        x = images().requires_grad_()
+        each(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert relative_error(gradients[1], gradients[0]) <= 1e-9
+
+
 @pytest.mark.parametrize("step", ["detach", "data", "no grad"])
 def test_gradients_stop_where_they_stopped(step: str) -> None:
     """A detached branch gets no gradient before, and none after."""
@@ -149,12 +159,7 @@ def test_gradients_stop_where_they_stopped(step: str) -> None:
     model = ready(Network(forward, conv=nn.Conv2d(C, C, 1), other=nn.Conv2d(C, C, 1),
                           norm=nn.BatchNorm2d(C)))  # fmt: skip
     fused = assert_exact(model, images())
-    gradients = []
-    for each in (model, fused):
-        x = images().requires_grad_()
-        each(x).square().sum().backward()
-        gradients.append(x.grad)
-    assert relative_error(gradients[1], gradients[0]) <= 1e-9
+    assert_same_gradients(model, fused)
 
 
 # -- Checkpointing --------------------------------------------------------------------------------
@@ -184,12 +189,7 @@ def test_checkpointing(name: str) -> None:
         Network(CHECKPOINTS[name], block=block, conv=nn.Conv2d(C, C, 1), norm=nn.BatchNorm2d(C))
     )
     fused = assert_exact(model, images())
-    gradients = []
-    for each in (model, fused):
-        x = images().requires_grad_()
-        each(x).square().sum().backward()
-        gradients.append(x.grad)
-    assert relative_error(gradients[1], gradients[0]) <= 1e-9
+    assert_same_gradients(model, fused)
 
 
 # -- Autocast -------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tests.support.errors import (
 )
 from tests.support.leftovers import leftover_batch_norms
 from tests.support.randomise import is_batch_norm
-from tests.support.snapshots import difference, snapshot
+from tests.support.snapshot import Snapshot
 
 
 @dataclass
@@ -58,11 +58,11 @@ class Fusion:
 
     @cached_property
     def fused(self) -> nn.Module:
-        before = snapshot(self.model)
+        before = Snapshot(self.model)
         start = time.perf_counter()
         fused = reparam.fuse(self.model)
         self.seconds = time.perf_counter() - start
-        self.changed = difference(before, snapshot(self.model))
+        self.changed = before.difference()
         return fused
 
     @property

@@ -3,7 +3,8 @@
 import pickle
 import re
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from tests.random_networks.reasons import assert_explained, assert_reasons
 from tests.random_networks.vocabulary import Counted
 from tests.support.counting import OperatorCounts, count_operators
 from tests.support.errors import FLOAT64_BOUND, relative_error
-from tests.support.snapshots import bits, difference, snapshot
+from tests.support.snapshot import Snapshot, have_equal_states
 
 
 class WrongError(AssertionError):
@@ -60,11 +61,8 @@ def check(program: Program) -> Passed:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
         model = program.build().double()
-        before, random_state = observed(model), torch.get_rng_state()
-        fused = reparam.fuse(model)
-        assert_unchanged(model, before)
-        if not torch.equal(random_state, torch.get_rng_state()):
-            raise ChangedError("random numbers were drawn")
+        with untouched(model):
+            fused = reparam.fuse(model)
         assert isinstance(fused, type(model))
         assert not any(module.training for module in fused.modules())
         calls = program.calls(torch.float64)
@@ -122,9 +120,9 @@ def _check_use(program: Program, fused: nn.Module, inputs: tuple[Any, ...]) -> N
     kind, seed = program.seed % 7, program.seed
     if kind == 0:  # example inputs
         model = program.build().double()
-        before, given = observed(model), deepcopy(inputs)
-        with_inputs = reparam.fuse(model, inputs)
-        assert_unchanged(model, before)
+        given = deepcopy(inputs)
+        with untouched(model):
+            with_inputs = reparam.fuse(model, inputs)
         same = [torch.equal(a, b) for a, b in zip(*map(tree_leaves, (inputs, given)), strict=True)]
         if not all(same):
             raise ChangedError("the example inputs changed")
@@ -138,7 +136,7 @@ def _check_use(program: Program, fused: nn.Module, inputs: tuple[Any, ...]) -> N
     elif kind == 2:  # fusing twice changes nothing
         twice = reparam.fuse(fused)
         assert not twice.reparam_report.fused, f"fused again: {twice.reparam_report}"
-        assert not difference(bits(fused), bits(twice)), "fusing again changed weights"
+        assert have_equal_states(fused, twice), "fusing again changed weights"
         assert_same(fused, twice, inputs, seed)
     elif kind == 3 and "l_norm(" not in str(program) and "t_norm(" not in str(program):
         fused = reparam.fuse(program.build().double())  # of the classes that pickle finds
@@ -152,22 +150,23 @@ def _check_use(program: Program, fused: nn.Module, inputs: tuple[Any, ...]) -> N
         assert_same(fused, other, inputs, seed)
     elif kind == 5:  # without checks of its own, nothing is different
         unverified = reparam.fuse(program.build().double(), verify=False)
-        assert not difference(bits(fused), bits(unverified)), "verification changed the result"
+        assert have_equal_states(fused, unverified), "verification changed the result"
     else:  # parametrized layers cannot be pickled
         assert_same(fused, deepcopy(fused), inputs, seed)
 
 
-def observed(model: nn.Module) -> dict[str, Any]:
-    """A snapshot, with what the hooks of a model saw."""
-    hooks = {name: len(hook.seen) for name, hook in recorders(model).items()}
-    return {**snapshot(model), "hooks": hooks}
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Raises if the model is not afterwards as it was, or its hooks saw a call."""
+    before, hooks = Snapshot(model), _calls_of_hooks(model)
+    yield
+    changed = before.difference()
+    if changed or _calls_of_hooks(model) != hooks:
+        raise ChangedError(f"the user's model changed: {changed or 'hooks'}")
 
 
-def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
-    """Asserts that a model is as it was when the snapshot was taken."""
-    changed = difference(before, observed(model))
-    if changed:
-        raise ChangedError(f"the user's model changed: {changed}")
+def _calls_of_hooks(model: nn.Module) -> dict[str, int]:
+    return {name: len(hook.seen) for name, hook in recorders(model).items()}
 
 
 def failure(program: Program) -> str:

@@ -145,11 +145,13 @@ def test_writing_to_a_part_of_a_value() -> None:
     assert_refused(model, images(), "norm", "conv is also read by", naive=naive)
 
 
-def test_writing_between_the_reads_of_two_branches() -> None:
+def assert_two_reads(write: Callable[[Tensor], Any]) -> None:
+    """Two branches that read a value before and after it is written to stay apart."""
+
     def forward(self: Any, x: Tensor) -> Tensor:
         x = x.sigmoid()
         y = self.conv(x)
-        x.sub_(0.5).relu_()
+        write(x)
         return y + self.other(x)
 
     model = conv_and_norm(forward, other=nn.Conv2d(4, 4, 3))
@@ -160,6 +162,10 @@ def test_writing_between_the_reads_of_two_branches() -> None:
 
     fused = assert_right(model, naive, images())
     assert count_operators(fused, (images(),)).convolutions == 2
+
+
+def test_writing_between_the_reads_of_two_branches() -> None:
+    assert_two_reads(lambda x: x.sub_(0.5).relu_())
 
 
 def test_writing_to_a_value_on_the_way_between_its_reads() -> None:
@@ -184,20 +190,7 @@ def test_writing_to_a_value_on_the_way_between_its_reads() -> None:
 
 
 def test_writing_through_a_view_between_the_reads_of_two_branches() -> None:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = x.sigmoid()
-        y = self.conv(x)
-        x.flatten(1).sub_(0.5)
-        return y + self.other(x)
-
-    model = conv_and_norm(forward, other=nn.Conv2d(4, 4, 3))
-
-    def naive(x: Tensor) -> Tensor:
-        x = x.sigmoid()
-        return model.conv(x) + model.other(x)
-
-    fused = assert_right(model, naive, images())
-    assert count_operators(fused, (images(),)).convolutions == 2
+    assert_two_reads(lambda x: x.flatten(1).sub_(0.5))
 
 
 def test_writing_to_the_input_in_place() -> None:

@@ -33,6 +33,22 @@ class Snapshot:
             assert tensor.dtype == then.dtype
             assert _equal(tensor.detach(), then), f"{name} changed"
 
+    def difference(self) -> str:
+        """What is different now; nothing if all is as it was."""
+        try:
+            self.assert_unchanged()
+        except AssertionError as problem:
+            return str(problem) or "something"
+        return ""
+
+
+def have_equal_states(one: nn.Module, two: nn.Module) -> bool:
+    """Whether two models hold equal tensors under equal names."""
+    states = one.state_dict(), two.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0]
+    )
+
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     named = dict(model.named_parameters(remove_duplicate=False))
