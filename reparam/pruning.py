@@ -85,7 +85,7 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
     if any(id(part) in kept for part in parts):
         return
     if isinstance(holder, nn.Sequential):
-        holder._modules[name] = nn.Identity().eval()
+        _become_identity(holder, name)
         return
     holder._modules[name] = None
     # A list that holds nothing any more goes too.
@@ -94,6 +94,16 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
         if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
             return
         parent._modules[at] = None
+
+
+def _become_identity(holder: nn.Sequential, name: str) -> None:
+    """Make a module of a sequence do nothing; a sequence within keeps its class."""
+    module = holder._modules[name]
+    if isinstance(module, nn.Sequential):
+        for inner in module._modules:
+            _become_identity(module, inner)
+    else:
+        holder._modules[name] = nn.Identity().eval()
 
 
 def _say_what_is_left(holder: nn.Module) -> None:
