@@ -13,7 +13,7 @@ from torch import fx
 
 from reparam.affine import AffineConv
 from reparam.channels import holds_type
-from reparam.costs import NOTHING, Cost, form_cost, least_positions, unsupported
+from reparam.costs import NOTHING, Cost, form_cost, least_positions, most_positions, unsupported
 from reparam.effects import computes, indexes, operator_name, reads_metadata
 from reparam.errors import Refusal
 from reparam.facts import Facts
@@ -100,7 +100,10 @@ class Appraiser:
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
             form_here = None if node in crossed else self._form(node)
             ratio = 1.0
-            if form_here is not None and not form_here.transposed:
+            if form_here is not None and form_here.transposed:
+                # It counts per position of what it reads, of which there are fewer.
+                least[node] = least.get(node, 0.0) / prod(map(most_positions, form_here.axes or ()))
+            elif form_here is not None:
                 for axis in form_here.axes or ():
                     ratio *= least_positions(axis, transposed=False)
             for operand in self.inputs(node):

@@ -105,3 +105,11 @@ def least_positions(axis: Axis, *, transposed: bool) -> float:
         return float(min(stride, 1 + excess))
     shortest = -(excess // stride) + 1  # the fewest that leave at least one position
     return min(float(stride), (stride * (shortest - 1) + 1 + excess) / shortest)
+
+
+def most_positions(axis: Axis) -> float:
+    """An upper bound, for any length, of a transposed convolution's output over its input.
+
+    Along one axis n positions give stride * (n - 1) + 1 + excess.
+    """
+    return float(max(axis.stride, 1 + axis.transposed_excess))

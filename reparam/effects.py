@@ -124,7 +124,8 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
         return _named_effects(name, arguments, target_nodes, torch.Tensor)
     target = node.target
     if target in _INPLACE_OPERATORS:
-        return Effects(True, target_nodes)
+        adds_to_number = isinstance(first, int | float)  # 0 += x makes a new tensor
+        return _FRESH if adds_to_number else Effects(True, target_nodes)
     if target in _FRESH_OPERATORS:
         return _FRESH
     if target in (operator.getitem, getattr):
@@ -203,7 +204,12 @@ def _named_effects(
         # A functional of many operators (F.normalize, F.interpolate): it writes to nothing.
         known = hasattr(home, name)
         return Effects(True, () if known else arguments, random=name in _RANDOM)
-    overloads = [getattr(packet, overload) for overload in packet.overloads() if overload != "out"]
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    overloads = [
+        overload
+        for overload in overloads
+        if not any(argument.is_out for argument in overload._schema.arguments)
+    ]
     return Effects(
         any(result.alias_info for overload in overloads for result in overload._schema.returns),
         (),

@@ -52,7 +52,9 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             continue
         found = _find_rule(node, facts, rules)
         if found is None:
-            follows_affine = any(isinstance(steps.get(arg), Affine) for arg in node.args[:1])
+            follows_affine = any(
+                isinstance(steps.get(arg), Affine | Commuting) for arg in node.args[:1]
+            )
             converted = conversion(node, facts) if follows_affine else None
             if converted is not None:
                 steps[node] = converted
@@ -256,6 +258,7 @@ def _overwrites_something_read(node: fx.Node, facts: Facts) -> Refusal | None:
                 continue
             if member.op in ("placeholder", "get_attr"):
                 return Refusal("it writes to the model's input or to a parameter in place")
-            if any(facts.order[user] > position for user in member.users):
+            readers = member.users.keys() - facts.unread
+            if any(facts.order[user] > position for user in readers):
                 return Refusal("it writes in place to a value that is read later")
     return None

@@ -170,6 +170,7 @@ def find_parts(
         pending.extend(_left_out(part))
     roots = {id(part.trace.root) for part in parts}
     untraced.extend(_alone(model, reach, rules))
+    untraced.extend(_opened(model, reach, rules, {id(stays.module) for stays in untraced}))
     users = Counter(
         key
         for part in parts
@@ -200,6 +201,19 @@ def _alone(model: nn.Module, reach: Reach, rules: Rules) -> Iterator[Untraced]:
             yield Untraced(
                 path, module, "it is called by code that cannot be traced: its input is not known"
             )
+
+
+def _opened(
+    model: nn.Module, reach: Reach, rules: Rules, listed: Collection[int]
+) -> Iterator[Untraced]:
+    """The modules that eager code calls, but of which it also uses what is inside."""
+    above: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        used = id(module) in reach.called and id(module) in reach.opened
+        inside = bool(above) and path.startswith(above)
+        if used and not inside and id(module) not in listed and not _is_operator(module, rules):
+            above += (f"{path}.",)
+            yield Untraced(path, module, "code that cannot be traced uses what is inside it")
 
 
 def _left_out(part: Part) -> Iterator[nn.Module]:

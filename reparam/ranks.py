@@ -33,9 +33,11 @@ _TYPE_KEEPING_NAMES = set(
     "flatten unflatten reshape view permute transpose movedim moveaxis swapaxes squeeze unsqueeze "
     "getitem chunk split interpolate pixel_shuffle max_pool1d max_pool2d max_pool3d".split()
 )
-_BROADCASTING = set(
-    "add sub mul div truediv true_divide iadd isub imul itruediv add_ sub_ mul_ div_".split()
-)
+_BROADCASTING = {
+    name + inplace
+    for name in "add sub mul div truediv true_divide subtract multiply divide".split()
+    for inplace in ("", "_")
+} | set("rsub iadd isub imul itruediv".split())
 _RANKED_NAMES = re.compile(r"(conv|conv_transpose|(adaptive_)?(avg|max)_pool)([123])d$")
 
 
@@ -100,8 +102,8 @@ def _rank_facts(
     operand = first if isinstance(first, fx.Node) else None
     if node.op == "call_module" and operand is not None:
         module = fetch(root, str(node.target))
-        name = type(module).__name__
-        if type(module).__module__.startswith("torch.nn"):
+        name = _torch_name(module)
+        if name:
             rank = _RANKED_MODULE.get(name[-2:])
             if rank is not None and name.startswith(_RANKED_FAMILIES) and name != "BatchNorm1d":
                 return [(node, rank), (operand, rank)]
@@ -119,6 +121,8 @@ def _rank_facts(
         more = 1 if name == "stack" else 0
         joined = [ranks[value] for value in first if isinstance(value, fx.Node) and value in ranks]
         return [(node, joined[0] + more)] if joined else []
+    if name in _BROADCASTING:
+        return _broadcast(node, ranks)
     if node.op not in ("call_function", "call_method") or operand is None:
         return []
     ranked = _RANKED_NAMES.match(name)
@@ -130,8 +134,6 @@ def _rank_facts(
         return [(node, rank), (operand, rank)]
     if name == "getitem" and operator_name(operand) in _SEVERAL_NAMES and node.args[1] == 0:
         return _equal(node, operand.all_input_nodes[0], ranks)
-    if name in _BROADCASTING:
-        return _broadcast(node, ranks)
     if "length" in node.meta and (name == "size" or node.args[1:] == ("shape",)):
         return [(operand, int(node.meta["length"]))]
     known = ranks.get(operand)
@@ -166,6 +168,16 @@ def _rank_facts(
     if name in _KEEPING_NAMES:
         return _equal(node, operand, ranks)
     return []
+
+
+def _torch_name(module: nn.Module) -> str:
+    """The name of torch's class whose forward a module runs; empty if it is somebody else's."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch.nn"):
+            return kind.__name__
+        if "forward" in vars(kind):
+            break
+    return ""
 
 
 def keeps_shape(node: fx.Node, root: nn.Module) -> bool:

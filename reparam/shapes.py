@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map
 
 from reparam.calls import Trace
 from reparam.errors import ReparamError
+from reparam.running import cloned
 from reparam.state import undisturbed
 
 
@@ -41,13 +43,9 @@ def record_shapes(
     recorder = _Recorder(trace)
     try:
         with torch.no_grad(), undisturbed(trace.root):
-            recorder.run(*(_copied(value) for value in inputs))
+            recorder.run(*tree_map(cloned, inputs))
     except Exception as error:
         raise ReparamError(
             f"the model does not run on example_inputs: {type(error).__name__}: {error}"
         ) from error
     return recorder.shapes, recorder.dtypes
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value

@@ -103,7 +103,7 @@ class ConvNorm(nn.Sequential):
 
 def test_neighbours_are_found_and_have_to_be_explained() -> None:
     model, x = nn.Sequential(ConvNorm(), nn.ReLU()).eval(), torch.randn(1, 2, 3, 3)
-    ((first, second),) = affine_pairs(model, (x,))
+    ((first, second),), _ = affine_pairs(model, (x,))
     assert (first.kind, first.place) == ("convolution", "0.0")
     assert (second.kind, second.place) == ("batch norm", "0.1")
     report = Report("Sequential")
@@ -111,7 +111,7 @@ def test_neighbours_are_found_and_have_to_be_explained() -> None:
         assert_explained(model, model, report, (x,))
     report.refused.append(RefusedRow("0.1", "BatchNorm2d", "it has a reason"))
     assert_explained(model, model, report, (x,))
-    assert not affine_pairs(reparam.fuse(model), (x,))
+    assert not affine_pairs(reparam.fuse(model), (x,))[0]
 
 
 @pytest.mark.parametrize(

@@ -258,13 +258,15 @@ def lines_of(function: Callable[[], Any], stop: int) -> Interrupter:
 def test_an_interruption_anywhere_leaves_the_model_alone(inplace: bool) -> None:
     """Ctrl-C at some lines of the library, from the first to the last."""
     x = images()
-    total = lines_of(lambda: reparam.fuse(network(), x, rules=RULES, inplace=inplace), -1).lines
+    for _ in range(2):  # the first time it also fills caches
+        whole = lines_of(lambda: reparam.fuse(network(), x, rules=RULES, inplace=inplace), -1)
+    total = whole.lines
     for stop in range(1, total, total // 40):
         model = network()
         expected, before = answers(network_like(model), x), Snapshot(model)
         done = lines_of(lambda m=model: reparam.fuse(m, x, rules=RULES, inplace=inplace), stop)
         assert done.raised or stop > 0.9 * total
-        if not done.raised or hasattr(model, "reparam_report"):  # after the last change
+        if inplace and (not done.raised or hasattr(model, "reparam_report")):  # all was done
             assert relative_error(answers(model, x), expected) <= 1e-9
             assert count_operators(model, (x,)).batch_norms == 1
         else:

@@ -41,6 +41,9 @@ ELSEWHERE = -1
 """The axis of channels that a view spread over others."""
 
 
+Views = tuple[tuple[str, str], ...]
+
+
 @dataclass(eq=False)
 class Operator:
     """One operator that ran.
@@ -54,6 +57,7 @@ class Operator:
         reads: The operators whose values it reads.
         moved_axes: Where these had their channel axes, after the views between.
         readers: The operators that read its value.
+        views: For each of these that it reads, the views between and the modules that run them.
     """
 
     kind: str
@@ -63,6 +67,7 @@ class Operator:
     reads: list["Operator"] = field(default_factory=list)
     moved_axes: list[int | None] = field(default_factory=list)
     readers: list["Operator"] = field(default_factory=list)
+    views: dict["Operator", Views] = field(default_factory=dict)
 
     def continues(self, first: "Operator") -> bool:
         """Whether both are affine along the same axis."""
@@ -78,7 +83,7 @@ class _Run:
     """What reads what; `made` is keyed by the identity of tensors that `alive` keeps alive."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.made: dict[int, tuple[Operator, int | None]] = {}
+        self.made: dict[int, tuple[Operator, int | None, Views]] = {}
         self.all: list[Operator] = []
         self.alive: list[Any] = []
         self.paths = {id(module): name for name, module in model.named_modules()}
@@ -95,21 +100,23 @@ class _Run:
         if not values:
             return  # of parameters only
         if is_view(func) and name in WHOLE_VIEWS:
-            operator, axis = self.made[id(inputs[0])]
-            self.made[id(outputs[0])] = operator, _moved(axis, name, args, outputs[0])
+            operator, axis, views = self.made[id(inputs[0])]
+            views += ((name, self.stack[-1][0]),)
+            self.made[id(outputs[0])] = operator, _moved(axis, name, args, outputs[0]), views
             return
         kind = next((kind for kind, names in KINDS.items() if name in names), "")
-        sources = {id(operator): (operator, axis) for operator, axis in values.values()}
+        sources = {id(value[0]): value for value in values.values()}
         alone = len(values) == 1 and id(args[0]) in values and not _does_nothing(kind, args)
         place, hooked = self.stack[-1]
         axis = _channel_axis(kind, args)
         made = Operator(kind, place, bool(kind) and alone and not hooked, axis)
-        for source, moved in sources.values():
+        for source, moved, views in sources.values():
             made.reads.append(source)
+            made.views[source] = views
             made.moved_axes.append(moved)
             source.readers.append(made)
         for tensor in outputs:
-            self.made[id(tensor)] = made, axis
+            self.made[id(tensor)] = made, axis, ()
         self.all.append(made)
 
     @contextmanager
@@ -170,12 +177,17 @@ def _does_nothing(kind: str, args: Sequence[Any]) -> bool:
     return kind in neutral and not isinstance(args[1], Tensor) and args[1] == neutral[kind]
 
 
-def affine_pairs(model: nn.Module, inputs: Sequence[Any]) -> list[tuple[Operator, Operator]]:
-    """Pairs of affine operators of which the second, a needed one, alone reads the first."""
+def affine_pairs(
+    model: nn.Module, inputs: Sequence[Any]
+) -> tuple[list[tuple[Operator, Operator]], set[str]]:
+    """Pairs of affine operators of which the second, a needed one, alone reads the first.
+
+    Also the paths of all modules that ran operators.
+    """
     model, inputs = deepcopy(model), deepcopy(tuple(inputs))
     run = _Run(model)
     for leaf in tree_leaves(inputs):
-        run.made[id(leaf)] = Operator("", "", False), None
+        run.made[id(leaf)] = Operator("", "", False), None, ()
     with run.inside_modules(), torch.no_grad(), ExecutedOperators(run.seen):
         output = model(*inputs)
     returned = [id(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -188,10 +200,11 @@ def affine_pairs(model: nn.Module, inputs: Sequence[Any]) -> list[tuple[Operator
         if operator not in live:
             live.add(operator)
             needed.extend(operator.reads)
-    return [
+    pairs = [
         (first, second)
         for second in run.all
         if second in live
         for first in second.reads
         if first.readers == [second] and second.continues(first)
     ]
+    return pairs, {operator.place for operator in run.all}

@@ -1,5 +1,6 @@
 """Whether a report explains what stays: in words, at places that exist, and nothing forgotten."""
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ NAMES = {
     "multiplication": r"mul|div|neg",
 }
 """What the operators of each kind are called in a report."""
+
+VIEWS = r"view|reshape|flatten|permute|transpose|axes|movedim|squeeze|getitem|contiguous"
+"""What operators that only arrange axes are called in a report."""
 
 INTERNALS = r"fx\.|Proxy|placeholder|call_(module|function|method)|get_attr|Traceback|<[a-z_.]+ "
 """What a reason in users' words never says, except where it quotes an exception."""
@@ -56,16 +60,49 @@ def assert_explained(
     # It runs its module on several devices: nothing goes across its border.
     whole |= {path for path, module in modules.items() if isinstance(module, nn.DataParallel)}
     new = {row.name for row in report.fused}
-    for pair in affine_pairs(fused, inputs):
+    pairs, ran = affine_pairs(fused, inputs)
+    as_before = {
+        path
+        for path, module in fused.named_modules()
+        if "forward" in vars(module) and _takes_more(module) and not _ran_inside(path, new & ran)
+    }
+    kept = as_before | {path for path, row in rows if "uses what is inside it" in row.reason}
+    for pair in pairs:
+        first, second = pair
         if any(o.place in new or o.place in whole or _has_row(o, rows) for o in pair):
             continue
-        if _leaves_graph(pair, whole):
+        if _leaves_graph(pair, whole) or _has_view_row(second.views[first], rows):
             continue
-        first, second = pair
+        if any(all(_is_inside(o.place, path) for o in pair) for path in kept):
+            continue
         raise AssertionError(
             f"unexplained: {second.kind} in {second.place or 'the model'} after {first.kind} in "
             f"{first.place or 'the model'}\n{report}"
         )
+
+
+def _is_inside(place: str, path: str) -> bool:
+    return not path or place == path or place.startswith(f"{path}.")
+
+
+def _ran_inside(path: str, places: set[str]) -> bool:
+    return any(_is_inside(place, path) for place in places)
+
+
+def _takes_more(module: nn.Module) -> bool:
+    """Whether a forward may get other arguments than were traced, and then runs as it was."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    more = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is not p.empty or p.kind in more for p in parameters)
+
+
+def _has_view_row(views: Sequence[tuple[str, str]], rows: Sequence[tuple[str, RefusedRow]]) -> bool:
+    """Whether one of the views between two operators has a reason to stop them."""
+    return any(
+        _is_inside(path, place) and re.search(VIEWS, row.operator)
+        for _, place in views
+        for path, row in rows
+    )
 
 
 def _has_row(operator: Operator, rows: Sequence[tuple[str, RefusedRow]]) -> bool:

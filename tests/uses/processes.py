@@ -13,7 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def in_processes(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
-    """What a function returns in one spawned process per tuple of arguments."""
+    """What a function returns in one spawned process per tuple of arguments.
+
+    A process that returned counts, however it ends: torch's communication threads may abort it
+    while the interpreter shuts down.
+    """
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     processes = [
@@ -24,8 +28,12 @@ def in_processes(function: Callable[..., Any], arguments: list[tuple[Any, ...]])
         process.start()
     for process in processes:
         process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-    results = dict(queue.get() for _ in processes)
+    results: dict[int, Any] = {}
+    while not queue.empty():
+        index, result = queue.get()
+        results[index] = result
+    codes = [process.exitcode for process in processes]
+    assert len(results) == len(processes), f"a process raised; exit codes {codes}"
     return [results[index] for index in range(len(processes))]
 
 
