@@ -6,6 +6,7 @@ it uses in another way stays as it is: a block of which it runs one layer, a wei
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
@@ -122,7 +123,9 @@ class Reach:
         if strict:
             self.opened.add(id(module))
         function = methods(type(module), after)[name]
-        return self.read(function, (frozenset([module]), *args), keywords or {}, strict)
+        static = isinstance(inspect.getattr_static(type(module), name), staticmethod)
+        bound = () if static else (frozenset([module]),)
+        return self.read(function, (*bound, *args), keywords or {}, strict)
 
     def read(
         self,

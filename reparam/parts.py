@@ -28,6 +28,7 @@ from reparam.rules import Rules, Step
 from reparam.shapes import record_shapes
 from reparam.source import forget_classes
 from reparam.stateful import frame_problem
+from reparam.structures import nodes_in
 from reparam.tracer import UntraceableError
 from reparam.tracing import trace
 
@@ -272,7 +273,8 @@ def _make(
     shapes, dtypes = recorded.shapes, recorded.dtypes
     if inputs is not None:
         shapes, dtypes = record_shapes(traced, inputs)
-    facts = gather(module, traced.graph, rules, shapes, dtypes, recorded.ranks)
+    results = [list(nodes_in(call.result)) for call in traced.calls]
+    facts = gather(module, traced.graph, rules, shapes, dtypes, recorded.ranks, results)
     return Part(traced, facts, lift(traced.graph, facts, rules))
 
 

@@ -13,12 +13,13 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from types import CodeType, FrameType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
@@ -41,8 +42,10 @@ class _Reserved:
             self._refuse(f"get another {name}")
         super().__setattr__(name, value)
 
-    def __index__(self) -> int:  # noqa: PLE0305
-        self._refuse("be an index")
+    def __index__(self) -> int:
+        tracer: Any = vars(self)["tracer"]
+        tracer.refuse(sys._getframe(1))
+        raise UnknownValueError("a value that only a run of the model tells cannot be an index")
 
     def __int__(self) -> int:
         self._refuse("become a number")
@@ -100,6 +103,20 @@ class Proxy(_Reserved, fx.Proxy):
         tracer.refuse()
         return super().__len__()
 
+    @classmethod
+    def __torch_function__(
+        cls,
+        orig_method: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> fx.Proxy:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, fx.Proxy):
+                tracer: Any = value.tracer
+                tracer.forgive(sys._getframe(1))
+        return super().__torch_function__(orig_method, types, args, kwargs)
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
@@ -150,7 +167,39 @@ class ConstantProxy(Proxy):
 
 @contextmanager
 def answering_for_proxies() -> Iterator[None]:
-    """Let ``isinstance`` and ``zip`` in a model's code take a proxy for what it stands for."""
+    """Let what knows nothing of proxies take one for what it stands for.
+
+    That is ``isinstance`` and ``zip``, and torch's functions that make a tensor of a given size.
+    """
+    factories = {name: getattr(torch, name) for name in _FACTORIES}
+    with _answering_builtins():
+        for name, factory in factories.items():
+            setattr(torch, name, _recorded(factory))
+        try:
+            yield
+        finally:
+            for name, factory in factories.items():
+                setattr(torch, name, factory)
+
+
+_FACTORIES = "zeros ones empty full arange linspace logspace eye rand randn tensor".split()
+
+
+def _recorded(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that becomes a node if a size that it gets is one."""
+
+    @wraps(factory)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, fx.Proxy):
+                return value.tracer.create_proxy("call_function", factory, args, kwargs)
+        return factory(*args, **kwargs)
+
+    return made
+
+
+@contextmanager
+def _answering_builtins() -> Iterator[None]:
     original, originally_zip = builtins.isinstance, builtins.zip
 
     def asked(value: Any, kinds: Any, /) -> bool:

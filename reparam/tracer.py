@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 import torch
@@ -97,6 +98,7 @@ class Tracer(fx.Tracer):
         self.random_modules: list[nn.Module] = []
         self.writing_modules: list[nn.Module] = []
         self.refused: set[int] = set()
+        self.tried: tuple[Any, set[int]] = None, set()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
@@ -225,9 +227,23 @@ class Tracer(fx.Tracer):
         self.refuse()
         return super().iter(obj)
 
-    def refuse(self) -> None:
-        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
-        self.refused.update(id(call.module) for call in self.stack[-1:])
+    def refuse(self, frame: FrameType | None = None) -> None:
+        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception.
+
+        Args:
+            frame: The frame that asked, where it may be torch itself that tries.
+        """
+        fresh = {id(call.module) for call in self.stack[-1:]} - self.refused
+        self.refused |= fresh
+        if frame is not None:
+            place = frame, frame.f_lasti
+            self.tried = place, fresh | (self.tried[1] if self.tried[0] == place else set())
+
+    def forgive(self, frame: FrameType) -> None:
+        """Forget what one of torch's functions asked before it found that it got a proxy."""
+        place, fresh = self.tried
+        if place == (frame, frame.f_lasti):
+            self.refused -= fresh
 
     def note_context(self) -> None:
         """Remember whose code enters a context: a graph has none."""
