@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,9 @@ def apply_parts(
     """
     judge = Judge(model, inputs, inplace=inplace) if verify and inputs is not None else None
     operators = [make_all(part, verify, report) for part in parts]
+    kinds = [
+        {name: type(module) for name, module in part.trace.root.named_modules()} for part in parts
+    ]
     # What dies is not copied: the first copy shares all tensors, the second copies what remains.
     # A module with its own way to be copied could lose its new code by that, and is copied whole.
     twice = not inplace and not any(map(_copies_itself, model.modules()))
@@ -66,8 +69,8 @@ def apply_parts(
     try:
         with _all_or_nothing(target):
             new = []
-            for part, made in zip(parts, operators, strict=True):
-                new.extend(_apply(part, made, target, report, verify=verify))
+            for part, made, held in zip(parts, operators, kinds, strict=True):
+                new.extend(_apply(part, made, target, held, report, verify=verify))
             if twice:
                 target = _copy(target, shared=[t for module in new for t in _tensors(module)])
             if judge is not None:
@@ -119,14 +122,28 @@ def apply_to_program(
 
 
 def _apply(
-    part: Part, made: dict[Any, Made], target: nn.Module, report: Report, *, verify: bool
+    part: Part,
+    made: dict[Any, Made],
+    target: nn.Module,
+    kinds: Mapping[str, type],
+    report: Report,
+    *,
+    verify: bool,
 ) -> list[nn.Module]:
     """Put one part back into the module tree; plan anew without what cannot be put back.
+
+    Args:
+        part: The part.
+        made: Its operators.
+        target: The module tree.
+        kinds: The classes of all modules that were in the part.
+        report: Filled with what was done.
+        verify: Compare every module with new code.
 
     Returns:
         The new operators.
     """
-    root = _still_there(target, part)
+    root = _still_there(target, part.trace.path, kinds)
     if root is None:
         return []  # nobody ran it, and it went with the code around it
     while True:
@@ -159,14 +176,19 @@ def _apply(
         return [made[region.key][0] for region in regions]
 
 
-def _still_there(target: nn.Module, part: Part) -> nn.Module | None:
-    """The root of a part; None if an earlier part removed it."""
-    try:
-        root = fetch(target, part.trace.path)
-    except AttributeError:
-        return None
-    emptied = isinstance(root, nn.Identity) and not isinstance(part.trace.root, nn.Identity)
-    return None if emptied else root
+def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.Module | None:
+    """The root of a part; None if an earlier part removed it, or something in it."""
+    for name, kind in kinds.items():
+        try:
+            module = fetch(target, join(path, name))
+        except AttributeError:
+            return None
+        if module is None or (
+            isinstance(module, nn.Identity) and not issubclass(kind, nn.Identity)
+        ):
+            return None
+    root: nn.Module = fetch(target, path)
+    return root
 
 
 def _refuse_all(report: Report, problem: DifferenceError) -> None:

@@ -119,6 +119,9 @@ class _Graft:
             raise GraftError(
                 "a module that changes its own attributes would get new code", stateful
             )
+        torn = {frame for _, frame in self.rewrite.swapped if self._may_run_as_it_was(frame)}
+        if torn:
+            raise GraftError("its parts would change for code that may run as it was", torn)
         forwards: list[tuple[Call, fx.Graph, dict[str, Any], tuple[str, ...]]] = []
         for call in self.trace.calls:
             if call in self.edited and call not in self.inlined and self._is_live(call):
@@ -135,6 +138,13 @@ class _Graft:
 
     def _is_live(self, call: Call) -> bool:
         return call.parent is None or bool(self.inside[call])
+
+    def _may_run_as_it_was(self, call: Call) -> bool:
+        """Whether a call's code moved into code that runs as it was with other arguments."""
+        if call not in self.inlined:
+            return False
+        owner = next(outer for outer in call.ancestry() if outer not in self.inlined)
+        return not knows_only_tensors(owner)
 
     # -- Which calls stay calls -----------------------------------------------------------------
 
@@ -192,6 +202,7 @@ class _Graft:
         values: dict[fx.Node, fx.Node] = {}
         baked: dict[str, Any] = {}
         parameters: list[str] = []
+        given: list[tuple[Any, fx.Node]] = []
         signature = inspect.signature(owner.module.forward)
         graph_module = isinstance(owner.module, fx.GraphModule)
         for name, argument in owner.arguments.items():
@@ -203,6 +214,9 @@ class _Graft:
                 name, default_value=default if graph_module else inspect.Parameter.empty
             )
             parameters.append(name)
+            given.append((argument, placeholder))
+        # Where two arguments became one value, code reads the one that is that value.
+        for argument, placeholder in sorted(given, key=lambda pair: self._is_dead(pair[0])):
             self._unpack(graph, argument, placeholder, values)
         emitted: set[Call] = set()
 
@@ -230,6 +244,9 @@ class _Graft:
             values[node] = copied
         graph.output(written_into(graph, owner.result, read))
         return graph, baked, tuple(parameters)
+
+    def _is_dead(self, structure: Any) -> bool:
+        return any(node in self.rewrite.dead for node in nodes_in(structure))
 
     def _called_from(self, owner: Call, caller: Call) -> Call | None:
         """The outermost call below the owner that stays a call, if the caller is inside one."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.report import Report
-from reparam.running import cloned, in_float64
+from reparam.running import copied, in_float64
 from reparam.state import undisturbed
 from reparam.verification import relative_error
 
@@ -99,7 +99,7 @@ class Judge:
 
 
 def _results(model: nn.Module, inputs: Any) -> list[Any]:
-    args, kwargs = tree_map(cloned, inputs)
+    args, kwargs = copied(inputs)
     with torch.no_grad(), undisturbed(model):
         return tree_leaves(model(*args, **kwargs))
 

@@ -250,7 +250,9 @@ def _map_nodes(value: Any, function: Any) -> Any:
 
 
 def _overwrites_something_read(node: fx.Node, facts: Facts) -> Refusal | None:
-    """An in-place operator is a step only if nobody sees that it is one."""
+    """An in-place operator is a step only if its value is read, and nobody sees that it is one."""
+    if facts.unread.issuperset(node.users):
+        return Refusal("it writes in place, and nobody reads the result")
     position = facts.order[node]
     for target in facts.written[node]:
         for member in facts.alias_class(target):

@@ -283,11 +283,23 @@ def _ban_shared(part: Part, users: Counter[int]) -> bool:
     shared = [
         region
         for region in part.decision.regions
-        if any(users[key] > 1 for key in part.touched(region.dying))
+        if any(users[key] > 1 for key in part.touched(_with_constants(region.dying, part.facts)))
     ]
     for region in shared:
         part.ban(region, Refusal("its module is used by two parts of the model, traced apart"))
     return bool(shared)
+
+
+def _with_constants(nodes: Collection[fx.Node], facts: Facts) -> set[fx.Node]:
+    """Some nodes and the parameters that they read, directly or computed."""
+    found = set(nodes)
+    pending = [feed for node in nodes for feed in node.all_input_nodes]
+    while pending:
+        node = pending.pop()
+        if node not in found and (node.op == "get_attr" or node in facts.sources):
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    return found
 
 
 def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:

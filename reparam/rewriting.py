@@ -33,9 +33,12 @@ class Rewrite:
         changes: The same by the value of the region for which it changed.
         replaced: For each node that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
+        swapped: Modules that are replaced where they are registered, and the call that all of the
+            region lies in.
         names: Where each region's operator is registered.
         protected: For each call the parts that other methods of its module run by themselves.
         inlined: Calls whose code has to move into their caller's.
+        dead: Values that are computed no more, though another node stands where they stood.
     """
 
     trace: Trace
@@ -44,9 +47,11 @@ class Rewrite:
     changes: dict[fx.Node, set[Call]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     removed: list[tuple[str, Call]] = field(default_factory=list)
+    swapped: list[tuple[str, Call]] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
     protected: dict[Call, set[str]] = field(default_factory=dict)
     inlined: set[Call] = field(default_factory=set)
+    dead: set[fx.Node] = field(default_factory=set)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that stands for a node of the trace now."""
@@ -95,12 +100,17 @@ class Rewriter:
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
         for node in trace.graph.nodes:
             self.inside[trace.caller[node]].add(node)
+        self.spans: dict[fx.Node, set[Call]] = {}
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
         self.taken = set(self.paths)
 
     def run(self, operators: Operators) -> Rewrite:
         """Edit the graph so that every region becomes its operator."""
+        for region, _ in operators:  # while the graph is what was traced
+            self.spans[region.value] = self._span(region)
+            self.result.dead |= region.dying
+        self.result.dead -= self.spans.keys()
         for region, module in operators:
             self.result.edited = self.result.changes[region.value] = set()
             self.apply(region, module)
@@ -120,6 +130,7 @@ class Rewriter:
         result.modules[path] = module
         result.names[value] = path
         if swap:
+            result.swapped.append((path, frame))
             for other in self.paths[path]:
                 result.modules[other] = module
         with graph.inserting_before(place):
@@ -164,11 +175,15 @@ class Rewriter:
         source = main.base if region.collapses else region.base
         single = len(main.inner) == 1 and region.collapses
         frame = common_caller(callers) if region.collapses else self.trace.caller[value]
-        self.as_written = region.collapses and self._methods_agree(region, frame)
-        if not region.collapses:
-            whole = common_caller([frame, *callers])
-            if not knows_only_tensors(whole):
+        spanned = self.spans[value] if value in self.spans else self._span(region)
+        whole = common_caller([frame, *callers, *spanned])
+        if not knows_only_tensors(whole):
+            # Called otherwise, its parts may get values that do not depend on the base like this.
+            if region.collapses:
+                frame = whole
+            else:
                 self._keep_parts(region, whole, set())
+        self.as_written = region.collapses and self._methods_agree(region, frame)
         swap = single and not region.converts and self._may_swap(main, region, frame)
         if single:
             owner = self.trace.caller[place]
@@ -182,6 +197,19 @@ class Rewriter:
         while not swap and owner.parent is not None and self._must_not_grow(owner):
             owner = owner.parent
         return frame, owner, swap
+
+    def _span(self, region: Region) -> set[Call]:
+        """The calls through which a region's value depends on its base, dying or not."""
+        facts = self.facts
+        pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
+        first, found = facts.order[region.base], set()
+        while pending:
+            node = pending.pop()
+            if node in found or facts.order[node] <= first:
+                continue
+            found.add(node)
+            pending.extend(facts.operands(node))
+        return {self.trace.caller[node] for node in found}
 
     def _doomed(self, region: Region) -> list[fx.Node]:
         """What reads a dying value although nobody reads it, and cannot read what replaces it."""
@@ -217,6 +245,7 @@ class Rewriter:
         base = self.result.current(link.base)
         if len(link.inner) == 1 and self._may_swap(link, region, frame):
             identity = nn.Identity().eval()
+            self.result.swapped.append((str(link.value.target), frame))
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
             self._substitute(link.value, base, keep_code=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -28,6 +30,11 @@ def in_float64(value: Any) -> Any:
     return value.double() if floats else value
 
 
-def cloned(value: Any) -> Any:
-    """A tensor with memory of its own; anything else as it is."""
-    return value.clone() if isinstance(value, Tensor) else value
+def copied(structure: Any) -> Any:
+    """A structure with tensors of its own, of which those share memory that did before."""
+    leaves, layout = tree_flatten(structure)
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    tensors = deepcopy([leaves[place].detach() for place in places])
+    for place, tensor in zip(places, tensors, strict=True):
+        leaves[place] = tensor.requires_grad_(leaves[place].requires_grad)
+    return tree_unflatten(leaves, layout)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from reparam.affine import AffineConv
 from reparam.calls import Call
@@ -21,7 +21,7 @@ from reparam.effects import NUMBER_FUNCTIONS, is_torch, operator_name
 from reparam.modules import fetch, has_hooks
 from reparam.parts import Part
 from reparam.ranks import keeps_shape
-from reparam.running import cloned, in_float64, run_function
+from reparam.running import copied, in_float64, run_function
 from reparam.structures import filled, nodes_in
 from reparam.verification import call_exact, relative_error
 
@@ -73,7 +73,7 @@ def module_error(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor])
         sample: What it was given, and returned before.
         exact: Weights of it that are known more exactly than it holds them.
     """
-    args, kwargs = tree_map(cloned, (sample.args, sample.kwargs))
+    args, kwargs = copied((sample.args, sample.kwargs))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         result = call_exact(module, args, kwargs, exact)
     before, after = (
@@ -169,13 +169,10 @@ def _run(
             values[node] = in_float64(part.facts.constant(node))
         return values[node]
 
-    def copied(structure: Any) -> Any:
-        return tree_map(cloned, filled(structure, read))
-
     for node in order:
         for call in starting.get(node, ()):
             if _is_known((call.args, call.kwargs), values, part):
-                given[call] = copied((call.args, call.kwargs))
+                given[call] = copied(filled((call.args, call.kwargs), read))
         if node in inputs:
             values[node] = inputs[node]
         elif node.op not in ("placeholder", "output", "get_attr") and node not in sources:
@@ -186,7 +183,7 @@ def _run(
             # Nothing in it may be unknown, even what does not reach its result.
             complete = all(n in values or n in sources for n in inside[call])
             if call in given and complete and _is_known(call.result, values, part):
-                result = copied(call.result)
+                result = copied(filled(call.result, read))
                 if _is_finite(result):
                     args, kwargs = given[call]
                     samples[call] = Sample(args, kwargs, result)

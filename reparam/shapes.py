@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map
 
 from reparam.calls import Trace
 from reparam.errors import ReparamError
-from reparam.running import cloned
+from reparam.running import copied
 from reparam.state import undisturbed
 
 
@@ -43,7 +42,7 @@ def record_shapes(
     recorder = _Recorder(trace)
     try:
         with torch.no_grad(), undisturbed(trace.root):
-            recorder.run(*tree_map(cloned, inputs))
+            recorder.run(*copied(inputs))
     except Exception as error:
         raise ReparamError(
             f"the model does not run on example_inputs: {type(error).__name__}: {error}"

@@ -14,13 +14,9 @@ Inputs = Callable[[int, int], tuple[Any, ...]]
 
 
 STAYING = {
-    "MobileNetV2, DeepLabV3+": 1,
     "PatchTSMixer": 2,
     "ResNet-18, DoRA": 3,
     "VitMatte": 1,
-    "rtdetr-l": 3,
-    "rtdetr-resnet50": 3,
-    "yolov8n-rtdetr": 3,
 }
 """Batch norms of a network that stay although a neighbour could absorb them: not reached yet."""
 

@@ -119,6 +119,15 @@ class _Run:
             self.made[id(tensor)] = made, axis, ()
         self.all.append(made)
 
+    def passed(self, place: str, given: Any, result: Any) -> None:
+        """Notes what a module returned as it got it."""
+        same = {id(leaf) for leaf in tree_leaves(given)} & {
+            id(leaf) for leaf in tree_leaves(result)
+        }
+        for key in same & self.made.keys():
+            operator, axis, views = self.made[key]
+            self.made[key] = operator, axis, (*views, ("", place))
+
     @contextmanager
     def inside_modules(self) -> Iterator[None]:
         """Notes which module runs, its hooks included."""
@@ -128,9 +137,11 @@ class _Run:
             place = self.paths.get(id(module), self.stack[-1][0])
             self.stack.append((place, has_hooks(module)))
             try:
-                return call(module, *args, **kwargs)
+                result = call(module, *args, **kwargs)
             finally:
                 self.stack.pop()
+            self.passed(place, (args, kwargs), result)
+            return result
 
         nn.Module.__call__ = noted
         try:

@@ -64,12 +64,16 @@ def assert_explained(
     as_before = {
         path
         for path, module in fused.named_modules()
-        if "forward" in vars(module) and _takes_more(module) and not _ran_inside(path, new & ran)
+        if ("forward" in vars(module) or any(_is_inside(path, caller) for caller in whole))
+        and _takes_more(module)
+        and not _ran_inside(path, new & ran)
     }
     kept = as_before | {path for path, row in rows if "uses what is inside it" in row.reason}
     for pair in pairs:
         first, second = pair
         if any(o.place in new or o.place in whole or _has_row(o, rows) for o in pair):
+            continue
+        if any(place in whole for _, place in second.views[first]):
             continue
         if _leaves_graph(pair, whole) or _has_view_row(second.views[first], rows):
             continue
