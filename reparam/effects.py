@@ -165,6 +165,23 @@ def reads_layout(node: fx.Node) -> bool:
 _LAYOUT_READERS = set("view view_as as_strided stride is_contiguous data_ptr".split())
 
 
+def may_copy(node: fx.Node, root: nn.Module) -> bool:
+    """Whether it depends on how an operand lies in memory if a node's value shares it."""
+    if node.op == "call_module":
+        return type(fetch(root, str(node.target))).__name__ == "Flatten"
+    return operator_name(node) in _MAY_COPY
+
+
+def lays_out_anew(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node's value lies in memory the same way, however its operands do."""
+    if node.op == "call_module":
+        return type(fetch(root, str(node.target))) in (nn.Linear, nn.LayerNorm)
+    return operator_name(node) in ("linear", "layer_norm", "matmul", "bmm")
+
+
+_MAY_COPY = set("reshape reshape_as flatten ravel contiguous".split())
+
+
 def permutes(node: fx.Node) -> bool:
     """Whether a node only changes the order of axes, and so the layout in memory."""
     return operator_name(node) in ("permute", "transpose", "swapaxes", "swapdims")

@@ -129,7 +129,7 @@ def gather(
     shapes: Mapping[fx.Node, torch.Size],
     dtypes: Mapping[fx.Node, torch.dtype],
     ranks: Mapping[fx.Node, int] | None = None,
-    results: Iterable[Sequence[fx.Node]] = (),
+    calls: Iterable[tuple[Sequence[fx.Node], Sequence[fx.Node]]] = (),
 ) -> Facts:
     """Collect what is known of a graph.
 
@@ -140,7 +140,7 @@ def gather(
         shapes: Shapes seen in a run on example inputs.
         dtypes: Types seen in that run.
         ranks: Numbers of axes that are known beforehand.
-        results: What the modules in the graph return.
+        calls: What the modules in the graph are given, and what they return.
     """
     nodes = list(graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -176,7 +176,7 @@ def gather(
         drops = effects[node].pure and not asserts and node.op not in ("placeholder", "output")
         if drops and facts.unread.issuperset(node.users):
             facts.unread.add(node)
-    _keep_returned(facts.unread, results)
+    _keep_passed(facts.unread, calls)
     _find_aliases(facts, nodes, effects)
     _find_unsteady(facts, nodes, rules)
     written = {
@@ -194,19 +194,19 @@ def gather(
     return facts
 
 
-def _keep_returned(unread: set[fx.Node], results: Iterable[Sequence[fx.Node]]) -> None:
-    """What a module returns besides something that is read is computed, too."""
-    pending = [
-        node
-        for nodes in results
-        if not unread.issuperset(nodes)
-        for node in unread.intersection(nodes)
-    ]
-    while pending:
-        node = pending.pop()
-        if node in unread:
-            unread.remove(node)
-            pending.extend(node.all_input_nodes)
+def _keep_passed(
+    unread: set[fx.Node], calls: Iterable[tuple[Sequence[fx.Node], Sequence[fx.Node]]]
+) -> None:
+    """What a module is given, or returns besides something that is read, is computed, too."""
+    for given, returned in reversed(list(calls)):
+        if unread.issuperset(returned):
+            continue
+        pending = [*given, *returned]
+        while pending:
+            node = pending.pop()
+            if node in unread:
+                unread.remove(node)
+                pending.extend(node.all_input_nodes)
 
 
 def _known_ranks(facts: Facts) -> dict[fx.Node, int]:

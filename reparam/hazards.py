@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import fx
 
 from reparam.channels import promotes
-from reparam.effects import permutes, reads_layout
+from reparam.effects import lays_out_anew, may_copy, permutes, reads_layout
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.regions import Absorbed, Region
@@ -43,15 +43,34 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
             permuted = permutes(link.value) or (permuted and not link.commuting.copies)
     if permuted:
         # What was computed after a transposition becomes the transposed view itself.
-        readers = {reader for member in facts.alias_class(value) for reader in member.users}
-        if any(map(reads_layout, readers - dying)):
-            return Refusal("its value's layout in memory would change, which a view reads")
+        problem = _layout_problem(value, dying, facts)
+        if problem is not None:
+            return problem
     # The new value has memory of its own; nobody may rely on the old one's aliases.
     if facts.write_between(value, order[value], len(order), ignoring=dying):
         for member in facts.alias_class(value):
             older = order[member] < order[value] and member not in dying
             if older and any(order[user] > order[value] for user in member.users):
                 return Refusal(f"{value} shares memory with {member} and is written to later")
+    return None
+
+
+def _layout_problem(value: fx.Node, dying: Collection[fx.Node], facts: Facts) -> Refusal | None:
+    """Why a value may not lie otherwise in memory: a view, or a write to what may be one."""
+    pending, seen = [value], {value}
+    while pending:
+        for reader in pending.pop().users:
+            if reader in seen or reader in dying or reader.op == "output":
+                continue
+            seen.add(reader)
+            if reads_layout(reader):
+                return Refusal("its value's layout in memory would change, which a view reads")
+            if may_copy(reader, facts.root) and facts.write_between(
+                reader, facts.order[reader], len(facts.order)
+            ):
+                return Refusal("its value's layout in memory would change, and so what is written")
+            if not lays_out_anew(reader, facts.root):
+                pending.append(reader)
     return None
 
 

@@ -111,13 +111,37 @@ def _weigh(readers: Sequence[fx.Node], base: fx.Node, appraiser: Appraiser) -> l
         for reader, candidate in first
     ]
     times = Counter(node for own in owns for node in own)
-    shared = {node for node in gone if times[node] > 1}
+    shared = frozenset(node for node in gone if times[node] > 1)
+    # What several read is taken in by all of them or crossed by all of them.
+    manners = {_crossed(candidate) & shared for candidate in options[readers[0]]}
+    choices = []
+    for manner in sorted(manners, key=len):
+        fitting = {
+            reader: [one for one in options[reader] if _crossed(one) & shared == manner]
+            for reader in readers
+        }
+        choices.append(_draft_all(fitting, owns, shared, appraiser))
+    return max(choices, key=lambda regions: sum((one.gain for one in regions), NOTHING))
+
+
+def _crossed(candidate: Candidate) -> frozenset[fx.Node]:
+    """The operators that a candidate leaves where they are."""
+    return frozenset(link.value for link in candidate.path if link.form is None)
+
+
+def _draft_all(
+    options: Mapping[fx.Node, Sequence[Candidate]],
+    owns: Sequence[set[fx.Node]],
+    shared: frozenset[fx.Node],
+    appraiser: Appraiser,
+) -> list[Region]:
+    """The best region of each reader; none if together they save nothing."""
     regions: list[Region] = []
     gain = NOTHING
-    for reader, own in zip(readers, owns, strict=True):
+    for (reader, candidates), own in zip(options.items(), owns, strict=True):
         drafts = [
             appraiser.draft(candidate, reader, own, shared, counted=shared if regions else ())
-            for candidate in options[reader]
+            for candidate in candidates
         ]
         fitting = [
             region

@@ -172,18 +172,18 @@ def find_parts(
     roots = {id(part.trace.root) for part in parts}
     untraced.extend(_alone(model, reach, rules))
     untraced.extend(_opened(model, reach, rules, {id(stays.module) for stays in untraced}))
-    users = Counter(
+    apart = Counter(
         key
         for part in parts
         for key in part.touched(
             [node for node in part.trace.graph.nodes if node not in part.facts.unread], roots
         )
     )
-    users.update(reach.opened | (reach.called.keys() - roots))
-    users.update(key for part in parts for key in _used_otherwise(part))
+    apart.update(reach.opened | (reach.called.keys() - roots))
+    users = apart + Counter(key for part in parts for key in _used_otherwise(part))
     for part in parts:
         part.decide()
-        while _ban_shared(part, users):
+        while _ban_shared(part, users, apart):
             part.decide()
     return parts, untraced
 
@@ -273,26 +273,36 @@ def _make(
     shapes, dtypes = recorded.shapes, recorded.dtypes
     if inputs is not None:
         shapes, dtypes = record_shapes(traced, inputs)
-    results = [list(nodes_in(call.result)) for call in traced.calls]
-    facts = gather(module, traced.graph, rules, shapes, dtypes, recorded.ranks, results)
+    calls = [
+        (list(nodes_in((call.args, call.kwargs))), list(nodes_in(call.result)))
+        for call in traced.calls
+    ]
+    facts = gather(module, traced.graph, rules, shapes, dtypes, recorded.ranks, calls)
     return Part(traced, facts, lift(traced.graph, facts, rules))
 
 
-def _ban_shared(part: Part, users: Counter[int]) -> bool:
-    """Ban what lies in modules that two parts use, each traced without the other."""
+def _ban_shared(part: Part, users: Counter[int], apart: Counter[int]) -> bool:
+    """Ban what lies in modules that two parts use, each traced without the other.
+
+    Args:
+        part: The part.
+        users: How many parts use each module, counting what a forward does with other arguments.
+        apart: The same without that: nothing that only reads a weight changes it.
+    """
     shared = [
         region
         for region in part.decision.regions
-        if any(users[key] > 1 for key in part.touched(_with_constants(region.dying, part.facts)))
+        if any(users[key] > 1 for key in part.touched(region.dying))
+        or any(apart[key] > 1 for key in part.touched(_constants(region.dying, part.facts)))
     ]
     for region in shared:
         part.ban(region, Refusal("its module is used by two parts of the model, traced apart"))
     return bool(shared)
 
 
-def _with_constants(nodes: Collection[fx.Node], facts: Facts) -> set[fx.Node]:
-    """Some nodes and the parameters that they read, directly or computed."""
-    found = set(nodes)
+def _constants(nodes: Collection[fx.Node], facts: Facts) -> set[fx.Node]:
+    """The parameters that some nodes read, directly or computed."""
+    found: set[fx.Node] = set()
     pending = [feed for node in nodes for feed in node.all_input_nodes]
     while pending:
         node = pending.pop()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Operator:
         reads: The operators whose values it reads.
         moved_axes: Where these had their channel axes, after the views between.
         readers: The operators that read its value.
+        calls: The calls around it, the outermost first: a path and a number that tells them apart.
         views: For each of these that it reads, the views between and the modules that run them.
     """
 
@@ -67,6 +69,7 @@ class Operator:
     reads: list["Operator"] = field(default_factory=list)
     moved_axes: list[int | None] = field(default_factory=list)
     readers: list["Operator"] = field(default_factory=list)
+    calls: tuple[tuple[str, int], ...] = ()
     views: dict["Operator", Views] = field(default_factory=dict)
 
     def continues(self, first: "Operator") -> bool:
@@ -88,6 +91,8 @@ class _Run:
         self.alive: list[Any] = []
         self.paths = {id(module): name for name, module in model.named_modules()}
         self.stack: list[tuple[str, bool]] = [("", has_hooks(model))]
+        self.calls: list[tuple[str, int]] = [("", 0)]
+        self.numbers = count(1)
 
     def seen(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -109,7 +114,8 @@ class _Run:
         alone = len(values) == 1 and id(args[0]) in values and not _does_nothing(kind, args)
         place, hooked = self.stack[-1]
         axis = _channel_axis(kind, args)
-        made = Operator(kind, place, bool(kind) and alone and not hooked, axis)
+        affine = bool(kind) and alone and not hooked
+        made = Operator(kind, place, affine, axis, calls=tuple(self.calls))
         for source, moved, views in sources.values():
             made.reads.append(source)
             made.views[source] = views
@@ -136,10 +142,12 @@ class _Run:
         def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             place = self.paths.get(id(module), self.stack[-1][0])
             self.stack.append((place, has_hooks(module)))
+            self.calls.append((place, next(self.numbers)))
             try:
                 result = call(module, *args, **kwargs)
             finally:
                 self.stack.pop()
+                self.calls.pop()
             self.passed(place, (args, kwargs), result)
             return result
 

@@ -120,13 +120,6 @@ def _has_row(operator: Operator, rows: Sequence[tuple[str, RefusedRow]]) -> bool
 
 def _leaves_graph(pair: tuple[Operator, Operator], whole: set[str]) -> bool:
     """Whether the value passes from one to the other through code that has no graph."""
-    first, second = ([*operator.place.split(".")] if operator.place else [] for operator in pair)
-    shared = 0
-    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
-        shared += 1
-    paths = {
-        ".".join(place[:length])
-        for place in (first, second)
-        for length in range(shared, len(place) + 1)
-    }
-    return bool(paths & whole)
+    first, second = (operator.calls for operator in pair)
+    shared = sum(one == two for one, two in zip(first, second, strict=False))
+    return any(path in whole for path, _ in (first[shared - 1], *first[shared:], *second[shared:]))
