@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,7 +158,7 @@ def _apply(
         try:
             with _all_or_nothing(root):
                 rewritten = rewrite(part.trace, operators, part.facts)
-                grafted = graft(rewritten, root)
+                grafted = graft(rewritten, root, _held(target, part.elsewhere))
                 unchecked = check.run(grafted, rewritten, root) if check is not None else 0
         except GraftError as problem:
             if isinstance(problem, MismatchError):
@@ -189,6 +189,16 @@ def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.
             return None
     root: nn.Module = fetch(target, path)
     return root
+
+
+def _held(target: nn.Module, paths: Collection[str]) -> set[int]:
+    """Identities of some modules that are still there, and of their own tensors."""
+    held: set[int] = set()
+    for path, module in target.named_modules(remove_duplicate=False):
+        if path in paths:
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            held.update(map(id, (module, *(tensor for tensor in tensors if tensor is not None))))
+    return held
 
 
 def _refuse_all(report: Report, problem: DifferenceError) -> None:

@@ -50,6 +50,7 @@ class Appraiser:
         self.dead = set(facts.unread)
         self.fused: dict[fx.Node, Region] = {}
         self.stand_ins: dict[fx.Node, fx.Node] = {}
+        self.revived: set[fx.Node] = set()
 
     # -- Costs ----------------------------------------------------------------------------------
 
@@ -305,6 +306,15 @@ class Appraiser:
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
         self.forest.contract(region.value, region.base, region.plain, region.path)
+
+    def revive(self) -> bool:
+        """Look at what nobody reads, but modules pass; say whether there is anything new."""
+        before = set(self.revived)
+        for node in sorted(self.facts.passed - before, key=self.facts.order.__getitem__):
+            if self.dead.isdisjoint(node.all_input_nodes):
+                self.revived.add(node)
+                self.dead.discard(node)
+        return self.revived != before
 
     def _other_readers(self, candidate: Candidate, gone: Collection[fx.Node]) -> str:
         for link in reversed(candidate.path):

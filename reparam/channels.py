@@ -71,8 +71,12 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         seen.add(value)
         if value in facts.dtypes:
             return facts.dtypes[value] == dtype
-        if _MAKES_FLOATS.search(_torch_name(value, facts.root)) or _read_as_floats(value, facts):
+        name = _torch_name(value, facts.root)
+        if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
             return True
+        factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
+        if any(facts.constant(factor).is_floating_point() for factor in factors):
+            return True  # both factors have the type of the parameter
         if keeps_type(value, facts.root):
             pending.extend(facts.operands(value))
     return False

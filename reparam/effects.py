@@ -157,12 +157,27 @@ def is_torch(target: Any) -> bool:
     return any(getattr(home, name, None) is target for home in homes)
 
 
-def reads_layout(node: fx.Node) -> bool:
-    """Whether a node depends on how its operand lies in memory."""
+def reads_layout(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node may depend on how its operand lies in memory: code that nobody knows does."""
+    if node.op == "call_module":
+        return not type(fetch(root, str(node.target))).__module__.startswith("torch.nn.modules")
+    if node.op == "call_function" and not is_torch(node.target):
+        return node.target not in NUMBER_FUNCTIONS and node.target is not getattr
     return operator_name(node) in _LAYOUT_READERS
 
 
 _LAYOUT_READERS = set("view view_as as_strided stride is_contiguous data_ptr".split())
+
+
+def draws_by_layout(node: fx.Node) -> bool:
+    """Whether a node draws random numbers in the order in which its operand lies in memory."""
+    return node.op != "call_module" and operator_name(node) in _DRAWS_BY_LAYOUT
+
+
+_DRAWS_BY_LAYOUT = set(
+    "rand_like randn_like randint_like bernoulli bernoulli_ normal_ uniform_ random_ exponential_ "
+    "gumbel_softmax rrelu".split()
+)
 
 
 def may_copy(node: fx.Node, root: nn.Module) -> bool:

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.effects import NUMBER_FUNCTIONS, Effects, effects_of, reads_metadata
+from reparam.effects import (
+    NUMBER_FUNCTIONS,
+    Effects,
+    draws_by_layout,
+    effects_of,
+    may_copy,
+    reads_metadata,
+)
 from reparam.modules import fetch, is_plain, memory
 from reparam.ranks import find_axes
 from reparam.rules import Rules
@@ -35,7 +42,10 @@ class Facts:
         dtypes: Types of values, where example inputs were given.
         asserted: Nodes that only feed assertions on shapes and types.
         unread: Nodes without effect whose value nobody reads.
+        passed: Those of these that modules are given or return, and so are computed.
         unsteady: Memory of parameters and buffers that a forward may write to.
+        by_layout: Nodes that do something else if their operand lies otherwise in memory.
+        inner: Whether other code of the model, which is not known, reads what the graph returns.
     """
 
     root: nn.Module
@@ -48,12 +58,20 @@ class Facts:
     ones: dict[fx.Node, int] = field(default_factory=dict)
     asserted: set[fx.Node] = field(default_factory=set)
     unread: set[fx.Node] = field(default_factory=set)
+    passed: set[fx.Node] = field(default_factory=set)
     storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
     members: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     writers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     written: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     constants: dict[fx.Node, Any] = field(default_factory=dict)
     unsteady: set[int] = field(default_factory=set)
+    by_layout: set[fx.Node] = field(default_factory=set)
+    inner: bool = False
+
+    @property
+    def idle(self) -> set[fx.Node]:
+        """Nodes that no code has to compute."""
+        return self.unread - self.passed
 
     def is_written(self, module: nn.Module) -> bool:
         """Whether a forward may write to the parameters or buffers of a module."""
@@ -130,6 +148,8 @@ def gather(
     dtypes: Mapping[fx.Node, torch.dtype],
     ranks: Mapping[fx.Node, int] | None = None,
     calls: Iterable[tuple[Sequence[fx.Node], Sequence[fx.Node]]] = (),
+    *,
+    inner: bool = False,
 ) -> Facts:
     """Collect what is known of a graph.
 
@@ -141,6 +161,7 @@ def gather(
         dtypes: Types seen in that run.
         ranks: Numbers of axes that are known beforehand.
         calls: What the modules in the graph are given, and what they return.
+        inner: Whether other code of the model, which is not known, reads what it returns.
     """
     nodes = list(graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -168,7 +189,7 @@ def gather(
         ):
             numbers.add(node)
             effects[node] = Effects(False, ())
-    facts = Facts(root, order, sources, numbers, {}, dict(shapes), dict(dtypes))
+    facts = Facts(root, order, sources, numbers, {}, dict(shapes), dict(dtypes), inner=inner)
     for node in reversed(nodes):
         asserts = node.target is torch._assert
         if (asserts or node in numbers) and facts.asserted.issuperset(node.users):
@@ -176,9 +197,15 @@ def gather(
         drops = effects[node].pure and not asserts and node.op not in ("placeholder", "output")
         if drops and facts.unread.issuperset(node.users):
             facts.unread.add(node)
-    _keep_passed(facts.unread, calls)
+    facts.passed = _find_passed(facts.unread, calls)
     _find_aliases(facts, nodes, effects)
     _find_unsteady(facts, nodes, rules)
+    facts.by_layout = {
+        node
+        for node in nodes
+        if draws_by_layout(node)
+        or (may_copy(node, root) and facts.write_between(node, order[node], len(nodes)))
+    }
     written = {
         path
         for path in frozenset[str]().union(*sources.values())
@@ -194,19 +221,21 @@ def gather(
     return facts
 
 
-def _keep_passed(
+def _find_passed(
     unread: set[fx.Node], calls: Iterable[tuple[Sequence[fx.Node], Sequence[fx.Node]]]
-) -> None:
+) -> set[fx.Node]:
     """What a module is given, or returns besides something that is read, is computed, too."""
+    passed: set[fx.Node] = set()
     for given, returned in reversed(list(calls)):
-        if unread.issuperset(returned):
+        if unread.issuperset(returned) and passed.isdisjoint(returned):
             continue
         pending = [*given, *returned]
         while pending:
             node = pending.pop()
-            if node in unread:
-                unread.remove(node)
+            if node in unread and node not in passed:
+                passed.add(node)
                 pending.extend(node.all_input_nodes)
+    return passed
 
 
 def _known_ranks(facts: Facts) -> dict[fx.Node, int]:

@@ -58,22 +58,23 @@ class Grafted:
         return next(outer for outer in call.ancestry() if outer not in self.gone)
 
 
-def graft(rewrite: Rewrite, target: nn.Module) -> Grafted:
+def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int] = ()) -> Grafted:
     """Change a module tree as an edited trace says.
 
     Args:
         rewrite: The edited trace.
         target: The module tree to change: the traced root or a copy of it.
+        elsewhere: Identities of the modules and tensors that other code of the model uses.
 
     Raises:
         GraftError: If that cannot be; the module tree is as it was.
     """
     if isinstance(rewrite.trace, RecordedTrace):
-        return _put_back(rewrite, target)
-    return _Graft(rewrite, target).run()
+        return _put_back(rewrite, target, elsewhere)
+    return _Graft(rewrite, target).run(elsewhere)
 
 
-def _put_back(rewrite: Rewrite, target: Any) -> Grafted:
+def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> Grafted:
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     removed = {path for path, _ in rewrite.removed}
@@ -81,7 +82,7 @@ def _put_back(rewrite: Rewrite, target: Any) -> Grafted:
         if node.target in removed and not node.users:
             rewrite.trace.graph.erase_node(node)
     target.graph = rewrite.trace.graph
-    prune(target, rewrite, rewrite.trace.calls, (), lambda call: False)
+    prune(target, rewrite, rewrite.trace.calls, (), lambda call: False, elsewhere)
     return Grafted(rewrite.trace.calls)
 
 
@@ -112,7 +113,7 @@ class _Graft:
         self.inlined: set[Call] = set()
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
 
-    def run(self) -> Grafted:
+    def run(self, elsewhere: Collection[int]) -> Grafted:
         self._settle()
         stateful = self.edited & self.trace.stateful
         if stateful:
@@ -132,7 +133,7 @@ class _Graft:
             self._attach(call, graph, baked, parameters)
         # Where other arguments may come, the code as it was must go on running.
         owners = [call for call, *_ in forwards if knows_only_tensors(call)]
-        prune(self.target, self.rewrite, owners, self._vanished_calls(), self._stays)
+        prune(self.target, self.rewrite, owners, self._vanished_calls(), self._stays, elsewhere)
         gone = {call for call in self.trace.calls if call.parent and not self._stays(call)}
         return Grafted([call for call, *_ in forwards], gone)
 
@@ -161,11 +162,15 @@ class _Graft:
                 call in self.rewrite.inlined
                 or (call in self.edited and not self._can_change_alone(call))
                 or self._leaks(call)
+                or any(self._is_gone(node) for node in nodes_in((call.args, call.kwargs)))
             ):
                 self.inlined.add(call)
             if call in self.inlined:
                 self.edited.add(call.parent)
                 self.edited.discard(call)
+
+    def _is_gone(self, node: fx.Node) -> bool:
+        return node.op != "get_attr" and self.rewrite.current(node) not in self.position
 
     def _vanished(self, call: Call) -> bool:
         """Whether a call had nodes of its own and has none any more."""

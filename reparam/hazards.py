@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import fx
 
 from reparam.channels import promotes
-from reparam.effects import lays_out_anew, may_copy, permutes, reads_layout
+from reparam.effects import lays_out_anew, permutes, reads_layout
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.regions import Absorbed, Region
@@ -41,9 +41,9 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
     for link in path[path.index(main) + 1 :]:
         if link.commuting is not None:
             permuted = permutes(link.value) or (permuted and not link.commuting.copies)
-    if permuted:
-        # What was computed after a transposition becomes the transposed view itself.
-        problem = _layout_problem(value, dying, facts)
+    # What was computed after a transposition becomes the transposed view itself.
+    if permuted or facts.by_layout:
+        problem = _layout_problem(value, dying, facts, views=permuted)
         if problem is not None:
             return problem
     # The new value has memory of its own; nobody may rely on the old one's aliases.
@@ -55,20 +55,28 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
     return None
 
 
-def _layout_problem(value: fx.Node, dying: Collection[fx.Node], facts: Facts) -> Refusal | None:
-    """Why a value may not lie otherwise in memory: a view, or a write to what may be one."""
+def _layout_problem(
+    value: fx.Node, dying: Collection[fx.Node], facts: Facts, *, views: bool
+) -> Refusal | None:
+    """Why a value may not lie otherwise in memory than it did.
+
+    Args:
+        value: The value.
+        dying: The nodes that are gone.
+        facts: What is known of the graph.
+        views: Whether it may become a transposed one, of which a view can fail.
+    """
     pending, seen = [value], {value}
     while pending:
         for reader in pending.pop().users:
-            if reader in seen or reader in dying or reader.op == "output":
+            outside = reader.op == "output"
+            if reader in seen or reader in dying or (outside and not (views and facts.inner)):
                 continue
             seen.add(reader)
-            if reads_layout(reader):
-                return Refusal("its value's layout in memory would change, which a view reads")
-            if may_copy(reader, facts.root) and facts.write_between(
-                reader, facts.order[reader], len(facts.order)
-            ):
-                return Refusal("its value's layout in memory would change, and so what is written")
+            if reader in facts.by_layout:
+                return Refusal(f"its value may lie otherwise in memory, which matters for {reader}")
+            if views and (outside or reads_layout(reader, facts.root)):
+                return Refusal("its value's layout in memory would change, which others may read")
             if not lays_out_anew(reader, facts.root):
                 pending.append(reader)
     return None

@@ -83,7 +83,7 @@ def _is_free(node: fx.Node, facts: Facts) -> bool:
     if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
         return False
     readers = {reader for member in facts.alias_class(node) for reader in member.users}
-    return not any(map(reads_layout, readers))
+    return not any(reads_layout(reader, facts.root) for reader in readers)
 
 
 def _find_rule(

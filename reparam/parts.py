@@ -44,6 +44,7 @@ class Part:
         banned: Regions, by value and base, that turned out not to be possible.
         decision: What the planner decided.
         make: Makes the part once more.
+        elsewhere: Paths in the model of the modules that other code uses, too.
     """
 
     trace: Trace
@@ -52,6 +53,7 @@ class Part:
     banned: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
     make: Callable[[], Part] | None = None
+    elsewhere: frozenset[str] = frozenset()
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
@@ -82,7 +84,7 @@ class Part:
         if self.make is None:
             raise RuntimeError("a part that cannot be made again")
         fresh = self.make()
-        fresh.make = self.make
+        fresh.make, fresh.elsewhere = self.make, self.elsewhere
         for region in regions:
             self.ban(region, reason)
         nodes = {node.name: node for node in fresh.facts.order}
@@ -111,6 +113,11 @@ class Part:
             if node.op == "get_attr"
         }
         return callers | leaves.difference(roots) | read
+
+    def typed(self) -> set[int]:
+        """Identities of the modules whose weights tell the type of a value."""
+        root = self.trace.root
+        return {id(read_from(root, path)) for call in self.trace.calls for path in call.typed}
 
 
 @dataclass(frozen=True)
@@ -172,19 +179,21 @@ def find_parts(
     roots = {id(part.trace.root) for part in parts}
     untraced.extend(_alone(model, reach, rules))
     untraced.extend(_opened(model, reach, rules, {id(stays.module) for stays in untraced}))
-    apart = Counter(
+    users = Counter(
         key
         for part in parts
         for key in part.touched(
-            [node for node in part.trace.graph.nodes if node not in part.facts.unread], roots
+            [node for node in part.trace.graph.nodes if node not in part.facts.idle], roots
         )
+        | part.typed()
     )
-    apart.update(reach.opened | (reach.called.keys() - roots))
-    users = apart + Counter(key for part in parts for key in _used_otherwise(part))
+    users.update(reach.opened | (reach.called.keys() - roots))
+    users.update(key for part in parts for key in _used_otherwise(part))
     for part in parts:
         part.decide()
-        while _ban_shared(part, users, apart):
+        while _ban_shared(part, users):
             part.decide()
+    _note_uses_elsewhere(model, parts, reach)
     return parts, untraced
 
 
@@ -224,12 +233,13 @@ def _left_out(part: Part) -> Iterator[nn.Module]:
     reads the result.
     """
     traced = part.trace
-    nodes = [node for node in traced.graph.nodes if node not in part.facts.unread]
+    nodes = [node for node in traced.graph.nodes if node not in part.facts.idle]
     live = {call for node in nodes for call in traced.caller[node].ancestry()}
     entered = {id(call.module) for call in live} | part.touched(nodes)
     for call in traced.calls:
         if call not in live and (call.parent is None or call.parent in live):
-            yield call.module
+            if id(call.module) not in entered:
+                yield call.module
         elif not knows_only_tensors(call) and any(
             id(child) not in entered for child in call.module.children()
         ):
@@ -277,39 +287,31 @@ def _make(
         (list(nodes_in((call.args, call.kwargs))), list(nodes_in(call.result)))
         for call in traced.calls
     ]
-    facts = gather(module, traced.graph, rules, shapes, dtypes, recorded.ranks, calls)
+    facts = gather(
+        module, traced.graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path)
+    )
     return Part(traced, facts, lift(traced.graph, facts, rules))
 
 
-def _ban_shared(part: Part, users: Counter[int], apart: Counter[int]) -> bool:
-    """Ban what lies in modules that two parts use, each traced without the other.
-
-    Args:
-        part: The part.
-        users: How many parts use each module, counting what a forward does with other arguments.
-        apart: The same without that: nothing that only reads a weight changes it.
-    """
+def _ban_shared(part: Part, users: Counter[int]) -> bool:
+    """Ban what lies in modules that two parts use, each traced without the other."""
     shared = [
         region
         for region in part.decision.regions
         if any(users[key] > 1 for key in part.touched(region.dying))
-        or any(apart[key] > 1 for key in part.touched(_constants(region.dying, part.facts)))
     ]
     for region in shared:
         part.ban(region, Refusal("its module is used by two parts of the model, traced apart"))
     return bool(shared)
 
 
-def _constants(nodes: Collection[fx.Node], facts: Facts) -> set[fx.Node]:
-    """The parameters that some nodes read, directly or computed."""
-    found: set[fx.Node] = set()
-    pending = [feed for node in nodes for feed in node.all_input_nodes]
-    while pending:
-        node = pending.pop()
-        if node not in found and (node.op == "get_attr" or node in facts.sources):
-            found.add(node)
-            pending.extend(node.all_input_nodes)
-    return found
+def _note_uses_elsewhere(model: nn.Module, parts: Iterable[Part], reach: Reach) -> None:
+    """Note for each part what must not be removed with its code."""
+    uses = {part: part.touched(part.trace.graph.nodes) for part in parts}
+    names = [(path, id(module)) for path, module in model.named_modules(remove_duplicate=False)]
+    for part in parts:
+        others = set(reach.opened).union(*(uses[other] for other in parts if other is not part))
+        part.elsewhere = frozenset(path for path, key in names if key in others)
 
 
 def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:

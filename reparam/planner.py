@@ -4,7 +4,8 @@ Walking back from the outputs, a value is replaced by the convolution of its for
 bases where that costs less than the nodes that die. Whether more is gained further up is known
 beforehand, from dynamic programming along the affine dominators. What was decided becomes one link,
 and the walk is repeated until it finds nothing more. Then values with several readers are weighed,
-all their readers together, and the walk begins again.
+all their readers together, and the walk begins again. At last comes what nobody reads, but code
+computes.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def decide(
         walk = _Walk(nodes, appraiser)
         if walk.run() or adopt_joint_regions(nodes, appraiser):
             continue
-        if not adopt_regrouped_sums(nodes, appraiser):
+        if not adopt_regrouped_sums(nodes, appraiser) and not appraiser.revive():
             break
     refused = {**appraiser.forest.refused, **walk.refused}
     return Decision(

@@ -18,6 +18,7 @@ def prune(
     owners: Iterable[Call],
     vanished: Sequence[tuple[str, Call]],
     stays: Callable[[Call], bool],
+    elsewhere: Iterable[int],
 ) -> None:
     """Remove the modules and tensors that only replaced code reached.
 
@@ -27,8 +28,9 @@ def prune(
         owners: The calls whose code was replaced, and never runs again as it was.
         vanished: Paths of modules that are not called any more, and who called them.
         stays: Whether a call's module goes on running code that could reach its parts.
+        elsewhere: Identities of the modules and tensors that other code of the model uses.
     """
-    kept = _kept(target, rewrite)
+    kept = _kept(target, rewrite) | set(elsewhere)
     removed: dict[Call, list[tuple[str, Call]]] = {}
     for path, caller in [*rewrite.removed, *vanished]:
         for call in caller.ancestry():

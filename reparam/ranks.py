@@ -37,7 +37,7 @@ _BROADCASTING = {
     name + inplace
     for name in "add sub mul div truediv true_divide subtract multiply divide".split()
     for inplace in ("", "_")
-} | set("rsub iadd isub imul itruediv".split())
+} | set("addcmul addcdiv rsub iadd isub imul itruediv".split())
 _RANKED_NAMES = re.compile(r"(conv|conv_transpose|(adaptive_)?(avg|max)_pool)([123])d$")
 
 
@@ -213,9 +213,9 @@ def _equal(
 
 
 def _broadcast(node: fx.Node, ranks: Mapping[fx.Node, int]) -> list[tuple[fx.Node, int]]:
-    operands = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+    operands = [argument for argument in node.args if isinstance(argument, fx.Node)]
     known = [ranks[operand] for operand in operands if operand in ranks]
-    unknown = [operand for operand in operands if operand not in ranks]
+    unknown = list(dict.fromkeys(operand for operand in operands if operand not in ranks))
     if not unknown and known:
         return [(node, max(known))]
     if len(unknown) == 1 and node in ranks:
@@ -224,7 +224,22 @@ def _broadcast(node: fx.Node, ranks: Mapping[fx.Node, int]) -> list[tuple[fx.Nod
         from_input = operand.op == "placeholder" or operator_name(operand) in _BROADCASTING
         if from_input or all(other < rank for other in known):
             return [(operand, rank)]
+    if node in ranks and not known and len(set(map(_origin, unknown))) == 1:
+        return [(operand, ranks[node]) for operand in unknown]
     return []
+
+
+def _origin(node: fx.Node, depth: int = 16) -> fx.Node:
+    """The value that a value surely has as many axes as."""
+    name, first = operator_name(node), node.args[0] if node.args else None
+    if not depth:
+        return node
+    if name in _BROADCASTING:
+        origins = {_origin(operand, depth - 1) for operand in node.all_input_nodes}
+        return origins.pop() if len(origins) == 1 else node
+    if name in _KEEPING_NAMES and isinstance(first, fx.Node):
+        return _origin(first, depth - 1)
+    return node
 
 
 def _flatten_rank(

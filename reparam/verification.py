@@ -19,7 +19,7 @@ from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
-from reparam.modules import fetch
+from reparam.modules import fetch, join
 from reparam.regions import Region
 from reparam.running import in_float64, run_function
 from reparam.state import undisturbed
@@ -222,14 +222,15 @@ def call_exact(
         kwargs: Its keyword arguments.
         exact: Parameters of it that are known more exactly than it holds them.
     """
-    tensors = {
-        name: tensor.detach().double()
-        for named in (module.named_parameters, module.named_buffers)
-        for name, tensor in named()
-        if tensor.is_floating_point()
+    better = {id(fetch(module, name)): tensor for name, tensor in (exact or {}).items()}
+    given = {
+        join(path, name): better.get(id(tensor), tensor.detach().double())
+        for path, part in module.named_modules()  # each once, since each is put back once
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if tensor is not None and tensor.is_floating_point()
     }
     with undisturbed(module), of_any_type():  # a user's module may count its calls
-        return torch.func.functional_call(module, tensors | dict(exact or {}), args, kwargs)
+        return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
 
 
 # -- Whole models ---------------------------------------------------------------------------------

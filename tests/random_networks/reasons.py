@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from reparam.report import RefusedRow, Report
-from tests.random_networks.neighbours import Operator, affine_pairs
+from tests.random_networks.neighbours import Operator, affine_pairs, has_hooks
 
 NAMES = {
     "convolution": r"conv",
@@ -57,8 +57,12 @@ def assert_explained(
         for path, row in rows
         if " (" not in row.place and row.operator == type(modules[path]).__name__
     }
-    # It runs its module on several devices: nothing goes across its border.
-    whole |= {path for path, module in modules.items() if isinstance(module, nn.DataParallel)}
+    # Hooks see a border, and so do several devices: nothing goes across it.
+    whole |= {
+        path
+        for path, module in modules.items()
+        if isinstance(module, nn.DataParallel) or has_hooks(module)
+    }
     new = {row.name for row in report.fused}
     pairs, ran = affine_pairs(fused, inputs)
     as_before = {
