@@ -76,7 +76,11 @@ class Check:
             touched = {self.part.trace.caller[node] for node in nodes}
             # What nobody reads may be another value than it was.
             inner_values = region.dying - {region.value}
-            closed = {c for c in closed if inner_values.isdisjoint(nodes_in(c.result))}
+            closed = {
+                call
+                for call in closed
+                if inner_values.isdisjoint(nodes_in((call.args, call.kwargs, call.result)))
+            }
             for call in touched | rewritten.changes[region.value]:
                 for inner in call.ancestry():
                     if inner is homes[region.value]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import fx
 
 from reparam.channels import promotes
-from reparam.effects import lays_out_anew, permutes, reads_layout
+from reparam.effects import indexes, lays_out_anew, permutes, reads_layout
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.regions import Absorbed, Region
@@ -40,8 +40,9 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
     permuted = False
     for link in path[path.index(main) + 1 :]:
         if link.commuting is not None:
-            permuted = permutes(link.value) or (permuted and not link.commuting.copies)
-    # What was computed after a transposition becomes the transposed view itself.
+            views = permutes(link.value) or indexes(link.value)
+            permuted = views or (permuted and not link.commuting.copies)
+    # What was computed after a transposition or an index becomes that view itself.
     if permuted or facts.by_layout:
         problem = _layout_problem(value, dying, facts, views=permuted)
         if problem is not None:

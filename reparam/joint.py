@@ -113,15 +113,21 @@ def _weigh(readers: Sequence[fx.Node], base: fx.Node, appraiser: Appraiser) -> l
     times = Counter(node for own in owns for node in own)
     shared = frozenset(node for node in gone if times[node] > 1)
     # What several read is taken in by all of them or crossed by all of them.
-    manners = {_crossed(candidate) & shared for candidate in options[readers[0]]}
+    either = (one for several in options.values() for one in several)
+    crossed = shared.intersection(node for one in either for node in _crossed(one))
     choices = []
-    for manner in sorted(manners, key=len):
+    for kept in dict.fromkeys((frozenset[fx.Node](), crossed)):
         fitting = {
-            reader: [one for one in options[reader] if _crossed(one) & shared == manner]
+            reader: [one for one in options[reader] if _crossed(one) & shared == kept & _on(one)]
             for reader in readers
         }
         choices.append(_draft_all(fitting, owns, shared, appraiser))
     return max(choices, key=lambda regions: sum((one.gain for one in regions), NOTHING))
+
+
+def _on(candidate: Candidate) -> set[fx.Node]:
+    """The nodes that a candidate takes in or crosses."""
+    return {node for link in candidate.path for node in link.inner}
 
 
 def _crossed(candidate: Candidate) -> frozenset[fx.Node]:

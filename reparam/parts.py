@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from reparam.calls import Trace
+from reparam.calls import Call, Trace
 from reparam.eager import Reach
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts, gather
@@ -114,6 +114,17 @@ class Part:
         }
         return callers | leaves.difference(roots) | read
 
+    def live(self) -> set[Call]:
+        """The calls that compute something that is read or passed."""
+        idle, caller = self.facts.idle, self.trace.caller
+        nodes = (node for node in self.trace.graph.nodes if node not in idle)
+        return {call for node in nodes for call in caller[node].ancestry()}
+
+    def running(self) -> list[fx.Node]:
+        """The nodes that run as long as the code is what it is, but for those in idle calls."""
+        live = self.live()
+        return [node for node in self.trace.graph.nodes if self.trace.caller[node] in live]
+
     def typed(self) -> set[int]:
         """Identities of the modules whose weights tell the type of a value."""
         root = self.trace.root
@@ -180,12 +191,7 @@ def find_parts(
     untraced.extend(_alone(model, reach, rules))
     untraced.extend(_opened(model, reach, rules, {id(stays.module) for stays in untraced}))
     users = Counter(
-        key
-        for part in parts
-        for key in part.touched(
-            [node for node in part.trace.graph.nodes if node not in part.facts.idle], roots
-        )
-        | part.typed()
+        key for part in parts for key in part.touched(part.running(), roots) | part.typed()
     )
     users.update(reach.opened | (reach.called.keys() - roots))
     users.update(key for part in parts for key in _used_otherwise(part))
@@ -234,7 +240,7 @@ def _left_out(part: Part) -> Iterator[nn.Module]:
     """
     traced = part.trace
     nodes = [node for node in traced.graph.nodes if node not in part.facts.idle]
-    live = {call for node in nodes for call in traced.caller[node].ancestry()}
+    live = part.live()
     entered = {id(call.module) for call in live} | part.touched(nodes)
     for call in traced.calls:
         if call not in live and (call.parent is None or call.parent in live):

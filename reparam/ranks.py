@@ -122,7 +122,7 @@ def _rank_facts(
         joined = [ranks[value] for value in first if isinstance(value, fx.Node) and value in ranks]
         return [(node, joined[0] + more)] if joined else []
     if name in _BROADCASTING:
-        return _broadcast(node, ranks)
+        return _broadcast(node, root, ranks)
     if node.op not in ("call_function", "call_method") or operand is None:
         return []
     ranked = _RANKED_NAMES.match(name)
@@ -212,7 +212,9 @@ def _equal(
     return [(node, ranks[operand])] if operand in ranks else []
 
 
-def _broadcast(node: fx.Node, ranks: Mapping[fx.Node, int]) -> list[tuple[fx.Node, int]]:
+def _broadcast(
+    node: fx.Node, root: nn.Module, ranks: Mapping[fx.Node, int]
+) -> list[tuple[fx.Node, int]]:
     operands = [argument for argument in node.args if isinstance(argument, fx.Node)]
     known = [ranks[operand] for operand in operands if operand in ranks]
     unknown = list(dict.fromkeys(operand for operand in operands if operand not in ranks))
@@ -224,22 +226,25 @@ def _broadcast(node: fx.Node, ranks: Mapping[fx.Node, int]) -> list[tuple[fx.Nod
         from_input = operand.op == "placeholder" or operator_name(operand) in _BROADCASTING
         if from_input or all(other < rank for other in known):
             return [(operand, rank)]
-    if node in ranks and not known and len(set(map(_origin, unknown))) == 1:
+    if node in ranks and not known and len({_origin(one, root) for one in unknown}) == 1:
         return [(operand, ranks[node]) for operand in unknown]
     return []
 
 
-def _origin(node: fx.Node, depth: int = 16) -> fx.Node:
+def _origin(node: fx.Node, root: nn.Module, depth: int = 16) -> fx.Node:
     """The value that a value surely has as many axes as."""
     name, first = operator_name(node), node.args[0] if node.args else None
     if not depth:
         return node
     if name in _BROADCASTING:
-        origins = {_origin(operand, depth - 1) for operand in node.all_input_nodes}
+        origins = {_origin(operand, root, depth - 1) for operand in node.all_input_nodes}
         return origins.pop() if len(origins) == 1 else node
-    if name in _KEEPING_NAMES and isinstance(first, fx.Node):
-        return _origin(first, depth - 1)
-    return node
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        keeps = isinstance(module, _KEEPING_MODULES) or _is_activation(module)
+    else:
+        keeps = name in _KEEPING_NAMES
+    return _origin(first, root, depth - 1) if keeps and isinstance(first, fx.Node) else node
 
 
 def _flatten_rank(

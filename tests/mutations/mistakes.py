@@ -129,7 +129,7 @@ MISTAKES = [
     Mistake(
         "a write in place to a value that is read later is ignored",
         "lifting.py",
-        "            if any(facts.order[user] > position for user in member.users):\n",
+        "            if any(facts.order[user] > position for user in readers):\n",
         "            if False:\n",
     ),
     Mistake(
@@ -178,8 +178,8 @@ MISTAKES = [
     Mistake(
         "what is still read is pruned",
         "pruning.py",
-        "    kept = _kept(target, rewrite)\n",
-        "    kept: set[int] = set()\n",
+        "    kept = _kept(target, rewrite) | set(elsewhere)\n",
+        "    kept = set(elsewhere)\n",
     ),
     Mistake(
         "statistics of the batch pass for running ones",
