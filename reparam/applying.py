@@ -18,7 +18,7 @@ from reparam.describing import applied_row, fused_row, place, refused_rows
 from reparam.errors import Refusal, ReparamError
 from reparam.exported import as_module, rebuild
 from reparam.frames import frame_of
-from reparam.graft import GraftError, graft
+from reparam.graft import GraftError, TornError, graft
 from reparam.judging import DifferenceError, Judge
 from reparam.lowering import lower, take_after
 from reparam.modules import fetch, join
@@ -157,13 +157,19 @@ def _apply(
         operators = [(region, made[region.key][0]) for region in regions]
         try:
             with _all_or_nothing(root):
-                rewritten = rewrite(part.trace, operators, part.facts)
+                rewritten = rewrite(part.trace, operators, part.facts, part.merged)
                 grafted = graft(rewritten, root, _held(target, part.elsewhere))
                 unchecked = check.run(grafted, rewritten, root) if check is not None else 0
         except GraftError as problem:
             if isinstance(problem, MismatchError):
                 warnings.warn(f"{problem}; it was left alone. Please report it", stacklevel=5)
-            part = part.anew(_at_fault(part, problem, rewritten), Refusal(problem.reason))
+            at_fault = _at_fault(part, problem, rewritten)
+            if isinstance(problem, TornError):
+                # Planned as code of its caller, it may still be.
+                numbers = {part.trace.calls.index(call) for call in problem.calls}
+                at_fault = [] if numbers - part.merged else at_fault
+                part.merged |= numbers
+            part = part.anew(at_fault, Refusal(problem.reason))
             made = make_all(part, verify, report)
             continue
         report.refused.extend(refused)

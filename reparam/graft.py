@@ -41,6 +41,10 @@ class GraftError(Exception):
         self.calls = calls
 
 
+class TornError(GraftError):
+    """Code that becomes a part of its caller's was planned for as code of its own."""
+
+
 @dataclass(frozen=True)
 class Grafted:
     """What a graft did to the modules.
@@ -122,7 +126,8 @@ class _Graft:
             )
         torn = {frame for _, frame in self.rewrite.swapped if self._may_run_as_it_was(frame)}
         if torn:
-            raise GraftError("its parts would change for code that may run as it was", torn)
+            raise TornError("its parts would change for code that may run as it was", torn)
+        self._drop_idle()
         forwards: list[tuple[Call, fx.Graph, dict[str, Any], tuple[str, ...]]] = []
         for call in self.trace.calls:
             if call in self.edited and call not in self.inlined and self._is_live(call):
@@ -168,6 +173,24 @@ class _Graft:
             if call in self.inlined:
                 self.edited.add(call.parent)
                 self.edited.discard(call)
+
+    def _drop_idle(self) -> None:
+        """Leave out of new code what it need not compute."""
+        idle, caller = self.rewrite.idle, self.trace.caller
+        owners = [c for c in self.trace.calls if c in self.edited and c not in self.inlined]
+        for owner in owners:
+            for node in list(reversed(self.inside[owner])):
+                inner = self._called_from(owner, caller[node])
+                whole = inner is None or idle.issuperset(self.inside[inner])
+                if node not in idle or node.users or not whole or node not in self.position:
+                    continue
+                if node.op in ("call_module", "get_attr"):
+                    self.rewrite.removed.append((str(node.target), caller[node]))
+                for call in caller[node].ancestry():
+                    self.inside[call].remove(node)
+                    self.shrunk.add(call)
+                del self.position[node]
+                self.trace.graph.erase_node(node)
 
     def _is_gone(self, node: fx.Node) -> bool:
         return node.op != "get_attr" and self.rewrite.current(node) not in self.position

@@ -44,6 +44,7 @@ class Part:
         banned: Regions, by value and base, that turned out not to be possible.
         decision: What the planner decided.
         make: Makes the part once more.
+        merged: Numbers of the calls whose code will be a part of their caller's.
         elsewhere: Paths in the model of the modules that other code uses, too.
     """
 
@@ -53,11 +54,13 @@ class Part:
     banned: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
     make: Callable[[], Part] | None = None
+    merged: frozenset[int] = frozenset()
     elsewhere: frozenset[str] = frozenset()
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
-        stateful = Rewriter(self.trace, self.facts) if self.trace.stateful else None
+        rewriter = Rewriter(self.trace, self.facts, self.merged)
+        stateful = rewriter if self.trace.stateful else None
         while True:
             self.decision = decide(self.trace.graph, self.steps, self.facts, self.banned)
             problems = [
@@ -84,7 +87,7 @@ class Part:
         if self.make is None:
             raise RuntimeError("a part that cannot be made again")
         fresh = self.make()
-        fresh.make, fresh.elsewhere = self.make, self.elsewhere
+        fresh.make, fresh.elsewhere, fresh.merged = self.make, self.elsewhere, self.merged
         for region in regions:
             self.ban(region, reason)
         nodes = {node.name: node for node in fresh.facts.order}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -38,6 +38,7 @@ class Rewrite:
         names: Where each region's operator is registered.
         protected: For each call the parts that other methods of its module run by themselves.
         inlined: Calls whose code has to move into their caller's.
+        idle: Nodes that no code has to compute.
         dead: Values that are computed no more, though another node stands where they stood.
     """
 
@@ -51,6 +52,7 @@ class Rewrite:
     names: dict[fx.Node, str] = field(default_factory=dict)
     protected: dict[Call, set[str]] = field(default_factory=dict)
     inlined: set[Call] = field(default_factory=set)
+    idle: set[fx.Node] = field(default_factory=set)
     dead: set[fx.Node] = field(default_factory=set)
 
     def current(self, node: fx.Node) -> fx.Node:
@@ -60,15 +62,18 @@ class Rewrite:
         return node
 
 
-def rewrite(trace: Trace, operators: Operators, facts: Facts) -> Rewrite:
+def rewrite(
+    trace: Trace, operators: Operators, facts: Facts, merged: Collection[int] = ()
+) -> Rewrite:
     """Edit the graph of a trace.
 
     Args:
         trace: The trace; its graph is changed.
         operators: The regions and the modules that stand for them.
         facts: What was known of the graph before.
+        merged: Numbers of the calls whose code will be a part of their caller's.
     """
-    return Rewriter(trace, facts).run(operators)
+    return Rewriter(trace, facts, merged).run(operators)
 
 
 class Rewriter:
@@ -77,12 +82,14 @@ class Rewriter:
     Args:
         trace: The trace.
         facts: What was known of the graph before.
+        merged: Numbers of the calls whose code will be a part of their caller's.
     """
 
-    def __init__(self, trace: Trace, facts: Facts) -> None:
+    def __init__(self, trace: Trace, facts: Facts, merged: Collection[int] = ()) -> None:
+        self.merged = {trace.calls[number] for number in merged}
         self.trace = trace
         self.facts = facts
-        self.result = Rewrite(trace)
+        self.result = Rewrite(trace, idle=facts.idle)
         self.as_written = True
         self.paths = all_names(trace.root)
         self.uses = Counter(
@@ -175,6 +182,8 @@ class Rewriter:
         source = main.base if region.collapses else region.base
         single = len(main.inner) == 1 and region.collapses
         frame = common_caller(callers) if region.collapses else self.trace.caller[value]
+        while frame in self.merged and frame.parent is not None:
+            frame = frame.parent
         spanned = self.spans[value] if value in self.spans else self._span(region)
         whole = common_caller([frame, *callers, *spanned])
         if not knows_only_tensors(whole):
