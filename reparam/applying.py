@@ -15,10 +15,11 @@ from torch.export import ExportedProgram
 from reparam.affine import AffineConv
 from reparam.checking import Check, MismatchError
 from reparam.describing import applied_row, fused_row, place, refused_rows
+from reparam.edits import Rewrite
 from reparam.errors import Refusal, ReparamError
 from reparam.exported import as_module, rebuild
 from reparam.frames import frame_of
-from reparam.graft import GraftError, TornError, graft
+from reparam.graft import graft
 from reparam.judging import DifferenceError, Judge
 from reparam.lowering import lower, take_after
 from reparam.modules import fetch, join
@@ -26,7 +27,8 @@ from reparam.parts import Part
 from reparam.regions import Region
 from reparam.repeats import signature
 from reparam.report import RefusedRow, Report
-from reparam.rewriting import Rewrite, rewrite
+from reparam.rewriting import rewrite
+from reparam.slicing import GraftError, TornError
 from reparam.verification import REGION_BOUND, UnverifiableError, region_error
 
 _UNCHECKED = (

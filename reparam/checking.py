@@ -9,13 +9,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reparam.calls import Call
+from reparam.edits import Rewrite
 from reparam.frames import frame_of
-from reparam.graft import Grafted, GraftError
+from reparam.graft import Grafted
 from reparam.lowering import lower
 from reparam.modules import fetch
 from reparam.parts import Part
-from reparam.rewriting import Rewrite
 from reparam.sampling import MODULE_BOUND, may_run, module_error, sample_calls
+from reparam.slicing import GraftError
 from reparam.structures import nodes_in
 
 

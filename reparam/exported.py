@@ -26,11 +26,11 @@ from torch.export.graph_signature import (
 )
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from reparam.edits import Rewrite
 from reparam.facts import gather
 from reparam.lifting import lift
 from reparam.parts import Part
 from reparam.recorded import as_trace, recorded_values
-from reparam.rewriting import Rewrite
 from reparam.rules import Rules
 from reparam.running import run_function
 

@@ -7,42 +7,24 @@ and methods, and goes on calling its children.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
 from reparam.calls import Call
+from reparam.edits import Rewrite
 from reparam.effects import operator_name
 from reparam.frames import knows_only_tensors
 from reparam.fused_forward import FusedForward, Guards
 from reparam.methods import names_forward_uses
-from reparam.modules import all_names, fetch, join
+from reparam.modules import all_names, fetch
 from reparam.pruning import prune
 from reparam.recorded import RecordedTrace
-from reparam.rewriting import Rewrite
-from reparam.structures import Built, nodes_in, outline, written_into
-
-
-class GraftError(Exception):
-    """The edited graph cannot be put back without changing code that must stay.
-
-    Args:
-        reason: Why, in words for the report.
-        calls: The calls whose code would have to change.
-    """
-
-    def __init__(self, reason: str, calls: Collection[Call]) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.calls = calls
-
-
-class TornError(GraftError):
-    """Code that becomes a part of its caller's was planned for as code of its own."""
+from reparam.slicing import GraftError, Slicer, TornError
+from reparam.structures import nodes_in, outline
 
 
 @dataclass(frozen=True)
@@ -115,6 +97,7 @@ class _Graft:
         self.paths = all_names(self.trace.root)
         self.edited = set(rewrite.edited)
         self.inlined: set[Call] = set()
+        self.slicer = Slicer(rewrite, self.inside, self.inlined, self.paths)
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
 
     def run(self, elsewhere: Collection[int]) -> Grafted:
@@ -131,7 +114,7 @@ class _Graft:
         forwards: list[tuple[Call, fx.Graph, dict[str, Any], tuple[str, ...]]] = []
         for call in self.trace.calls:
             if call in self.edited and call not in self.inlined and self._is_live(call):
-                graph, baked, parameters = self._slice(call)
+                graph, baked, parameters = self.slicer.slice(call)
                 forwards.append((call, graph, baked, parameters))
         _register(self.rewrite, self.target)
         for call, graph, baked, parameters in forwards:
@@ -180,7 +163,7 @@ class _Graft:
         owners = [c for c in self.trace.calls if c in self.edited and c not in self.inlined]
         for owner in owners:
             for node in list(reversed(self.inside[owner])):
-                inner = self._called_from(owner, caller[node])
+                inner = self.slicer.called_from(owner, caller[node])
                 whole = inner is None or idle.issuperset(self.inside[inner])
                 if node not in idle or node.users or not whole or node not in self.position:
                     continue
@@ -203,7 +186,7 @@ class _Graft:
         if self.times[id(call.module)] > 1:
             return False
         return all(
-            self._relative(str(node.target), call) is not None
+            self.slicer.relative(str(node.target), call) is not None
             for node in self.inside[call]
             if node.op in ("call_module", "get_attr")
         )
@@ -221,131 +204,6 @@ class _Graft:
         visible = inner | arguments
         reads = {argument for node in inner for argument in node.all_input_nodes}
         return any(node not in visible and node.op != "get_attr" for node in results | reads)
-
-    # -- Slicing --------------------------------------------------------------------------------
-
-    def _slice(self, owner: Call) -> tuple[fx.Graph, dict[str, Any], tuple[str, ...]]:
-        """The graph of one module's own forward, its children called and not inlined."""
-        graph = fx.Graph()
-        values: dict[fx.Node, fx.Node] = {}
-        baked: dict[str, Any] = {}
-        parameters: list[str] = []
-        given: list[tuple[Any, fx.Node]] = []
-        signature = inspect.signature(owner.module.forward)
-        graph_module = isinstance(owner.module, fx.GraphModule)
-        for name, argument in owner.arguments.items():
-            if not any(True for _ in nodes_in(argument)):
-                baked[name] = argument
-                continue
-            default = signature.parameters[name].default
-            placeholder = graph.placeholder(
-                name, default_value=default if graph_module else inspect.Parameter.empty
-            )
-            parameters.append(name)
-            given.append((argument, placeholder))
-        # Where two arguments became one value, code reads the one that is that value.
-        for argument, placeholder in sorted(given, key=lambda pair: self._is_dead(pair[0])):
-            self._unpack(graph, argument, placeholder, values)
-        emitted: set[Call] = set()
-
-        def read(node: fx.Node) -> fx.Node:
-            node = self.rewrite.current(node)
-            if node not in values:
-                if node.op != "get_attr":
-                    where = owner.path or "the model"
-                    raise GraftError(f"{node} is not visible in {where}", [owner])
-                values[node] = graph.get_attr(self._named(str(node.target), owner))
-            return values[node]
-
-        for node in self.inside[owner]:
-            call = self._called_from(owner, self.trace.caller[node])
-            if call is not None:
-                if call not in emitted:
-                    emitted.add(call)
-                    self._emit_call(graph, call, owner, read, values)
-                continue
-            if node.op in ("placeholder", "output", "get_attr"):
-                continue
-            copied = graph.node_copy(node, read)
-            if node.op == "call_module":
-                copied.target = self._named(str(node.target), owner)
-            values[node] = copied
-        graph.output(written_into(graph, owner.result, read))
-        return graph, baked, tuple(parameters)
-
-    def _is_dead(self, structure: Any) -> bool:
-        return any(node in self.rewrite.dead for node in nodes_in(structure))
-
-    def _called_from(self, owner: Call, caller: Call) -> Call | None:
-        """The outermost call below the owner that stays a call, if the caller is inside one."""
-        found = None
-        for call in caller.ancestry():
-            if call is owner:
-                return found
-            if call not in self.inlined:
-                found = call
-        return found
-
-    def _emit_call(
-        self,
-        graph: fx.Graph,
-        call: Call,
-        owner: Call,
-        read: Callable[[fx.Node], fx.Node],
-        values: dict[fx.Node, fx.Node],
-    ) -> None:
-        path = self._named(call.path, owner)
-        args = written_into(graph, call.args, read)
-        kwargs = written_into(graph, call.kwargs, read)
-        result = graph.call_module(path, args, kwargs)
-        self._unpack(graph, call.result, result, values)
-
-    def _unpack(
-        self,
-        graph: fx.Graph,
-        structure: Any,
-        whole: fx.Node,
-        values: dict[fx.Node, fx.Node],
-    ) -> None:
-        """Name the values inside an argument or a result."""
-        if isinstance(structure, fx.Node):
-            values.setdefault(self.rewrite.current(structure), whole)
-            return
-        entries: list[tuple[Any, Any]] = []
-        by_key = True
-        if isinstance(structure, Built):
-            by_key = structure.by_key
-            entries = list(structure.entries.items())
-        elif isinstance(structure, dict):
-            entries = list(structure.items())
-        elif isinstance(structure, tuple | list):
-            entries = list(enumerate(structure))
-        for key, entry in entries:
-            if any(True for _ in nodes_in(entry)):
-                part = graph.call_function(operator.getitem if by_key else getattr, (whole, key))
-                self._unpack(graph, entry, part, values)
-
-    def _relative(self, path: str, owner: Call) -> str | None:
-        """The name of a module or tensor below an owner, which may not be its first one."""
-        if not owner.path:
-            return path
-        prefix = f"{owner.path}."
-        if path.startswith(prefix):
-            return path[len(prefix) :]
-        holder, _, name = path.rpartition(".")
-        for paths, rest in ((self.paths.get(path, ()), ""), (self.paths.get(holder, ()), name)):
-            for other in paths:
-                if other.startswith(prefix):
-                    return join(other[len(prefix) :], rest)
-                if rest and other == owner.path:
-                    return rest
-        return None
-
-    def _named(self, path: str, owner: Call) -> str:
-        relative = self._relative(path, owner)
-        if relative is None:
-            raise GraftError(f"{path} is not below {owner.path}", [owner])
-        return relative
 
     def _attach(
         self,
@@ -367,7 +225,9 @@ class _Graft:
         )
         outlines = {name: outline(call.arguments[name]) for name in parameters}
         outlines = {name: was for name, was in outlines.items() if was is not None}
-        types = {self._named(p, call): self.trace.root.get_parameter(p).dtype for p in call.typed}
+        types = {
+            self.slicer.named(p, call): self.trace.root.get_parameter(p).dtype for p in call.typed
+        }
         guards = Guards(
             baked,
             outlines,
@@ -384,7 +244,7 @@ class _Graft:
         """The parts that new code stands for and whose own code depends on how they are called."""
         moved = [call for call in self.trace.calls if self._moves_into(call, owner)]
         paths = {call.path for call in moved if call is not owner and not knows_only_tensors(call)}
-        return sorted(name for path in paths if (name := self._relative(path, owner)))
+        return sorted(name for path in paths if (name := self.slicer.relative(path, owner)))
 
     def _is_modal(self, owner: Call, graph: fx.Graph) -> bool:
         """Whether new code holds a dropout or the like that the old code did in training only."""

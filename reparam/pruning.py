@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 
 from reparam.calls import Call
+from reparam.edits import Rewrite
 from reparam.methods import names_of_public_methods
 from reparam.modules import all_names, fetch
-from reparam.rewriting import Rewrite
 
 
 def prune(

@@ -171,7 +171,7 @@ MISTAKES = [
     ),
     Mistake(
         "a module that is called twice is replaced in its place",
-        "rewriting.py",
+        "placing.py",
         "            and self.uses[id(old)] == 1\n",
         "",
     ),
@@ -207,7 +207,7 @@ MISTAKES = [
     ),
     Mistake(
         "a forward with other arguments runs over changed children",
-        "rewriting.py",
+        "placing.py",
         "        if names and not knows_only_tensors(frame):\n",
         "        if False:\n",
     ),

@@ -1,0 +1,188 @@
+"""Where the operator of a region belongs: whose code names it, and what must not change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from torch import fx, nn
+
+from reparam.calls import Call, Trace
+from reparam.edits import Rewrite
+from reparam.facts import Facts
+from reparam.forest import Link
+from reparam.frames import common_caller, held_aside, knows_only_tensors, read_from
+from reparam.methods import methods_naming
+from reparam.modules import fetch, has_hooks
+from reparam.regions import Region
+from reparam.structures import nodes_in
+
+
+class Placer:
+    """Finds the place of every region of one trace.
+
+    Args:
+        trace: The trace.
+        facts: What was known of the graph before it is edited.
+        result: What is to be done to the modules so far; parts to be kept are noted there.
+        merged: Numbers of the calls whose code will be a part of their caller's.
+    """
+
+    def __init__(
+        self, trace: Trace, facts: Facts, result: Rewrite, merged: Collection[int]
+    ) -> None:
+        self.trace = trace
+        self.facts = facts
+        self.result = result
+        self.merged = {trace.calls[number] for number in merged}
+        self.spans: dict[fx.Node, set[Call]] = {}
+        self.as_written = True
+        self.uses = Counter(
+            id(fetch(trace.root, str(node.target)))
+            for node in trace.graph.nodes
+            if node.op == "call_module"
+        )
+        self.traced_through = Counter(id(call.module) for call in trace.calls)
+        self.held = held_aside(trace.root)
+        self.read_directly = {
+            id(read_from(trace.root, str(node.target)))
+            for node in trace.graph.nodes
+            if node.op == "get_attr"
+        }
+
+    def placement(self, region: Region) -> tuple[Call, Call, bool]:
+        """Where a region belongs: its frame, whose code gets the new operator, and whether none.
+
+        Returns:
+            The innermost call that all of the region lies in, the call whose code names the new
+            operator, and whether a module is replaced where it is registered instead.
+        """
+        main, value = region.main, region.value
+        callers = [self.trace.caller[node] for node in region.dying if node.op != "get_attr"]
+        place = main.value if region.collapses else value
+        source = main.base if region.collapses else region.base
+        single = len(main.inner) == 1 and region.collapses
+        frame = common_caller(callers) if region.collapses else self.trace.caller[value]
+        while frame in self.merged and frame.parent is not None:
+            frame = frame.parent
+        spanned = self.spans[value] if value in self.spans else self._span(region)
+        whole = common_caller([frame, *callers, *spanned])
+        if not knows_only_tensors(whole):
+            # Called otherwise, its parts may get values that do not depend on the base like this.
+            if region.collapses:
+                frame = whole
+            else:
+                self._keep_parts(region, whole, set())
+        self.as_written = region.collapses and self._methods_agree(region, frame)
+        swap = single and not region.converts and self.may_swap(main, region, frame)
+        if single:
+            owner = self.trace.caller[place]
+        else:
+            inner = (node for node in main.inner if node in region.dying or node is place)
+            owner = common_caller([self.trace.caller[node] for node in inner])
+        while owner.parent is not None and not self._sees(owner, self.result.current(source)):
+            owner = owner.parent
+        if region.collapses and not self.as_written:
+            owner = frame
+        while not swap and owner.parent is not None and self._must_not_grow(owner):
+            owner = owner.parent
+        return frame, owner, swap
+
+    def remember_span(self, region: Region) -> None:
+        """Note how a region's value depends on its base while the graph is what was traced."""
+        self.spans[region.value] = self._span(region)
+
+    def _span(self, region: Region) -> set[Call]:
+        """The calls through which a region's value depends on its base, dying or not."""
+        facts = self.facts
+        pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
+        first, found = facts.order[region.base], set()
+        while pending:
+            node = pending.pop()
+            if node in found or facts.order[node] <= first:
+                continue
+            found.add(node)
+            pending.extend(facts.operands(node))
+        return {self.trace.caller[node] for node in found}
+
+    def _methods_agree(self, region: Region, frame: Call) -> bool:
+        """Whether every method of the module that holds a region runs all of it or nothing.
+
+        A method that runs a part of it, ``forward_features`` say, must go on finding that part as
+        it was.
+        """
+        prefix = f"{frame.path}." if frame.path else ""
+        names: set[str] = set()
+        in_code = False
+        for link in region.path:
+            if link.form is None or link.form.identity:
+                continue
+            for node in link.inner:
+                caller = self.trace.caller[node]
+                path = str(node.target) if node.op == "call_module" else caller.path
+                if node.op != "call_module" and caller is frame:
+                    in_code = in_code or node not in self.facts.sources
+                elif path.startswith(prefix):
+                    names.add(path[len(prefix) :].split(".")[0])
+        methods = methods_naming(frame.module, names)
+        partial = {name for name, used in methods.items() if used != names}
+        public = {name for name in methods if name != "forward" and not name.startswith("_")}
+        if names and not knows_only_tensors(frame):
+            # With other arguments the code as it was runs, and calls the parts as they were.
+            self._keep_parts(region, frame, names)
+            return False
+        if partial - {"forward"} or (in_code and public) or (partial and len(methods) > 1):
+            self._keep_parts(region, frame, names)
+            return False
+        mixing = {
+            self.trace.caller[link.value]
+            for link in region.path
+            if link.form is not None and not link.form.diagonal
+        }
+        if len(mixing) > 1 and names:
+            # A part would return other channels or another size than it did.
+            self._keep_parts(region, frame, names)
+            return False
+        return True
+
+    def _keep_parts(self, region: Region, frame: Call, names: set[str]) -> None:
+        """Write a region into its frame's own code; its parts stay what they are."""
+        self.result.protected.setdefault(frame, set()).update(names)
+        for node in region.dying:
+            for call in self.trace.caller[node].ancestry():
+                if call is frame:
+                    break
+                self.result.inlined.add(call)
+
+    def may_swap(self, link: Link, region: Region, frame: Call) -> bool:
+        """Whether a module may be replaced where it is registered, and no code has to change."""
+        node = link.value
+        if node.op != "call_module" or node in region.shared:
+            return False
+        old = fetch(self.trace.root, str(node.target))
+        reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
+        return (
+            self.as_written
+            and self.uses[id(old)] == 1
+            and reads == (self.result.current(link.base),)
+            and id(old) not in self.read_directly
+            and self.traced_through[id(self.trace.caller[node].module)] == 1
+            and not has_hooks(old)
+            and not any(child for child in old.children())
+            and id(old) not in self.held
+            and knows_only_tensors(frame)
+        )
+
+    def _sees(self, call: Call, node: fx.Node) -> bool:
+        """Whether a call's own code can name a value."""
+        if node.op == "get_attr":
+            return True
+        caller = self.trace.caller[node]
+        if caller is call or call in caller.ancestry():
+            return True
+        return any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
+
+    def _must_not_grow(self, call: Call) -> bool:
+        """Whether a new part would change how a module runs, or its code cannot be replaced."""
+        containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
+        return isinstance(call.module, containers) or self.traced_through[id(call.module)] > 1
