@@ -43,7 +43,10 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
             views = permutes(link.value) or indexes(link.value)
             permuted = views or (permuted and not link.commuting.copies)
     # What was computed after a transposition or an index becomes that view itself.
-    if permuted or facts.by_layout:
+    moves = permuted or any(
+        link.commuting is not None or len(link.inner) > 1 or indexes(link.value) for link in path
+    )
+    if moves and (permuted or facts.by_layout):
         problem = _layout_problem(value, dying, facts, views=permuted)
         if problem is not None:
             return problem

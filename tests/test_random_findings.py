@@ -1,0 +1,255 @@
+"""Networks on which random networks once found a mistake, shrunk and named after it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from tests.random_networks.vocabulary import ConvNorm, EachOf, LayerScale, Noise, SignDependent
+from tests.support.counting import count_operators
+from tests.support.errors import relative_error
+from tests.support.randomise import randomise_batch_norm
+
+EXACT = 1e-12
+
+
+class Written(nn.Module):
+    """Parts, and a forward that is given as a function."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: nn.Module) -> None:
+        super().__init__()
+        self.run = forward
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+class WithOption(Written):
+    """The same with an input that may be left out, so that its code may run as it was."""
+
+    def forward(self, x: Tensor, option: Tensor | None = None) -> Any:
+        return self.run(self, x if option is None else x + option)
+
+
+class OfTwo(Written):
+    """The same with two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.run(self, x, y)
+
+
+def conv(taps: int = 1, **settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, taps, padding=taps // 2, **settings)
+
+
+def scaled_inside_and_composed_outside() -> nn.Module:
+    inner = Written(lambda self, x: self.b(self.scale(self.a(x))), a=conv(3), b=conv(3))
+    inner.scale = LayerScale(4, 1, 1)
+    return WithOption(lambda self, x: self.last(self.inner(x)), inner=inner, last=conv())
+
+
+def an_argument_that_the_caller_negated() -> nn.Module:
+    def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = self.norm(y)
+        y.relu_()
+        return self.conv(z)
+
+    inner = OfTwo(forward, norm=nn.BatchNorm2d(4), conv=conv())
+
+    def outer(self: Any, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        return self.inner(y, -y)
+
+    return WithOption(outer, inner=inner)
+
+
+def a_result_in_place_that_nobody_reads() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        z = self.b(y)
+        scaled = y * self.factor
+        z -= scaled
+        return scaled
+
+    model = Written(forward, a=conv(3), b=conv(3))
+    model.factor = nn.Parameter(torch.randn(4, 1, 1))
+    return model
+
+
+def heads_of_which_one_is_not_read() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        _, second = self.heads([self.norm(x)] * 2)
+        return second
+
+    return Written(forward, norm=nn.BatchNorm2d(4), heads=EachOf(conv(), ConvNorm(4, 6)))
+
+
+def heads_behind_a_padding() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        first, second = self.heads([self.pad(self.norm(x))] * 2)
+        return second + first.mean()
+
+    parts = {"norm": nn.BatchNorm2d(4), "pad": nn.ReflectionPad2d((1, 1, 1, 0))}
+    return Written(forward, **parts, heads=EachOf(conv(), ConvNorm(4, 4)))
+
+
+def a_dead_call_of_what_the_fused_code_replaces() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x) + x
+        self.heads([y, x])
+        return y
+
+    return Written(forward, conv=conv(3), heads=EachOf(ConvNorm(4, 4, 3), ConvNorm(4, 4)))
+
+
+def a_weight_read_from_outside() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.block(x) + self.block.m.norm.weight.flatten()[0]
+
+    def normalised(self: Any, x: Tensor) -> Tensor:
+        norm = self.norm
+        return F.batch_norm(
+            self.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias
+        )
+
+    inner = Written(normalised, conv=conv(3, bias=False), norm=nn.BatchNorm2d(4))
+    return Written(forward, block=SignDependent(inner))
+
+
+def a_weight_read_in_dead_code() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x * self.block.m.bn.weight.mean()
+        return self.block(x)
+
+    return Written(forward, block=SignDependent(ConvNorm(4, 4, 3)))
+
+
+def one_tensor_for_two_arguments() -> nn.Module:
+    def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        y.sub_(x, alpha=0.5)
+        return self.norm(self.conv(x))
+
+    inner = OfTwo(forward, conv=conv(3), norm=nn.BatchNorm2d(4))
+    return Written(
+        lambda self, x: self.inner(x * 2, x.abs()) + self.twice(x.relu()),
+        inner=inner,
+        twice=Written(
+            lambda self, x: self.inner(x, x),
+            inner=OfTwo(forward, conv=conv(3), norm=nn.BatchNorm2d(4)),
+        ),
+    )
+
+
+def two_arguments_that_become_one() -> nn.Module:
+    def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([self.norm(self.conv(y)), y], 1)
+
+    def outer(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.inner(y, self.norm(y))
+
+    inner = OfTwo(forward, conv=conv(), norm=nn.BatchNorm2d(4))
+    return Written(outer, inner=inner, conv=conv(), norm=nn.BatchNorm2d(4))
+
+
+def a_copy_or_a_view_that_is_written_to() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.linear(self.conv(x).permute(0, 2, 3, 1)) * 2
+        F.relu(y.flatten(1), inplace=True)
+        return y
+
+    return Written(forward, conv=conv(3), linear=nn.Linear(4, 4))
+
+
+def a_view_of_an_index() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x)[:, 0] - 2
+        y.view(-1)[0] = 1.0
+        return y
+
+    return Written(forward, conv=conv(3))
+
+
+def random_numbers_in_the_order_of_memory() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.noise(self.linear(self.conv(x).permute(0, 2, 3, 1)))
+
+    return Written(forward, conv=conv(3), linear=nn.Linear(4, 4), noise=Noise())
+
+
+def a_parallel_transposed_convolution() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.up(x)
+        z = F.avg_pool2d(self.point(y), 3, 1, 1) + y
+        return self.down(z)
+
+    parts = {"up": nn.ConvTranspose2d(4, 4, 2, stride=2), "point": conv(bias=False)}
+    return Written(forward, **parts, down=nn.Conv2d(4, 4, 2, stride=3, dilation=2))
+
+
+def a_sum_that_starts_at_zero() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.norm(sum([self.a(x), self.b(x)]))  # type: ignore[call-overload]
+
+    return Written(forward, a=conv(3), b=conv(), norm=nn.SyncBatchNorm(4))
+
+
+def a_result_that_only_the_module_returns() -> nn.Module:
+    def both(self: Any, x: Tensor) -> dict[str, Tensor]:
+        y = self.conv(x)
+        return {"last": self.norm(self.head(y.relu())), "hidden": y}
+
+    inner = Written(both, conv=conv(3), head=conv(3), norm=nn.BatchNorm2d(4))
+    return Written(lambda self, x: self.inner(x)["hidden"].sigmoid(), inner=inner)
+
+
+FINDINGS = {
+    scaled_inside_and_composed_outside: 2,
+    an_argument_that_the_caller_negated: 1,
+    a_result_in_place_that_nobody_reads: 0,
+    heads_of_which_one_is_not_read: 1,
+    heads_behind_a_padding: 2,
+    a_dead_call_of_what_the_fused_code_replaces: 1,
+    a_weight_read_from_outside: 1,
+    a_weight_read_in_dead_code: 0,
+    one_tensor_for_two_arguments: 1,
+    two_arguments_that_become_one: 2,
+    a_copy_or_a_view_that_is_written_to: 1,
+    a_view_of_an_index: 0,
+    random_numbers_in_the_order_of_memory: 0,
+    a_parallel_transposed_convolution: 0,
+    a_sum_that_starts_at_zero: 1,
+    a_result_that_only_the_module_returns: 1,
+}
+"""The networks, and how many operators fusing saves of each at least."""
+
+
+@pytest.mark.parametrize("build", FINDINGS)
+def test_it_computes_the_same(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = randomise_batch_norm(build(), 0).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    calls = [(x,), (x, x.sin())] if isinstance(model, WithOption) else [(x,)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused = reparam.fuse(model)
+    for inputs in calls:
+        results = []
+        for network in (model, fused):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                results.append(network(*(value.clone() for value in inputs)))
+        assert relative_error(results[1], results[0]) <= EXACT
+    before, after = count_operators(model, (x,)), count_operators(fused, (x,))
+    assert before.total - after.total >= FINDINGS[build], fused.reparam_report
+    assert after.macs <= before.macs
+    assert not reparam.fuse(fused).reparam_report.fused
