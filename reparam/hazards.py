@@ -28,14 +28,22 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
     base, value, dying = region.base, region.value, region.dying
     order = facts.order
     place = order[main.value if main.value in dying else value]
-    for node in {node for link in path for node in link.inner}:
+    inner = {node for link in path for node in link.inner}
+    for node in inner:
         for operand in node.all_input_nodes:
-            if facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):
+            since = order[operand]
+            if operand is not base and facts.write_between(
+                operand, since, order[node] - 1, ignoring=dying
+            ):
                 return Refusal(f"{operand} is written to in place before it is read")
     for absorbed in region.absorbed:
         if absorbed.total not in settled and _would_share_memory(absorbed, dying, facts):
             return Refusal(f"{absorbed.total} is written to in place later")
-    if facts.write_between(base, order[base], place - 1, ignoring=dying):
+    # What is written to the base before anybody reads it is a part of its value.
+    since = min(
+        (order[node] for node in inner if base in node.all_input_nodes), default=order[base]
+    )
+    if facts.write_between(base, since, place - 1, ignoring=dying):
         return Refusal(f"{base} is written to in place before it is read")
     permuted = False
     for link in path[path.index(main) + 1 :]:

@@ -212,7 +212,18 @@ def a_result_that_only_the_module_returns() -> nn.Module:
     return Written(lambda self, x: self.inner(x)["hidden"].sigmoid(), inner=inner)
 
 
+def a_value_written_to_before_anybody_reads_it() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.first(x)
+        self.act(y)
+        return self.norm(self.last(y))
+
+    parts = {"first": conv(3), "act": nn.ReLU(inplace=True), "last": conv(3)}
+    return Written(forward, **parts, norm=nn.BatchNorm2d(4))
+
+
 FINDINGS = {
+    a_value_written_to_before_anybody_reads_it: 1,
     scaled_inside_and_composed_outside: 2,
     an_argument_that_the_caller_negated: 1,
     a_result_in_place_that_nobody_reads: 0,

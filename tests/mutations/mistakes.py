@@ -141,8 +141,8 @@ MISTAKES = [
     Mistake(
         "a write between two reads is ignored",
         "hazards.py",
-        "facts.write_between(operand, order[operand], order[node] - 1, ignoring=dying):\n",
-        "False:\n",
+        "            if operand is not base and facts.write_between(\n",
+        "            if False and facts.write_between(\n",
     ),
     Mistake(
         "views share no memory with what they look at",
