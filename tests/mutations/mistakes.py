@@ -211,4 +211,22 @@ MISTAKES = [
         "        if names and not knows_only_tensors(frame):\n",
         "        if False:\n",
     ),
+    Mistake(
+        "code that moves into its caller's is taken to stay",
+        "graft.py",
+        "        return not knows_only_tensors(owner)\n",
+        "        return False\n",
+    ),
+    Mistake(
+        "readers of one value take its path in or cross it, each as it likes",
+        "joint.py",
+        "_crossed(one) & shared == kept & _on(one)]",
+        "one is not None]",
+    ),
+    Mistake(
+        "how values lie in memory is not followed",
+        "hazards.py",
+        "    if moves and (permuted or facts.by_layout):\n",
+        "    if False:\n",
+    ),
 ]

@@ -22,6 +22,7 @@ TESTS = [
     "tests/test_laws.py",
     "tests/test_rules.py",
     "tests/test_eager.py",
+    "tests/test_random_findings.py",
     "tests/test_random_networks.py",
 ]
 """The fast tests that have to notice, in the order in which they run."""
