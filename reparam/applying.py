@@ -231,6 +231,7 @@ def _all_or_nothing(target: nn.Module) -> Iterator[None]:
     saved = [
         (
             module,
+            type(module),
             dict(vars(module)),
             dict(module._modules),
             dict(module._parameters),
@@ -241,7 +242,9 @@ def _all_or_nothing(target: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for module, attributes, children, parameters, buffers in saved:
+        for module, kind, attributes, children, parameters, buffers in saved:
+            if type(module) is not kind:
+                module.__class__ = kind
             vars(module).clear()
             vars(module).update(attributes)
             module._modules.clear()

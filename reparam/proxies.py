@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import importlib
 import inspect
 import operator
 import sys
@@ -171,6 +172,8 @@ def answering_for_proxies() -> Iterator[None]:
 
     That is ``isinstance`` and ``zip``, and torch's functions that make a tensor of a given size.
     """
+    # torch.compile takes down the builtins when it is first imported: they have to be Python's own.
+    importlib.import_module("torch._dynamo")
     factories = {name: getattr(torch, name) for name in _FACTORIES}
     with _answering_builtins():
         for name, factory in factories.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from reparam.calls import Call
 from reparam.edits import Rewrite
@@ -89,13 +90,13 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
     if isinstance(holder, nn.Sequential):
         _become_identity(holder, name)
         return
-    holder._modules[name] = None
+    _drop(holder, name)
     # A list that holds nothing any more goes too.
     for parent, inner, at in zip(parents[-2::-1], parents[:0:-1], path[-2::-1], strict=True):
         empty = all(child is None for child in inner.children())
         if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
             return
-        parent._modules[at] = None
+        _drop(parent, at)
 
 
 def _become_identity(holder: nn.Sequential, name: str) -> None:
@@ -106,6 +107,22 @@ def _become_identity(holder: nn.Sequential, name: str) -> None:
             _become_identity(module, inner)
     else:
         holder._modules[name] = nn.Identity().eval()
+
+
+def _drop(holder: nn.Module, name: str) -> None:
+    """Remove a module; without what computes its weights a layer is an ordinary one."""
+    module = holder._modules[name]
+    if isinstance(module, nn.ModuleDict) and is_parametrized(holder) and name == "parametrizations":
+        _unparametrize(holder, module)
+    else:
+        holder._modules[name] = None
+
+
+def _unparametrize(holder: nn.Module, parametrizations: nn.ModuleDict) -> None:
+    del holder._modules["parametrizations"]
+    holder.__class__ = type(holder).__mro__[1]
+    for tensor in parametrizations:
+        holder._parameters.setdefault(tensor, None)
 
 
 def _say_what_is_left(holder: nn.Module) -> None:

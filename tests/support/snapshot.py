@@ -65,8 +65,9 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 
 def _seen(model: nn.Module) -> dict[str, Any]:
+    described: set[int] = set()
     seen: dict[str, Any] = {
-        f"module {name!r}": (id(module), type(module), _described(vars(module), set()))
+        f"module {name!r}": (id(module), type(module), _attributes(module, described))
         for name, module in model.named_modules(remove_duplicate=False)
     }
     for name, tensor in _tensors(model):
@@ -79,21 +80,32 @@ def _seen(model: nn.Module) -> dict[str, Any]:
     return seen
 
 
-def _described(value: Any, above: set[int]) -> Any:
-    """What a value consists of, as far as plain data goes; of anything else its identity."""
+def _attributes(module: nn.Module, seen: set[int]) -> Any:
+    """The attributes of a module; what its tensors hold is compared apart."""
+    registered = "_parameters", "_buffers"
+    rest = {name: value for name, value in vars(module).items() if name not in registered}
+    tensors = (*module._parameters.items(), *module._buffers.items())
+    return [(name, id(tensor)) for name, tensor in tensors], _described(rest, seen)
+
+
+def _described(value: Any, seen: set[int]) -> Any:
+    """What a value consists of, as far as plain data goes; of anything else its identity.
+
+    What was described already is not described again.
+    """
     if value is None or isinstance(value, bool | int | float | str | bytes | type):
         return value
-    if isinstance(value, nn.Module) or id(value) in above:
+    if isinstance(value, nn.Module) or id(value) in seen:
         return id(value)
     if isinstance(value, Tensor):
         return id(value), value.dtype, str(value.detach().tolist()) if value.numel() < 1e5 else ""
-    above = above | {id(value)}
+    seen.add(id(value))
     if isinstance(value, dict):
-        return id(value), [(_described(k, above), _described(v, above)) for k, v in value.items()]
+        return id(value), [(_described(k, seen), _described(v, seen)) for k, v in value.items()]
     if isinstance(value, list | tuple):
-        return id(value), [_described(entry, above) for entry in value]
+        return id(value), [_described(entry, seen) for entry in value]
     if isinstance(value, set | frozenset):
         return id(value), sorted(map(repr, value))
     if not callable(value) and hasattr(value, "__dict__"):
-        return id(value), _described(vars(value), above)
+        return id(value), _described(vars(value), seen)
     return id(value)
