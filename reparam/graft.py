@@ -119,9 +119,6 @@ class _Graft:
         _register(self.rewrite, self.target)
         for call, graph, baked, parameters in forwards:
             self._attach(call, graph, baked, parameters)
-        # A module that was called several times stays what it is to those who call it alone.
-        several = [call for call in self.inlined if self.times[id(call.module)] > 1]
-        parts = {part for call in several for part in _parts(fetch(self.target, call.path))}
         # Where other arguments may come, the code as it was must go on running.
         owners = [call for call, *_ in forwards if knows_only_tensors(call)]
         prune(
@@ -130,7 +127,7 @@ class _Graft:
             owners,
             self._vanished_calls(),
             self._stays,
-            {*elsewhere, *parts},
+            elsewhere,
         )
         gone = {call for call in self.trace.calls if call.parent and not self._stays(call)}
         return Grafted([call for call, *_ in forwards], gone)
@@ -288,11 +285,6 @@ class _Graft:
             for call in reversed(self.trace.calls)
             if call.parent is not None and id(call.module) not in live and self._vanished(call)
         ]
-
-
-def _parts(module: nn.Module) -> set[int]:
-    """Identities of all modules and tensors in a module."""
-    return {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
 
 
 _MODAL = set(

@@ -83,9 +83,13 @@ def _seen(model: nn.Module) -> dict[str, Any]:
 def _attributes(module: nn.Module, seen: set[int]) -> Any:
     """The attributes of a module; what its tensors hold is compared apart."""
     registered = "_parameters", "_buffers"
-    rest = {name: value for name, value in vars(module).items() if name not in registered}
     tensors = (*module._parameters.items(), *module._buffers.items())
-    return [(name, id(tensor)) for name, tensor in tensors], _described(rest, seen)
+    held = [(name, id(tensor)) for name, tensor in tensors]
+    return held, [
+        (name, _described(value, seen))
+        for name, value in vars(module).items()
+        if name not in registered
+    ]
 
 
 def _described(value: Any, seen: set[int]) -> Any:
