@@ -81,7 +81,7 @@ def apply_parts(
     except DifferenceError as problem:
         _refuse_all(report, problem)
         target = model if inplace else _copy(model, shared=[])
-    target.reparam_report = report  # type: ignore[assignment]
+    vars(target)["reparam_report"] = report  # its class may forbid to set attributes
     return target
 
 

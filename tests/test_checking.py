@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam import graft, rewriting
+from reparam import graft, rewriting, slicing
 from reparam.calls import Call
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
@@ -42,14 +42,14 @@ def images() -> Tensor:
 
 def forbid(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of one module cannot be replaced."""
-    original = graft._Graft._slice
+    original = slicing.Slicer.slice
 
     def slice_of(self: Any, owner: Call) -> Any:
         if owner.path == path:
-            raise graft.GraftError("its code must stay", [owner])
+            raise slicing.GraftError("its code must stay", [owner])
         return original(self, owner)
 
-    monkeypatch.setattr(graft._Graft, "_slice", slice_of)
+    monkeypatch.setattr(slicing.Slicer, "slice", slice_of)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

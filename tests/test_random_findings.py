@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 import reparam
 from tests.random_networks.vocabulary import ConvNorm, EachOf, LayerScale, Noise, SignDependent
 from tests.support.counting import count_operators
-from tests.support.errors import relative_error
+from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
 
 EXACT = 1e-12
@@ -264,3 +266,88 @@ def test_it_computes_the_same(build: Callable[[], nn.Module]) -> None:
     assert before.total - after.total >= FINDINGS[build], fused.reparam_report
     assert after.macs <= before.macs
     assert not reparam.fuse(fused).reparam_report.fused
+
+
+def test_torch_compile_is_left_alone() -> None:
+    """In a process of its own: what torch.compile takes down, it takes down at its first import."""
+    program = """
+import torch, reparam
+from torch import nn
+
+class Positions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x):
+        return self.conv(x) + torch.arange(2).sum()
+
+class Other(nn.Module):
+    def forward(self, x):
+        x = x["x"] if isinstance(x, dict) else x
+        return sum(a * b for a, b in zip([x, x], [1, 2]))
+
+reparam.fuse(Positions().eval())
+torch.compile(Other(), backend="eager", fullgraph=True)({"x": torch.ones(2)})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+class InPlaceHead(nn.Module):
+    """Writes to the list that it is given, and asks for sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 2, 1) for _ in range(2))
+
+    def forward(self, x: list[Tensor]) -> Any:
+        for index in range(len(x)):
+            x[index] = self.convs[index](x[index])
+        return x if x[0].shape[0] < 100 else x[0]
+
+
+def test_a_head_that_writes_to_its_list_with_example_inputs() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.norm(self.conv(x))
+        return self.head([y.relu(), y.sigmoid()])
+
+    parts = {"conv": conv(3), "norm": nn.BatchNorm2d(4), "head": InPlaceHead()}
+    model = randomise_batch_norm(Written(forward, **parts), 0).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused = reparam.fuse(model, x)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 0
+
+
+def test_a_fused_layer_whose_weight_was_computed_is_an_ordinary_one() -> None:
+    layer = nn.utils.parametrizations.weight_norm(conv(3))
+    model = randomise_batch_norm(nn.Sequential(layer, nn.BatchNorm2d(4)), 0).double().eval()
+    fused: Any = reparam.fuse(model)
+    assert not nn.utils.parametrize.is_parametrized(fused[0])
+    assert [hasattr(module, "weight") for module in fused.modules()]
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    assert relative_error(torch.jit.trace(fused, (x,))(x), model(x)) <= EXACT
+
+
+class Sealed(nn.Module):
+    """A class that lets nobody set attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.sealed = conv(3), conv(), True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if getattr(self, "sealed", False) and name != "training":
+            raise AttributeError(f"{name} is sealed")
+        super().__setattr__(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
+def test_a_class_that_lets_nobody_set_attributes() -> None:
+    model = Sealed().double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused = reparam.fuse(model, inplace=False)
+    assert count_operators(fused, (x,)).convolutions == 1
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
