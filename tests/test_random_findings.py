@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import reparam
 from tests.random_networks.vocabulary import ConvNorm, EachOf, LayerScale, Noise, SignDependent
 from tests.support.counting import count_operators
-from tests.support.errors import relative_error, run
+from tests.support.errors import relative_error
+from tests.support.errors import run as outputs
 from tests.support.randomise import randomise_batch_norm
 
 EXACT = 1e-12
@@ -315,7 +316,7 @@ def test_a_head_that_writes_to_its_list_with_example_inputs() -> None:
     model = randomise_batch_norm(Written(forward, **parts), 0).double().eval()
     x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
     fused = reparam.fuse(model, x)
-    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
     assert count_operators(fused, (x,)).batch_norms == 0
 
 
@@ -350,4 +351,4 @@ def test_a_class_that_lets_nobody_set_attributes() -> None:
     x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
     fused = reparam.fuse(model, inplace=False)
     assert count_operators(fused, (x,)).convolutions == 1
-    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
