@@ -22,7 +22,7 @@ from reparam.frames import frame_of
 from reparam.graft import graft
 from reparam.judging import DifferenceError, Judge
 from reparam.lowering import lower, take_after
-from reparam.modules import fetch, join
+from reparam.modules import fetch, join, own_tensors
 from reparam.parts import Part
 from reparam.regions import Region
 from reparam.repeats import signature
@@ -160,17 +160,17 @@ def _apply(
         try:
             with _all_or_nothing(root):
                 rewritten = rewrite(part.trace, operators, part.facts, part.merged)
-                grafted = graft(rewritten, root, _held(target, part.elsewhere))
+                grafted = graft(rewritten, root, _held(root, part.elsewhere))
                 unchecked = check.run(grafted, rewritten, root) if check is not None else 0
         except GraftError as problem:
             if isinstance(problem, MismatchError):
                 warnings.warn(f"{problem}; it was left alone. Please report it", stacklevel=5)
-            at_fault = _at_fault(part, problem, rewritten)
+            merged = part.merged
             if isinstance(problem, TornError):
-                # Planned as code of its caller, it may still be.
-                numbers = {part.trace.calls.index(call) for call in problem.calls}
-                at_fault = [] if numbers - part.merged else at_fault
-                part.merged |= numbers
+                part.merged |= {part.trace.calls.index(call) for call in problem.calls}
+            # Planned as code of its caller, it may still be.
+            again = part.merged != merged
+            at_fault = [] if again else _at_fault(part, problem, rewritten)
             part = part.anew(at_fault, Refusal(problem.reason))
             made = make_all(part, verify, report)
             continue
@@ -186,27 +186,25 @@ def _apply(
 
 def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.Module | None:
     """The root of a part; None if an earlier part removed it, or something in it."""
-    for name, kind in kinds.items():
-        try:
-            module = fetch(target, join(path, name))
-        except AttributeError:
-            return None
-        if module is None or (
-            isinstance(module, nn.Identity) and not issubclass(kind, nn.Identity)
-        ):
-            return None
-    root: nn.Module = fetch(target, path)
-    return root
+    try:
+        root: nn.Module | None = fetch(target, path)
+    except AttributeError:
+        return None
+    if root is None:
+        return None
+    now = {name: type(module) for name, module in root.named_modules()}
+    intact = all(
+        name in now and (now[name] is not nn.Identity or issubclass(kind, nn.Identity))
+        for name, kind in kinds.items()
+    )
+    return root if intact else None
 
 
-def _held(target: nn.Module, paths: Collection[str]) -> set[int]:
+def _held(root: nn.Module, paths: Collection[str]) -> set[int]:
     """Identities of some modules that are still there, and of their own tensors."""
-    held: set[int] = set()
-    for path, module in target.named_modules(remove_duplicate=False):
-        if path in paths:
-            tensors = (*module._parameters.values(), *module._buffers.values())
-            held.update(map(id, (module, *(tensor for tensor in tensors if tensor is not None))))
-    return held
+    there = root.named_modules(remove_duplicate=False) if paths else ()
+    held = [module for path, module in there if path in paths]
+    return {id(part) for module in held for part in (module, *own_tensors(module).values())}
 
 
 def _refuse_all(report: Report, problem: DifferenceError) -> None:

@@ -20,6 +20,7 @@ from reparam.applying import apply_parts, apply_to_program
 from reparam.describing import fused_row, refused_rows, untraced_row
 from reparam.errors import ReparamError
 from reparam.exported import program_part
+from reparam.modules import own_tensors
 from reparam.parts import Part, Untraced, find_parts
 from reparam.report import FusedRow, RefusedRow, Report
 from reparam.rules import Rules
@@ -235,9 +236,7 @@ def check_model(model: Any) -> None:
             f"{type(model).__name__}"
         )
     for name, module in model.named_modules():
-        if any(
-            is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
-        ):
+        if any(map(is_lazy, own_tensors(module).values())):
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is lazy and was never run; run "
                 "the model once on an input first"

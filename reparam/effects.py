@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -236,6 +237,12 @@ def _named_effects(
         # A functional of many operators (F.normalize, F.interpolate): it writes to nothing.
         known = hasattr(home, name)
         return Effects(True, () if known else arguments, random=name in _RANDOM)
+    return _declared_effects(packet)
+
+
+@cache
+def _declared_effects(packet: torch._ops.OpOverloadPacket) -> Effects:
+    """What the schemas of an operator say, but for those that write into a given tensor."""
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
     overloads = [
         overload

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Facts:
     by_layout: set[fx.Node] = field(default_factory=set)
     inner: bool = False
 
-    @property
+    @cached_property
     def idle(self) -> set[fx.Node]:
         """Nodes that no code has to compute."""
         return self.unread - self.passed

@@ -44,7 +44,7 @@ class Grafted:
         return next(outer for outer in call.ancestry() if outer not in self.gone)
 
 
-def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int] = ()) -> Grafted:
+def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> Grafted:
     """Change a module tree as an edited trace says.
 
     Args:
@@ -86,10 +86,9 @@ class _Graft:
         self.rewrite = rewrite
         self.target = target
         self.trace = rewrite.trace
-        self.nodes = list(self.trace.graph.nodes)
-        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self.present = set(self.trace.graph.nodes)
         self.inside: dict[Call, list[fx.Node]] = {call: [] for call in self.trace.calls}
-        for node in self.nodes:
+        for node in self.trace.graph.nodes:
             caller = self.trace.caller.get(node)
             for call in caller.ancestry() if caller is not None else ():
                 self.inside[call].append(node)
@@ -121,14 +120,8 @@ class _Graft:
             self._attach(call, graph, baked, parameters)
         # Where other arguments may come, the code as it was must go on running.
         owners = [call for call, *_ in forwards if knows_only_tensors(call)]
-        prune(
-            self.target,
-            self.rewrite,
-            owners,
-            self._vanished_calls(),
-            self._stays,
-            elsewhere,
-        )
+        vanished = self._vanished_calls()
+        prune(self.target, self.rewrite, owners, vanished, self._stays, elsewhere)
         gone = {call for call in self.trace.calls if call.parent and not self._stays(call)}
         return Grafted([call for call, *_ in forwards], gone)
 
@@ -169,21 +162,21 @@ class _Graft:
         idle, caller = self.rewrite.idle, self.trace.caller
         owners = [c for c in self.trace.calls if c in self.edited and c not in self.inlined]
         for owner in owners:
-            for node in list(reversed(self.inside[owner])):
+            for node in [node for node in reversed(self.inside[owner]) if node in idle]:
                 inner = self.slicer.called_from(owner, caller[node])
                 whole = inner is None or idle.issuperset(self.inside[inner])
-                if node not in idle or node.users or not whole or node not in self.position:
+                if node.users or not whole:
                     continue
                 if node.op in ("call_module", "get_attr"):
                     self.rewrite.removed.append((str(node.target), caller[node]))
                 for call in caller[node].ancestry():
                     self.inside[call].remove(node)
                     self.shrunk.add(call)
-                del self.position[node]
+                self.present.remove(node)
                 self.trace.graph.erase_node(node)
 
     def _is_gone(self, node: fx.Node) -> bool:
-        return node.op != "get_attr" and self.rewrite.current(node) not in self.position
+        return node.op != "get_attr" and self.rewrite.current(node) not in self.present
 
     def _vanished(self, call: Call) -> bool:
         """Whether a call had nodes of its own and has none any more."""

@@ -30,6 +30,12 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers by name, without those of its children."""
+    named = (*module._parameters.items(), *module._buffers.items())
+    return {name: tensor for name, tensor in named if tensor is not None}
+
+
 def memory(tensor: Tensor) -> int:
     """Which memory a tensor looks at: equal for all views of it."""
     try:

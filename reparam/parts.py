@@ -45,7 +45,7 @@ class Part:
         decision: What the planner decided.
         make: Makes the part once more.
         merged: Numbers of the calls whose code will be a part of their caller's.
-        elsewhere: Paths in the model of the modules that other code uses, too.
+        elsewhere: Paths below its root of the modules that other code uses, too.
     """
 
     trace: Trace
@@ -59,8 +59,7 @@ class Part:
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
-        rewriter = Rewriter(self.trace, self.facts, self.merged)
-        stateful = rewriter if self.trace.stateful else None
+        stateful = Rewriter(self.trace, self.facts, self.merged) if self.trace.stateful else None
         while True:
             self.decision = decide(self.trace.graph, self.steps, self.facts, self.banned)
             problems = [
@@ -202,7 +201,7 @@ def find_parts(
         part.decide()
         while _ban_shared(part, users):
             part.decide()
-    _note_uses_elsewhere(model, parts, reach)
+    _note_uses_elsewhere(parts, reach)
     return parts, untraced
 
 
@@ -242,7 +241,8 @@ def _left_out(part: Part) -> Iterator[nn.Module]:
     reads the result.
     """
     traced = part.trace
-    nodes = [node for node in traced.graph.nodes if node not in part.facts.idle]
+    idle = part.facts.idle
+    nodes = [node for node in traced.graph.nodes if node not in idle]
     live = part.live()
     entered = {id(call.module) for call in live} | part.touched(nodes)
     for call in traced.calls:
@@ -314,13 +314,13 @@ def _ban_shared(part: Part, users: Counter[int]) -> bool:
     return bool(shared)
 
 
-def _note_uses_elsewhere(model: nn.Module, parts: Iterable[Part], reach: Reach) -> None:
+def _note_uses_elsewhere(parts: Iterable[Part], reach: Reach) -> None:
     """Note for each part what must not be removed with its code."""
     uses = {part: part.touched(part.trace.graph.nodes) for part in parts}
-    names = [(path, id(module)) for path, module in model.named_modules(remove_duplicate=False)]
     for part in parts:
         others = set(reach.opened).union(*(uses[other] for other in parts if other is not part))
-        part.elsewhere = frozenset(path for path, key in names if key in others)
+        below = part.trace.root.named_modules(remove_duplicate=False)
+        part.elsewhere = frozenset(path for path, module in below if id(module) in others)
 
 
 def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:

@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+
+from reparam.structures import proxies_in
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
@@ -33,9 +34,9 @@ class _Reserved:
     Python answers with exceptions that a model's code may catch, and go on as if it knew better.
     """
 
-    def _refuse(self, what: str) -> NoReturn:
+    def _refuse(self, what: str, frame: FrameType | None = None) -> NoReturn:
         tracer: Any = vars(self)["tracer"]
-        tracer.refuse()
+        tracer.refuse(frame)
         raise UnknownValueError(f"a value that only a run of the model tells cannot {what}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -43,10 +44,8 @@ class _Reserved:
             self._refuse(f"get another {name}")
         super().__setattr__(name, value)
 
-    def __index__(self) -> int:
-        tracer: Any = vars(self)["tracer"]
-        tracer.refuse(sys._getframe(1))
-        raise UnknownValueError("a value that only a run of the model tells cannot be an index")
+    def __index__(self) -> int:  # noqa: PLE0305
+        self._refuse("be an index", sys._getframe(1))
 
     def __int__(self) -> int:
         self._refuse("become a number")
@@ -112,10 +111,8 @@ class Proxy(_Reserved, fx.Proxy):
         args: tuple[Any, ...] | None = None,
         kwargs: dict[str, Any] | None = None,
     ) -> fx.Proxy:
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, fx.Proxy):
-                tracer: Any = value.tracer
-                tracer.forgive(sys._getframe(1))
+        tracer: Any = next(proxies_in((args, kwargs))).tracer
+        tracer.forgive(sys._getframe(1))
         return super().__torch_function__(orig_method, types, args, kwargs)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -193,10 +190,10 @@ def _recorded(factory: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(factory)
     def made(*args: Any, **kwargs: Any) -> Any:
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, fx.Proxy):
-                return value.tracer.create_proxy("call_function", factory, args, kwargs)
-        return factory(*args, **kwargs)
+        proxy = next(proxies_in((args, kwargs)), None)
+        if proxy is None:
+            return factory(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", factory, args, kwargs)
 
     return made
 

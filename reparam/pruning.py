@@ -60,11 +60,13 @@ def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
     }
     for path in paths | set(rewrite.modules):
         used = fetch(target, path)
-        kept.add(id(used))
-        if isinstance(used, nn.Module):
-            parts = (*used.modules(), *used.parameters(), *used.buffers())
-            kept.update(id(part) for part in parts)
+        kept |= _parts(used) if isinstance(used, nn.Module) else {id(used)}
     return kept
+
+
+def _parts(module: nn.Module) -> set[int]:
+    """Identities of all modules and tensors in a module, itself included."""
+    return {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
 
 
 def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
@@ -84,8 +86,7 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
     module = holder._modules.get(name)
     if module is None:
         return
-    parts = (*module.modules(), *module.parameters(), *module.buffers())
-    if any(id(part) in kept for part in parts):
+    if not kept.isdisjoint(_parts(module)):
         return
     if isinstance(holder, nn.Sequential):
         _become_identity(holder, name)

@@ -109,11 +109,7 @@ def _rank_facts(
                 return [(node, rank), (operand, rank)]
             if isinstance(module, nn.Flatten):
                 return _flatten_rank(node, ranks.get(operand), module.start_dim, module.end_dim)
-            if (
-                isinstance(module, _KEEPING_MODULES)
-                or _is_activation(module)
-                or (name == "BatchNorm1d" or name.startswith("Dropout"))
-            ):
+            if _keeps_axes(module) or name == "BatchNorm1d" or name.startswith("Dropout"):
                 return _equal(node, operand, ranks)
         return []
     name = operator_name(node)
@@ -198,6 +194,11 @@ def keeps_type(node: fx.Node, root: nn.Module) -> bool:
     return keeps_shape(node, root) or operator_name(node) in _TYPE_KEEPING_NAMES
 
 
+def _keeps_axes(module: nn.Module) -> bool:
+    """Whether a module's value has as many axes as its operand."""
+    return isinstance(module, _KEEPING_MODULES) or _is_activation(module)
+
+
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
         module, nn.MultiheadAttention
@@ -240,8 +241,7 @@ def _origin(node: fx.Node, root: nn.Module, depth: int = 16) -> fx.Node:
         origins = {_origin(operand, root, depth - 1) for operand in node.all_input_nodes}
         return origins.pop() if len(origins) == 1 else node
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
-        keeps = isinstance(module, _KEEPING_MODULES) or _is_activation(module)
+        keeps = _keeps_axes(fetch(root, str(node.target)))
     else:
         keeps = name in _KEEPING_NAMES
     return _origin(first, root, depth - 1) if keeps and isinstance(first, fx.Node) else node

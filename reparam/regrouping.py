@@ -83,7 +83,8 @@ def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[
         step = appraiser.steps[total]
         if not isinstance(step, AffineSum):
             continue
-        operands = [_current(term.base, appraiser) for term in step.terms]
+        bases = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
+        operands = [_current(base, appraiser) for base in bases]
         for term, operand, other in zip(step.terms, operands, reversed(operands), strict=True):
             alone = appraiser.readers[operand] - appraiser.dead == {total}
             if alone and _is_sum(operand, appraiser):
@@ -93,9 +94,8 @@ def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[
     return reversed(found)
 
 
-def _current(node: object, appraiser: Appraiser) -> fx.Node:
+def _current(node: fx.Node, appraiser: Appraiser) -> fx.Node:
     """What stands for a value now."""
-    assert isinstance(node, fx.Node)
     while node in appraiser.stand_ins:
         node = appraiser.stand_ins[node]
     return node

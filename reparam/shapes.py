@@ -11,6 +11,7 @@ from reparam.calls import Trace
 from reparam.errors import ReparamError
 from reparam.running import copied
 from reparam.state import undisturbed
+from reparam.structures import filled
 
 
 class _Recorder(fx.Interpreter):
@@ -21,8 +22,7 @@ class _Recorder(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
         """The operands of a node, in lists and dictionaries that it may write to."""
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tuple(map(_writable, args)), _writable(kwargs)
+        return filled(tuple(n.args), self.env.__getitem__), filled(n.kwargs, self.env.__getitem__)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -53,12 +53,3 @@ def record_shapes(
             f"the model does not run on example_inputs: {type(error).__name__}: {error}"
         ) from error
     return recorder.shapes, recorder.dtypes
-
-
-def _writable(value: Any) -> Any:
-    """A structure whose lists and dictionaries are ordinary ones: those of a graph are not."""
-    if isinstance(value, list):
-        return [_writable(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _writable(entry) for key, entry in value.items()}
-    return value

@@ -19,7 +19,7 @@ from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
-from reparam.modules import fetch, join
+from reparam.modules import fetch, join, own_tensors
 from reparam.regions import Region
 from reparam.running import in_float64, run_function
 from reparam.state import undisturbed
@@ -226,8 +226,8 @@ def call_exact(
     given = {
         join(path, name): better.get(id(tensor), tensor.detach().double())
         for path, part in module.named_modules()  # each once, since each is put back once
-        for name, tensor in (*part._parameters.items(), *part._buffers.items())
-        if tensor is not None and tensor.is_floating_point()
+        for name, tensor in own_tensors(part).items()
+        if tensor.is_floating_point()
     }
     with undisturbed(module), of_any_type():  # a user's module may count its calls
         return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)

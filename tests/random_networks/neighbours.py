@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,14 @@ ELSEWHERE = -1
 """The axis of channels that a view spread over others."""
 
 
+class Running(NamedTuple):
+    """A call of a module: its path, a number of its own, and whether somebody listens to it."""
+
+    place: str
+    number: int
+    hooked: bool
+
+
 Views = tuple[tuple[str, str], ...]
 
 
@@ -58,7 +66,7 @@ class Operator:
         reads: The operators whose values it reads.
         moved_axes: Where these had their channel axes, after the views between.
         readers: The operators that read its value.
-        calls: The calls around it, the outermost first: a path and a number that tells them apart.
+        calls: The calls around it, the outermost first.
         views: For each of these that it reads, the views between and the modules that run them.
     """
 
@@ -69,7 +77,7 @@ class Operator:
     reads: list["Operator"] = field(default_factory=list)
     moved_axes: list[int | None] = field(default_factory=list)
     readers: list["Operator"] = field(default_factory=list)
-    calls: tuple[tuple[str, int], ...] = ()
+    calls: tuple[Running, ...] = ()
     views: dict["Operator", Views] = field(default_factory=dict)
 
     def continues(self, first: "Operator") -> bool:
@@ -90,8 +98,7 @@ class _Run:
         self.all: list[Operator] = []
         self.alive: list[Any] = []
         self.paths = {id(module): name for name, module in model.named_modules()}
-        self.stack: list[tuple[str, bool]] = [("", has_hooks(model))]
-        self.calls: list[tuple[str, int]] = [("", 0)]
+        self.stack = [Running("", 0, has_hooks(model))]
         self.numbers = count(1)
 
     def seen(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
@@ -106,16 +113,16 @@ class _Run:
             return  # of parameters only
         if is_view(func) and name in WHOLE_VIEWS:
             operator, axis, views = self.made[id(inputs[0])]
-            views += ((name, self.stack[-1][0]),)
+            views += ((name, self.stack[-1].place),)
             self.made[id(outputs[0])] = operator, _moved(axis, name, args, outputs[0]), views
             return
         kind = next((kind for kind, names in KINDS.items() if name in names), "")
         sources = {id(value[0]): value for value in values.values()}
         alone = len(values) == 1 and id(args[0]) in values and not _does_nothing(kind, args)
-        place, hooked = self.stack[-1]
+        running = self.stack[-1]
         axis = _channel_axis(kind, args)
-        affine = bool(kind) and alone and not hooked
-        made = Operator(kind, place, affine, axis, calls=tuple(self.calls))
+        affine = bool(kind) and alone and not running.hooked
+        made = Operator(kind, running.place, affine, axis, calls=tuple(self.stack))
         for source, moved, views in sources.values():
             made.reads.append(source)
             made.views[source] = views
@@ -140,14 +147,12 @@ class _Run:
         call = nn.Module.__call__
 
         def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            place = self.paths.get(id(module), self.stack[-1][0])
-            self.stack.append((place, has_hooks(module)))
-            self.calls.append((place, next(self.numbers)))
+            place = self.paths.get(id(module), self.stack[-1].place)
+            self.stack.append(Running(place, next(self.numbers), has_hooks(module)))
             try:
                 result = call(module, *args, **kwargs)
             finally:
                 self.stack.pop()
-                self.calls.pop()
             self.passed(place, (args, kwargs), result)
             return result
 

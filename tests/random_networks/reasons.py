@@ -114,10 +114,9 @@ def _has_view_row(views: Sequence[tuple[str, str]], rows: Sequence[tuple[str, Re
 
 
 def _has_row(operator: Operator, rows: Sequence[tuple[str, RefusedRow]]) -> bool:
-    place = operator.place
     return any(
         re.search(NAMES[operator.kind], row.operator, re.IGNORECASE)
-        and (path == place or path.startswith(f"{place}." if place else ""))
+        and _is_inside(path, operator.place)
         for path, row in rows
     )
 
@@ -126,4 +125,5 @@ def _leaves_graph(pair: tuple[Operator, Operator], whole: set[str]) -> bool:
     """Whether the value passes from one to the other through code that has no graph."""
     first, second = (operator.calls for operator in pair)
     shared = sum(one == two for one, two in zip(first, second, strict=False))
-    return any(path in whole for path, _ in (first[shared - 1], *first[shared:], *second[shared:]))
+    crossed = (first[shared - 1], *first[shared:], *second[shared:])
+    return any(call.place in whole for call in crossed)
