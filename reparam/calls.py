@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,8 @@ class Trace:
         caller: For each node the innermost call that made it.
         stateful: Calls of modules whose code must stay: it changes the module, or enters a context
             such as ``torch.no_grad``.
+        by_methods: For each module, by identity, those of the model of which a method other than
+            ``forward`` calls it.
     """
 
     root: nn.Module
@@ -67,3 +69,4 @@ class Trace:
     calls: list[Call]
     caller: dict[fx.Node, Call]
     stateful: set[Call]
+    by_methods: Mapping[int, Collection[int]] = field(default_factory=dict)

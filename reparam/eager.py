@@ -7,6 +7,7 @@ it uses in another way stays as it is: a block of which it runs one layer, a wei
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
@@ -27,7 +28,23 @@ from reparam.references import (
     refer_to,
     union,
 )  # fmt: skip
-from reparam.source import definition, methods
+from reparam.source import definition, methods, public_methods
+
+
+def called_by_methods(model: nn.Module) -> dict[int, set[int]]:
+    """For each module, by identity, those of which a method other than ``forward`` calls it.
+
+    Args:
+        model: The model, or one like it: methods that torch's own classes define do not count.
+    """
+    found: dict[int, set[int]] = defaultdict(set)
+    for module in model.modules():
+        for name in public_methods(type(module)):
+            reach = Reach(trusting=True)
+            reach.run(module, name, strict=False)
+            for key in reach.called:
+                found[key].add(id(module))
+    return found
 
 
 class Reach:

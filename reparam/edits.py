@@ -27,6 +27,8 @@ class Rewrite:
         inlined: Calls whose code has to move into their caller's.
         idle: Nodes that no code has to compute.
         dead: Values that are computed no more, though another node stands where they stood.
+        alike: Identities of the modules that are called several times and edited the same each
+            time.
     """
 
     trace: Trace
@@ -41,6 +43,7 @@ class Rewrite:
     inlined: set[Call] = field(default_factory=set)
     idle: set[fx.Node] = field(default_factory=set)
     dead: set[fx.Node] = field(default_factory=set)
+    alike: set[int] = field(default_factory=set)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that stands for a node of the trace now."""

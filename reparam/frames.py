@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import takewhile
 from types import MethodType
 
 from torch import fx, nn
@@ -67,6 +68,11 @@ def common_caller(callers: Iterable[Call]) -> Call:
             length += 1
         common = common[:length]
     return common[-1]
+
+
+def calls_between(inner: Call, outer: Call) -> Iterator[Call]:
+    """A call and its callers up to one of them, which is left out."""
+    return takewhile(lambda call: call is not outer, inner.ancestry())
 
 
 def frame_of(trace: Trace, region: Region) -> Call:

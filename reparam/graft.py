@@ -7,8 +7,8 @@ and methods, and goes on calling its children.
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from reparam.methods import names_forward_uses
 from reparam.modules import all_names, fetch
 from reparam.pruning import prune
 from reparam.recorded import RecordedTrace
+from reparam.repeats import graph_outline
 from reparam.slicing import GraftError, Slicer, TornError
 from reparam.structures import nodes_in, outline
 
@@ -92,15 +93,19 @@ class _Graft:
             caller = self.trace.caller.get(node)
             for call in caller.ancestry() if caller is not None else ():
                 self.inside[call].append(node)
-        self.times = Counter(id(call.module) for call in self.trace.calls)
+        times = Counter(id(call.module) for call in self.trace.calls)
+        self.repeated = {call for call in self.trace.calls if times[id(call.module)] > 1}
+        self.alike = set(rewrite.alike)
         self.paths = all_names(self.trace.root)
-        self.edited = set(rewrite.edited)
+        self.edited: set[Call] = set()
         self.inlined: set[Call] = set()
         self.slicer = Slicer(rewrite, self.inside, self.inlined, self.paths)
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
 
     def run(self, elsewhere: Collection[int]) -> Grafted:
         self._settle()
+        while self._fall_apart():
+            self._settle()
         stateful = self.edited & self.trace.stateful
         if stateful:
             raise GraftError(
@@ -111,19 +116,26 @@ class _Graft:
             raise TornError("its parts would change for code that may run as it was", torn)
         self._drop_idle()
         forwards: list[tuple[Call, fx.Graph, dict[str, Any], tuple[str, ...]]] = []
-        for call in self.trace.calls:
-            if call in self.edited and call not in self.inlined and self._is_live(call):
+        for call in self._owners(self.edited):
+            if self._is_live(call):
                 graph, baked, parameters = self.slicer.slice(call)
                 forwards.append((call, graph, baked, parameters))
         _register(self.rewrite, self.target)
+        attached: set[int] = set()
         for call, graph, baked, parameters in forwards:
-            self._attach(call, graph, baked, parameters)
+            if id(call.module) not in attached:
+                attached.add(id(call.module))
+                self._attach(call, graph, baked, parameters)
         # Where other arguments may come, the code as it was must go on running.
         owners = [call for call, *_ in forwards if knows_only_tensors(call)]
         vanished = self._vanished_calls()
         prune(self.target, self.rewrite, owners, vanished, self._stays, elsewhere)
         gone = {call for call in self.trace.calls if call.parent and not self._stays(call)}
         return Grafted([call for call, *_ in forwards], gone)
+
+    def _owners(self, calls: Collection[Call]) -> list[Call]:
+        """Those of some calls that stay calls, in order."""
+        return [call for call in self.trace.calls if call in calls and call not in self.inlined]
 
     def _is_live(self, call: Call) -> bool:
         return call.parent is None or bool(self.inside[call])
@@ -139,6 +151,8 @@ class _Graft:
 
     def _settle(self) -> None:
         """Inline the calls that cannot stay calls; whoever inlines has new code too."""
+        self.edited = set(self.rewrite.edited)
+        self.inlined.clear()
         for call in reversed(self.trace.calls):
             if call.parent is None:
                 continue
@@ -157,10 +171,30 @@ class _Graft:
                 self.edited.add(call.parent)
                 self.edited.discard(call)
 
+    def _fall_apart(self) -> bool:
+        """Find the modules whose calls would need different code after all."""
+        codes: dict[int, list[Hashable]] = defaultdict(list)
+        for call in self.trace.calls:
+            if call in self.repeated and id(call.module) in self.alike and self._is_live(call):
+                codes[id(call.module)].append(self._code(call))
+        apart = {key for key, found in codes.items() if any(code != found[0] for code in found)}
+        self.alike -= apart
+        return bool(apart)
+
+    def _code(self, call: Call) -> Hashable:
+        """What tells the new code of a module from what another call of it would need."""
+        if call in self.inlined or call not in self.edited:
+            return call in self.inlined
+        try:
+            graph, _, parameters = self.slicer.slice(call)
+        except GraftError:
+            return call
+        return graph_outline(graph), parameters
+
     def _drop_idle(self) -> None:
         """Leave out of new code what it need not compute."""
         idle, caller = self.rewrite.idle, self.trace.caller
-        owners = [c for c in self.trace.calls if c in self.edited and c not in self.inlined]
+        owners = self._owners(self.edited - self.repeated)
         for owner in owners:
             for node in [node for node in reversed(self.inside[owner]) if node in idle]:
                 inner = self.slicer.called_from(owner, caller[node])
@@ -183,7 +217,7 @@ class _Graft:
         return call in self.shrunk or call in self.edited
 
     def _can_change_alone(self, call: Call) -> bool:
-        if self.times[id(call.module)] > 1:
+        if call in self.repeated and id(call.module) not in self.alike:
             return False
         return all(
             self.slicer.relative(str(node.target), call) is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from types import CodeType
 
 from torch import nn
 
-from reparam.source import own_methods
+from reparam.source import definition, own_methods
 
 
 def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
@@ -23,6 +24,41 @@ def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
         if used:
             found[method] = used
     return found
+
+
+def runs_as_one(module: nn.Module, method: str, names: set[str]) -> bool:
+    """Whether a method uses all of some attributes one right after the other, or none of them.
+
+    Args:
+        module: The module.
+        method: The method's name.
+        names: Names of the module's attributes.
+    """
+    code = definition(own_methods(type(module))[method])
+    return code is not None and _together(code.body, names)
+
+
+def _together(block: list[ast.stmt], names: set[str]) -> bool:
+    using = [index for index, statement in enumerate(block) if _uses(statement, names)]
+    match [block[index] for index in using]:
+        case [ast.If(test=test, body=body, orelse=orelse)]:
+            inner = [one for one in (body, orelse) if any(_uses(part, names) for part in one)]
+            return not _uses(test, names) and len(inner) == 1 and _together(inner[0], names)
+        case [ast.With(body=body)]:
+            return _together(body, names)
+        case statements:
+            branches = (isinstance(node, _BRANCHES) for one in statements for node in ast.walk(one))
+            return using == list(range(using[0], using[-1] + 1)) and not any(branches)
+
+
+def _uses(code: ast.AST, names: set[str]) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr in names for node in ast.walk(code))
+
+
+_BRANCHES = (
+    *(ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.With, ast.BoolOp, ast.Match, ast.Lambda),
+    *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.FunctionDef),
+)
 
 
 def names_of_public_methods(kind: type) -> set[str]:

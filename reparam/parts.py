@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.calls import Call, Trace
-from reparam.eager import Reach
+from reparam.eager import Reach, called_by_methods
 from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts, gather
 from reparam.frames import knows_only_tensors, read_from
@@ -156,6 +156,7 @@ def find_parts(
         ReparamError: If the model does not run on the inputs.
     """
     forget_classes()
+    by_methods = called_by_methods(model)
     parts: list[Part] = []
     untraced: list[Untraced] = []
     reach = Reach()
@@ -173,7 +174,8 @@ def find_parts(
             continue
         given = _given(model, inputs) if module is model and inputs is not None else None
         try:
-            make = partial(_make, module, rules, path, given, inputs if module is model else None)
+            own = inputs if module is model else None
+            make = partial(_make, module, rules, path, given, own, by_methods)
             part = make()
         except UntraceableError as error:
             untraced.append(Untraced(path, module, error.reason))
@@ -286,8 +288,10 @@ def _make(
     path: str,
     given: Mapping[str, Any] | None,
     inputs: tuple[Any, ...] | None,
+    by_methods: Mapping[int, Collection[int]],
 ) -> Part:
     traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
+    traced.by_methods = by_methods
     recorded = recorded_values(traced.graph)
     shapes, dtypes = recorded.shapes, recorded.dtypes
     if inputs is not None:

@@ -11,8 +11,8 @@ from reparam.calls import Call, Trace
 from reparam.edits import Rewrite
 from reparam.facts import Facts
 from reparam.forest import Link
-from reparam.frames import common_caller, held_aside, knows_only_tensors, read_from
-from reparam.methods import methods_naming
+from reparam.frames import calls_between, common_caller, held_aside, knows_only_tensors, read_from
+from reparam.methods import methods_naming, runs_as_one
 from reparam.modules import fetch, has_hooks
 from reparam.regions import Region
 from reparam.structures import nodes_in
@@ -113,12 +113,17 @@ class Placer:
         """
         prefix = f"{frame.path}." if frame.path else ""
         names: set[str] = set()
+        parts: set[int] = set()
+        crossed: set[Call] = set()
         in_code = False
         for link in region.path:
             if link.form is None or link.form.identity:
                 continue
             for node in link.inner:
                 caller = self.trace.caller[node]
+                if node.op == "call_module":
+                    parts.add(id(fetch(self.trace.root, str(node.target))))
+                crossed.update(calls_between(caller, frame))
                 path = str(node.target) if node.op == "call_module" else caller.path
                 if node.op != "call_module" and caller is frame:
                     in_code = in_code or node not in self.facts.sources
@@ -131,7 +136,21 @@ class Placer:
             # With other arguments the code as it was runs, and calls the parts as they were.
             self._keep_parts(region, frame, names)
             return False
-        if partial - {"forward"} or (in_code and public) or (partial and len(methods) > 1):
+        torn = {
+            name
+            for name in methods
+            if name != "forward" and not runs_as_one(frame.module, name, names)
+        }
+        parts.update(id(call.module) for call in crossed)
+        callers = {key for part in parts for key in self.trace.by_methods.get(part, ())}
+        if (
+            partial - {"forward"}
+            or torn
+            or (in_code and public)
+            or (partial and len(methods) > 1)
+            or callers - {id(frame.module)}
+            or self._serves_other_calls(crossed, frame)
+        ):
             self._keep_parts(region, frame, names)
             return False
         mixing = {
@@ -145,14 +164,22 @@ class Placer:
             return False
         return True
 
+    def _serves_other_calls(self, crossed: Collection[Call], frame: Call) -> bool:
+        """Whether some part has calls that want it as it was: so may a user who calls it alone."""
+        repeated = [call for call in (*crossed, *frame.ancestry()) if self._is_repeated(call)]
+        return bool(repeated) and id(repeated[0].module) not in self.result.alike
+
+    def _is_repeated(self, call: Call) -> bool:
+        return self.traced_through[id(call.module)] > 1
+
     def _keep_parts(self, region: Region, frame: Call, names: set[str]) -> None:
         """Write a region into its frame's own code; its parts stay what they are."""
+        while frame.parent is not None and self._must_not_grow(frame):
+            names = names and {frame.path.removeprefix(f"{frame.parent.path}.").split(".")[0]}
+            frame = frame.parent
         self.result.protected.setdefault(frame, set()).update(names)
         for node in region.dying:
-            for call in self.trace.caller[node].ancestry():
-                if call is frame:
-                    break
-                self.result.inlined.add(call)
+            self.result.inlined.update(calls_between(self.trace.caller[node], frame))
 
     def may_swap(self, link: Link, region: Region, frame: Call) -> bool:
         """Whether a module may be replaced where it is registered, and no code has to change."""
@@ -160,13 +187,15 @@ class Placer:
         if node.op != "call_module" or node in region.shared:
             return False
         old = fetch(self.trace.root, str(node.target))
+        holder = self.trace.caller[node].module
+        times = self.traced_through[id(holder)]
         reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
         return (
             self.as_written
-            and self.uses[id(old)] == 1
+            and self.uses[id(old)] == times
             and reads == (self.result.current(link.base),)
             and id(old) not in self.read_directly
-            and self.traced_through[id(self.trace.caller[node].module)] == 1
+            and (times == 1 or id(holder) in self.result.alike)
             and not has_hooks(old)
             and not any(child for child in old.children())
             and id(old) not in self.held
@@ -185,4 +214,5 @@ class Placer:
     def _must_not_grow(self, call: Call) -> bool:
         """Whether a new part would change how a module runs, or its code cannot be replaced."""
         containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
-        return isinstance(call.module, containers) or self.traced_through[id(call.module)] > 1
+        repeated = self._is_repeated(call) and id(call.module) not in self.result.alike
+        return isinstance(call.module, containers) or repeated

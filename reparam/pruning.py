@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from reparam.calls import Call
 from reparam.edits import Rewrite
+from reparam.frames import calls_between
 from reparam.methods import names_of_public_methods
 from reparam.modules import all_names, fetch
 
@@ -46,7 +47,9 @@ def prune(
                 if not path.startswith(prefix):
                     continue
                 relative = path[len(prefix) :].split(".")
-                if relative[0] not in protected and not any(map(stays, _below(caller, owner))):
+                if relative[0] not in protected and not any(
+                    map(stays, calls_between(caller, owner))
+                ):
                     _remove(root, relative, kept)
 
 
@@ -133,12 +136,3 @@ def _say_what_is_left(holder: nn.Module) -> None:
         if holder.running_mean is None and holder.running_var is None:
             holder.track_running_stats = False
             holder.num_batches_tracked = None
-
-
-def _below(call: Call, owner: Call) -> list[Call]:
-    calls = []
-    for current in call.ancestry():
-        if current is owner:
-            break
-        calls.append(current)
-    return calls

@@ -1,15 +1,18 @@
-"""Regions that are the same operator on another value: a block that is called several times."""
+"""A block that is called several times: which of its calls, and regions, are the same."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from reparam.calls import Call, Trace
 from reparam.facts import Facts
 from reparam.modules import fetch
 from reparam.regions import Region
+from reparam.structures import nodes_in
 
 
 def signature(region: Region, facts: Facts) -> Hashable | None:
@@ -38,6 +41,98 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     whole = tuple(rows), tuple(names[value] for value in values), shape, region.converts
     try:
         hash(whole)
+    except TypeError:
+        return None
+    return whole
+
+
+def edited_alike(trace: Trace, operators: Iterable[tuple[Region, nn.Module]]) -> set[int]:
+    """Identities of the modules that are called several times and edited the same each time.
+
+    Their code can change where it is, once for all calls: each call runs the same operators on its
+    arguments, and the same regions lie in each, become the same new operators, and end inside.
+
+    Args:
+        trace: The trace; its graph is not edited yet.
+        operators: The regions and the modules that stand for them.
+    """
+    times = Counter(id(call.module) for call in trace.calls)
+    groups: dict[int, list[Call]] = defaultdict(list)
+    for call in trace.calls:
+        if times[id(call.module)] > 1:
+            groups[id(call.module)].append(call)
+    repeated = {call for group in groups.values() for call in group}
+    if not repeated:
+        return set()
+    inside: dict[Call, list[fx.Node]] = defaultdict(list)
+    for node in trace.graph.nodes:
+        for call in trace.caller[node].ancestry():
+            if call in repeated:
+                inside[call].append(node)
+    within: dict[Call, list[tuple[Region, nn.Module]]] = defaultdict(list)
+    for region, module in operators:
+        callers = {trace.caller[node] for node in _edited(region) if node.op != "get_attr"}
+        for call in {call for caller in callers for call in caller.ancestry()} & repeated:
+            within[call].append((region, module))
+    alike: set[int] = set()
+    for key, group in groups.items():
+        first, *others = (_outline(trace, call, inside[call], within[call]) for call in group)
+        if first is not None and all(other == first for other in others):
+            alike.add(key)
+    return alike
+
+
+def graph_outline(graph: fx.Graph) -> Hashable:
+    """What a graph computes, with numbers in place of nodes."""
+    names = {node: number for number, node in enumerate(graph.nodes)}
+    return tuple(
+        (node.op, node.target, _written(node.args, names), _written(node.kwargs, names))
+        if node.op != "placeholder"
+        else node.op
+        for node in graph.nodes
+    )
+
+
+def _edited(region: Region) -> set[fx.Node]:
+    """The nodes that go or change for a region."""
+    return {*region.dying, region.value, *(absorbed.total for absorbed in region.absorbed)}
+
+
+def _outline(
+    trace: Trace, call: Call, inside: list[fx.Node], within: list[tuple[Region, nn.Module]]
+) -> Hashable | None:
+    """What a call runs and what of it changes, with numbers in place of nodes.
+
+    None if that depends on more than the call's arguments.
+    """
+    names = {node: number for number, node in enumerate(nodes_in(call.arguments))}
+    asked = frozenset(call.tensors), frozenset(call.typed), frozenset(call.lengths.items())
+    rows: list[Hashable] = [call.optional, asked, _written(call.arguments, names)]
+    for node in inside:
+        constants = [feed for feed in node.all_input_nodes if feed not in names]
+        if node.op == "placeholder" or any(feed.op != "get_attr" for feed in constants):
+            return None
+        names.update((feed, len(names)) for feed in constants)
+        rows.extend(("get_attr", feed.target) for feed in constants)
+        target: Any = node.target
+        if node.op == "call_module":
+            target = id(fetch(trace.root, str(target)))
+        rows.append((node.op, target, _written(node.args, names), _written(node.kwargs, names)))
+        names.setdefault(node, len(names))
+    rows.append(_written(call.result, names))
+    own = set(inside)
+    for region, module in within:
+        edited = _edited(region)
+        if region.base not in names or any(
+            node not in own and node.op != "get_attr" for node in edited
+        ):
+            return None
+        path = tuple(names.get(link.value) for link in region.path)
+        gone = frozenset(names[node] for node in edited if node in names)
+        ends = names[region.base], names[region.value], names.get(region.main.value)
+        rows.append((*ends, path, gone, id(module)))
+    try:
+        hash(whole := tuple(rows))
     except TypeError:
         return None
     return whole

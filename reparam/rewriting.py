@@ -15,6 +15,7 @@ from reparam.forest import Link
 from reparam.modules import all_names
 from reparam.placing import Placer
 from reparam.regions import Region
+from reparam.repeats import edited_alike
 from reparam.verification import pad_mode
 
 Operators = list[tuple[Region, nn.Module]]
@@ -58,6 +59,7 @@ class Rewriter:
 
     def run(self, operators: Operators) -> Rewrite:
         """Edit the graph so that every region becomes its operator."""
+        self.result.alike = edited_alike(self.trace, operators)
         for region, _ in operators:  # while the graph is what was traced
             self.placer.remember_span(region)
             self.result.dead |= region.dying

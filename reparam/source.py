@@ -46,6 +46,17 @@ def own_methods(kind: Any) -> dict[str, FunctionType]:
     )
 
 
+def public_methods(kind: Any) -> list[str]:
+    """Names of the methods that a user may call, those of torch's own classes left out.
+
+    Args:
+        kind: The class.
+    """
+    bases = (base for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    found = functions_of(base for base in bases if base is not object)
+    return [name for name in found if name != "forward" and not name.startswith("_")]
+
+
 def functions_of(kinds: Iterable[type]) -> dict[str, FunctionType]:
     """The functions that classes define, by name; an earlier class goes before a later one.
 

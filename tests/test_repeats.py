@@ -56,6 +56,100 @@ def test_one_operator_for_all_calls() -> None:
     assert sum(parameter.numel() for parameter in fused.parameters()) == 4 * 4 * 9 + 4
 
 
+def assert_same_alone(fused: nn.Module, model: nn.Module) -> None:
+    """A part is still there, and returns what it did when it is called by itself."""
+    with torch.no_grad():
+        assert relative_error(fused(images()), model(images())) <= EXACT
+
+
+def test_a_block_is_fused_where_it_is() -> None:
+    model = ready(Recurrent(4))
+    fused = reparam.fuse(model)
+    assert "forward" not in vars(fused)
+    assert type(fused.block) is Block
+    assert_same_alone(fused.block, model.block)
+
+
+def test_blocks_within_blocks_are_fused_where_they_are() -> None:
+    model = ready(nn.Sequential(Recurrent(2), nn.Sigmoid(), Recurrent(3)))
+    model[2].block = model[0].block
+    fused = reparam.fuse(model)
+    assert len(convolutions(fused)) == 1
+    assert_same(fused, model)
+    for index in (0, 2):
+        assert_same_alone(fused[index], model[index])
+        assert_same_alone(fused[index].block, model[index].block)
+
+
+class Siamese(nn.Module):
+    """Two inputs through one sequence."""
+
+    def __init__(self, end: nn.Module) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), end)
+        self.head = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.encoder(x)) + self.encoder(x.flip(-1))
+        return result
+
+
+def test_a_sequence_keeps_its_code() -> None:
+    model = ready(Siamese(nn.ReLU()))
+    fused = reparam.fuse(model)
+    assert not any("forward" in vars(module) for module in fused.modules())
+    assert count_operators(fused, (images(),)).batch_norms == 0
+    assert_same(fused, model)
+    assert_same_alone(fused.encoder, model.encoder)
+
+
+def test_what_joins_the_code_outside_at_one_call_leaves_the_block_as_it_was() -> None:
+    model = ready(Siamese(nn.BatchNorm2d(4)))
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (images(),)).batch_norms < 4
+    assert_same(fused, model)
+    assert_same_alone(fused.encoder, model.encoder)
+
+
+def test_a_block_under_two_names_is_fused_where_it_is() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = self.second = Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.second(self.first(x).sigmoid())
+            return result
+
+    model = ready(Named())
+    fused = reparam.fuse(model)
+    assert fused.first is fused.second
+    assert len(convolutions(fused)) == 1
+    assert_same(fused, model)
+    assert_same_alone(fused.first, model.first)
+
+
+def test_outputs_of_which_only_one_call_is_read() -> None:
+    class Two(Block):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            conv = self.conv(x)
+            return self.norm(conv + self.point(x)), conv.relu()
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Two()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, feature = self.block(x)
+            result: Tensor = self.block(x.sigmoid())[0] + feature
+            return result
+
+    model = ready(Last())
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+
+
 def test_a_block_in_a_list_twice() -> None:
     block = Block()
     model = ready(nn.Sequential(block, nn.Sigmoid(), block))
@@ -99,7 +193,9 @@ def test_other_arguments_make_another_operator() -> None:
     model = ready(Twice())
     fused = reparam.fuse(model)
     assert_same(fused, model)
-    assert len(convolutions(fused)) == 2
+    assert count_operators(fused, (images(),)).convolutions == 2
+    with torch.no_grad():  # a user may call it with any factor
+        assert relative_error(fused.block(images(), 3.0), model.block(images(), 3.0)) <= EXACT
 
 
 def test_equal_blocks_stay_apart() -> None:

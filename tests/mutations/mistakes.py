@@ -172,7 +172,19 @@ MISTAKES = [
     Mistake(
         "a module that is called twice is replaced in its place",
         "placing.py",
-        "            and self.uses[id(old)] == 1\n",
+        "            and self.uses[id(old)] == times\n",
+        "",
+    ),
+    Mistake(
+        "calls that need other code are edited as the first is",
+        "repeats.py",
+        "all(other == first for other in others)",
+        "True",
+    ),
+    Mistake(
+        "a method that may run a part alone is not asked",
+        "placing.py",
+        "            or callers - {id(frame.module)}\n",
         "",
     ),
     Mistake(

@@ -23,6 +23,8 @@ TESTS = [
     "tests/test_rules.py",
     "tests/test_eager.py",
     "tests/test_random_findings.py",
+    "tests/test_methods.py",
+    "tests/test_repeats.py",
     "tests/test_random_networks.py",
 ]
 """The fast tests that have to notice, in the order in which they run."""

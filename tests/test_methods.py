@@ -1,0 +1,163 @@
+"""Methods other than `forward` find the parts that they run as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from tests.refusals.checking import EXACT, assert_reported, images, ready
+from tests.support.counting import count_operators
+from tests.support.errors import relative_error
+
+
+class Network(nn.Module):
+    """A network with the methods that model libraries offer besides `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.layers(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.norm(x.mean((2, 3)))
+        result: Tensor = x if pre_logits else self.head(x)
+        return result
+
+    def without_branches(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        result: Tensor = self.head(x)
+        return result
+
+    def intermediate(self, x: Tensor, number: int) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index == number:
+                break
+        return x
+
+    def stem(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers[0](x)
+        return result
+
+    def start(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers[:1](x)
+        return result
+
+
+class Block(nn.Module):
+    """A block whose method has an option that forward never takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+    def run(self, x: Tensor, normed: bool = True) -> Tensor:
+        result: Tensor = self.norm(self.conv(x)) if normed else self.conv(x)
+        return result
+
+
+class Plain(Block):
+    """The same without an option."""
+
+    def run(self, x: Tensor, normed: bool = True) -> Tensor:
+        result: Tensor = self.norm(self.conv(x))
+        return result
+
+
+class Owner(nn.Module):
+    """A method that reaches into a part, perhaps through an alias or `getattr`."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.block(x).relu()
+        return result
+
+    def raw(self, x: Tensor) -> Tensor:
+        block = self.block
+        result: Tensor = getattr(block, "conv")(x)  # noqa: B009
+        return result
+
+
+CALLS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] = {
+    "an option not taken": (Network, lambda m: m.forward_head(features(), pre_logits=True)),
+    "an option taken": (Network, lambda m: m.forward_head(features())),
+    "a loop over a container": (Network, lambda m: m.intermediate(images(), 0)),
+    "an index": (Network, lambda m: m.stem(images())),
+    "a slice": (Network, lambda m: m.start(images())),
+    "a branch of a helper": (Block, lambda m: m.run(images(), normed=False)),
+    "a method above": (lambda: Owner(Plain()), lambda m: m.raw(images())),
+}
+
+
+class Eager(nn.Module):
+    """A forward that cannot be traced, and a method that reaches two levels down."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.owner(x) if x.sum() > 0 else self.owner(-x)
+        return result
+
+    def raw(self, x: Tensor) -> Tensor:
+        result: Tensor = self.owner.block.conv(x)
+        return result
+
+
+def features() -> Tensor:
+    return images(channels=8)
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_methods_return_what_they_did(case: str) -> None:
+    make, call = CALLS[case]
+    model = ready(make())
+    fused = reparam.fuse(model)
+    assert fused.reparam_report.fused
+    for run in (call, lambda m: m(images())):
+        with torch.no_grad():
+            assert relative_error(run(fused), run(model)) <= EXACT
+
+
+def test_code_that_is_not_traced_keeps_what_its_methods_run() -> None:
+    model = ready(Eager(Owner(Plain())))
+    fused = reparam.fuse(model)
+    with torch.no_grad():
+        assert relative_error(fused.raw(images()), model.raw(images())) <= EXACT
+    assert_reported(fused.reparam_report, "owner.block.norm", "used by two parts of the model")
+
+
+def test_forward_is_fused_all_the_same() -> None:
+    counts = count_operators(reparam.fuse(ready(Network())), (images(),))
+    assert (counts.convolutions, counts.linears, counts.batch_norms) == (1, 1, 0)
+
+
+def test_parts_that_a_method_runs_one_after_the_other_go() -> None:
+    class Whole(Network):
+        def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+            return self.without_branches(x.mean((2, 3)))
+
+    class Kept(Whole):
+        def without_branches(self, x: Tensor) -> Tensor:
+            first: Tensor = self.norm(x)
+            print(first.shape)
+            result: Tensor = self.head(first)
+            return result
+
+    whole, kept = (reparam.fuse(ready(kind())) for kind in (Whole, Kept))
+    assert isinstance(whole.norm, nn.Identity)
+    assert isinstance(kept.norm, nn.BatchNorm1d)
