@@ -62,7 +62,8 @@ class Appraiser:
         if isinstance(step, AffineConv):
             first = node.args[0] if node.args else None
             result = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
-            free = (step.identity and not computes(node)) or (indexes(node) and not result)
+            part = indexes(node) and (not result or step.columns is not None)
+            free = (step.identity and not computes(node)) or part
             return Cost(step.multiply_adds, 0 if free else 1)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
@@ -178,6 +179,14 @@ class Appraiser:
                 gone.add(node)
         return gone
 
+    def readers_of_value(self, node: fx.Node) -> set[fx.Node]:
+        """Who reads a value, and not only its shape."""
+        return {
+            reader
+            for reader in self.readers[node] - self.dead - self.facts.asserted
+            if not reads_shape_only(reader, node)
+        }
+
     # -- Candidates -----------------------------------------------------------------------------
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
@@ -279,6 +288,8 @@ class Appraiser:
             converts,
             common,
             tuple(term for region in taken for term in region.absorbed) + absorbed,
+            tuple(share for region in taken for share in region.shares),
+            frozenset[fx.Node]().union(*(region.together for region in taken)),
         )
 
     def _parts(self, link: Link) -> tuple[Link, ...]:
@@ -295,17 +306,28 @@ class Appraiser:
         for node in fresh - {region.value}:
             self.dead.add(node)
             self.fused.pop(node, None)
-        for absorbed in region.absorbed:
-            if absorbed.total in self.stand_ins:
-                continue
-            # What reads the sum reads its other operand from now on.
-            self.stand_ins[absorbed.total] = absorbed.kept
-            readers = self.readers[absorbed.total]
-            readers |= self.readers[absorbed.kept] - {absorbed.total}
-            self.readers[absorbed.kept] = readers
+        for absorbed in region.absorbed:  # what reads the sum reads its other operand from now on
+            self._stand_in(absorbed.kept, absorbed.total)
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
         self.forest.contract(region.value, region.base, region.plain, region.path)
+        changed = {region.value} if region.shares else set[fx.Node]()
+        for share in region.shares:  # what reads the scale reads what it scaled
+            whole = self.current(share.link.base)
+            self._stand_in(whole, share.link.value)
+            changed |= {whole, share.link.value}
+        self.forest.cut(changed, spare=region.value)
+
+    def _stand_in(self, kept: fx.Node, gone: fx.Node) -> None:
+        if gone not in self.stand_ins:
+            self.stand_ins[gone] = kept
+            self.readers[kept] = self.readers[gone] | (self.readers[kept] - {gone})
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """What stands for a value now."""
+        while node in self.stand_ins:
+            node = self.stand_ins[node]
+        return node
 
     def revive(self) -> bool:
         """Look at what nobody reads, but modules pass; say whether there is anything new."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from reparam.affine import AffineConv, AffineSum
+from reparam.affine import AffineConv, AffineStack, AffineSum
 from reparam.effects import computes, is_torch, operator_name
 from reparam.errors import Refusal
 from reparam.facts import Facts
@@ -18,14 +18,14 @@ from reparam.rules import Commuting, Step
 
 
 def known_channels(
-    node: fx.Node, axis: int, taken: int, steps: Mapping[fx.Node, Step], facts: Facts
+    node: fx.Node, axis: int, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
 ) -> int | None:
     """The size of one axis of a value, if its producers tell.
 
     Args:
         node: The value.
         axis: The axis, counted from the end.
-        taken: The size that the model's own inputs are taken to have.
+        taken: The size that the model's own inputs are taken to have, if any.
         steps: What the operators before do to the forms of their operands.
         facts: What is known of the graph.
     """
@@ -49,6 +49,10 @@ def known_channels(
             pending.extend(
                 (term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)
             )
+        elif isinstance(step, AffineStack):
+            if step.axis == axis:
+                return _side_by_side(step, taken, steps, facts)
+            pending.append((facts.operands(value)[0], axis))
         elif isinstance(step, Commuting):
             operand = step.input_axis(axis, None)
             if isinstance(operand, int):
@@ -56,6 +60,21 @@ def known_channels(
         elif keeps_shape(value, facts.root):
             pending.extend((argument, axis) for argument in facts.operands(value)[:1])
     return None
+
+
+def _side_by_side(
+    stack: AffineStack, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
+) -> int | None:
+    total = 0
+    for part in stack.parts:
+        operand = part.base
+        here = part.out_channels
+        if here is None and isinstance(operand, fx.Node) and operand.op != "placeholder":
+            here = known_channels(operand, stack.axis, taken, steps, facts)
+        if here is None:
+            return None
+        total += here
+    return total
 
 
 def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.affine import Affine, AffineConv, AffineSum, identity
+from reparam.affine import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.channels import conversion, known_channels
 from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal, ReparamError
 from reparam.extents import Extents
 from reparam.facts import Facts
 from reparam.modules import fetch, has_hooks, special_tensor
-from reparam.rules import UNKNOWN, Commuting, Rules, Several, Stacked, Step
+from reparam.rules import UNKNOWN, Commuting, Rules, Selecting, Several, Stacked, Step
 from reparam.rules.registry import Rule
 
 
@@ -64,6 +64,8 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             continue
         rule, leading = found
         step = _apply(rule, leading, node, facts, steps, extents)
+        if isinstance(step, Selecting):
+            step = _selected(step, node, facts, steps)
         if step is NotImplemented:
             continue
         if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
@@ -165,6 +167,8 @@ def _apply(
         ) from error
     if step is NotImplemented:
         return step
+    if isinstance(step, AffineStack | Selecting):
+        return step
     if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Several | Refusal):
         raise ReparamError(
             f"the rule {rule.__module__}.{rule.__qualname__} returned {type(step).__name__} for "
@@ -178,6 +182,19 @@ def _apply(
             return problem
     result: Step = step
     return result
+
+
+def _selected(
+    selecting: Selecting, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> Any:
+    """The parts of the channels of a value, if it is known how many there are."""
+    base = facts.operands(node)[0]
+    channels = known_channels(base, selecting.axis, None, steps, facts)
+    if channels is None:
+        return NotImplemented
+    x = identity(base, facts.ranks.get(base))
+    parts = [x.select(part, channels, selecting.axis) for part in selecting.parts(channels)]
+    return parts[0] if selecting.single else Several(tuple(parts))
 
 
 def _counts_channels(node: fx.Node, leading: tuple[Any, ...]) -> bool:

@@ -28,6 +28,23 @@ class Absorbed:
 
 
 @dataclass(frozen=True, eq=False)
+class Share:
+    """The part of a scale and a shift that one operand of a sum, or of a concatenation, takes in.
+
+    Args:
+        link: The link of the scale; its base is the sum or the concatenation.
+        channels: The channels of the whole that the operand is; None for a sum.
+        total: How many channels the whole has; None for a sum.
+        shifts: Whether the operand takes the constant in, too.
+    """
+
+    link: Link
+    channels: range | None = None
+    total: int | None = None
+    shifts: bool = True
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
     """One value that becomes one operator.
 
@@ -45,6 +62,8 @@ class Region:
         converts: Whether the base may hold integers, which the dying nodes made floats.
         shared: The dying nodes that die for other regions too.
         absorbed: Terms of the sum that the value is a term of, which the new operator adds too.
+        shares: What the new operator does besides of scales that other regions take in, too.
+        together: The nodes that die for these regions.
     """
 
     value: fx.Node
@@ -60,12 +79,25 @@ class Region:
     converts: bool = False
     shared: frozenset[fx.Node] = frozenset()
     absorbed: tuple[Absorbed, ...] = ()
+    shares: tuple[Share, ...] = ()
+    together: frozenset[fx.Node] = frozenset()
 
     @property
     def key(self) -> Hashable:
         """What tells this region from others, also from one of another plan."""
         terms = tuple(absorbed.term for absorbed in self.absorbed)
-        return self.value, self.base, self.form.axes, terms
+        scales = tuple(share.link.value for share in self.shares)
+        return self.value, self.base, self.form.axes, terms, scales
+
+    @property
+    def kept(self) -> frozenset[fx.Node]:
+        """The dying nodes whose value another node has from now on."""
+        return frozenset(share.link.value for share in self.shares) or frozenset([self.value])
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """All links that become one operator: the path, and the scales after it."""
+        return (*self.path, *(share.link for share in self.shares))
 
     @property
     def collapses(self) -> bool:

@@ -7,14 +7,14 @@ it is registered for module types, functions, tensor methods and ATen operators 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from reparam.affine import Affine, AffineConv
+from reparam.affine import Affine, AffineConv, AffineStack
 from reparam.errors import Refusal, ReparamError
 
 Rule = Callable[..., Any]
@@ -61,6 +61,21 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Selecting:
+    """What a rule returns for an operator that takes parts of the channels.
+
+    Args:
+        axis: The channel axis, counted from the end.
+        parts: From the number of channels to the numbers of those in each part.
+        single: Whether there is one result and no tuple of them.
+    """
+
+    axis: int
+    parts: Callable[[int], Sequence[Sequence[int]]]
+    single: bool = True
+
+
+@dataclass(frozen=True)
 class Several:
     """What a rule returns for an operator with several results, which are read one by one.
 
@@ -88,7 +103,7 @@ class Extent:
 
 
 UNKNOWN = Unknown()
-Step = Affine | Commuting | Stacked | Several | Refusal
+Step = Affine | AffineStack | Commuting | Stacked | Several | Refusal
 
 _RULES: dict[Target, Rule] = {}
 
