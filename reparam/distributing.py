@@ -154,6 +154,6 @@ def _drafted(
         region,
         dying=region.dying | scale,
         shared=region.shared | scale,
-        shares=(*region.shares, share),
+        adjustments=(*region.adjustments, share),
     )
     return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region

@@ -29,6 +29,7 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     rows = _rows(values, region.base, names, facts)
     if rows is None:
         return None
+    rows.append(tuple(type(one) for one in region.adjustments))
     for share in region.shares:
         scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
         rows.append((share.channels, share.total, share.shifts, *scale))

@@ -20,7 +20,7 @@ from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
 from reparam.modules import fetch, join, own_tensors
-from reparam.regions import Region, Share
+from reparam.regions import Absorbed, Region, Share
 from reparam.running import in_float64, run_function
 from reparam.state import undisturbed
 
@@ -47,7 +47,6 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
         UnverifiableError: If the region depends on values from outside, for example sizes.
     """
     replacements = _replacements(region, module)
-    terms = [(value, _between(region.base, value, facts, {})) for value in _terms(region)]
     remaining = _between(region.base, region.value, facts, replacements)
     generator = torch.Generator("cpu").manual_seed(0)
     problem: Exception | None = None
@@ -56,12 +55,7 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
-                values = [
-                    _run(v, needed, {region.base: x.clone()}, facts, {}) for v, needed in terms
-                ]
-                expected = sum(values[1:], values[0])
-                for share in region.shares:
-                    expected = _scaled(expected, share, region, facts)
+                expected = _adjusted(region.value, region.adjustments, x, region, facts)
                 actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
         except UnverifiableError:
             raise
@@ -130,9 +124,22 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
             )
 
 
-def _terms(region: Region) -> list[fx.Node]:
-    """The values whose sum the new operator computes."""
-    return [region.value, *(absorbed.term for absorbed in region.absorbed)]
+def _adjusted(
+    value: fx.Node,
+    adjustments: Sequence[Absorbed | Share],
+    x: Tensor,
+    region: Region,
+    facts: Facts,
+) -> Any:
+    """What a value was, with the terms and the scales that join it."""
+    needed = _between(region.base, value, facts, {})
+    result = _run(value, needed, {region.base: x.clone()}, facts, {})
+    for one in adjustments:
+        if isinstance(one, Share):
+            result = _scaled(result, one, region, facts)
+        else:
+            result = result + _adjusted(one.term, one.adjustments, x, region, facts)
+    return result
 
 
 def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Tensor:
