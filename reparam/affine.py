@@ -289,6 +289,8 @@ class AffineStack:
         count = -1 - self.axis
         if any(branch.axes is not None and len(branch.axes) != count for branch in branches):
             return Refusal("values side by side along another axis than their channels")
+        if len(branches) == 1:
+            return branches[0]
         return stacked([branch.with_axes(count) for branch in branches])
 
 

@@ -137,53 +137,40 @@ def stacked(forms: Sequence[F]) -> F | Refusal:
     """The form of values side by side along the channels, or why there is none.
 
     Args:
-        forms: The forms of the values over one base.
+        forms: The forms of the values over one base, with as many axes each.
     """
-    first = forms[0]
-    parts: list[F] = []
-    for form in forms:
-        pair = _side_by_side(first, form)
-        if isinstance(pair, Refusal):
-            return pair
-        first, form = pair
-        parts.append(form)
-    if any(part.transposed for part in parts):
-        return Refusal("transposed convolutions side by side")
-    known = next((part.in_channels for part in parts if part.in_channels is not None), None)
-    parts = [part.beside(first).with_channels(known) for part in parts]  # type: ignore[union-attr]
+    known = next((form.in_channels for form in forms if form.in_channels is not None), None)
+    parts = [form.with_channels(known) for form in forms]
     total = partition([part.columns for part in parts])
     problem = _not_side_by_side(parts, total)
     if problem is not None:
         return problem
     whole = parts[0]
     for part in parts[1:]:
+        problem = _disagreement(whole, part)
         axes = _common_axes(whole, part)
+        if problem is not None:
+            return problem
         if isinstance(axes, Refusal):
             return axes
-        whole = replace(whole, axes=axes)
+        dtype, like = _taken_after(whole, part)
+        whole = replace(whole, axes=axes, dtype=dtype, like=like)
     axes = whole.axes or ()
-    groups = 1 if total is None else len(parts) * (parts[0].groups or 1)
-    inner_groups = [(part.groups or 1) if total is None else 1 for part in parts]
+    # Branches that read channels of their own are groups; others become dense.
+    merged = [1 if total is not None else part.groups or 1 for part in parts]
     compute = partial(
         kernels.stack,
         taps=[axis.kernel for axis in axes],
-        lattices=[
-            (own, *_lattice(part, axes)[1:]) for own, part in zip(inner_groups, parts, strict=True)
-        ],
+        lattices=[(own, *_lattice(p, axes)[1:]) for own, p in zip(merged, parts, strict=True)],
     )
-    dtype, like = parts[0].dtype, parts[0].like
-    for part in parts[1:]:
-        dtype, like = _taken_after(replace(parts[0], dtype=dtype, like=like), part)
     return replace(
         whole,
         weights=Lazy(compute, tuple(part.weights for part in parts)),
         in_channels=whole.in_channels if total is None else total,
         out_channels=sum(part.out_channels or 0 for part in parts),
-        groups=groups,
+        groups=1 if total is None else len(parts) * (whole.groups or 1),
         has_bias=any(part.has_bias for part in parts),
         identity=False,
-        dtype=dtype,
-        like=like,
         pad_value=None,
         ones=0,
         columns=None,
@@ -192,6 +179,8 @@ def stacked(forms: Sequence[F]) -> F | Refusal:
 
 def _not_side_by_side(parts: Sequence[Form], total: int | None) -> Refusal | None:
     """Why values are not the rows of one kernel."""
+    if any(part.transposed for part in parts):
+        return Refusal("transposed convolutions side by side")
     if any(part.in_channels is None or part.out_channels is None for part in parts):
         return Refusal("the number of channels of a value in a concatenation is not known")
     if total is not None:
@@ -216,7 +205,7 @@ def _common_axes(first: Form, second: Form) -> tuple[Axis, ...] | Refusal:
     if isinstance(mode, Refusal):
         return mode
     if mode == "value":
-        return Refusal("a sum of branches that pad with a value")
+        return Refusal("branches that pad with a value")
     return tuple(axes)
 
 

@@ -94,6 +94,24 @@ def split_function(tensor: Any, split_size_or_sections: Any, dim: Any = 0) -> Se
     return split(tensor, split_size_or_sections, dim)
 
 
+@register_rule(torch.tensor_split, torch.Tensor.tensor_split, aten.tensor_split)
+def tensor_split(input: Any, indices_or_sections: Any, dim: Any = 0) -> Selecting | Refusal:
+    """Parts of nearly equal size, the first ones larger, or parts that begin at given channels."""
+    at = indices_or_sections
+    if isinstance(at, Sequence) and all(isinstance(start, int) for start in at):
+
+        def parts(channels: int) -> Parts:
+            return [range(channels)[a:b] for a, b in pairwise((0, *at, channels))]
+    elif isinstance(at, int):
+
+        def parts(channels: int) -> Parts:
+            size, larger = divmod(channels, at)
+            return _pieces(channels, [size + (index < larger) for index in range(at)])
+    else:
+        return _UNKNOWN
+    return _selecting(input, dim, parts, single=False)
+
+
 @register_rule(torch.narrow, torch.Tensor.narrow, aten.narrow)
 def narrow(input: Any, dim: Any, start: Any, length: Any) -> Selecting | Refusal:
     """Some neighbouring channels."""
