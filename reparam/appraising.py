@@ -275,7 +275,7 @@ class Appraiser:
             before += now if fused is None else fused.before
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
-        after = form_cost(form).times(own) + Cost(operators=int(converts))
+        after = form_cost(form).times(own)
         dying = frozenset(gone).union(*(region.dying for region in taken))
         return Region(
             value,
@@ -329,12 +329,13 @@ class Appraiser:
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
         self.forest.contract(region.value, region.base, region.plain, region.path)
-        changed = {region.value} if region.shares else set[fx.Node]()
+        changed = {absorbed.total for absorbed in region.absorbed}
         for share in region.shares:  # what reads the scale reads what it scaled
             whole = self.current(share.link.base)
             self._stand_in(whole, share.link.value)
             changed |= {whole, share.link.value}
-        self.forest.cut(changed, spare=region.value)
+        if changed:
+            self.forest.cut(changed | {region.value}, spare=region.value)
 
     def _stand_in(self, kept: fx.Node, gone: fx.Node) -> None:
         if gone not in self.stand_ins:

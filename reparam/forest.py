@@ -228,11 +228,10 @@ class Forest:
             changed: These values.
             spare: The value whose own link is right.
         """
-        if changed:
-            for value, link in list(self.links.items()):
-                if value is not spare and not changed.isdisjoint(link.inner):
-                    del self.links[value]
-                    self.passing.pop(value, None)
+        for value, link in list(self.links.items()):
+            if value is not spare and not changed.isdisjoint(link.inner):
+                del self.links[value]
+                self.passing.pop(value, None)
 
 
 def _forms(links: Sequence[Link]) -> Generator[Candidate | Refusal, None, Refusal | None]:

@@ -62,13 +62,12 @@ def adopt_regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool
 
 
 def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
-    """Whether a node adds two values that are not affine over a common one."""
+    """Whether a node adds two values as they are."""
     step = appraiser.steps.get(node)
     return (
         isinstance(step, AffineSum)
         and len(step.terms) == 2
         and all(term.identity and term.base in node.all_input_nodes for term in step.terms)
-        and node not in appraiser.forest.links
         and node not in appraiser.dead
     )
 

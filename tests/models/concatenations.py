@@ -1,4 +1,4 @@
-"""Branches that are concatenated, or that read one value; what is left of them is not decided."""
+"""Branches that are concatenated, or that read one value."""
 
 from __future__ import annotations
 
@@ -48,9 +48,29 @@ class TwinPoints(nn.Module):
         return F.silu(result)
 
 
+class JoinedQueryKeyValue(QueryKeyValue):
+    """The same, the three results side by side before they are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
+        query, key, value = joined.chunk(3, dim=-1)
+        return F.scaled_dot_product_attention(query, key, value)
+
+
 BLOCKS = [
-    Block("Inception, equal kernels", lambda: Inception((3, 3, 3)), images(C), None),
-    Block("Inception, different kernels", lambda: Inception((1, 3, 5)), images(C), None),
-    Block("query, key and value", QueryKeyValue, tokens(C), None),
-    Block("twin 1x1", TwinPoints, images(C), None),
+    Block("Inception, equal kernels", lambda: Inception((3, 3, 3)), images(C), ((12, C, 3, 3),)),
+    Block(
+        "Inception, different kernels",  # one kernel of 5x5 would cost twice as much
+        lambda: Inception((1, 3, 5)),
+        images(C),
+        ((4, C, 1, 1), (4, C, 3, 3), (4, C, 5, 5)),
+    ),
+    Block("query, key and value", QueryKeyValue, tokens(C), ((C, C),) * 3),
+    Block("query, key and value, concatenated", JoinedQueryKeyValue, tokens(C), ((3 * C, C),)),
+    Block(
+        "twin 1x1",
+        TwinPoints,
+        images(C),
+        ((4, C, 1, 1), (4, C, 1, 1), (4, 4, 3, 3), (C, 8, 1, 1)),
+    ),
 ]
