@@ -275,7 +275,7 @@ class Appraiser:
             before += now if fused is None else fused.before
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
-        after = form_cost(form).times(own)
+        after = form_cost(form).times(own) + Cost(operators=int(converts))
         dying = frozenset(gone).union(*(region.dying for region in taken))
         return Region(
             value,

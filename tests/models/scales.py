@@ -210,13 +210,14 @@ BLOCKS = [
         ((C, 3, 4, 4),),
         by_hand=ONE_CONVOLUTION,
     ),
-    # The mean meets the border; the deviation is a factor of the kernel.
+    # The mean meets the border. The deviation could go into the kernel, but an image may be bytes:
+    # then it would have to be converted instead.
     Block(
         "image statistics before a padded kernel",
         lambda: Standardised(nn.Conv2d(3, C, 3, padding=1)),
         images(3),
         ((C, 3, 3, 3),),
-        OperatorCounts(additions=1),
+        OperatorCounts(additions=1, multiplications=1),
     ),
     # The factor before the shift could only go into the shift.
     Block(
