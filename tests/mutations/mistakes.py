@@ -176,6 +176,30 @@ MISTAKES = [
         "",
     ),
     Mistake(
+        "every term of a sum takes the constant of a norm",
+        "distributing.py",
+        "shifts=operand is operands[0]",
+        "shifts=True",
+    ),
+    Mistake(
+        "a scale moves into a term that is read elsewhere",
+        "distributing.py",
+        "any(one != {node} for one in read)",
+        "not all(read)",
+    ),
+    Mistake(
+        "channels are taken for groups in whatever order they are read",
+        "selection.py",
+        "together == tuple(range(total))",
+        "len(together) == total",
+    ),
+    Mistake(
+        "a depthwise kernel that loses channels reads the first ones",
+        "selection.py",
+        "columns=columns if columns.indices != tuple(range(columns.total)) else None,",
+        "columns=None,",
+    ),
+    Mistake(
         "calls that need other code are edited as the first is",
         "repeats.py",
         "all(other == first[0] for other in others)",
