@@ -23,7 +23,7 @@ from reparam.exported import program_part
 from reparam.modules import own_tensors
 from reparam.parts import Part, Untraced, find_parts
 from reparam.report import FusedRow, RefusedRow, Report
-from reparam.rules import Rules
+from reparam.rules import Rules, load_rules
 from reparam.rules.registry import Rule, Target
 from reparam.verification import as_arguments
 
@@ -142,6 +142,7 @@ def plan(
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
+        load_rules()
         if isinstance(model, ExportedProgram):
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
         else:
