@@ -141,8 +141,8 @@ def plan(
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
+    load_rules()
     with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
-        load_rules()
         if isinstance(model, ExportedProgram):
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
         else:

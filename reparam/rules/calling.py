@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from reparam.affine import AffineConv, AffineSum
 from reparam.errors import Refusal, ReparamError
@@ -57,7 +57,7 @@ def call_rule(
         if is_built_in(rule):
             step = rule(*args, **kwargs)
             return None if step is NotImplemented else step
-        with _float64_by_default():
+        with _MakingFloat64():
             step = rule(*args, **kwargs)
             _check_weights(step)
     except Exception as error:
@@ -78,15 +78,20 @@ def call_rule(
     return step
 
 
-@contextmanager
-def _float64_by_default() -> Iterator[None]:
-    """Let tensors that a rule makes be as exact as the parameters that it is given."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+class _MakingFloat64(TorchFunctionMode):
+    """Tensors that a rule makes are as exact as the parameters that it is given."""
+
+    names = "arange as_tensor empty eye full linspace ones scalar_tensor tensor zeros".split()
+    makers = frozenset(map(torch.__dict__.get, names))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in self.makers and result.is_floating_point() and kwargs.get("dtype") is None:
+            return func(*args, **{**kwargs, "dtype": torch.float64})
+        return result
 
 
 def _misfit(rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Refusal | None:

@@ -7,7 +7,7 @@ it is registered for module types, functions, tensor methods and ATen operators 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
@@ -180,7 +180,7 @@ def as_listed(target: Target) -> Target:
         reason = f"a rule is for all modules of a type: register {type(target).__name__}. Expected"
     elif owner := _class_of_method(target):
         reason = f"it is a method of {owner}: register the module type that it belongs to. Expected"
-    elif callable(target) and not inspect.isclass(target):
+    elif callable(target) and isinstance(target, Hashable) and not inspect.isclass(target):
         return target
     raise ReparamError(
         f"{target!r} cannot have a rule: {reason} a type of torch.nn.Module, a function, a tensor "
