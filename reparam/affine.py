@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from reparam.errors import Refusal
-from reparam.forms import Form
+from reparam.forms import Columns, Form
 from reparam.geometry import Axis
 from reparam.kernels import Lazy, Weights, exact
-from reparam.laws import parallel, sequence
+from reparam.laws import parallel, sequence, stacked
 
 Number = int | float
 
@@ -167,6 +167,31 @@ class AffineConv(Form):
             )
         )
 
+    def select(
+        self, channels: Sequence[int], total: int, axis: int | None = None
+    ) -> AffineConv | Refusal:
+        """Take some of the channels, in any order.
+
+        Args:
+            channels: Their numbers.
+            total: How many channels there are.
+            axis: The channel axis of the value, counted from the end; needed only if no
+                neighbouring convolution tells.
+        """
+        indices = tuple(range(total)[channel] for channel in channels)
+        if indices == tuple(range(total)):
+            return self
+        count = None if axis is None else -1 - axis
+        part = AffineConv(
+            Lazy(lambda: _ones((len(indices), 1, *(1,) * (count or 0)))),
+            None if count is None else (Axis(),) * count,
+            len(indices),
+            len(indices),
+            len(indices),
+            columns=Columns(indices, total),
+        )
+        return self.then(part)
+
     def pool(self, axes: Sequence[Axis]) -> AffineConv | Refusal:
         """Average over a window: a depthwise convolution with equal taps (DBB, transform VI)."""
         taps = [axis.kernel for axis in axes]
@@ -214,6 +239,20 @@ class AffineSum:
             terms[term.base] = term
         return AffineSum(tuple(terms.values()))
 
+    def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
+        """The sum of what the terms are over one base.
+
+        Args:
+            branches: The form of each term over it.
+        """
+        total: AffineConv | AffineSum | Refusal = branches[0]
+        for branch in branches[1:]:
+            if isinstance(total, AffineConv):
+                total = total.plus(branch)
+        if isinstance(total, AffineSum):
+            return Refusal("its branches do not come from one value by affine operators")
+        return total
+
     def scale(self, factor: Number | Tensor, axis: int | None = None) -> AffineSum | Refusal:
         """Multiply every term."""
         return self._each([term.scale(factor, axis) for term in self.terms])
@@ -229,16 +268,42 @@ class AffineSum:
         return AffineSum(tuple(term for term in terms if isinstance(term, AffineConv)))
 
 
+@dataclass(frozen=True, eq=False)
+class AffineStack:
+    """Forms side by side along the channels, perhaps over different bases.
+
+    Args:
+        parts: The forms.
+        axis: The channel axis, counted from the end.
+    """
+
+    parts: tuple[AffineConv, ...]
+    axis: int
+
+    def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
+        """One form of what the parts are over one base.
+
+        Args:
+            branches: The form of each part over it.
+        """
+        count = -1 - self.axis
+        if any(branch.axes is not None and len(branch.axes) != count for branch in branches):
+            return Refusal("values side by side along another axis than their channels")
+        if len(branches) == 1:
+            return branches[0]
+        return stacked([branch.with_axes(count) for branch in branches])
+
+
 Affine = AffineConv | AffineSum
 
 
 def identity(base: Hashable = None, rank: int | None = None, ones: int = 0) -> AffineConv:
     """The form of a value over itself."""
+    return AffineConv(Lazy(lambda: _ones((1, 1))), identity=True, rank=rank, ones=ones, base=base)
 
-    def compute() -> Weights:
-        return torch.ones(1, 1, dtype=torch.float64, device="cpu"), None
 
-    return AffineConv(Lazy(compute), identity=True, rank=rank, ones=ones, base=base)
+def _ones(shape: tuple[int, ...]) -> Weights:
+    return torch.ones(shape, dtype=torch.float64, device="cpu"), None
 
 
 def _diagonal(

@@ -7,6 +7,8 @@ nodes that die, and safe if nobody writes in place to what it reads.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from math import prod
 
 from torch import fx
@@ -19,7 +21,8 @@ from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
 from reparam.hazards import hazard
-from reparam.regions import Absorbed, Region
+from reparam.main_link import main_link, placed_at
+from reparam.regions import Absorbed, Region, Share
 from reparam.rules import Several, Step
 
 _SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
@@ -62,7 +65,8 @@ class Appraiser:
         if isinstance(step, AffineConv):
             first = node.args[0] if node.args else None
             result = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
-            free = (step.identity and not computes(node)) or (indexes(node) and not result)
+            part = indexes(node) and (not result or step.columns is not None)
+            free = (step.identity and not computes(node)) or part
             return Cost(step.multiply_adds, 0 if free else 1)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
@@ -178,6 +182,14 @@ class Appraiser:
                 gone.add(node)
         return gone
 
+    def readers_of_value(self, node: fx.Node) -> set[fx.Node]:
+        """Who reads a value, and not only its shape."""
+        return {
+            reader
+            for reader in self.readers[node] - self.dead - self.facts.asserted
+            if not reads_shape_only(reader, node)
+        }
+
     # -- Candidates -----------------------------------------------------------------------------
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
@@ -237,7 +249,7 @@ class Appraiser:
         )
         collapses = all(link.value in gone for link in candidate.path)
         if collapses:
-            main = _main({link for link in path if link.value not in common}, path, form)
+            main = main_link({link for link in path if link.value not in common}, path, form)
             if isinstance(main, Refusal):
                 return main
         else:
@@ -246,7 +258,7 @@ class Appraiser:
                 return Refusal(self._other_readers(candidate, gone))
         if main.form is not None and main.form.axes is not None and form.pointwise:
             form = form if form.axes is None else form.with_axes(len(main.form.axes))
-        placed = _placed(path, main) if collapses else value
+        placed = placed_at(path, main) if collapses else value
         crossed = {link.value for link in candidate.path if link.form is None}
         terms = [term.term for term in absorbed]
         positions, own = self.positions(gone, (value, *terms), form, placed, crossed)
@@ -263,7 +275,7 @@ class Appraiser:
             before += now if fused is None else fused.before
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
-        after = form_cost(form).times(own) + Cost(operators=int(converts))
+        after = form_cost(form).times(own)
         dying = frozenset(gone).union(*(region.dying for region in taken))
         return Region(
             value,
@@ -278,8 +290,25 @@ class Appraiser:
             current - after,
             converts,
             common,
-            tuple(term for region in taken for term in region.absorbed) + absorbed,
+            self._adjustments(value, taken, absorbed),
+            frozenset[fx.Node]().union(*(region.together for region in taken)),
         )
+
+    def _adjustments(
+        self, value: fx.Node, taken: Sequence[Region], absorbed: tuple[Absorbed, ...]
+    ) -> tuple[Absorbed | Share, ...]:
+        """What a new operator does besides, with what those do that it replaces."""
+        own = self.fused[value].adjustments if value in self.fused else ()
+        terms = {term.term for term in absorbed}
+        inner = (region for region in taken if region.value is not value)
+        others = (region.adjustments for region in inner if region.value not in terms)
+        joined = (
+            replace(term, adjustments=self.fused[term.term].adjustments)
+            if term.term in self.fused
+            else term
+            for term in absorbed
+        )
+        return (*chain.from_iterable(others), *own, *joined)
 
     def _parts(self, link: Link) -> tuple[Link, ...]:
         """The links of a path, those of a region in place of one that stands for it."""
@@ -295,17 +324,29 @@ class Appraiser:
         for node in fresh - {region.value}:
             self.dead.add(node)
             self.fused.pop(node, None)
-        for absorbed in region.absorbed:
-            if absorbed.total in self.stand_ins:
-                continue
-            # What reads the sum reads its other operand from now on.
-            self.stand_ins[absorbed.total] = absorbed.kept
-            readers = self.readers[absorbed.total]
-            readers |= self.readers[absorbed.kept] - {absorbed.total}
-            self.readers[absorbed.kept] = readers
+        for absorbed in region.absorbed:  # what reads the sum reads its other operand from now on
+            self._stand_in(absorbed.kept, absorbed.total)
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
         self.forest.contract(region.value, region.base, region.plain, region.path)
+        changed = {absorbed.total for absorbed in region.absorbed}
+        for share in region.shares:  # what reads the scale reads what it scaled
+            whole = self.current(share.link.base)
+            self._stand_in(whole, share.link.value)
+            changed |= {whole, share.link.value}
+        if changed:
+            self.forest.cut(changed | {region.value}, spare=region.value)
+
+    def _stand_in(self, kept: fx.Node, gone: fx.Node) -> None:
+        if gone not in self.stand_ins:
+            self.stand_ins[gone] = kept
+            self.readers[kept] = self.readers[gone] | (self.readers[kept] - {gone})
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """What stands for a value now."""
+        while node in self.stand_ins:
+            node = self.stand_ins[node]
+        return node
 
     def revive(self) -> bool:
         """Look at what nobody reads, but modules pass; say whether there is anything new."""
@@ -330,45 +371,6 @@ def moves_kernels(candidate: Candidate) -> bool:
     """Whether more than a scale and a shift joins another operator, so that shapes may change."""
     moved = [link for link in candidate.path if link.form is not None and not link.form.diagonal]
     return len(moved) > 1
-
-
-def _main(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
-    """The link whose place the new operator takes: the dearest of its own that it can replace."""
-    barriers = [index for index, link in enumerate(path) if link.commuting is not None]
-    eligible: list[tuple[Cost, int, Link]] = []
-    crossed = False
-    for index, link in enumerate(path):
-        if link.form is None:
-            crossed = True
-        elif link in own and (form.pointwise or not crossed) and _may_move(path, index, barriers):
-            eligible.append((form_cost(link.form), -index, link))
-    if not eligible:
-        return Refusal("an operator between lets scales pass, but no constant or no mixing")
-    return max(eligible, key=lambda entry: entry[:2])[2]
-
-
-def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[int]) -> bool:
-    """Whether the other links may move to the main one across the operators between them."""
-    for barrier in barriers:
-        commuting = path[barrier].commuting
-        for index, moved in enumerate(path):
-            if moved.form is None or not min(index, main) < barrier < max(index, main):
-                continue
-            if commuting is not None and commuting.scales_only and not moved.form.diagonal:
-                return False
-            if commuting is not None and not commuting.constants and moved.form.has_bias:
-                return False
-    return True
-
-
-def _placed(path: tuple[Link, ...], main: Link) -> fx.Node:
-    """The last value before an operator that may change the number of positions."""
-    placed = main.value
-    for link in path[path.index(main) + 1 :]:
-        if link.commuting is not None and link.commuting.scales_only:
-            break
-        placed = link.value
-    return placed
 
 
 def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:

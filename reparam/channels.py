@@ -8,54 +8,89 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from reparam.affine import AffineConv, AffineSum
+from reparam.affine import AffineConv, AffineStack, AffineSum
 from reparam.effects import computes, is_torch, operator_name
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.modules import fetch
-from reparam.ranks import keeps_shape, keeps_type
+from reparam.ranks import BROADCASTING, keeps_shape, keeps_type
 from reparam.rules import Commuting, Step
 
 
 def known_channels(
-    node: fx.Node, axis: int, taken: int, steps: Mapping[fx.Node, Step], facts: Facts
+    node: fx.Node, axis: int, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
 ) -> int | None:
     """The size of one axis of a value, if its producers tell.
 
     Args:
         node: The value.
         axis: The axis, counted from the end.
-        taken: The size that the model's own inputs are taken to have.
+        taken: The size that the model's own inputs are taken to have, if any.
         steps: What the operators before do to the forms of their operands.
         facts: What is known of the graph.
     """
     pending = [(node, axis)]
+    sizes: list[int | None] = []
+    seen: set[tuple[fx.Node, int]] = set()
     while pending:
-        value, axis = pending.pop()
-        shape = facts.shapes.get(value)
-        if shape is not None:
-            return shape[axis] if -axis <= len(shape) else None
-        if value.op == "placeholder":
-            return taken
-        step = steps.get(value)
-        if isinstance(step, AffineConv):
-            here = step.axes is None or len(step.axes) == -axis - 1
-            if here and step.out_channels is not None:
-                return step.out_channels
-            if step.out_channels is None and isinstance(step.base, fx.Node):
-                pending.append((step.base, axis))
-        elif isinstance(step, AffineSum):
-            # Whichever branch is known: a branch of one channel takes on the others' number.
-            pending.extend(
-                (term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)
-            )
-        elif isinstance(step, Commuting):
-            operand = step.input_axis(axis, None)
-            if isinstance(operand, int):
-                pending.extend((argument, operand) for argument in facts.operands(value)[:1])
-        elif keeps_shape(value, facts.root):
-            pending.extend((argument, axis) for argument in facts.operands(value)[:1])
-    return None
+        place = pending.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        found = _size_or_operands(*place, taken, steps, facts)
+        if isinstance(found, list):
+            pending.extend(found)
+        else:
+            sizes.append(found)
+    # Of the operands of a sum or a product one that is longer than 1 tells.
+    several = [size for size in sizes if size is not None and size > 1]
+    return several[0] if several else None if None in sizes else next(iter(sizes), None)
+
+
+def _size_or_operands(
+    value: fx.Node, axis: int, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
+) -> int | list[tuple[fx.Node, int]] | None:
+    """The size of one axis of a value, or else the operands, and their axes, that it depends on."""
+    shape = facts.shapes.get(value)
+    if shape is not None:
+        return shape[axis] if -axis <= len(shape) else None
+    if value.op == "placeholder":
+        return taken
+    step = steps.get(value)
+    operands = facts.operands(value)
+    if isinstance(step, AffineConv):
+        here = step.axes is None or len(step.axes) == -axis - 1
+        if here and step.out_channels is not None:
+            return step.out_channels
+        passes = step.out_channels is None and isinstance(step.base, fx.Node)
+        return [(step.base, axis)] if passes else None  # type: ignore[list-item]
+    if isinstance(step, AffineSum):
+        return [(term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)]
+    if isinstance(step, AffineStack):
+        if step.axis == axis:
+            return _side_by_side(step, taken, steps, facts)
+        return [(operands[0], axis)]
+    if isinstance(step, Commuting):
+        operand = step.input_axis(axis, None)
+        return [(operands[0], operand)] if isinstance(operand, int) and operands else None
+    if operator_name(value) in BROADCASTING and operands:
+        return [(operand, axis) for operand in operands]
+    return [(operands[0], axis)] if operands and keeps_shape(value, facts.root) else None
+
+
+def _side_by_side(
+    stack: AffineStack, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
+) -> int | None:
+    total = 0
+    for part in stack.parts:
+        operand = part.base
+        here = part.out_channels
+        if here is None and isinstance(operand, fx.Node) and operand.op != "placeholder":
+            here = known_channels(operand, stack.axis, taken, steps, facts)
+        if here is None:
+            return None
+        total += here
+    return total
 
 
 def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:

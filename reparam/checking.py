@@ -76,7 +76,7 @@ class Check:
             nodes = [region.value, *region.dying]
             touched = {self.part.trace.caller[node] for node in nodes}
             # What nobody reads may be another value than it was.
-            inner_values = region.dying - {region.value}
+            inner_values = (region.dying | {region.value}) - {region.kept}
             closed = {
                 call
                 for call in closed

@@ -79,6 +79,8 @@ def pads_same(form: AffineConv) -> bool:
 def unsupported(form: AffineConv) -> Refusal | None:
     """Why no torch module computes a form, if none does."""
     axes = form.axes or ()
+    if form.columns is not None:
+        return Refusal("it reads a part of the channels, or in another order")
     if len(axes) > 3:
         return Refusal(f"torch has no convolution over {len(axes)} axes")
     if any(axis.mode == "value" and axis.padded for axis in axes):

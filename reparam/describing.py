@@ -53,14 +53,15 @@ def applied_row(row: FusedRow, error: float | None, name: str) -> FusedRow:
 
 def taught_rules(part: Part, region: Region) -> str:
     """The rules that a region rests on and that are not the library's own, with their places."""
-    found: dict[str, None] = {}
-    pending, seen = [region.value, *(absorbed.term for absorbed in region.absorbed)], {region.base}
+    pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
+    nodes = {region.base} | {share.link.value for share in region.shares}
     while pending:
         node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        pending.extend(node.all_input_nodes)
+        if node not in nodes:
+            nodes.add(node)
+            pending.extend(node.all_input_nodes)
+    found: dict[str, None] = {}
+    for node in sorted(nodes - {region.base}, key=part.facts.order.__getitem__):
         target = target_of(node, part.trace.root)
         rule = part.rules.find(target)
         if rule is not None and not is_built_in(rule):

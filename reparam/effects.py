@@ -208,7 +208,7 @@ def permutes(node: fx.Node) -> bool:
 
 def indexes(node: fx.Node) -> bool:
     """Whether a node only takes a part of its operand, and copies nothing."""
-    return operator_name(node) == "getitem"
+    return operator_name(node) in ("getitem", "narrow", "slice")
 
 
 def computes(node: fx.Node) -> bool:

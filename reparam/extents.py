@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.affine import AffineConv, AffineSum
+from reparam.affine import AffineConv, AffineStack, AffineSum
 from reparam.facts import Facts
 from reparam.ranks import keeps_shape
 from reparam.rules import UNKNOWN, Commuting, Extent, Step
@@ -87,6 +87,8 @@ class Extents:
             above = [self._across(term, axis) for term in step.terms]
             places = {None if place is None else self.origin(*place) for place in above}
             return places.pop() if len(places) == 1 else None
+        if isinstance(step, AffineStack):
+            return None if axis == step.axis else self._across(step.parts[0], axis)
         if isinstance(step, AffineConv):
             return self._across(step, axis)
         operands = self.facts.operands(value)

@@ -6,12 +6,12 @@ come from. Following these links from a value gives all bases that its form may 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import fx
 
-from reparam.affine import AffineConv, AffineSum
+from reparam.affine import AffineConv, AffineStack, AffineSum
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.rules import Commuting, Several, Stacked, Step
@@ -102,18 +102,22 @@ class Forest:
                 return Refusal("its rule returned a form over nothing; build it from x")
             whole = [operand for operand in node.all_input_nodes if operand in self._split]
             return Link(node, step.base, step, None, (*whole, node))
-        return self._sum(node, step)
+        return self._joined(node, step)
 
-    def _sum(self, node: fx.Node, step: AffineSum) -> Link | Refusal:
-        operands = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
+    def _joined(self, node: fx.Node, step: AffineSum | AffineStack) -> Link | Refusal | None:
+        """The link of a sum, or of values side by side: over the nearest value all come from."""
+        terms = step.terms if isinstance(step, AffineSum) else step.parts
+        operands = [term.base for term in terms if isinstance(term.base, fx.Node)]
         base: fx.Node | None = operands[0]
         for operand in operands[1:]:
             base = None if base is None else self.meet(base, operand)
+        if isinstance(step, AffineStack) and (base is None or base in operands):
+            return None  # most concatenations are of other values
         if base is None:
             return Refusal("its branches do not come from one value by affine operators")
-        total: AffineConv | None = None
+        branches: list[AffineConv] = []
         inner = {node}
-        for term, operand in zip(step.terms, operands, strict=True):
+        for term, operand in zip(terms, operands, strict=True):
             inner.update(
                 arg
                 for arg in node.all_input_nodes
@@ -125,13 +129,11 @@ class Forest:
             inner.update(between)
             if isinstance(branch, Refusal):
                 return branch
-            merged = branch if total is None else total.plus(branch)
-            if isinstance(merged, Refusal):
-                return merged
-            if isinstance(merged, AffineSum):
-                return Refusal("its branches do not come from one value by affine operators")
-            total = merged
-        return Link(node, base, total, None, tuple(sorted(inner, key=self._order.__getitem__)))
+            branches.append(branch)
+        whole = step.join(branches)
+        if isinstance(whole, Refusal):
+            return whole
+        return Link(node, base, whole, None, tuple(sorted(inner, key=self._order.__getitem__)))
 
     def _up(self, value: fx.Node, base: fx.Node | None = None) -> Iterator[Link]:
         """The links from a value towards the root of its tree, up to a base."""
@@ -218,6 +220,18 @@ class Forest:
         crossed = tuple(link.commuting for link in reversed(path) if link.commuting is not None)
         self.links[value] = Link(value, base, form, None, (value,), crossed)
         self.passing.pop(value, None)
+
+    def cut(self, changed: Set[fx.Node], spare: fx.Node) -> None:
+        """Forget the links that were made of values that are other values now.
+
+        Args:
+            changed: These values.
+            spare: The value whose own link is right.
+        """
+        for value, link in list(self.links.items()):
+            if value is not spare and not changed.isdisjoint(link.inner):
+                del self.links[value]
+                self.passing.pop(value, None)
 
 
 def _forms(links: Sequence[Link]) -> Generator[Candidate | Refusal, None, Refusal | None]:

@@ -16,6 +16,19 @@ from reparam.geometry import Axis
 from reparam.kernels import Lazy, Weights
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The channels of its base that a form reads, where it does not read all of them in order.
+
+    Args:
+        indices: The channels, in the order in which the kernel takes them.
+        total: How many channels the base has.
+    """
+
+    indices: tuple[int, ...]
+    total: int
+
+
 @dataclass(frozen=True, eq=False)
 class Form:
     """One convolution of one base, plus a constant per channel.
@@ -24,7 +37,7 @@ class Form:
         weights: Kernel and bias, computed on demand.
         axes: One entry per spatial axis; empty for a linear layer over the last axis; None for a
             pointwise form that holds for any number of axes.
-        in_channels: Channels of the base; None if the form holds for any number.
+        in_channels: Channels of the base that are read; None if the form holds for any number.
         out_channels: Channels of the value; None if the form holds for any number.
         groups: Groups of the kernel; None for one group per channel of an unknown number.
         has_bias: Whether there is a constant.
@@ -35,6 +48,7 @@ class Form:
         pad_value: What padding of mode "value" holds, one entry per channel or one for all.
         rank: Number of axes of the base and of the value, where known.
         ones: Number of last axes of the base that are known to have size 1.
+        columns: The channels of the base that are read; None if all are.
         base: The value the form is over; forms over different bases do not add up.
     """
 
@@ -51,6 +65,7 @@ class Form:
     pad_value: Tensor | None = None
     rank: int | None = None
     ones: int = 0
+    columns: Columns | None = None
     base: Hashable = None
 
     @property

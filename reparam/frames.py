@@ -77,5 +77,5 @@ def calls_between(inner: Call, outer: Call) -> Iterator[Call]:
 
 def frame_of(trace: Trace, region: Region) -> Call:
     """The innermost call that all of a region lies in."""
-    nodes = [region.value, *region.dying]
+    nodes = [region.value, *region.dying, *region.together]
     return common_caller([trace.caller[node] for node in nodes if node.op != "get_attr"])

@@ -175,7 +175,8 @@ class _Graft:
         """Find the modules whose calls would need different code after all."""
         codes: dict[int, list[Hashable]] = defaultdict(list)
         for call in self.trace.calls:
-            if call in self.repeated and id(call.module) in self.alike and self._is_live(call):
+            needed = not set(self.inside[call]) <= self.rewrite.idle
+            if call in self.repeated and id(call.module) in self.alike and needed:
                 codes[id(call.module)].append(self._code(call))
         apart = {key for key, found in codes.items() if any(code != found[0] for code in found)}
         self.alike -= apart

@@ -147,6 +147,33 @@ def add(
     return kernel, biases[0].expand(shape[0]).clone() if biases else None
 
 
+def stack(
+    *parts: Weights,
+    taps: Sequence[int],
+    lattices: Sequence[tuple[int, Sequence[int], Sequence[int]]],
+) -> Weights:
+    """Put the rows of kernels below each other on a common lattice.
+
+    Args:
+        parts: Kernels and biases.
+        taps: Numbers of taps of the result.
+        lattices: For each part its groups if they become one, and per axis its first index and its
+            step in the result.
+    """
+    rows = sum(kernel.shape[0] for kernel, _ in parts)
+    first, groups = parts[0][0], lattices[0][0]
+    result = first.new_zeros((rows, first.shape[1] * groups, *taps))
+    at = 0
+    for (kernel, _), (own, starts, steps) in zip(parts, lattices, strict=True):
+        place(result[at : at + kernel.shape[0]], 1, kernel, own, starts, steps)
+        at += kernel.shape[0]
+    if all(bias is None for _, bias in parts):
+        return result, None
+    zeros = (first.new_zeros(1) if bias is None else bias for _, bias in parts)
+    biases = [bias.expand(kernel.shape[0]) for bias, (kernel, _) in zip(zeros, parts, strict=True)]
+    return result, torch.cat(biases)
+
+
 def compose(
     inner: Weights,
     outer: Weights,

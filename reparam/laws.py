@@ -1,7 +1,11 @@
-r"""The two laws of affine forms.
+r"""The laws of affine forms.
 
 * `sequence`: K2 * (K1 * x + c1) + c2, refused where a border would differ;
 * `parallel`: K1 * x + c1 + K2 * x + c2, on the lattice that holds the taps of both.
+
+And a third for branches side by side:
+
+* `stacked`: the rows of K1 above those of K2; grouped where each reads channels of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from reparam.errors import Refusal
 from reparam.forms import Form
 from reparam.geometry import Axis, add_axes, common_mode, compose_axes
 from reparam.kernels import Lazy
+from reparam.selection import in_order, partition, taken
 
 F = TypeVar("F", bound=Form)
 
@@ -34,6 +39,11 @@ def sequence(inner: F, outer: F) -> F | Refusal:
         return replace(outer, base=inner.base, rank=inner.rank)
     if outer.identity:
         return inner
+    if outer.columns is not None:
+        selected = taken(inner, outer.columns)
+        if isinstance(selected, Refusal):
+            return selected
+        inner, outer = selected, replace(outer, columns=None)
     pair = _side_by_side(inner, outer)
     if isinstance(pair, Refusal):
         return pair
@@ -64,7 +74,7 @@ def sequence(inner: F, outer: F) -> F | Refusal:
     )
     value_stays = any(axis.mode == "value" and axis.padded for axis in axes or ())
     dtype, like = _taken_after(inner, outer)
-    return replace(
+    form = replace(
         inner,
         weights=Lazy(compute, (inner.weights, outer.weights)),
         axes=axes,
@@ -77,6 +87,7 @@ def sequence(inner: F, outer: F) -> F | Refusal:
         pad_value=inner.pad_value if value_stays else None,
         ones=0,
     )
+    return in_order(form)
 
 
 def parallel(first: F, second: F) -> F | Refusal:
@@ -95,17 +106,11 @@ def parallel(first: F, second: F) -> F | Refusal:
             f"({first.in_channels} to {first.out_channels}, "
             f"{second.in_channels} to {second.out_channels}), so their sum broadcasts"
         )
-    axes: list[Axis] = []
-    for one, two in zip(first.axes or (), second.axes or (), strict=True):
-        axis = add_axes(one, two, transposed=first.transposed)
-        if isinstance(axis, Refusal):
-            return axis
-        axes.append(axis)
-    mode = common_mode(tuple(axes))
-    if isinstance(mode, Refusal):
-        return mode
-    if mode == "value":
-        return Refusal("a sum of branches that pad with a value")
+    if first.columns != second.columns:
+        return Refusal("the branches read different channels")
+    axes = _common_axes(first, second)
+    if isinstance(axes, Refusal):
+        return axes
     groups = None if first.groups is None else gcd(first.groups, second.groups or 1)
     compute = partial(
         kernels.add,
@@ -117,7 +122,7 @@ def parallel(first: F, second: F) -> F | Refusal:
     return replace(
         first,
         weights=Lazy(compute, (first.weights, second.weights)),
-        axes=None if first.axes is None else tuple(axes),
+        axes=None if first.axes is None else axes,
         groups=groups,
         has_bias=first.has_bias or second.has_bias,
         identity=False,
@@ -126,6 +131,82 @@ def parallel(first: F, second: F) -> F | Refusal:
         pad_value=None,
         ones=0,
     )
+
+
+def stacked(forms: Sequence[F]) -> F | Refusal:
+    """The form of values side by side along the channels, or why there is none.
+
+    Args:
+        forms: The forms of the values over one base, with as many axes each.
+    """
+    known = next((form.in_channels for form in forms if form.in_channels is not None), None)
+    parts = [form.with_channels(known) for form in forms]
+    total = partition([part.columns for part in parts])
+    problem = _not_side_by_side(parts, total)
+    if problem is not None:
+        return problem
+    whole = parts[0]
+    for part in parts[1:]:
+        problem = _disagreement(whole, part)
+        axes = _common_axes(whole, part)
+        if problem is not None:
+            return problem
+        if isinstance(axes, Refusal):
+            return axes
+        dtype, like = _taken_after(whole, part)
+        whole = replace(whole, axes=axes, dtype=dtype, like=like)
+    axes = whole.axes or ()
+    # Branches that read channels of their own are groups; others become dense.
+    merged = [1 if total is not None else part.groups or 1 for part in parts]
+    compute = partial(
+        kernels.stack,
+        taps=[axis.kernel for axis in axes],
+        lattices=[(own, *_lattice(p, axes)[1:]) for own, p in zip(merged, parts, strict=True)],
+    )
+    return replace(
+        whole,
+        weights=Lazy(compute, tuple(part.weights for part in parts)),
+        in_channels=whole.in_channels if total is None else total,
+        out_channels=sum(part.out_channels or 0 for part in parts),
+        groups=1 if total is None else len(parts) * (whole.groups or 1),
+        has_bias=any(part.has_bias for part in parts),
+        identity=False,
+        pad_value=None,
+        ones=0,
+        columns=None,
+    )
+
+
+def _not_side_by_side(parts: Sequence[Form], total: int | None) -> Refusal | None:
+    """Why values are not the rows of one kernel."""
+    if any(part.transposed for part in parts):
+        return Refusal("transposed convolutions side by side")
+    if any(part.in_channels is None or part.out_channels is None for part in parts):
+        return Refusal("the number of channels of a value in a concatenation is not known")
+    if total is not None:
+        shapes = {(part.in_channels, part.out_channels, part.groups) for part in parts}
+        return Refusal("groups of different size") if len(shapes) > 1 else None
+    if any(part.columns is not None for part in parts):
+        return Refusal("the branches read different channels")
+    if len({part.in_channels for part in parts}) > 1:
+        return Refusal("the branches read different numbers of channels")
+    return None
+
+
+def _common_axes(first: Form, second: Form) -> tuple[Axis, ...] | Refusal:
+    """The lattice that holds the taps of two forms, axis by axis."""
+    axes: list[Axis] = []
+    for one, two in zip(first.axes or (), second.axes or (), strict=True):
+        axis = add_axes(one, two, transposed=first.transposed)
+        if isinstance(axis, Refusal):
+            return axis
+        axes.append(axis)
+    mode = common_mode(tuple(axes))
+    if isinstance(mode, Refusal):
+        return mode
+    if mode == "value":
+        return Refusal("branches that pad with a value")
+    return tuple(axes)
 
 
 def _side_by_side(first: F, second: F) -> tuple[F, F] | Refusal:

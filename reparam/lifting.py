@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.affine import Affine, AffineConv, AffineSum, identity
+from reparam.affine import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.channels import conversion, known_channels
 from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal
@@ -23,6 +23,7 @@ from reparam.rules import (
     UNKNOWN,
     Commuting,
     Rules,
+    Selecting,
     Several,
     Stacked,
     Step,
@@ -31,6 +32,8 @@ from reparam.rules import (
 )
 from reparam.rules.registry import Rule
 from reparam.state import undisturbed
+
+Lifted = Step | Selecting | None
 
 
 def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx.Node, Step]:
@@ -75,6 +78,8 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx
             continue
         rule, leading = found
         step = _apply(rule, leading, node, facts, steps, extents, path)
+        if isinstance(step, Selecting):
+            step = _selected(step, node, facts, steps)
         if step is None:
             continue
         if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
@@ -143,7 +148,7 @@ def _apply(
     steps: Mapping[fx.Node, Step],
     extents: Extents,
     path: str,
-) -> Step | None:
+) -> Lifted:
     def lifted(argument: fx.Node) -> Any:
         if argument in facts.sources:
             return facts.constant(argument)
@@ -169,11 +174,10 @@ def _apply(
         return Refusal(f"its rule does not know how it is called ({error})")
     with holding_float64(leading[0]) if taught else nullcontext():
         step = call_rule(rule, target, where, (*leading, *args), kwargs)
-    if isinstance(step, AffineConv | AffineSum) and (taught or not leading):
-        tensors = (
-            [*leading[0].parameters(), *leading[0].buffers()] if taught else _sources(node, facts)
-        )
-        step = _taken_after(step, tensors, computed=taught)
+    if taught:
+        step = _taken_after(step, [*leading[0].parameters(), *leading[0].buffers()], taught=True)
+    elif not leading and isinstance(step, AffineConv):
+        step = _taken_after(step, _sources(node, facts), taught=False)
     if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
         problem = _may_broadcast(step, node, facts, steps)
         if problem is not None:
@@ -199,6 +203,19 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
                     if tensor is not None and tensor.is_floating_point():
                         held[name] = exact.setdefault(id(tensor), tensor.detach().double())
         yield
+
+
+def _selected(
+    selecting: Selecting, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> Step | None:
+    """The parts of the channels of a value, if it is known how many there are."""
+    base = facts.operands(node)[0]
+    channels = known_channels(base, selecting.axis, None, steps, facts)
+    if channels is None:
+        return None
+    x = identity(base, facts.ranks.get(base))
+    parts = [x.select(part, channels, selecting.axis) for part in selecting.parts(channels)]
+    return parts[0] if selecting.single else Several(tuple(parts))
 
 
 def _counts_channels(node: fx.Node, leading: tuple[Any, ...]) -> bool:
@@ -247,29 +264,29 @@ def _sources(node: fx.Node, facts: Facts) -> list[Any]:
     return [fetch(facts.root, name) for name in sorted(names)]
 
 
-def _taken_after(
-    step: AffineConv | AffineSum, tensors: Iterable[Any], *, computed: bool
-) -> AffineConv | AffineSum | Refusal:
+def _taken_after(step: Lifted, tensors: Iterable[Any], *, taught: bool) -> Lifted:
     """Take dtype and device from the parameters themselves, not from what was computed of them.
 
     Args:
-        step: What a rule returned.
+        step: What a rule said.
         tensors: The parameters.
-        computed: Whether the rule saw none of them, only copies.
+        taught: Whether the rule saw none of them, only copies.
     """
     floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
-    if isinstance(step, AffineSum):
-        if not computed:
-            return step
-        terms = [_taken_after(term, floats, computed=computed) for term in step.terms]
-        refusal = next((term for term in terms if isinstance(term, Refusal)), None)
-        forms = tuple(term for term in terms if isinstance(term, AffineConv))
-        return refusal or AffineSum(forms)
+    if isinstance(step, AffineSum | AffineStack):
+        forms = step.terms if isinstance(step, AffineSum) else step.parts
+        found = [_taken_after(form, floats, taught=taught) for form in forms]
+        same = tuple(form for form in found if isinstance(form, AffineConv))
+        refusals = (form for form in found if isinstance(form, Refusal))
+        joined = AffineSum(same) if isinstance(step, AffineSum) else replace(step, parts=same)
+        return next(refusals, joined)
+    if not isinstance(step, AffineConv):
+        return step
     if not floats:
-        return replace(step, dtype=None) if computed else step  # it has the type of its neighbours
+        return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
     like = max(floats, key=Tensor.numel)
     if step.dtype is None:
-        return replace(step, like=like) if computed and step.like is not None else step
+        return replace(step, like=like) if taught and step.like is not None else step
     dtypes = {tensor.dtype for tensor in floats}
     if len(dtypes) > 1:
         return Refusal(f"parameters of different dtypes ({', '.join(sorted(map(str, dtypes)))})")

@@ -58,7 +58,8 @@ class Placer:
             operator, and whether a module is replaced where it is registered instead.
         """
         main, value = region.main, region.value
-        callers = [self.trace.caller[node] for node in region.dying if node.op != "get_attr"]
+        changing = region.dying | region.together
+        callers = [self.trace.caller[node] for node in changing if node.op != "get_attr"]
         place = main.value if region.collapses else value
         source = main.base if region.collapses else region.base
         single = len(main.inner) == 1 and region.collapses
@@ -116,10 +117,10 @@ class Placer:
         parts: set[int] = set()
         crossed: set[Call] = set()
         in_code = False
-        for link in region.path:
+        for link in region.links:
             if link.form is None or link.form.identity:
                 continue
-            for node in link.inner:
+            for node in (*link.inner, *region.together):
                 caller = self.trace.caller[node]
                 if node.op == "call_module":
                     parts.add(id(fetch(self.trace.root, str(node.target))))
@@ -184,7 +185,8 @@ class Placer:
     def may_swap(self, link: Link, region: Region, frame: Call) -> bool:
         """Whether a module may be replaced where it is registered, and no code has to change."""
         node = link.value
-        if node.op != "call_module" or node in region.shared:
+        scales = link.form is not None and any(share.link is link for share in region.shares)
+        if node.op != "call_module" or (node in region.shared and not scales):
             return False
         old = fetch(self.trace.root, str(node.target))
         holder = self.trace.caller[node].module

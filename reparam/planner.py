@@ -4,8 +4,8 @@ Walking back from the outputs, a value is replaced by the convolution of its for
 bases where that costs less than the nodes that die. Whether more is gained further up is known
 beforehand, from dynamic programming along the affine dominators. What was decided becomes one link,
 and the walk is repeated until it finds nothing more. Then values with several readers are weighed,
-all their readers together, and the walk begins again. At last comes what nobody reads, but code
-computes.
+all their readers together, and the walk begins again; then sums of several values, and what scales
+them. At last comes what nobody reads, but code computes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import fx
 
 from reparam.appraising import Appraiser
 from reparam.costs import NOTHING, Cost
+from reparam.distributing import adopt_distributed_scales
 from reparam.effects import computes
 from reparam.errors import Refusal
 from reparam.facts import Facts
@@ -61,7 +62,9 @@ def decide(
         walk = _Walk(nodes, appraiser)
         if walk.run() or adopt_joint_regions(nodes, appraiser):
             continue
-        if not adopt_regrouped_sums(nodes, appraiser) and not appraiser.revive():
+        if adopt_regrouped_sums(nodes, appraiser) or adopt_distributed_scales(nodes, appraiser):
+            continue
+        if not appraiser.revive():
             break
     refused = {**appraiser.forest.refused, **walk.refused}
     return Decision(
@@ -176,7 +179,8 @@ class _Walk:
         for candidate in self.candidates.get(node, ()):
             region = self.appraiser.region(candidate, node)
             if isinstance(region, Refusal):
-                if candidate.joins > 1 or len(link.inner) > 1:
+                joins = candidate.joins > 1 or len(link.inner) > 1
+                if joins and not (candidate.joins == 1 and candidate.form.columns):
                     reason = reason or region
                 kernels = sum(1 for one in candidate.path if one.form and not one.form.identity)
                 if kernels > 1:
@@ -194,7 +198,9 @@ class _Walk:
         while above is not None and above.form is None:  # what forms cross
             above = self.forest.links.get(above.base)
         follows_affine = above is not None and above.form is not None
-        stands_alone = link.form is None or (not link.form.diagonal and len(link.inner) == 1)
+        form = link.form
+        alone = len(link.inner) == 1
+        stands_alone = form is None or form.columns or (alone and not form.diagonal)
         if stands_alone and not follows_affine:
             return None  # a convolution after something else: nothing to fuse it with
         if node in self.stops:

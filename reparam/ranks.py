@@ -33,7 +33,7 @@ _TYPE_KEEPING_NAMES = set(
     "flatten unflatten reshape view permute transpose movedim moveaxis swapaxes squeeze unsqueeze "
     "getitem chunk split interpolate pixel_shuffle max_pool1d max_pool2d max_pool3d".split()
 )
-_BROADCASTING = {
+BROADCASTING = {
     name + inplace
     for name in "add sub mul div truediv true_divide subtract multiply divide".split()
     for inplace in ("", "_")
@@ -117,7 +117,7 @@ def _rank_facts(
         more = 1 if name == "stack" else 0
         joined = [ranks[value] for value in first if isinstance(value, fx.Node) and value in ranks]
         return [(node, joined[0] + more)] if joined else []
-    if name in _BROADCASTING:
+    if name in BROADCASTING:
         return _broadcast(node, root, ranks)
     if node.op not in ("call_function", "call_method") or operand is None:
         return []
@@ -224,7 +224,7 @@ def _broadcast(
     if len(unknown) == 1 and node in ranks:
         operand, rank = unknown[0], ranks[node]
         # Of the model's own input it is taken that a constant does not add axes to it.
-        from_input = operand.op == "placeholder" or operator_name(operand) in _BROADCASTING
+        from_input = operand.op == "placeholder" or operator_name(operand) in BROADCASTING
         if from_input or all(other < rank for other in known):
             return [(operand, rank)]
     if node in ranks and not known and len({_origin(one, root) for one in unknown}) == 1:
@@ -237,7 +237,7 @@ def _origin(node: fx.Node, root: nn.Module, depth: int = 16) -> fx.Node:
     name, first = operator_name(node), node.args[0] if node.args else None
     if not depth:
         return node
-    if name in _BROADCASTING:
+    if name in BROADCASTING:
         origins = {_origin(operand, root, depth - 1) for operand in node.all_input_nodes}
         return origins.pop() if len(origins) == 1 else node
     if node.op == "call_module":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -20,11 +20,30 @@ class Absorbed:
         total: The sum that has one term less.
         kept: Its other operand, which stands for it from now on.
         term: The term.
+        adjustments: What had joined the term before.
     """
 
     total: fx.Node
     kept: fx.Node
     term: fx.Node
+    adjustments: tuple[Absorbed | Share, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """The part of a scale and a shift that one operand of a sum, or of a concatenation, takes in.
+
+    Args:
+        link: The link of the scale; its base is the sum or the concatenation.
+        channels: The channels of the whole that the operand is; None for a sum.
+        total: How many channels the whole has; None for a sum.
+        shifts: Whether the operand takes the constant in, too.
+    """
+
+    link: Link
+    channels: range | None = None
+    total: int | None = None
+    shifts: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +63,9 @@ class Region:
         gain: What is saved beyond what was saved before.
         converts: Whether the base may hold integers, which the dying nodes made floats.
         shared: The dying nodes that die for other regions too.
-        absorbed: Terms of the sum that the value is a term of, which the new operator adds too.
+        adjustments: What the new operator does to the value besides, in order: it adds terms of the
+            sum that the value is a term of, and scales what other regions scale, too.
+        together: The nodes that die for all regions that take in one scale.
     """
 
     value: fx.Node
@@ -59,15 +80,47 @@ class Region:
     gain: Cost
     converts: bool = False
     shared: frozenset[fx.Node] = frozenset()
-    absorbed: tuple[Absorbed, ...] = ()
+    adjustments: tuple[Absorbed | Share, ...] = ()
+    together: frozenset[fx.Node] = frozenset()
 
     @property
     def key(self) -> Hashable:
         """What tells this region from others, also from one of another plan."""
         terms = tuple(absorbed.term for absorbed in self.absorbed)
-        return self.value, self.base, self.form.axes, terms
+        scales = tuple(share.link.value for share in self.shares)
+        return self.value, self.base, self.form.axes, terms, scales
+
+    @property
+    def kept(self) -> fx.Node:
+        """The dying node whose value is still there, under whatever name."""
+        last = self.adjustments[-1] if self.adjustments else None
+        if isinstance(last, Share):
+            return last.link.value
+        return self.value if last is None else last.total
+
+    @property
+    def absorbed(self) -> list[Absorbed]:
+        """The terms that the new operator adds."""
+        return [one for one in _flat(self.adjustments) if isinstance(one, Absorbed)]
+
+    @property
+    def shares(self) -> list[Share]:
+        """The scales that the new operator takes in with others."""
+        return [one for one in _flat(self.adjustments) if isinstance(one, Share)]
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """All links that become one operator: the path, and the scales after it."""
+        return (*self.path, *(share.link for share in self.shares))
 
     @property
     def collapses(self) -> bool:
         """Whether every other link of the path becomes the identity where it stands."""
         return all(link.value in self.dying for link in self.path)
+
+
+def _flat(adjustments: Iterable[Absorbed | Share]) -> Iterator[Absorbed | Share]:
+    for one in adjustments:
+        if isinstance(one, Absorbed):
+            yield from _flat(one.adjustments)
+        yield one

@@ -62,13 +62,12 @@ def adopt_regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool
 
 
 def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
-    """Whether a node adds two values that are not affine over a common one."""
+    """Whether a node adds two values as they are."""
     step = appraiser.steps.get(node)
     return (
         isinstance(step, AffineSum)
         and len(step.terms) == 2
         and all(term.identity and term.base in node.all_input_nodes for term in step.terms)
-        and node not in appraiser.forest.links
         and node not in appraiser.dead
     )
 
@@ -84,7 +83,7 @@ def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[
         if not isinstance(step, AffineSum):
             continue
         bases = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
-        operands = [_current(base, appraiser) for base in bases]
+        operands = [appraiser.current(base) for base in bases]
         for term, operand, other in zip(step.terms, operands, reversed(operands), strict=True):
             alone = appraiser.readers[operand] - appraiser.dead == {total}
             if alone and _is_sum(operand, appraiser):
@@ -92,13 +91,6 @@ def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[
             else:
                 found.append(_Term(operand, total, other, term, alone))
     return reversed(found)
-
-
-def _current(node: fx.Node, appraiser: Appraiser) -> fx.Node:
-    """What stands for a value now."""
-    while node in appraiser.stand_ins:
-        node = appraiser.stand_ins[node]
-    return node
 
 
 def _join(group: Sequence[_Term], appraiser: Appraiser) -> bool:
@@ -122,7 +114,7 @@ def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
     """The region in which one term takes another in, if that saves anything."""
     forest = appraiser.forest
     base = forest.meet(first.value, other.value)
-    kept = _current(other.kept, appraiser)
+    kept = appraiser.current(other.kept)
     if base is None or base is first.value or other.total in appraiser.dead:
         return None
     ours, between = forest.branch(first.value, base, first.form)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Set
 from typing import Any
 
 from torch import fx, nn
@@ -25,17 +25,14 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
         facts: What is known of its graph.
     """
     values = (region.value, *(absorbed.term for absorbed in region.absorbed))
-    nodes = _above(values, region.base)
     names: dict[fx.Node, int] = {region.base: 0}
-    rows: list[Hashable] = []
-    for node in sorted(nodes, key=facts.order.__getitem__):
-        if node.op in ("placeholder", "output"):
-            return None  # it reads something from outside, a size for example
-        names[node] = len(names)
-        target: Any = node.target
-        if node.op == "call_module":
-            target = id(fetch(facts.root, str(target)))
-        rows.append((node.op, target, _written(node.args, names), _written(node.kwargs, names)))
+    rows = _rows(values, region.base, names, facts)
+    if rows is None:
+        return None
+    rows.append(tuple(type(one) for one in region.adjustments))
+    for share in region.shares:
+        scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
+        rows.append((share.channels, share.total, share.shifts, *scale))
     form, like = region.form, region.form.like
     shape = form.axes, form.in_channels, form.out_channels, form.groups, form.dtype, id(like)
     whole = tuple(rows), tuple(names[value] for value in values), shape, region.converts
@@ -46,7 +43,25 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     return whole
 
 
-def edited_alike(trace: Trace, operators: Iterable[tuple[Region, nn.Module]]) -> set[int]:
+def _rows(
+    values: tuple[fx.Node, ...], base: fx.Node, names: dict[fx.Node, int], facts: Facts
+) -> list[Hashable] | None:
+    """The operators from a base to some values, with numbers in place of nodes."""
+    rows: list[Hashable] = []
+    for node in sorted(_above(values, base), key=facts.order.__getitem__):
+        if node.op in ("placeholder", "output"):
+            return None  # it reads something from outside, a size for example
+        names[node] = len(names)
+        target: Any = node.target
+        if node.op == "call_module":
+            target = id(fetch(facts.root, str(target)))
+        rows.append((node.op, target, _written(node.args, names), _written(node.kwargs, names)))
+    return rows
+
+
+def edited_alike(
+    trace: Trace, operators: Iterable[tuple[Region, nn.Module]], idle: Set[fx.Node]
+) -> set[int]:
     """Identities of the modules that are called several times and edited the same each time.
 
     Their code can change where it is, once for all calls: each call runs the same operators on its
@@ -55,6 +70,7 @@ def edited_alike(trace: Trace, operators: Iterable[tuple[Region, nn.Module]]) ->
     Args:
         trace: The trace; its graph is not edited yet.
         operators: The regions and the modules that stand for them.
+        idle: Nodes that no code has to compute: calls of nothing else may run any code.
     """
     times = Counter(id(call.module) for call in trace.calls)
     groups: dict[int, list[Call]] = defaultdict(list)
@@ -76,8 +92,10 @@ def edited_alike(trace: Trace, operators: Iterable[tuple[Region, nn.Module]]) ->
             within[call].append((region, module))
     alike: set[int] = set()
     for key, group in groups.items():
-        first, *others = (_outline(trace, call, inside[call], within[call]) for call in group)
-        if first is not None and all(other == first for other in others):
+        needed = [call for call in group if not idle >= set(inside[call])]
+        outlines = [_outline(trace, call, inside[call], within[call]) for call in needed]
+        first, others = outlines[:1], outlines[1:]
+        if first not in ([], [None]) and all(other == first[0] for other in others):
             alike.add(key)
     return alike
 

@@ -59,7 +59,7 @@ class Rewriter:
 
     def run(self, operators: Operators) -> Rewrite:
         """Edit the graph so that every region becomes its operator."""
-        self.result.alike = edited_alike(self.trace, operators)
+        self.result.alike = edited_alike(self.trace, operators, self.facts.idle)
         for region, _ in operators:  # while the graph is what was traced
             self.placer.remember_span(region)
             self.result.dead |= region.dying
@@ -111,6 +111,9 @@ class Rewriter:
             for link in region.path:
                 if link.form is not None and link is not main:
                     self._skip(link, region, frame)
+        for share in region.shares:
+            if share.link.value not in result.replaced:
+                self._skip(share.link, region, frame)
         for absorbed in region.absorbed:
             self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
         self._sweep(region)
@@ -120,6 +123,7 @@ class Rewriter:
         ignored = self.facts.asserted | self.facts.unread
         replaced = {link.value for link in region.path} if region.collapses else {region.value}
         replaced.update(absorbed.total for absorbed in region.absorbed)
+        replaced.update(share.link.value for share in region.shares)
         return [
             user
             for node in region.dying
@@ -136,7 +140,7 @@ class Rewriter:
             return {owner, self.trace.caller[region.value]}
         changed = set() if swap else {owner}
         changed.update(self.trace.caller[node] for node in self._doomed(region))
-        for link in region.path:
+        for link in region.links:
             if link.form is None or (link is region.main and swap):
                 continue
             kept = len(link.inner) == 1 and self.placer.may_swap(link, region, frame)

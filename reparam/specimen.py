@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv, identity
 from reparam.rules import Step, call_rule
-from reparam.rules.registry import Rule, Target
+from reparam.rules.registry import Rule, Selecting, Target
 from reparam.running import in_float64
 
 Pair = tuple[nn.Module | None, nn.Module | None]
@@ -65,7 +65,7 @@ class Specimen:
             if isinstance(argument, Tensor):
                 _draw(argument, generator)
 
-    def ask(self, rule: Rule, rank: int) -> Step | None:
+    def ask(self, rule: Rule, rank: int) -> Step | Selecting | None:
         """What a rule says of it.
 
         Args:
@@ -124,7 +124,7 @@ def _draw(tensor: Tensor, generator: torch.Generator, *, positive: bool = False)
         tensor.copy_(0.5 + values.abs() if positive else values)
 
 
-def axes_after_channels(step: Step, shape: Sequence[int]) -> int:
+def axes_after_channels(step: Step | Selecting, shape: Sequence[int]) -> int:
     """How many axes come after the one along which a form has its channels.
 
     Args:
@@ -140,7 +140,7 @@ def axes_after_channels(step: Step, shape: Sequence[int]) -> int:
     return 0 if shape[-1] == step.in_channels != shape[-count - 1] else count
 
 
-def larger(step: Step, count: int, shape: Sequence[int]) -> tuple[int, ...]:
+def larger(step: Step | Selecting, count: int, shape: Sequence[int]) -> tuple[int, ...]:
     """A shape with odd sizes that differ, and with a part that is far from every border.
 
     Args:
@@ -157,7 +157,7 @@ def larger(step: Step, count: int, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def neighbours(step: Step, count: int, x: Tensor, result: Tensor) -> Iterator[Pair]:
+def neighbours(step: Step | Selecting, count: int, x: Tensor, result: Tensor) -> Iterator[Pair]:
     """What an operator is checked between.
 
     Args:

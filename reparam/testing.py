@@ -17,7 +17,7 @@ from reparam.driver import fuse
 from reparam.errors import Refusal, ReparamError
 from reparam.lowering import lower
 from reparam.rules import Rules, Step, describe_rule, describe_target, load_rules
-from reparam.rules.registry import Rule, Target, as_listed
+from reparam.rules.registry import Rule, Selecting, Target, as_listed
 from reparam.specimen import (
     Specimen,
     axes_after_channels,
@@ -181,7 +181,7 @@ class _Setting:
     """
 
     specimen: Specimen
-    step: Step
+    step: Step | Selecting
     given: tuple[int, ...]
     generator: torch.Generator
     rules: Mapping[Target, Rule | None] | None

@@ -21,7 +21,7 @@ from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
 from reparam.modules import fetch, join, own_tensors
-from reparam.regions import Region
+from reparam.regions import Absorbed, Region, Share
 from reparam.running import in_float64, run_function
 from reparam.state import undisturbed
 
@@ -48,8 +48,7 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
         UnverifiableError: If the region depends on values from outside, for example sizes.
     """
     replacements = _replacements(region, module)
-    terms = [(value, _between(region, value, facts, {})) for value in _terms(region)]
-    remaining = _between(region, region.value, facts, replacements)
+    remaining = _between(region.base, region.value, facts, replacements)
     generator = torch.Generator("cpu").manual_seed(0)
     problem: Exception | None = None
     device = next(module.parameters()).device
@@ -57,10 +56,7 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
-                values = [
-                    _run(v, needed, {region.base: x.clone()}, facts, {}) for v, needed in terms
-                ]
-                expected = sum(values[1:], values[0])
+                expected = _adjusted(region.value, region.adjustments, x, region, facts)
                 actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
         except UnverifiableError:
             raise
@@ -129,22 +125,55 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
             )
 
 
-def _terms(region: Region) -> list[fx.Node]:
-    """The values whose sum the new operator computes."""
-    return [region.value, *(absorbed.term for absorbed in region.absorbed)]
+def _adjusted(
+    value: fx.Node,
+    adjustments: Sequence[Absorbed | Share],
+    x: Tensor,
+    region: Region,
+    facts: Facts,
+) -> Any:
+    """What a value was, with the terms and the scales that join it."""
+    needed = _between(region.base, value, facts, {})
+    result = _run(value, needed, {region.base: x.clone()}, facts, {})
+    for one in adjustments:
+        if isinstance(one, Share):
+            result = _scaled(result, one, region, facts)
+        else:
+            result = result + _adjusted(one.term, one.adjustments, x, region, facts)
+    return result
+
+
+def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Tensor:
+    """What a scale makes of one operand of what it scales, the others being zero."""
+    link, channels = share.link, share.channels
+    nodes = _between(link.base, link.value, facts, {})
+    axis = x.dim() - len(region.form.axes or ()) - 1
+
+    def scale(part: Tensor) -> Tensor:
+        if channels is None or share.total is None:
+            scaled: Tensor = _run(link.value, nodes, {link.base: part}, facts, {})
+            return scaled
+        shape = list(part.shape)
+        shape[axis] = share.total
+        whole = part.new_zeros(shape)
+        whole.narrow(axis, channels.start, len(channels)).copy_(part)
+        scaled = _run(link.value, nodes, {link.base: whole}, facts, {})
+        return scaled.narrow(axis, channels.start, len(channels))
+
+    return scale(x) if share.shifts else scale(x) - scale(torch.zeros_like(x))
 
 
 def _between(
-    region: Region, value: fx.Node, facts: Facts, replacements: Mapping[fx.Node, Any]
+    base: fx.Node, value: fx.Node, facts: Facts, replacements: Mapping[fx.Node, Any]
 ) -> list[fx.Node]:
-    """The nodes to run, in order, from the base of a region to a value."""
+    """The nodes to run, in order, from one value to another."""
     found: set[fx.Node] = set()
     pending = [value]
     while pending:
         node = pending.pop()
-        if node in found or node is region.base or node in facts.sources:
+        if node in found or node is base or node in facts.sources:
             continue
-        if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[region.base]):
+        if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[base]):
             raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
         found.add(node)
         replacement = replacements.get(node)

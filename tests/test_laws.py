@@ -3,6 +3,7 @@
 The laws have a file each in `tests/laws/`; here they are collected.
 """
 
+from tests.laws.channels import *  # noqa: F403
 from tests.laws.crossing import *  # noqa: F403
 from tests.laws.gradients import *  # noqa: F403
 from tests.laws.operations import *  # noqa: F403

@@ -66,6 +66,18 @@ def convolution() -> dict[str, nn.Module | Tensor]:
     return {"op": nn.Conv2d(C, 2 * C, 3, 2, padding=(0, 0), dilation=2, groups=2)}
 
 
+class Numbers(nn.Module):
+    """Numbers of channels, as a network keeps them."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.tensor(numbers))
+
+
+def pair() -> dict[str, nn.Module | Tensor]:
+    return {"op": nn.Conv2d(C, 3, 3), "other": nn.Conv2d(C, 5, 3, bias=False)}
+
+
 def transposed() -> dict[str, nn.Module | Tensor]:
     return {"op": nn.ConvTranspose2d(C, 2 * C, 3, 2, 1, 1, groups=2)}
 
@@ -388,6 +400,55 @@ OPERATORS = {
         total=2,
         before=partial(nn.BatchNorm2d, C),
         after=partial(nn.Linear, C, 3),
+    ),
+    "side by side": Family(
+        {
+            "torch": lambda m, x: torch.cat([m.op(x), m.other(x)], 1),
+            "keyword": lambda m, x: torch.cat(tensors=(m.op(x), m.other(x)), dim=-3),
+            "concat": lambda m, x: torch.concat((m.op(x), m.other(x)), dim=1),
+            "concatenate": lambda m, x: torch.concatenate((m.op(x), m.other(x)), 1),
+            "aten": lambda m, x: aten.cat([m.op(x), m.other(x)], 1),
+            "aten.cat.default": lambda m, x: aten.cat.default([m.op(x), m.other(x)], 1),
+        },
+        pair,
+        after=partial(nn.BatchNorm2d, 8),
+    ),
+    "a part": Family(
+        {
+            "chunk": lambda m, x: x.chunk(2, 1)[0],
+            "chunk, keyword": lambda m, x: torch.chunk(x, chunks=2, dim=1)[0],
+            "split": lambda m, x: x.split(2, dim=1)[0],
+            "split, keyword": lambda m, x: x.split(split_size=2, dim=-3)[0],
+            "torch.split": lambda m, x: torch.split(x, 2, 1)[0],
+            "sections": lambda m, x: torch.split(x, [2, 1, 1], dim=1)[0],
+            "tensor_split": lambda m, x: x.tensor_split(2, 1)[0],
+            "tensor_split, at": lambda m, x: torch.tensor_split(x, [2], dim=1)[0],
+            "slice": lambda m, x: x[:, :2],
+            "slice, ellipsis": lambda m, x: x[:, :-2, ...],
+            "numbers": lambda m, x: x[:, [0, 1]],
+            "narrow": lambda m, x: x.narrow(1, 0, 2),
+            "torch.narrow": lambda m, x: torch.narrow(x, dim=1, start=0, length=2),
+            "index_select": lambda m, x: x.index_select(1, m.of.index[:2]),
+            "aten.chunk": lambda m, x: aten.chunk(x, 2, 1)[0],
+            "aten.split": lambda m, x: aten.split.Tensor(x, 2, 1)[0],
+            "aten.split_with_sizes": lambda m, x: aten.split_with_sizes(x, [2, 2], 1)[0],
+            "aten.slice": lambda m, x: aten.slice.Tensor(x, 1, 0, 2),
+            "aten.narrow": lambda m, x: aten.narrow.default(x, 1, 0, 2),
+        },
+        lambda: {"of": Numbers(0, 1, 2)},
+        after=partial(nn.BatchNorm2d, 2),
+    ),
+    "shuffle": Family(
+        {
+            "module": lambda m, x: m.op(x),
+            "F": lambda m, x: F.channel_shuffle(x, 2),
+            "torch": lambda m, x: torch.channel_shuffle(x, groups=2),
+            "aten": lambda m, x: aten.channel_shuffle.default(x, 2),
+            "numbers": lambda m, x: x[:, [0, 2, 1, 3]],
+            "numbers in a tensor": lambda m, x: x[:, m.of.index],
+        },
+        lambda: {"op": nn.ChannelShuffle(2), "of": Numbers(0, 2, 1, 3)},
+        before=partial(nn.Conv2d, C, 4, 1),
     ),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What each operator does to the affine form that flows into it, one file per family."""
 
 from reparam.rules import (  # noqa: F401  (importing a family registers its rules)
+    channels,
     convolution,
     elementwise,
     identities,
@@ -16,6 +17,7 @@ from reparam.rules.registry import (
     Commuting,
     Extent,
     Rules,
+    Selecting,
     Several,
     Stacked,
     Step,
@@ -31,6 +33,7 @@ __all__ = [
     "Commuting",
     "Extent",
     "Rules",
+    "Selecting",
     "Several",
     "Stacked",
     "Step",

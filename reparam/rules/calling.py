@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reparam.affine import AffineConv, AffineSum
+from reparam.affine import AffineConv, AffineStack, AffineSum
 from reparam.errors import Refusal, ReparamError
 from reparam.rules.registry import (
-    Commuting,
     Rule,
+    Selecting,
     Several,
     Stacked,
     Step,
@@ -33,7 +33,7 @@ def call_rule(
     where: str,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> Step | None:
+) -> Step | Selecting | None:
     """What a rule says of one call of its operator.
 
     Args:
@@ -67,7 +67,7 @@ def call_rule(
         raise ReparamError(f"{name} raised {type(error).__name__}: {error}") from error
     if step is NotImplemented:
         return None
-    if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Several | Refusal):
+    if not isinstance(step, Step | Selecting):
         raise ReparamError(f"{name} returned {_found(step)}; {_EXPECTED}")
     given = {form.base for form in _forms([*args, *kwargs.values()])}
     if not given.issuperset(form.base for form in _forms(step)):
@@ -129,6 +129,8 @@ def _forms(value: Any) -> Iterator[AffineConv]:
         yield value
     elif isinstance(value, AffineSum):
         yield from value.terms
+    elif isinstance(value, AffineStack):
+        yield from value.parts
     elif isinstance(value, Stacked):
         yield from value.branches
     elif isinstance(value, Several):

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from reparam.affine import AffineConv
 from reparam.errors import Refusal
 from reparam.geometry import Axis
-from reparam.rules.registry import Commuting, register_rule
+from reparam.rules.registry import Commuting, Selecting, register_rule
 
 aten = torch.ops.aten
 _UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
@@ -70,6 +71,8 @@ def index(input: Any, item: Any) -> Any:
     whole = slice(None)
     if not isinstance(input, AffineConv) or not isinstance(item, tuple):
         return NotImplemented  # an element of a tuple, or a part of the batch
+    if len(item) > 1 and _picks(item):
+        return _some_channels(input, item)
     kinds = {type(entry) for entry in item}
     if not kinds <= {int, slice, type(None), type(...)} or not kinds & {slice, type(...)}:
         return NotImplemented
@@ -91,6 +94,32 @@ def index(input: Any, item: Any) -> Any:
     ones = range(rank - input.ones, rank)
     positions = set(range(rank)).difference(kept)
     return _regrouped(kept, rank, scales_only=not positions.issubset(ones))
+
+
+def _picks(item: Sequence[Any]) -> bool:
+    """Whether an index is about the channels alone: ``x[:, 2:]`` or ``x[:, numbers]``."""
+    whole = slice(None)
+    rest = all(entry is ... or (isinstance(entry, slice) and entry == whole) for entry in item[2:])
+    first, picked = item[:2]
+    channels = isinstance(picked, slice) and picked != whole
+    numbers = isinstance(picked, list) or (isinstance(picked, Tensor) and picked.dim() == 1)
+    return isinstance(first, slice) and first == whole and rest and (channels or numbers)
+
+
+def _some_channels(x: AffineConv, item: Sequence[Any]) -> Selecting | Refusal:
+    """Some of the channels, which are the second axis."""
+    if x.rank is None:
+        return _UNKNOWN_RANK
+    picked = item[1]
+    if isinstance(picked, slice):
+        bounds = picked.start, picked.stop, picked.step
+        if not all(isinstance(bound, int | None) for bound in bounds):
+            return Refusal("a slice that is known only at run time")
+        return Selecting(1 - x.rank, lambda channels: [range(channels)[picked]])
+    numbers = picked.tolist() if isinstance(picked, Tensor) else picked
+    if not all(type(number) is int for number in numbers):
+        return Refusal("an index that is no list of numbers")
+    return Selecting(1 - x.rank, lambda channels: [numbers])
 
 
 def _cropped(x: AffineConv, entries: Sequence[Any]) -> AffineConv | Refusal:

@@ -7,7 +7,7 @@ it is registered for module types, functions, tensor methods and ATen operators 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._library.custom_ops import CustomOpDef
 
-from reparam.affine import Affine, AffineConv
+from reparam.affine import Affine, AffineConv, AffineStack
 from reparam.errors import Refusal, ReparamError
 
 Rule = Callable[..., Any]
@@ -63,6 +63,21 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Selecting:
+    """What a rule returns for an operator that takes parts of the channels.
+
+    Args:
+        axis: The channel axis, counted from the end.
+        parts: From the number of channels to the numbers of those in each part.
+        single: Whether there is one result and no tuple of them.
+    """
+
+    axis: int
+    parts: Callable[[int], Sequence[Sequence[int]]]
+    single: bool = True
+
+
+@dataclass(frozen=True)
 class Several:
     """What a rule returns for an operator with several results, which are read one by one.
 
@@ -90,7 +105,7 @@ class Extent:
 
 
 UNKNOWN = Unknown()
-Step = Affine | Commuting | Stacked | Several | Refusal
+Step = Affine | AffineStack | Commuting | Stacked | Several | Refusal
 
 _RULES: dict[Target, Rule] = {}
 

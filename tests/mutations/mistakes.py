@@ -177,7 +177,7 @@ MISTAKES = [
     Mistake(
         "calls that need other code are edited as the first is",
         "repeats.py",
-        "all(other == first for other in others)",
+        "all(other == first[0] for other in others)",
         "True",
     ),
     Mistake(

@@ -1,0 +1,166 @@
+r"""Channels side by side, parts of them, and channels in another order.
+
+v = [x, y] along the channels        v[i] = x[index[i]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv, AffineStack
+from reparam.errors import Refusal
+from reparam.rules.registry import Selecting, register_rule
+
+aten = torch.ops.aten
+Parts = Sequence[Sequence[int]]
+
+_BATCH = Refusal("values side by side, or a part of them, along the batch")
+_UNKNOWN = Refusal("its axis or its sizes are known only at run time")
+_UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
+
+
+def _channel_axis(x: Any, dim: Any) -> int | Refusal:
+    """The axis that an operator works along, counted from the end."""
+    rank = x.rank if isinstance(x, AffineConv) else None
+    if not isinstance(dim, int):
+        return _UNKNOWN
+    if rank is None:
+        return dim if dim < 0 else _UNKNOWN_RANK
+    return _BATCH if dim % rank == 0 else dim % rank - rank
+
+
+@register_rule(torch.cat, torch.concat, torch.concatenate, aten.cat, aten.concat)
+def concatenate(tensors: Any, dim: Any = 0) -> AffineConv | AffineStack | Refusal:
+    """Values side by side along the channels."""
+    if not isinstance(tensors, Sequence) or not tensors:
+        return _UNKNOWN
+    parts = tuple(part for part in tensors if isinstance(part, AffineConv))
+    if len(parts) < len(tensors):
+        return Refusal("a constant in a concatenation")
+    if len(parts) == 1:
+        return parts[0]
+    ranked = next((part for part in parts if part.rank is not None), parts[0])
+    axis = _channel_axis(ranked, dim)
+    return axis if isinstance(axis, Refusal) else AffineStack(parts, axis)
+
+
+def _selecting(
+    x: Any, dim: Any, parts: Callable[[int], Parts], *, single: bool = True
+) -> Selecting | Refusal:
+    axis = _channel_axis(x, dim)
+    return axis if isinstance(axis, Refusal) else Selecting(axis, parts, single)
+
+
+def _pieces(channels: int, sizes: Sequence[int]) -> Parts:
+    """Neighbouring parts of given sizes."""
+    ends = [min(end, channels) for end in accumulate(sizes, initial=0)]
+    return [range(start, end) for start, end in pairwise(ends)]
+
+
+@register_rule(torch.chunk, torch.Tensor.chunk, aten.chunk)
+def chunk(input: Any, chunks: Any, dim: Any = 0) -> Selecting | Refusal:
+    """Parts of equal size, the last one smaller perhaps."""
+    if not isinstance(chunks, int):
+        return _UNKNOWN
+    return _selecting(
+        input, dim, lambda channels: _split(channels, -(-channels // chunks)), single=False
+    )
+
+
+def _split(channels: int, size: int) -> Parts:
+    return _pieces(channels, [size] * -(-channels // size))
+
+
+@register_rule(torch.Tensor.split, aten.split, aten.split_with_sizes)
+def split(input: Any, split_size: Any, dim: Any = 0) -> Selecting | Refusal:
+    """Parts of one size, or of given sizes."""
+    sizes = split_size if isinstance(split_size, Sequence) else (split_size,)
+    if not all(isinstance(size, int) for size in sizes):
+        return _UNKNOWN
+    if isinstance(split_size, int):
+        return _selecting(input, dim, lambda channels: _split(channels, split_size), single=False)
+    return _selecting(input, dim, lambda channels: _pieces(channels, sizes), single=False)
+
+
+@register_rule(torch.split)
+def split_function(tensor: Any, split_size_or_sections: Any, dim: Any = 0) -> Selecting | Refusal:
+    """Parts of one size, or of given sizes."""
+    return split(tensor, split_size_or_sections, dim)
+
+
+@register_rule(torch.tensor_split, torch.Tensor.tensor_split, aten.tensor_split)
+def tensor_split(input: Any, indices_or_sections: Any, dim: Any = 0) -> Selecting | Refusal:
+    """Parts of nearly equal size, the first ones larger, or parts that begin at given channels."""
+    at = indices_or_sections
+    if isinstance(at, Sequence) and all(isinstance(start, int) for start in at):
+
+        def parts(channels: int) -> Parts:
+            return [range(channels)[a:b] for a, b in pairwise((0, *at, channels))]
+    elif isinstance(at, int):
+
+        def parts(channels: int) -> Parts:
+            size, larger = divmod(channels, at)
+            return _pieces(channels, [size + (index < larger) for index in range(at)])
+    else:
+        return _UNKNOWN
+    return _selecting(input, dim, parts, single=False)
+
+
+@register_rule(torch.narrow, torch.Tensor.narrow, aten.narrow)
+def narrow(input: Any, dim: Any, start: Any, length: Any) -> Selecting | Refusal:
+    """Some neighbouring channels."""
+    if not isinstance(start, int) or not isinstance(length, int):
+        return _UNKNOWN
+    return _selecting(
+        input, dim, lambda channels: [range(start % channels, start % channels + length)]
+    )
+
+
+@register_rule(aten.slice)
+def channel_slice(
+    input: Any, dim: Any = 0, start: Any = None, end: Any = None, step: Any = 1
+) -> Any:
+    """Some channels at equal distances, as ATen writes it."""
+    if not all(isinstance(bound, int | None) for bound in (start, end, step)):
+        return _UNKNOWN
+    return _selecting(input, dim, lambda channels: [range(channels)[start:end:step]])
+
+
+@register_rule(torch.index_select, torch.Tensor.index_select, aten.index_select)
+def index_select(input: Any, dim: Any, index: Any) -> Selecting | Refusal:
+    """Channels by their numbers."""
+    if not isinstance(index, Tensor) or index.dim() > 1:
+        return _UNKNOWN
+    return _selecting(input, dim, lambda channels: [index.flatten().tolist()])
+
+
+def shuffle(x: Any, groups: Any) -> Selecting | Refusal:
+    """Channels in groups, read across the groups (ShuffleNet, arXiv 1707.01083, section 3.1)."""
+    if not isinstance(groups, int) or not isinstance(x, AffineConv):
+        return _UNKNOWN
+    if x.rank is None:
+        return _UNKNOWN_RANK
+
+    def across(channels: int) -> Parts:
+        distance = channels // groups
+        return [[at for start in range(distance) for at in range(start, channels, distance)]]
+
+    return Selecting(1 - x.rank, across)
+
+
+@register_rule(F.channel_shuffle, torch.channel_shuffle, aten.channel_shuffle)
+def channel_shuffle(input: Any, groups: Any) -> Selecting | Refusal:
+    """The channels as groups, read across the groups."""
+    return shuffle(input, groups)
+
+
+@register_rule(nn.ChannelShuffle)
+def channel_shuffle_module(module: nn.ChannelShuffle, x: AffineConv) -> Selecting | Refusal:
+    """The channels as groups, read across the groups."""
+    return shuffle(x, module.groups)
