@@ -40,10 +40,9 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
         if absorbed.total not in settled and _would_share_memory(absorbed, dying, facts):
             return Refusal(f"{absorbed.total} is written to in place later")
     # What is written to the base before anybody reads it is a part of its value.
-    since = min(
-        (order[node] for node in inner if base in node.all_input_nodes), default=order[base]
-    )
-    if facts.write_between(base, since, place - 1, ignoring=dying):
+    reading = [node for node in inner | dying if base in node.all_input_nodes]
+    reads = [order[node] for node in reading] or [order[base]]
+    if facts.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
         return Refusal(f"{base} is written to in place before it is read")
     permuted = False
     for link in path[path.index(main) + 1 :]:
