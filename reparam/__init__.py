@@ -5,9 +5,11 @@ Train with many linear branches, deploy with one convolution that computes exact
 cheaper.
 """
 
+from reparam import testing
 from reparam.affine import AffineConv
 from reparam.driver import Plan, fuse, plan
 from reparam.errors import Refusal, ReparamError
+from reparam.geometry import Axis
 from reparam.rules import register_rule
 from reparam.verification import Verification, verify
 
@@ -15,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AffineConv",
+    "Axis",
     "Plan",
     "Refusal",
     "ReparamError",
@@ -22,5 +25,6 @@ __all__ = [
     "fuse",
     "plan",
     "register_rule",
+    "testing",
     "verify",
 ]

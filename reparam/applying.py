@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from reparam.affine import AffineConv
 from reparam.checking import Check, MismatchError
-from reparam.describing import applied_row, fused_row, place, refused_rows
+from reparam.describing import applied_row, fused_row, place, refused_rows, taught_rules
 from reparam.edits import Rewrite
 from reparam.errors import Refusal, ReparamError
 from reparam.exported import as_module, rebuild
@@ -331,12 +331,20 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
             except UnverifiableError as problem:
                 return Refusal(f"it could not be verified by itself: {problem}")
             if not error <= REGION_BOUND:
+                taught = taught_rules(part, region)
+                blame = (
+                    f"It rests on {taught}: check that with reparam.testing.rulecheck, and if it "
+                    "holds, please report this"
+                    if taught
+                    else "A rule of reparam is wrong: please report it"
+                )
                 warnings.warn(
-                    f"{where}: the fused operator differs by {error:.1e} and was left alone. A "
-                    "rule is wrong; if it is one of reparam's, please report it",
+                    f"{where}: the fused operator differs by {error:.1e} and was left alone. "
+                    f"{blame}",
                     stacklevel=5,
                 )
-                return Refusal(f"verification failed: a relative difference of {error:.1e}")
+                reason = f"verification failed: a relative difference of {error:.1e}"
+                return Refusal(f"{reason}; it rests on {taught}" if taught else reason)
         take_after(module, form)
         if not all(_is_finite(parameter) for parameter in module.parameters()):
             warnings.warn(

@@ -9,11 +9,12 @@ from torch import fx
 
 from reparam.affine import AffineConv
 from reparam.calls import Trace
+from reparam.lifting import target_of
 from reparam.modules import fetch, join
 from reparam.parts import Part, Untraced
 from reparam.regions import Region
 from reparam.report import FusedRow, RefusedRow
-from reparam.rules import describe_target
+from reparam.rules import describe_rule, describe_target, is_built_in
 
 
 def fused_row(part: Part, region: Region) -> FusedRow:
@@ -48,6 +49,25 @@ def untraced_row(untraced: Untraced) -> RefusedRow:
 def applied_row(row: FusedRow, error: float | None, name: str) -> FusedRow:
     """The row of one region once it is applied."""
     return replace(row, error=error, name=name)
+
+
+def taught_rules(part: Part, region: Region) -> str:
+    """The rules that a region rests on and that are not the library's own, with their places."""
+    pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
+    nodes = {region.base} | {share.link.value for share in region.shares}
+    while pending:
+        node = pending.pop()
+        if node not in nodes:
+            nodes.add(node)
+            pending.extend(node.all_input_nodes)
+    found: dict[str, None] = {}
+    for node in sorted(nodes - {region.base}, key=part.facts.order.__getitem__):
+        target = target_of(node, part.trace.root)
+        rule = part.rules.find(target)
+        if rule is not None and not is_built_in(rule):
+            where = f"{describe_target(target)} ({place(part.trace, node)})"
+            found[f"the rule {describe_rule(rule)} of {where}"] = None
+    return ", ".join(found)
 
 
 def place(trace: Trace, node: fx.Node) -> str:

@@ -23,7 +23,7 @@ from reparam.exported import program_part
 from reparam.modules import own_tensors
 from reparam.parts import Part, Untraced, find_parts
 from reparam.report import FusedRow, RefusedRow, Report
-from reparam.rules import Rules
+from reparam.rules import Rules, load_rules
 from reparam.rules.registry import Rule, Target
 from reparam.verification import as_arguments
 
@@ -141,6 +141,7 @@ def plan(
     if cost != "macs":
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
+    load_rules()
     with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
         if isinstance(model, ExportedProgram):
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()

@@ -138,6 +138,9 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
     if isinstance(target, type) and issubclass(target, tuple):
         return _VIEW
     name = getattr(target, "__name__", "")
+    if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
+        mutable = any(getattr(target, one)._schema.is_mutable for one in target.overloads())
+        return Effects(True, arguments) if mutable else _declared_effects(target)
     if not is_torch(target):
         return _VIEW if rules.find(target) is not None else Effects(True, arguments)
     if inplace is not False or _positional_inplace(target, node):

@@ -48,7 +48,7 @@ def program_part(program: ExportedProgram, rules: Rules) -> Part:
     root, graph = _read(program)
     values = recorded_values(graph)
     facts = gather(root, graph, rules, values.shapes, values.dtypes, values.ranks)
-    part = Part(as_trace(root, graph), facts, lift(graph, facts, rules))
+    part = Part(as_trace(root, graph), facts, lift(graph, facts, rules), rules)
     part.decide()
     return part
 

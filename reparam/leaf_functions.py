@@ -1,4 +1,4 @@
-"""Plain functions that stay one node of the graph, because their code cannot be traced.
+"""Plain functions that stay one node of the graph: they have a rule, or cannot be traced.
 
 A function such as ``pad_same`` computes with sizes that tracing does not know. It is called in the
 new code as it was in the old.
@@ -11,7 +11,7 @@ import inspect
 import itertools
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -33,9 +33,21 @@ class LeafFunction:
         home: The Python module whose variable it is.
     """
 
-    function: FunctionType
+    function: Callable[..., Any]
     name: str
     home: Any
+
+
+def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
+    """Where Python modules hold a function under its own name.
+
+    Args:
+        function: The function.
+    """
+    name = getattr(function, "__name__", "")
+    for home in list(sys.modules.values()):
+        if getattr(home, "__dict__", {}).get(name) is function:
+            yield LeafFunction(function, name, home)
 
 
 def failing_function(error: BaseException) -> LeafFunction | None:
@@ -83,7 +95,7 @@ def as_leaves(functions: list[LeafFunction], tracer: fx.Tracer) -> Iterator[None
             setattr(leaf.home, leaf.name, leaf.function)
 
 
-def _recorded(function: FunctionType, tracer: fx.Tracer) -> Any:
+def _recorded(function: Callable[..., Any], tracer: fx.Tracer) -> Any:
     @functools.wraps(function)
     def recorded(*args: Any, **kwargs: Any) -> Any:
         mine = any(proxy.tracer is tracer for proxy in proxies_in((args, kwargs)))
@@ -95,7 +107,7 @@ def _recorded(function: FunctionType, tracer: fx.Tracer) -> Any:
 
 
 def _only_looks_at_modules(
-    function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
     """Whether a function reads nothing but plain attributes of the modules it is given."""
     modules = [value for value in (*args, *kwargs.values()) if isinstance(value, nn.Module)]

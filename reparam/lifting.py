@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,27 +15,41 @@ from torch import Tensor, fx, nn
 from reparam.affine import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.channels import conversion, known_channels
 from reparam.effects import operator_name, reads_layout
-from reparam.errors import Refusal, ReparamError
+from reparam.errors import Refusal
 from reparam.extents import Extents
 from reparam.facts import Facts
-from reparam.modules import fetch, has_hooks, special_tensor
-from reparam.rules import UNKNOWN, Commuting, Rules, Selecting, Several, Stacked, Step
+from reparam.modules import fetch, has_hooks, join, special_tensor
+from reparam.rules import (
+    UNKNOWN,
+    Commuting,
+    Rules,
+    Selecting,
+    Several,
+    Stacked,
+    Step,
+    call_rule,
+    is_built_in,
+)
 from reparam.rules.registry import Rule
+from reparam.state import undisturbed
+
+Lifted = Step | Selecting | None
 
 
-def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
+def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx.Node, Step]:
     """Apply the rules, once per node.
 
     Args:
         graph: The flat graph.
         facts: What is known of it.
         rules: The rules of this call.
+        path: Where in the user's model the module is whose graph it is.
 
     Returns:
         For each node with a rule the form of its value over its operands, or a refusal.
 
     Raises:
-        ReparamError: If a rule returns something that is no form.
+        ReparamError: If a rule raises, or returns something that is no form.
     """
     steps: dict[fx.Node, Step] = {}
     extents = Extents(steps, facts)
@@ -63,10 +77,10 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules) -> dict[fx.Node, Step]:
             steps[node] = found
             continue
         rule, leading = found
-        step = _apply(rule, leading, node, facts, steps, extents)
+        step = _apply(rule, leading, node, facts, steps, extents, path)
         if isinstance(step, Selecting):
             step = _selected(step, node, facts, steps)
-        if step is NotImplemented:
+        if step is None:
             continue
         if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
             step = identity(node.all_input_nodes[0])
@@ -92,13 +106,14 @@ def _find_rule(
     node: fx.Node, facts: Facts, rules: Rules
 ) -> tuple[Rule, tuple[Any, ...]] | Refusal | None:
     """The rule of a node and the arguments that come before its own."""
+    target = target_of(node, facts.root)
+    if rules.switched_off(target):
+        return Refusal("its rule is switched off for this call")
+    rule = rules.find(target)
+    if rule is None:
+        return None
     if node.op == "call_module":
         module = fetch(facts.root, str(node.target))
-        rule = rules.find(type(module))
-        if rules.switched_off(type(module)):
-            return Refusal("its rule is switched off for this call")
-        if rule is None:
-            return None
         if has_hooks(module):
             return Refusal("it has hooks, which would not see the same values any more")
         if "forward" in vars(module):
@@ -113,20 +128,16 @@ def _find_rule(
         if facts.is_written(module):
             return Refusal("its parameters or buffers may be written to in forward")
         return rule, (module,)
-    target: Any = node.target
+    return rule, ()
+
+
+def target_of(node: fx.Node, root: nn.Module) -> Any:
+    """What the rule of a node would be registered for."""
+    if node.op == "call_module":
+        return type(fetch(root, str(node.target)))
     if node.op == "call_method":
-        target = getattr(torch.Tensor, str(target), None)
-    if target is None:
-        return None
-    rule = rules.find(target)
-    if rules.switched_off(target):
-        return Refusal("its rule is switched off for this call")
-    return None if rule is None else (rule, ())
-
-
-@cache
-def _signature(rule: Rule) -> inspect.Signature:
-    return inspect.signature(rule)
+        return getattr(torch.Tensor, str(node.target), None)
+    return node.target
 
 
 def _apply(
@@ -136,7 +147,8 @@ def _apply(
     facts: Facts,
     steps: Mapping[fx.Node, Step],
     extents: Extents,
-) -> Any:
+    path: str,
+) -> Lifted:
     def lifted(argument: fx.Node) -> Any:
         if argument in facts.sources:
             return facts.constant(argument)
@@ -152,46 +164,55 @@ def _apply(
         "input" if name == "self" else name: _map_nodes(value, lifted)
         for name, value in node.kwargs.items()
     }
+    target = target_of(node, facts.root)
+    where = f"at {join(path, str(node.target) if leading else node.name)}"
+    taught = bool(leading) and not is_built_in(rule)
     try:
         if leading:
             args, kwargs = _by_position(leading[0], args, kwargs)
-        _signature(rule).bind(*leading, *args, **kwargs)
     except TypeError as error:
         return Refusal(f"its rule does not know how it is called ({error})")
-    try:
-        step: Any = rule(*leading, *args, **kwargs)
-    except Exception as error:
-        raise ReparamError(
-            f"the rule {rule.__module__}.{rule.__qualname__} raised {type(error).__name__} for "
-            f"{node.target}: {error}"
-        ) from error
-    if step is NotImplemented:
-        return step
-    if isinstance(step, AffineStack | Selecting):
-        return step
-    if not isinstance(step, AffineConv | AffineSum | Commuting | Stacked | Several | Refusal):
-        raise ReparamError(
-            f"the rule {rule.__module__}.{rule.__qualname__} returned {type(step).__name__} for "
-            f"{node.target}: a rule must return a form (such as x.scale(...)) or a Refusal"
-        )
-    if not leading and not isinstance(step, Refusal | Commuting | Stacked | Several):
-        step = _with_sources(step, node, facts)
+    with holding_float64(leading[0]) if taught else nullcontext():
+        step = call_rule(rule, target, where, (*leading, *args), kwargs)
+    if taught:
+        step = _taken_after(step, [*leading[0].parameters(), *leading[0].buffers()], taught=True)
+    elif not leading and isinstance(step, AffineConv):
+        step = _taken_after(step, _sources(node, facts), taught=False)
     if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
         problem = _may_broadcast(step, node, facts, steps)
         if problem is not None:
             return problem
-    result: Step = step
-    return result
+    return step
+
+
+@contextmanager
+def holding_float64(module: nn.Module) -> Iterator[None]:
+    """Let a module hold its parameters and buffers in float64 while its rule reads them.
+
+    So what a rule computes of them is as exact as what they are compared with. Whatever the rule
+    changes in the module is put back.
+
+    Args:
+        module: The module.
+    """
+    with undisturbed(module):
+        exact: dict[int, Any] = {}
+        for part in module.modules():
+            for held in (part._parameters, part._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        held[name] = exact.setdefault(id(tensor), tensor.detach().double())
+        yield
 
 
 def _selected(
     selecting: Selecting, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
-) -> Any:
+) -> Step | None:
     """The parts of the channels of a value, if it is known how many there are."""
     base = facts.operands(node)[0]
     channels = known_channels(base, selecting.axis, None, steps, facts)
     if channels is None:
-        return NotImplemented
+        return None
     x = identity(base, facts.ranks.get(base))
     parts = [x.select(part, channels, selecting.axis) for part in selecting.parts(channels)]
     return parts[0] if selecting.single else Several(tuple(parts))
@@ -230,25 +251,46 @@ def _by_position(
     """Pass a module's inputs by position, however the call wrote them."""
     if not kwargs:
         return args, kwargs
-    bound = _signature(type(module).forward).bind(
+    bound = inspect.signature(type(module).forward).bind(
         module, *args, **{"input" if name == "self" else name: v for name, v in kwargs.items()}
     )
     return bound.args[1:], bound.kwargs
 
 
-def _with_sources(step: AffineConv | AffineSum, node: fx.Node, facts: Facts) -> Step:
-    """Take dtype and device from the parameters themselves, not from what was computed of them."""
-    names = {
-        name for arg in node.all_input_nodes if arg in facts.sources for name in facts.sources[arg]
-    }
-    tensors = [fetch(facts.root, name) for name in sorted(names)]
+def _sources(node: fx.Node, facts: Facts) -> list[Any]:
+    """The parameters that the constants of a call are computed from."""
+    constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
+    names = {name for arg in constants for name in facts.sources[arg]}
+    return [fetch(facts.root, name) for name in sorted(names)]
+
+
+def _taken_after(step: Lifted, tensors: Iterable[Any], *, taught: bool) -> Lifted:
+    """Take dtype and device from the parameters themselves, not from what was computed of them.
+
+    Args:
+        step: What a rule said.
+        tensors: The parameters.
+        taught: Whether the rule saw none of them, only copies.
+    """
     floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
-    if not floats or isinstance(step, AffineSum) or step.dtype is None:
+    if isinstance(step, AffineSum | AffineStack):
+        forms = step.terms if isinstance(step, AffineSum) else step.parts
+        found = [_taken_after(form, floats, taught=taught) for form in forms]
+        same = tuple(form for form in found if isinstance(form, AffineConv))
+        refusals = (form for form in found if isinstance(form, Refusal))
+        joined = AffineSum(same) if isinstance(step, AffineSum) else replace(step, parts=same)
+        return next(refusals, joined)
+    if not isinstance(step, AffineConv):
         return step
+    if not floats:
+        return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
+    like = max(floats, key=Tensor.numel)
+    if step.dtype is None:
+        return replace(step, like=like) if taught and step.like is not None else step
     dtypes = {tensor.dtype for tensor in floats}
     if len(dtypes) > 1:
         return Refusal(f"parameters of different dtypes ({', '.join(sorted(map(str, dtypes)))})")
-    return replace(step, dtype=floats[0].dtype, like=max(floats, key=Tensor.numel))
+    return replace(step, dtype=like.dtype, like=like)
 
 
 def _map_nodes(value: Any, function: Any) -> Any:

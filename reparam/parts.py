@@ -41,6 +41,7 @@ class Part:
         trace: Its graph.
         facts: What is known of the graph.
         steps: What each operator does to the forms of its operands.
+        rules: The rules of this call.
         banned: Regions, by value and base, that turned out not to be possible.
         decision: What the planner decided.
         make: Makes the part once more.
@@ -51,6 +52,7 @@ class Part:
     trace: Trace
     facts: Facts
     steps: Mapping[fx.Node, Step]
+    rules: Rules
     banned: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
     make: Callable[[], Part] | None = None
@@ -303,7 +305,7 @@ def _make(
     facts = gather(
         module, traced.graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path)
     )
-    return Part(traced, facts, lift(traced.graph, facts, rules))
+    return Part(traced, facts, lift(traced.graph, facts, rules, path), rules)
 
 
 def _ban_shared(part: Part, users: Counter[int]) -> bool:

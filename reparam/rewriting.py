@@ -89,7 +89,7 @@ class Rewriter:
         with graph.inserting_before(place):
             for sides in explicit_padding(region.form):
                 read = graph.call_function(
-                    nn.functional.pad, (read, sides), {"mode": pad_mode(region, sides)}
+                    nn.functional.pad, (read, sides), {"mode": pad_mode(region.form, sides)}
                 )
                 self.trace.caller[read] = owner
                 self.inside[owner].add(read)

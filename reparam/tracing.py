@@ -16,7 +16,7 @@ from torch import fx, nn
 from reparam.calls import Trace
 from reparam.contexts import noticing
 from reparam.errors import ReparamError
-from reparam.leaf_functions import LeafFunction, as_leaves, failing_function
+from reparam.leaf_functions import LeafFunction, as_leaves, failing_function, found_in_modules
 from reparam.proxies import (
     answering_for_proxies,
 )
@@ -35,7 +35,7 @@ def trace(
 
     Args:
         root: The module.
-        rules: The rules of this call; a module type with a rule is a leaf.
+        rules: The rules of this call; a module type or a function with a rule is a leaf.
         path: Where the module is registered in the user's model.
         given: Parameters of the forward that the user gives.
 
@@ -43,6 +43,7 @@ def trace(
         UntraceableError: If the module's own forward cannot be traced.
     """
     opaque: set[Any] = set()
+    known = [leaf for function in rules.functions() for leaf in found_in_modules(function)]
     functions: list[LeafFunction] = []
     drew = False
     while True:
@@ -58,7 +59,7 @@ def trace(
                 torch.no_grad(),
                 noticing(tracer.note_context, _refuse_hook),
                 answering_for_proxies(),
-                as_leaves(functions, tracer),
+                as_leaves([*known, *functions], tracer),
             ):
                 graph = tracer.trace(root)
         except Exception as error:  # whatever the user's forward raises on a proxy

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from reparam.affine import AffineConv
 from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
 from reparam.facts import Facts
@@ -184,7 +185,7 @@ def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
     """What each value of the path becomes: the new operator at the main link, else its base."""
 
     def operate(x: Tensor) -> Tensor:
-        return run_operator(module, x, region)
+        return run_operator(module, x, region.form)
 
     if not region.collapses:
         return {region.value: (region.base, operate)}
@@ -195,17 +196,17 @@ def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
     }
 
 
-def run_operator(module: nn.Module, x: Tensor, region: Region) -> Tensor:
-    """What the new nodes of a region compute."""
-    for sides in explicit_padding(region.form):
-        x = nn.functional.pad(x, sides, mode=pad_mode(region, sides))
+def run_operator(module: nn.Module, x: Tensor, form: AffineConv) -> Tensor:
+    """What the module of a form computes, with the padding that it does not do by itself."""
+    for sides in explicit_padding(form):
+        x = nn.functional.pad(x, sides, mode=pad_mode(form, sides))
     result: Tensor = module(x)
     return result
 
 
-def pad_mode(region: Region, sides: Sequence[int]) -> str:
+def pad_mode(form: AffineConv, sides: Sequence[int]) -> str:
     """The mode of an explicit padding, as ``F.pad`` takes it."""
-    modes = {axis.mode for axis in region.form.axes or () if axis.padded}
+    modes = {axis.mode for axis in form.axes or () if axis.padded}
     mode = modes.pop() if modes and max(sides) > 0 else "zeros"
     return "constant" if mode == "zeros" else mode
 

@@ -48,3 +48,14 @@ def test_the_readme_has_its_three_shell_blocks() -> None:
 
 def test_the_ci_script_is_valid_shell() -> None:
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+
+
+def test_the_rule_of_the_readme_is_that_of_its_page() -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "custom-rules.md"]
+    rules = [
+        re.search(r"class LayerScale2d.*?\n```", page.read_text(encoding="utf-8"), re.DOTALL)
+        for page in pages
+    ]
+    assert rules[0] is not None
+    assert rules[1] is not None
+    assert rules[0][0] == rules[1][0]

@@ -10,6 +10,8 @@ from reparam.rules import (  # noqa: F401  (importing a family registers its rul
     padding,
     views,
 )
+from reparam.rules.calling import call_rule
+from reparam.rules.entry_points import load_rules
 from reparam.rules.registry import (
     UNKNOWN,
     Commuting,
@@ -19,8 +21,11 @@ from reparam.rules.registry import (
     Several,
     Stacked,
     Step,
+    describe_rule,
     describe_target,
+    is_built_in,
     register_rule,
+    registered_rules,
 )
 
 __all__ = [
@@ -32,6 +37,11 @@ __all__ = [
     "Several",
     "Stacked",
     "Step",
+    "call_rule",
+    "describe_rule",
     "describe_target",
+    "is_built_in",
+    "load_rules",
     "register_rule",
+    "registered_rules",
 ]

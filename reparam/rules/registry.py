@@ -7,12 +7,14 @@ it is registered for module types, functions, tensor methods and ATen operators 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch._library.custom_ops import CustomOpDef
 
 from reparam.affine import Affine, AffineConv, AffineStack
 from reparam.errors import Refusal, ReparamError
@@ -111,15 +113,17 @@ _RULES: dict[Target, Rule] = {}
 def register_rule(*targets: Target) -> Callable[[RuleFunction], RuleFunction]:
     """Register a rule: a function from the forms flowing in to the form flowing out.
 
-    The rule of a module type is called with the module and the forms of its inputs. The rule of
-    a function, a tensor method or an ATen operator is called with the arguments of the call:
-    a form for each tensor that depends on the model's input, a tensor for each that depends on
-    parameters only. It returns a form, a `Refusal` that says why it has none, or NotImplemented
-    if the call is none that the rule is about.
+    The rule of a module type is called with the module and the forms of its inputs; meanwhile
+    the module holds its parameters and buffers in float64. The rule of a function, a tensor
+    method or an ATen operator is called with the arguments of the call: a form for each tensor
+    that depends on the model's input, a tensor for each that depends on parameters only. It
+    returns a form, a `Refusal` that says why it has none, or NotImplemented if the call is none
+    that the rule is about.
 
     Args:
-        *targets: Module types, functions, tensor methods (``torch.Tensor.add``) or ATen
-            operators (``torch.ops.aten.add``, which means all its overloads).
+        *targets: Module types, functions, tensor methods (``torch.Tensor.add``), ATen operators
+            (``torch.ops.aten.add``, which means all its overloads) or what
+            ``torch.library.custom_op`` returns.
 
     Raises:
         ReparamError: If a target is none of these, or already has a rule.
@@ -139,37 +143,76 @@ def register_rule(*targets: Target) -> Callable[[RuleFunction], RuleFunction]:
     """
     if not targets:
         raise ReparamError("register_rule() needs at least one target, for example nn.Conv2d")
-    for target in targets:
-        check_target(target)
+    listed = dict.fromkeys(map(as_listed, targets))
+    for target in listed:
         if target in _RULES:
             raise ReparamError(
-                f"{describe_target(target)} already has a rule, "
-                f"{_RULES[target].__module__}.{_RULES[target].__qualname__}; to use another one "
-                "for one call, pass rules={target: rule}"
+                f"{describe_target(target)} already has a rule, {describe_rule(_RULES[target])}; "
+                "to use another one for one call, pass rules={target: rule}"
             )
 
     def register(rule: RuleFunction) -> RuleFunction:
-        if not callable(rule):
+        if not _is_rule(rule):
             raise ReparamError(f"a rule must be a function, not {rule!r}")
-        for target in targets:
-            _RULES[target] = rule
+        _RULES.update(dict.fromkeys(listed, rule))
         return rule
 
     return register
 
 
-def check_target(target: Target) -> None:
-    """Raise unless a rule can be registered for the target."""
+def _is_rule(rule: Any) -> bool:
+    return callable(rule) and not inspect.isclass(rule)
+
+
+def registered_rules() -> dict[Target, Rule]:
+    """All registered rules by target, in the order of their registration."""
+    return dict(_RULES)
+
+
+def forget_rules_but(rules: Mapping[Target, Rule]) -> None:
+    """Go back to the rules that were registered at some time."""
+    _RULES.clear()
+    _RULES.update(rules)
+
+
+def as_listed(target: Target) -> Target:
+    """What a target is registered as.
+
+    Args:
+        target: What the user gave.
+
+    Raises:
+        ReparamError: If no rule can be registered for it.
+    """
     if isinstance(target, type) and issubclass(target, nn.Module):
-        return
+        return target
     if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return
-    if callable(target) and not inspect.isclass(target) and not isinstance(target, nn.Module):
-        return
+        return target
+    if isinstance(target, CustomOpDef):
+        return target._opoverload.overloadpacket
+    reason = "expected"
+    if isinstance(target, nn.Module):
+        reason = f"a rule is for all modules of a type: register {type(target).__name__}. Expected"
+    elif owner := _class_of_method(target):
+        reason = f"it is a method of {owner}: register the module type that it belongs to. Expected"
+    elif callable(target) and isinstance(target, Hashable) and not inspect.isclass(target):
+        return target
     raise ReparamError(
-        f"{target!r} cannot have a rule: expected a type of torch.nn.Module, a function, a tensor "
+        f"{target!r} cannot have a rule: {reason} a type of torch.nn.Module, a function, a tensor "
         "method such as torch.Tensor.add, or an ATen operator such as torch.ops.aten.add"
     )
+
+
+def _class_of_method(target: Any) -> str:
+    """The class, if any, whose method a function is: no graph has a call of it."""
+    if isinstance(target, MethodType):
+        return getattr(target.__self__, "__name__", type(target.__self__).__name__)
+    if not isinstance(target, FunctionType):
+        return ""
+    if getattr(torch.Tensor, target.__name__, None) is target:
+        return ""
+    owner = target.__qualname__.rpartition(".")[0].rpartition(".")[2]
+    return "" if owner == "<locals>" else owner
 
 
 def describe_target(target: Target) -> str:
@@ -177,6 +220,19 @@ def describe_target(target: Target) -> str:
     return str(getattr(target, "__name__", target))
 
 
+def describe_rule(rule: Rule) -> str:
+    """Where a rule is defined."""
+    function = getattr(rule, "func", rule)  # a partial has the name of its function
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}.{name}"
+
+
+def is_built_in(rule: Rule) -> bool:
+    """Whether a rule is one of the library's own."""
+    return str(getattr(rule, "__module__", "")).startswith("reparam.rules.")
+
+
+_OPERATORS_OF = {"torch", "_operator", "None"}  # the methods of tensors have no module
 _LEAVES_FORWARD_ALONE = {"__init__", "extra_repr", "__repr__", "reset_parameters"}
 
 
@@ -194,30 +250,45 @@ class Rules:
 
     Args:
         scoped: For each target a rule, or None to switch its rule off.
+
+    Raises:
+        ReparamError: If something that is given is no target, or no rule.
     """
 
     def __init__(self, scoped: Mapping[Target, Rule | None] | None = None) -> None:
+        self._rules: dict[Target, Rule | None] = dict(_RULES)
         for target, rule in (scoped or {}).items():
-            check_target(target)
-            if rule is not None and not callable(rule):
+            if rule is not None and not _is_rule(rule):
                 raise ReparamError(f"the rule for {target!r} must be a function or None: {rule!r}")
-        self._rules: dict[Target, Rule | None] = {**_RULES, **(scoped or {})}
+            self._rules[as_listed(target)] = rule
 
     def find(self, target: Target) -> Rule | None:
         """The rule of a module type, function, method or operator."""
-        try:
-            rule = self._rules.get(target)
-        except TypeError:  # an unhashable callable has no rule
-            return None
-        if rule is None and isinstance(target, torch._ops.OpOverload):
-            if target in self._rules:
-                return None
-            rule = self._rules.get(target.overloadpacket)
-        if rule is None and isinstance(target, type) and target not in self._rules:
-            parent = _stands_for(target)
-            rule = None if parent is target else self._rules.get(parent)
-        return rule
+        return self._rules.get(self._listed(target))
 
     def switched_off(self, target: Target) -> bool:
         """Whether a rule exists but this call does without."""
-        return self._rules.get(target, self) is None
+        listed = self._listed(target)
+        return listed is not None and self._rules[listed] is None
+
+    def functions(self) -> Iterator[Callable[..., Any]]:
+        """The functions with a rule that are not torch's own, nor an operator of its library."""
+        for target, rule in self._rules.items():
+            package = str(getattr(target, "__module__", None)).partition(".")[0]
+            if rule is not None and not isinstance(target, type) and package not in _OPERATORS_OF:
+                yield target
+
+    def _listed(self, target: Target) -> Target | None:
+        """What a target is listed as, by itself or as what it stands for."""
+        try:
+            if target in self._rules:
+                return target
+        except TypeError:  # an unhashable callable has no rule
+            return None
+        if isinstance(target, torch._ops.OpOverload):
+            target = target.overloadpacket
+        elif isinstance(target, torch._ops.OpOverloadPacket) and len(target.overloads()) == 1:
+            target = getattr(target, *target.overloads())
+        elif isinstance(target, type):
+            target = _stands_for(target)
+        return target if target in self._rules else None

@@ -80,6 +80,16 @@ def test_branches_over_parts_of_the_channels_are_groups(
     assert_same(form, total, original)
 
 
+@given(st.permutations(range(3)))
+@settings(max_examples=6)
+def test_groups_come_in_the_order_of_the_channels_that_they_read(order: list[int]) -> None:
+    weights = [random_tensor((2, 2, 3, 3), seed) for seed in range(3)]
+    parts = [identity().select(range(2 * at, 2 * at + 2), 6, -3) for at in order]
+    forms = [part.convolve(weight) for part, weight in zip(parts, weights, strict=True)]
+    form = stacked(forms, 2)
+    assert isinstance(form, AffineConv if order == [0, 1, 2] else Refusal)
+
+
 @given(counts, channels, channels, dtypes, st.data())
 @settings(max_examples=80)
 def test_a_part_of_the_channels_of_a_value(

@@ -153,9 +153,8 @@ MISTAKES = [
     Mistake(
         "a subclass is taken for its parent",
         "rules/registry.py",
-        "            rule = self._rules.get(target)\n",
-        "            kinds = target.__mro__ if isinstance(target, type) else (target,)\n"
-        "            rule = next((self._rules[k] for k in kinds if k in self._rules), None)\n",
+        "            target = _stands_for(target)\n",
+        "            target = next((k for k in target.__mro__ if k in self._rules), target)\n",
     ),
     Mistake(
         "hooks are ignored",

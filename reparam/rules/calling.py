@@ -1,0 +1,150 @@
+"""Call a rule, and say what is wrong with it where its fault is plain."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from reparam.affine import AffineConv, AffineStack, AffineSum
+from reparam.errors import Refusal, ReparamError
+from reparam.rules.registry import (
+    Rule,
+    Selecting,
+    Several,
+    Stacked,
+    Step,
+    describe_rule,
+    describe_target,
+    is_built_in,
+)
+
+_EXPECTED = "a rule must return a form, such as x.scale(...), or a reparam.Refusal with a reason"
+
+
+def call_rule(
+    rule: Rule,
+    target: Any,
+    where: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Step | Selecting | None:
+    """What a rule says of one call of its operator.
+
+    Args:
+        rule: The rule.
+        target: What it is registered for.
+        where: Where the call is, for the user to read: at some place of a model.
+        args: A module first if the rule is one of modules; forms and constants.
+        kwargs: More of them.
+
+    Returns:
+        A form, or another step, or a Refusal; None if the call is none that the rule is about.
+
+    Raises:
+        ReparamError: If the rule raises, or returns something else.
+    """
+    name = f"the rule {describe_rule(rule)} of {describe_target(target)}, {where},"
+    problem = _misfit(rule, args, kwargs)
+    if problem is not None:
+        return problem
+    try:
+        if is_built_in(rule):
+            step = rule(*args, **kwargs)
+            return None if step is NotImplemented else step
+        with _MakingFloat64():
+            step = rule(*args, **kwargs)
+            _check_weights(step)
+    except Exception as error:
+        refusal = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
+        if isinstance(refusal, Refusal):
+            return refusal  # x.pad(...).convolve(...), where the first law refused
+        raise ReparamError(f"{name} raised {type(error).__name__}: {error}") from error
+    if step is NotImplemented:
+        return None
+    if not isinstance(step, Step | Selecting):
+        raise ReparamError(f"{name} returned {_found(step)}; {_EXPECTED}")
+    given = {form.base for form in _forms([*args, *kwargs.values()])}
+    if not given.issuperset(form.base for form in _forms(step)):
+        raise ReparamError(
+            f"{name} returned a form over nothing that flows in; build it from the forms that the "
+            "rule is called with"
+        )
+    return step
+
+
+class _MakingFloat64(TorchFunctionMode):
+    """Tensors that a rule makes are as exact as the parameters that it is given."""
+
+    names = "arange as_tensor empty eye full linspace ones scalar_tensor tensor zeros".split()
+    makers = frozenset(map(torch.__dict__.get, names))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in self.makers and result.is_floating_point() and kwargs.get("dtype") is None:
+            return func(*args, **{**kwargs, "dtype": torch.float64})
+        return result
+
+
+def _misfit(rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Refusal | None:
+    """Why a rule cannot be called like its operator."""
+    try:
+        signature = _signature(rule)
+    except ValueError:  # it is not written in Python
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        called = f"{describe_rule(rule)}{signature}: {error}"
+        return Refusal(f"its rule does not know how it is called ({called})")
+    return None
+
+
+@cache
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule)
+
+
+def _found(step: Any) -> str:
+    if step is None:
+        return "None (is a return missing?)"
+    if isinstance(step, Tensor):
+        return f"a Tensor of shape {tuple(step.shape)}, not what happens to x"
+    if isinstance(step, nn.Module):
+        return f"a module, {type(step).__name__}, not what happens to x"
+    return f"{step!r} ({type(step).__name__})"
+
+
+def _forms(value: Any) -> Iterator[AffineConv]:
+    """The forms in what a rule is called with, or returns."""
+    if isinstance(value, AffineConv):
+        yield value
+    elif isinstance(value, AffineSum):
+        yield from value.terms
+    elif isinstance(value, AffineStack):
+        yield from value.parts
+    elif isinstance(value, Stacked):
+        yield from value.branches
+    elif isinstance(value, Several):
+        yield from _forms(list(value.results))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _forms(entry)
+
+
+def _check_weights(step: Any) -> None:
+    """Compute the weights of a form once, while it is known whose mistake it is if that fails."""
+    for form in _forms(step):
+        kernel, bias = form.weights.evaluate()
+        if bias is not None and bias.shape != kernel.shape[:1]:
+            raise ValueError(
+                f"a bias of shape {tuple(bias.shape)} for {kernel.shape[0]} output channels"
+            )

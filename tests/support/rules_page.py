@@ -1,0 +1,77 @@
+"""Writes docs/rules.md from the registry: `python -m tests.support.rules_page`."""
+
+import importlib
+import inspect
+import operator
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reparam.rules import is_built_in, registered_rules
+from tests.support.correctness_page import table
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "rules.md"
+
+HOMES = {"nn": nn, "F": F, "torch": torch, "Tensor": torch.Tensor, "operator": operator}
+"""Where a target may be found, the place that people write first."""
+
+INTRODUCTION = """\
+# Built-in rules
+
+What `reparam` knows of torch's operators, from its registry: one rule serves all spellings of an
+operator. `aten.add` means all overloads of that operator. What is not listed ends a region. A rule
+still refuses a call that is not affine, for example a batch norm in training mode; the reason is in
+the report. [Custom rules](custom-rules.md) shows how to add one, and
+`python -m tests.support.rules_page` writes this page.
+"""
+
+
+def spelled(target: Any) -> str:
+    """A target as people write it."""
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(target)
+    name = target.__name__
+    homes = [home for home, holder in HOMES.items() if getattr(holder, name, None) is target]
+    return f"{homes[0] if homes else target.__module__}.{name}"
+
+
+def built_in_rules() -> dict[Any, Any]:
+    """The rules that the families define, not those of an example in a docstring of theirs."""
+    return {
+        target: rule
+        for target, rule in registered_rules().items()
+        if is_built_in(rule) and vars(sys.modules[rule.__module__]).get(rule.__name__) is rule
+    }
+
+
+def first_line(documented: Any) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def page() -> str:
+    """The whole page."""
+    families: dict[str, dict[str, list[str]]] = {}
+    for target, rule in built_in_rules().items():
+        rows = families.setdefault(rule.__module__, {})
+        rows.setdefault(first_line(rule), []).append(f"`{spelled(target)}`")
+    parts = [INTRODUCTION]
+    for family, rows in sorted(families.items()):
+        heading = family.rpartition(".")[2].capitalize()
+        parts.append(f"## {heading}\n\n{first_line(importlib.import_module(family))}\n")
+        parts.append(
+            table(["what it does", "spellings"], [[does, ", ".join(s)] for does, s in rows.items()])
+        )
+    return "\n".join(parts)
+
+
+def write_page() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()
