@@ -133,6 +133,14 @@ class Rescaled(nn.Module):
         return result
 
 
+class WrittenOut(nn.LayerNorm):
+    """LayerNorm as a norm, and a scale and a shift after it (arXiv 1607.06450, §3)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return x * self.weight + self.bias
+
+
 class RootMeanSquare(nn.Module):
     """Channels over their root mean square, and a weight (RMSNorm, arXiv 1910.07467, §3)."""
 
@@ -231,6 +239,12 @@ BLOCKS = [
     # What is within one operator stays there.
     Block("LayerNorm before a linear layer", before_linear(nn.LayerNorm), tokens(4), AROUND_NORM),
     Block("RMSNorm before a linear layer", before_linear(nn.RMSNorm), tokens(4), AROUND_NORM),
+    Block(
+        "LayerNorm, written out, before a linear layer",
+        before_linear(WrittenOut),
+        tokens(4),
+        AROUND_NORM,
+    ),
     # Written out its weight is a factor like any other; left are a sum and a product.
     Block(
         "RMSNorm, written out, before a linear layer",
