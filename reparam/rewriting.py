@@ -67,6 +67,9 @@ class Rewriter:
         for region, module in operators:
             self.result.edited = self.result.changes[region.value] = set()
             self.apply(region, module)
+        for region, _ in reversed(operators):  # what another region read until it was written, too
+            self.result.edited = self.result.changes[region.value]
+            self._sweep(region)
         self.result.edited = set().union(*self.result.changes.values())
         return self.result
 

@@ -225,7 +225,50 @@ def a_value_written_to_before_anybody_reads_it() -> nn.Module:
     return Written(forward, **parts, norm=nn.BatchNorm2d(4))
 
 
+def readers_that_leave_a_value_in_turn() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = x.sin()
+        b = self.b(y)
+        both = torch.cat([self.a(y), b], 1)
+        u = self.p(both)
+        return self.q(both), (b + u).tanh(), self.r(u)
+
+    parts = {"a": nn.Conv2d(4, 8, 1), "b": conv(), "p": nn.Conv2d(12, 4, 1)}
+    parts |= {"q": nn.Conv2d(12, 8, 1, groups=4), "r": nn.Conv2d(4, 2, 1, groups=2)}
+    return Written(forward, **parts)
+
+
+def parts_of_a_value_that_leave_it_in_turn() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        first, second = torch.split(self.a(x[:, 1:]), [1, 7], dim=1)
+        return torch.cat([self.b(second), first], 1)
+
+    last = nn.Conv2d(7, 6, 3, padding=1, bias=False, padding_mode="reflect")
+    return Written(forward, a=nn.Conv2d(3, 8, 1), b=last)
+
+
+def terms_scaled_before_and_after_another_joins() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.norm((self.a(x) + self.b(x)) / 2 + x)
+
+    far = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+    return Written(forward, a=conv(3), b=far, norm=nn.BatchNorm2d(4))
+
+
+def a_block_of_which_one_call_is_not_read() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        self.block(x)
+        return self.block(x)
+
+    block = nn.Sequential(ConvNorm(4, 4, 3), nn.ReLU(inplace=True), ConvNorm(4, 4))
+    return Written(lambda self, x: self.inner(x), inner=Written(forward, block=block))
+
+
 FINDINGS = {
+    readers_that_leave_a_value_in_turn: 2,
+    parts_of_a_value_that_leave_it_in_turn: 0,
+    terms_scaled_before_and_after_another_joins: 2,
+    a_block_of_which_one_call_is_not_read: 2,
     a_value_written_to_before_anybody_reads_it: 1,
     scaled_inside_and_composed_outside: 2,
     an_argument_that_the_caller_negated: 1,
