@@ -15,7 +15,6 @@ NOTHING = OperatorCounts()
 ONE_CONVOLUTION = OperatorCounts(convolutions=1)
 ONE_LINEAR = OperatorCounts(linears=1)
 
-ASSIGNED_BORDER = "a border that is assigned to is not taken for a padding"
 UNKNOWN_CHANNELS = "how many channels a product of two values has is not inferred"
 
 
