@@ -233,11 +233,11 @@ class Appraiser:
             return self.banned[value, candidate.base]
         if form.identity:
             return Refusal("it changes nothing and costs nothing")
-        if form.in_channels is None:
-            return Refusal("the number of its channels is not known")
         problem = unsupported(form)
         if problem is not None:
             return problem
+        if form.in_channels is None:
+            return Refusal("the number of its channels is not known")
         if form.diagonal:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
         path = candidate.path

@@ -61,6 +61,11 @@ class KnownTypes:
         if known and len(known) == len(operands) and len({one.dtype for one in known}) == 1:
             self._known[node] = known[0]
 
+    def written(self, old: fx.Node, new: fx.Node) -> None:
+        """Note that writing in place does not change the type of a value."""
+        if old in self._known:
+            self._known[new] = self._known[old]
+
     def of(self, value: fx.Node) -> KnownType | None:
         """The type of a value."""
         return self._known.get(value)

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from reparam.modules import fetch
 from reparam.rules import Rules
+from reparam.writes import assign
 
 _METADATA = set("shape ndim dtype device requires_grad is_cuda names layout".split())
 _METADATA_METHODS = set(
@@ -124,7 +125,7 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
             return Effects(True, target_nodes)
         return _named_effects(name, arguments, target_nodes, torch.Tensor)
     target = node.target
-    if target in _INPLACE_OPERATORS:
+    if target is assign or target in _INPLACE_OPERATORS:
         adds_to_number = isinstance(first, int | float)  # 0 += x makes a new tensor
         return _FRESH if adds_to_number else Effects(True, target_nodes)
     if target in _FRESH_OPERATORS:
@@ -153,6 +154,8 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
 def is_torch(target: Any) -> bool:
     """Whether a function is torch's own, whose name says what it does."""
     name, module = getattr(target, "__name__", ""), getattr(target, "__module__", None) or ""
+    if target is assign:
+        return True  # a tensor's own way to take an assignment
     if module == "torch" or module.startswith("torch."):
         return True
     if isinstance(target, torch._ops.OpOverload):

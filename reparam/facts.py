@@ -22,6 +22,7 @@ from reparam.effects import (
     may_copy,
     reads_metadata,
 )
+from reparam.errors import Refusal
 from reparam.modules import fetch, is_plain, memory
 from reparam.ranks import find_axes
 from reparam.rules import Rules
@@ -107,6 +108,25 @@ class Facts:
             first < self.order[writer] <= last and writer not in ignoring
             for writer in self.writers.get(self.storage.get(node, node), ())
         )
+
+    def overwrites(self, node: fx.Node) -> Refusal | None:
+        """Why an operator in place is none that a form could stand for: somebody sees the write.
+
+        It is one only if its own value is read, and what it wrote to by no other name any more.
+        """
+        if self.unread.issuperset(node.users):
+            return Refusal("it writes in place, and nobody reads the result")
+        position = self.order[node]
+        for target in self.written[node]:
+            for member in self.alias_class(target):
+                if self.order[member] >= position:
+                    continue
+                if member.op in ("placeholder", "get_attr"):
+                    return Refusal("it writes to the model's input or to a parameter in place")
+                readers = member.users.keys() - self.unread
+                if any(self.order[user] > position for user in readers):
+                    return Refusal("it writes in place to a value that is read later")
+        return None
 
     def constant(self, node: fx.Node) -> Any:
         """The value of a constant node: the tensor itself, or computed in float64."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from torch import fx
 
@@ -15,6 +16,7 @@ from reparam.affine import AffineConv, AffineStack, AffineSum
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.rules import Commuting, Several, Stacked, Step
+from reparam.writes import assign, assignments
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,8 @@ class Forest:
         if isinstance(step, AffineConv):
             if not isinstance(step.base, fx.Node):
                 return Refusal("its rule returned a form over nothing; build it from x")
+            if node.target is assign:
+                return Link(node, step.base, step, None, assignments(node))
             whole = [operand for operand in node.all_input_nodes if operand in self._split]
             return Link(node, step.base, step, None, (*whole, node))
         return self._joined(node, step)
@@ -115,6 +119,25 @@ class Forest:
             return None  # most concatenations are of other values
         if base is None:
             return Refusal("its branches do not come from one value by affine operators")
+        nearest = self._over(base, node, step, operands)
+        if isinstance(nearest, Link):
+            return nearest
+        # Padding that fits no sum by itself may fit what it pads: look further up.
+        for further in islice(self._up(base), self._longest):
+            link = self._over(further.base, node, step, operands)
+            if isinstance(link, Link):
+                return link
+        return nearest
+
+    def _over(
+        self,
+        base: fx.Node,
+        node: fx.Node,
+        step: AffineSum | AffineStack,
+        operands: Sequence[fx.Node],
+    ) -> Link | Refusal:
+        """The link of a sum, or of values side by side, over one value that all come from."""
+        terms = step.terms if isinstance(step, AffineSum) else step.parts
         branches: list[AffineConv] = []
         inner = {node}
         for term, operand in zip(terms, operands, strict=True):

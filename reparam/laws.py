@@ -298,6 +298,8 @@ def _pads_with_own_constant(inner: Form, outer: Form) -> Refusal | None:
     _, bias = inner.weights.evaluate()
     constant = torch.zeros(1, dtype=torch.float64) if bias is None else bias
     value = value.to(constant)
+    if len({value.numel(), constant.numel()} - {1}) > 1:
+        return Refusal("padding with a value of another number of channels")
     dtype = inner.dtype or torch.float32
     # 4 units in the last place: the value was computed in the model's own precision.
     bound = 4 * torch.finfo(dtype).eps * torch.maximum(value.abs(), constant.abs())

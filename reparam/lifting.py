@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.affine import Affine, AffineConv, AffineStack, AffineSum, identity
+from reparam.borders import assigned_border
 from reparam.channels import conversion, known_channels
 from reparam.effects import operator_name, reads_layout
 from reparam.errors import Refusal
@@ -32,6 +33,7 @@ from reparam.rules import (
 )
 from reparam.rules.registry import Rule
 from reparam.state import undisturbed
+from reparam.writes import assign
 
 Lifted = Step | Selecting | None
 
@@ -64,6 +66,11 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx
             whole_read = Refusal("several results of an operator are read at once")
             steps[node] = whole.results[index] if isinstance(index, int) else whole_read
             continue
+        if node.target is assign:
+            border = assigned_border(node, steps, facts)
+            if border is not None:
+                steps[node] = border
+            continue
         found = _find_rule(node, facts, rules)
         if found is None:
             follows_affine = any(
@@ -85,7 +92,7 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx
         if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
             step = identity(node.all_input_nodes[0])
         if node in facts.written and not isinstance(step, Refusal):
-            problem = _overwrites_something_read(node, facts)
+            problem = facts.overwrites(node)
             step = step if problem is None else problem
         steps[node] = step
     return steps
@@ -306,20 +313,3 @@ def _map_nodes(value: Any, function: Any) -> Any:
     if isinstance(value, dict):
         return {key: _map_nodes(entry, function) for key, entry in value.items()}
     return value
-
-
-def _overwrites_something_read(node: fx.Node, facts: Facts) -> Refusal | None:
-    """An in-place operator is a step only if its value is read, and nobody sees that it is one."""
-    if facts.unread.issuperset(node.users):
-        return Refusal("it writes in place, and nobody reads the result")
-    position = facts.order[node]
-    for target in facts.written[node]:
-        for member in facts.alias_class(target):
-            if facts.order[member] >= position:
-                continue
-            if member.op in ("placeholder", "get_attr"):
-                return Refusal("it writes to the model's input or to a parameter in place")
-            readers = member.users.keys() - facts.unread
-            if any(facts.order[user] > position for user in readers):
-                return Refusal("it writes in place to a value that is read later")
-    return None

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.structures import proxies_in
+from reparam.writes import assign
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
@@ -116,7 +117,7 @@ class Proxy(_Reserved, fx.Proxy):
         return super().__torch_function__(orig_method, types, args, kwargs)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+        self.tracer.create_proxy("call_function", assign, (self, key, value), {})
 
 
 def _record_inplace(name: str) -> Callable[[fx.Proxy, Any], Any]:
@@ -294,7 +295,7 @@ def is_tensor(node: fx.Node) -> bool:
     Args:
         node: The node; not a placeholder.
     """
-    if node.op == "get_attr":
+    if node.op == "get_attr" or "tensor" in node.meta:
         return True
     if node.op == "call_method":
         return hasattr(Tensor, str(node.target)) and _returns_a_tensor(str(node.target))

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from reparam.effects import operator_name
 from reparam.modules import fetch
+from reparam.writes import assign
 
 _RANKED_MODULE = {"1d": 3, "2d": 4, "3d": 5}
 _RANKED_FAMILIES = ("Conv", "BatchNorm", "InstanceNorm", "AvgPool", "MaxPool", "Adaptive")
@@ -161,7 +162,7 @@ def _rank_facts(
     if name == "unflatten" and known is not None and len(node.args) > 2:
         sizes = node.args[2]
         return [(node, known + len(sizes) - 1)] if isinstance(sizes, tuple | list) else []
-    if name in _KEEPING_NAMES:
+    if name in _KEEPING_NAMES or node.target is assign:
         return _equal(node, operand, ranks)
     return []
 
@@ -181,7 +182,7 @@ def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         module = fetch(root, str(node.target))
         return _is_activation(module) or type(module).__name__.startswith(("Dropout", "LayerNorm"))
-    return operator_name(node) in _SHAPE_KEEPING_NAMES
+    return node.target is assign or operator_name(node) in _SHAPE_KEEPING_NAMES
 
 
 def keeps_type(node: fx.Node, root: nn.Module) -> bool:
@@ -191,6 +192,8 @@ def keeps_type(node: fx.Node, root: nn.Module) -> bool:
         return keeps_shape(node, root) or name.startswith(
             ("MaxPool", "Flatten", "Unflatten", "Identity", "Upsampl", "PixelShuffle")
         )
+    if node.target is assign:
+        return False  # of two operands the first one tells
     return keeps_shape(node, root) or operator_name(node) in _TYPE_KEEPING_NAMES
 
 

@@ -27,6 +27,7 @@ from reparam.rules import Rules
 from reparam.source import code_below
 from reparam.state import Watch, random_state
 from reparam.structures import without_proxies
+from reparam.writes import assign, returns_what_it_wrote
 
 _RETURN_A_TENSOR = {
     kind
@@ -220,7 +221,30 @@ class Tracer(fx.Tracer):
             dtype = self.types.named_by(without_proxies(asked[0]))
             if dtype and self._are_equal(self.types.of(args[0].node), dtype):
                 return args[0]
-        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        result = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        written = args[0] if args else None
+        if isinstance(written, Proxy) and returns_what_it_wrote(kind, target, kwargs):
+            self._rebind(written, result, anything=target is assign)
+        return result
+
+    def _rebind(self, written: Proxy, result: fx.Proxy, *, anything: bool) -> None:
+        """Let what reads a value from now on read what was made of it in place.
+
+        The code of a caller cannot name what another's code made, so its values stay as they are.
+
+        Args:
+            written: The value.
+            result: What was made of it.
+            anything: Whether it may be something else than a tensor.
+        """
+        old, new = written.node, result.node
+        call, tensor = self.caller.get(old), self.is_tensor(old)
+        here = call is not None and self.stack[-1:] and self.stack[-1] in call.ancestry()
+        if here and old.op not in ("placeholder", "get_attr") and (anything or tensor):
+            if tensor:
+                new.meta["tensor"] = True
+            self.types.written(old, new)
+            written.node = new
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         """The values in a value, whose number is not known."""

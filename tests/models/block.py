@@ -15,8 +15,6 @@ NOTHING = OperatorCounts()
 ONE_CONVOLUTION = OperatorCounts(convolutions=1)
 ONE_LINEAR = OperatorCounts(linears=1)
 
-ASSIGNED_BORDER = "a border that is assigned to is not taken for a padding"
-
 
 @dataclass(frozen=True)
 class Refused:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models.block import ASSIGNED_BORDER, ONE_CONVOLUTION, Block, images
+from tests.models.block import ONE_CONVOLUTION, Block, images
 from tests.models.parts import convolution, convolution_norm
 
 C = 8
@@ -169,7 +169,6 @@ BLOCKS = [
         images(C),
         ((C, C, 3, 3),),
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
     Block(
         "DBB, 5x5, stride 2",
@@ -177,7 +176,6 @@ BLOCKS = [
         images(C),
         ((C, C, 5, 5),),
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
     Block(
         "DBB, groups",
@@ -185,7 +183,6 @@ BLOCKS = [
         images(C),
         ((C, C // 2, 3, 3),),
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
     Block(
         "DBB, depthwise",
@@ -193,7 +190,6 @@ BLOCKS = [
         images(C),
         ((C, 1, 3, 3),),
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
     Block(
         "DBB, wide 1x1",
@@ -201,7 +197,6 @@ BLOCKS = [
         images(C),
         ((C, C, 3, 3),),
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
     Block(
         "DBB, pool",
@@ -209,6 +204,5 @@ BLOCKS = [
         images(C),
         ((C, C, 3, 3),),
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
 ]

@@ -195,7 +195,6 @@ BLOCKS = [
         images(C),
         ((C, C, 3, 3), (C, C, 1, 1)),
         OperatorCounts(additions=1),
-        missed="what was written in place is read under its old name",
     ),
     Block(
         "VanillaNet",

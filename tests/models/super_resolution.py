@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models.block import ASSIGNED_BORDER, ONE_CONVOLUTION, Block, Refused, images
+from tests.models.block import ONE_CONVOLUTION, Block, Refused, images
 from tests.models.parts import convolution
 from tests.support.counting import OperatorCounts
 
@@ -206,7 +206,6 @@ BLOCKS = [
         images(C),
         THREE,
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
     Block(
         "ECB, kernel",
@@ -233,7 +232,6 @@ BLOCKS = [
         images(C),
         THREE,
         by_hand=ONE_CONVOLUTION,
-        missed=ASSIGNED_BORDER,
     ),
     Block(
         "FMEN, batch norm before a padded kernel",

@@ -83,6 +83,54 @@ def branch(
     return normalised(s, y) if s.chance(0.6) else y
 
 
+def assigned_border(s: Scope) -> str:
+    """A padding whose border is overwritten: with what its input is outside, or with anything."""
+    x = s.pick(*IMAGES)
+    channels, rank = s.shape(x)[1], len(s.shape(x)) - 2
+    layer = s.attribute(f"nn.Conv{rank}d({channels}, {s.choice([channels, channels + 2])}, 1)")
+    y = call(s, layer, x)
+    sides = [s.choice([1, 1, 1, 2, 0]) for _ in range(2 * rank)]
+    padded = s.assign(f"F.pad({y}, {tuple(sides)})")
+    bias = f"{layer}.bias"
+    other = s.attribute(f"nn.Parameter(torch.randn({s.shape(y)[1]}))")
+    usual = s.choice([bias] * 6 + [other, "0", "0.5", f"{y}.mean()"])
+    lines = []
+    for axis in range(rank):
+        before, after = sides[2 * (rank - axis) - 2 :][:2]
+        for low, high, number in ((0, before, 0), (-after, None, -1)):
+            if before if number == 0 else after:
+                index = [":"] * (axis + 2) + [":".join(str(n or "") for n in (low, high))]
+                one = (high or -low) == 1 and s.chance(0.3)
+                index[-1] = str(number) if one else index[-1]
+                if s.chance(0.3):
+                    index = ["...", *index[2:], *[":"] * (rank - axis - 1)]
+                value = usual if s.chance(0.97) else s.choice([bias, other, "0"])
+                if value.startswith("self"):
+                    ones = ["1"] * (rank - one)
+                    value += s.choice(
+                        [f".view({', '.join(['-1', *ones])})", f"[:{', None' * len(ones)}]"]
+                    )
+                lines.append(f"{padded}[{', '.join(index)}] = {value}")
+    if s.chance(0.3):
+        s.rng.shuffle(lines)
+    if s.chance(0.1):
+        lines.pop()
+    if s.chance(0.2):
+        others = [f"{padded}.mul_(2)", f"{padded}[:, :1] = 0", f"{padded}[..., 1] = 0.5"]
+        lines.insert(s.rng.randrange(len(lines) + 1), s.choice(others))
+    taken = s.assign(f"{padded}[:, :, :1]") if s.chance(0.1) else ""
+    for line in lines:
+        s.change(padded, line)
+    kernel = s.choice([2, 3, 3])
+    c_out = s.choice([channels, channels, 4])
+    z = call(s, s.attribute(f"nn.Conv{rank}d({s.shape(y)[1]}, {c_out}, {kernel})"), padded)
+    if taken and s.chance(0.7):
+        z = s.assign(f"{z} + {taken}.mean()")
+    if s.chance(0.3) and s.shape(z) == s.shape(x):
+        z = summed(s, z, x)
+    return normalised(s, z) if s.chance(0.3) else z
+
+
 def view(s: Scope) -> str:
     x = s.pick()
     shape = s.shape(x)

@@ -117,11 +117,12 @@ def test_a_value_with_a_second_reader() -> None:
     assert_refused(model, images(), "norm", "also read by", naive=folded_in_place(model))
 
 
-def test_writing_in_place_to_a_value_that_is_read_later() -> None:
+def test_writing_in_place_to_a_value_of_which_a_view_is_read_later() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.conv(x)
+        view = y.flatten(2)
         z = y.mul_(2.0)
-        return z + y.relu()
+        return z + view.view_as(z).relu()
 
     model = conv_and_norm(forward)
 
@@ -131,6 +132,37 @@ def test_writing_in_place_to_a_value_that_is_read_later() -> None:
 
     reason = "writes in place to a value that is read later"
     assert_refused(model, images(), "mul_", reason, naive=naive)
+
+
+def test_writing_in_place_to_a_value_that_a_callee_was_given() -> None:
+    """The caller's code cannot name what its part made in place, and reads the old value."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.part(y)
+        return y.relu()
+
+    part = Network(lambda self, y: y.mul_(2.0) + 1)
+    model = conv_and_norm(forward, part=part)
+
+    def naive(x: Tensor) -> Tensor:
+        return model.conv(x).relu()
+
+    reason = "it writes in place, and nobody reads the result"
+    assert_refused(model, images(), "part (mul_)", reason, naive=naive)
+
+
+def test_a_value_is_read_under_its_old_name_after_a_write() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.mul_(2.0)
+        torch.relu_(y)
+        y.add_(1.0)
+        return self.other(y) + self.norm(y)
+
+    model, x = conv_and_norm(forward, other=nn.Conv2d(4, 4, 1)), images()
+    fused = assert_right(model, lambda x: model.norm(model.other(model.conv(x).relu())), x)
+    assert count_operators(fused, (x,)).affine == 2
 
 
 def test_writing_to_a_part_of_a_value() -> None:
