@@ -69,6 +69,7 @@ def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
         and len(step.terms) == 2
         and all(term.identity and term.base in node.all_input_nodes for term in step.terms)
         and node not in appraiser.dead
+        and node not in appraiser.fused
     )
 
 

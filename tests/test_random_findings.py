@@ -264,7 +264,17 @@ def a_block_of_which_one_call_is_not_read() -> nn.Module:
     return Written(lambda self, x: self.inner(x), inner=Written(forward, block=block))
 
 
+def a_term_that_is_one_operator_already() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x.sin()
+        z = x.cos() + self.a(y)
+        return self.b(z) + z + self.norm(y)
+
+    return Written(forward, a=conv(), b=conv(), norm=nn.BatchNorm2d(4))
+
+
 FINDINGS = {
+    a_term_that_is_one_operator_already: 1,
     readers_that_leave_a_value_in_turn: 2,
     parts_of_a_value_that_leave_it_in_turn: 0,
     terms_scaled_before_and_after_another_joins: 2,
