@@ -28,7 +28,7 @@ from reparam.regions import Region
 from reparam.repeats import signature
 from reparam.report import RefusedRow, Report
 from reparam.rewriting import rewrite
-from reparam.slicing import GraftError, TornError
+from reparam.slicing import GraftError, TornError, UnlikeError
 from reparam.verification import REGION_BOUND, UnverifiableError, region_error
 
 _UNCHECKED = (
@@ -159,17 +159,19 @@ def _apply(
         operators = [(region, made[region.key][0]) for region in regions]
         try:
             with _all_or_nothing(root):
-                rewritten = rewrite(part.trace, operators, part.facts, part.merged)
+                rewritten = rewrite(part.trace, operators, part.facts, part.merged, part.unlike)
                 grafted = graft(rewritten, root, _held(root, part.elsewhere))
                 unchecked = check.run(grafted, rewritten, root) if check is not None else 0
         except GraftError as problem:
             if isinstance(problem, MismatchError):
                 warnings.warn(f"{problem}; it was left alone. Please report it", stacklevel=5)
-            merged = part.merged
+            settled = part.merged, part.unlike
             if isinstance(problem, TornError):
                 part.merged |= {part.trace.calls.index(call) for call in problem.calls}
-            # Planned as code of its caller, it may still be.
-            again = part.merged != merged
+            if isinstance(problem, UnlikeError):
+                part.unlike |= {id(call.module) for call in problem.calls}
+            # Planned as code of its caller, or apart from other calls, it may still be.
+            again = (part.merged, part.unlike) != settled
             at_fault = [] if again else _at_fault(part, problem, rewritten)
             part = part.anew(at_fault, Refusal(problem.reason))
             made = make_all(part, verify, report)

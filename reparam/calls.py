@@ -59,8 +59,8 @@ class Trace:
         caller: For each node the innermost call that made it.
         stateful: Calls of modules whose code must stay: it changes the module, or enters a context
             such as ``torch.no_grad``.
-        by_methods: For each module, by identity, those of the model of which a method other than
-            ``forward`` calls it.
+        by_methods: For each module, by identity, the methods other than ``forward`` that call it:
+            the identity of their module, and their name.
     """
 
     root: nn.Module
@@ -69,4 +69,4 @@ class Trace:
     calls: list[Call]
     caller: dict[fx.Node, Call]
     stateful: set[Call]
-    by_methods: Mapping[int, Collection[int]] = field(default_factory=dict)
+    by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)

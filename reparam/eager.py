@@ -31,19 +31,19 @@ from reparam.references import (
 from reparam.source import definition, methods, public_methods
 
 
-def called_by_methods(model: nn.Module) -> dict[int, set[int]]:
-    """For each module, by identity, those of which a method other than ``forward`` calls it.
+def called_by_methods(model: nn.Module) -> dict[int, set[tuple[int, str]]]:
+    """For each module, by identity, the methods other than ``forward`` that call it, and of whom.
 
     Args:
         model: The model, or one like it: methods that torch's own classes define do not count.
     """
-    found: dict[int, set[int]] = defaultdict(set)
+    found: dict[int, set[tuple[int, str]]] = defaultdict(set)
     for module in model.modules():
         for name in public_methods(type(module)):
-            reach = Reach(trusting=True)
+            reach = Reach()
             reach.run(module, name, strict=False)
             for key in reach.called:
-                found[key].add(id(module))
+                found[key].add((id(module), name))
     return found
 
 

@@ -208,13 +208,15 @@ class Follower:
                 owner, name, args, keywords, after=method.after, strict=self.strict
             )
         elif name in _PARTS:
-            if self.strict and not self.reach.trusting:
+            if not self.reach.trusting:
                 deep = name.endswith("modules")
                 parts = [*(owner.modules() if deep else owner.children())]
                 for holder in parts if deep else [owner]:
                     self.open(holder)
                 listed = "items" if name.startswith("named") else "values"
                 return _taken_from(Several(frozenset(parts)), listed)
+        elif name == "get_submodule" and args:
+            return self.called_get_submodule(owner, args[0])
         elif name in _TENSORS:
             if self.reach.trusting:
                 return NOTHING
@@ -254,11 +256,23 @@ class Follower:
             return args[0]
         if isinstance(function, type):
             function, args = vars(function).get("__init__"), (NOTHING, *args)
-        own = isinstance(function, FunctionType) and not function.__module__.startswith("torch.")
+        own = isinstance(function, FunctionType) and not str(function.__module__).startswith(
+            "torch."
+        )
         if own and self.strict:
             return self.reach.read(inspect.unwrap(function), args, keywords, self.strict)
         self.use(given)
         return NOTHING
+
+    def called_get_submodule(self, owner: nn.Module, path: Values) -> Values:
+        """What ``get_submodule`` may return."""
+        known = constant(path)
+        parts = dict(owner.named_modules())
+        if known is not None and known.value in parts:
+            self.open(owner)
+            return frozenset([parts[known.value]])
+        self.use(frozenset([owner]))
+        return frozenset(parts.values())
 
     def called_getattr(self, args: tuple[Values, ...]) -> Values:
         """What ``getattr`` may return."""

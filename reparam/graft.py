@@ -24,7 +24,7 @@ from reparam.modules import all_names, fetch
 from reparam.pruning import prune
 from reparam.recorded import RecordedTrace
 from reparam.repeats import graph_outline
-from reparam.slicing import GraftError, Slicer, TornError
+from reparam.slicing import GraftError, Slicer, TornError, UnlikeError
 from reparam.structures import nodes_in, outline
 
 
@@ -95,17 +95,17 @@ class _Graft:
                 self.inside[call].append(node)
         times = Counter(id(call.module) for call in self.trace.calls)
         self.repeated = {call for call in self.trace.calls if times[id(call.module)] > 1}
-        self.alike = set(rewrite.alike)
         self.paths = all_names(self.trace.root)
-        self.edited: set[Call] = set()
+        self.edited = set(rewrite.edited)
         self.inlined: set[Call] = set()
         self.slicer = Slicer(rewrite, self.inside, self.inlined, self.paths)
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
 
     def run(self, elsewhere: Collection[int]) -> Grafted:
         self._settle()
-        while self._fall_apart():
-            self._settle()
+        apart = self._unlike()
+        if apart:
+            raise UnlikeError("calls of one block would need different code", apart)
         stateful = self.edited & self.trace.stateful
         if stateful:
             raise GraftError(
@@ -151,8 +151,6 @@ class _Graft:
 
     def _settle(self) -> None:
         """Inline the calls that cannot stay calls; whoever inlines has new code too."""
-        self.edited = set(self.rewrite.edited)
-        self.inlined.clear()
         for call in reversed(self.trace.calls):
             if call.parent is None:
                 continue
@@ -171,16 +169,15 @@ class _Graft:
                 self.edited.add(call.parent)
                 self.edited.discard(call)
 
-    def _fall_apart(self) -> bool:
-        """Find the modules whose calls would need different code after all."""
+    def _unlike(self) -> set[Call]:
+        """The calls of modules whose calls would need different code after all."""
         codes: dict[int, list[Hashable]] = defaultdict(list)
         for call in self.trace.calls:
             needed = not set(self.inside[call]) <= self.rewrite.idle
-            if call in self.repeated and id(call.module) in self.alike and needed:
+            if call in self.repeated and id(call.module) in self.rewrite.alike and needed:
                 codes[id(call.module)].append(self._code(call))
         apart = {key for key, found in codes.items() if any(code != found[0] for code in found)}
-        self.alike -= apart
-        return bool(apart)
+        return {call for call in self.repeated if id(call.module) in apart}
 
     def _code(self, call: Call) -> Hashable:
         """What tells the new code of a module from what another call of it would need."""
@@ -218,7 +215,7 @@ class _Graft:
         return call in self.shrunk or call in self.edited
 
     def _can_change_alone(self, call: Call) -> bool:
-        if call in self.repeated and id(call.module) not in self.alike:
+        if call in self.repeated and id(call.module) not in self.rewrite.alike:
             return False
         return all(
             self.slicer.relative(str(node.target), call) is not None

@@ -218,10 +218,13 @@ def _selected(
     """The parts of the channels of a value, if it is known how many there are."""
     base = facts.operands(node)[0]
     channels = known_channels(base, selecting.axis, None, steps, facts)
-    if channels is None:
+    if not channels:
         return None
     x = identity(base, facts.ranks.get(base))
-    parts = [x.select(part, channels, selecting.axis) for part in selecting.parts(channels)]
+    wanted = selecting.parts(channels)
+    if not all(wanted):
+        return Refusal("a part without channels")
+    parts = [x.select(part, channels, selecting.axis) for part in wanted]
     return parts[0] if selecting.single else Several(tuple(parts))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import CodeType
 
 from torch import nn
@@ -26,39 +26,101 @@ def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
     return found
 
 
-def runs_as_one(module: nn.Module, method: str, names: set[str]) -> bool:
-    """Whether a method uses all of some attributes one right after the other, or none of them.
+def methods_running(module: nn.Module, methods: Iterable[str]) -> set[str]:
+    """Some methods of a module's class, and those that call them, directly or not.
+
+    Args:
+        module: The module.
+        methods: Names of its methods.
+    """
+    found = set(methods)
+    while True:
+        more = methods_naming(module, found).keys() - found
+        if not more:
+            return found
+        found |= more
+
+
+def runs_as_one(module: nn.Module, method: str, names: Sequence[str]) -> bool:
+    """Whether a method calls attributes one on the result of the other, and does nothing else.
+
+    Such as ``x = self.bn(self.conv(x))``, in one statement or in several that follow each other.
 
     Args:
         module: The module.
         method: The method's name.
-        names: Names of the module's attributes.
+        names: Names of the module's attributes, in the order in which they must be called.
     """
     code = definition(own_methods(type(module))[method])
-    return code is not None and _together(code.body, names)
+    if code is None:
+        return False
+    used = [node for node in ast.walk(code) if isinstance(node, ast.Attribute)]
+    once = sorted(node.attr for node in used if node.attr in names) == sorted(names)
+    return once and _is_chain(code.body, list(names))
 
 
-def _together(block: list[ast.stmt], names: set[str]) -> bool:
+def _is_chain(block: list[ast.stmt], names: list[str]) -> bool:
     using = [index for index, statement in enumerate(block) if _uses(statement, names)]
     match [block[index] for index in using]:
         case [ast.If(test=test, body=body, orelse=orelse)]:
             inner = [one for one in (body, orelse) if any(_uses(part, names) for part in one)]
-            return not _uses(test, names) and len(inner) == 1 and _together(inner[0], names)
+            return not _uses(test, names) and len(inner) == 1 and _is_chain(inner[0], names)
         case [ast.With(body=body)]:
-            return _together(body, names)
-        case statements:
-            branches = (isinstance(node, _BRANCHES) for one in statements for node in ast.walk(one))
-            return using == list(range(using[0], using[-1] + 1)) and not any(branches)
+            return _is_chain(body, names)
+    if using != list(range(using[0], using[-1] + 1)):
+        return False
+    called: list[str] = []
+    before: str | None = None
+    for at in using:
+        result, call = _result(block[at])
+        if call is None:
+            return False
+        names_here, read = _called_in_turn(call)
+        # What the statement before made is overwritten by what is made of it, or never read again.
+        rest = (node for statement in block[at + 1 :] for node in ast.walk(statement))
+        if before is not None and (
+            read != before
+            or (
+                result != before
+                and any(isinstance(node, ast.Name) and node.id == before for node in rest)
+            )
+        ):
+            return False
+        called += names_here
+        before = result
+    return called == names
 
 
-def _uses(code: ast.AST, names: set[str]) -> bool:
+def _result(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:
+    """The name that a statement gives to the result of an expression, and the expression."""
+    match statement:
+        case ast.Return(value=expression):
+            return None, expression
+        case ast.Assign(targets=[ast.Name(id=name)], value=expression):
+            return name, expression
+        case ast.AnnAssign(target=ast.Name(id=name), value=expression):
+            return name, expression
+    return None, None
+
+
+def _called_in_turn(call: ast.expr) -> tuple[list[str], str | None]:
+    """The attributes in ``self.b(self.a(x))``, the inner one first, and the name of ``x``."""
+    names: list[str] = []
+    while True:
+        match call:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(), attr=name), args=[inner], keywords=[]
+            ):
+                names.insert(0, name)
+                call = inner
+            case ast.Name(id=read):
+                return names, read
+            case _:
+                return names, None
+
+
+def _uses(code: ast.AST, names: Sequence[str]) -> bool:
     return any(isinstance(node, ast.Attribute) and node.attr in names for node in ast.walk(code))
-
-
-_BRANCHES = (
-    *(ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.With, ast.BoolOp, ast.Match, ast.Lambda),
-    *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.FunctionDef),
-)
 
 
 def names_of_public_methods(kind: type) -> set[str]:

@@ -46,6 +46,7 @@ class Part:
         decision: What the planner decided.
         make: Makes the part once more.
         merged: Numbers of the calls whose code will be a part of their caller's.
+        unlike: Identities of the modules whose calls need different code.
         elsewhere: Paths below its root of the modules that other code uses, too.
     """
 
@@ -57,6 +58,7 @@ class Part:
     decision: Decision = field(default_factory=Decision)
     make: Callable[[], Part] | None = None
     merged: frozenset[int] = frozenset()
+    unlike: frozenset[int] = frozenset()
     elsewhere: frozenset[str] = frozenset()
 
     def decide(self) -> None:
@@ -88,7 +90,8 @@ class Part:
         if self.make is None:
             raise RuntimeError("a part that cannot be made again")
         fresh = self.make()
-        fresh.make, fresh.elsewhere, fresh.merged = self.make, self.elsewhere, self.merged
+        fresh.make, fresh.elsewhere = self.make, self.elsewhere
+        fresh.merged, fresh.unlike = self.merged, self.unlike
         for region in regions:
             self.ban(region, reason)
         nodes = {node.name: node for node in fresh.facts.order}
@@ -290,7 +293,7 @@ def _make(
     path: str,
     given: Mapping[str, Any] | None,
     inputs: tuple[Any, ...] | None,
-    by_methods: Mapping[int, Collection[int]],
+    by_methods: Mapping[int, Collection[tuple[int, str]]],
 ) -> Part:
     traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
     traced.by_methods = by_methods

@@ -12,7 +12,7 @@ from reparam.edits import Rewrite
 from reparam.facts import Facts
 from reparam.forest import Link
 from reparam.frames import calls_between, common_caller, held_aside, knows_only_tensors, read_from
-from reparam.methods import methods_naming, runs_as_one
+from reparam.methods import methods_naming, methods_running, runs_as_one
 from reparam.modules import fetch, has_hooks
 from reparam.regions import Region
 from reparam.structures import nodes_in
@@ -113,7 +113,7 @@ class Placer:
         it was.
         """
         prefix = f"{frame.path}." if frame.path else ""
-        names: set[str] = set()
+        order: dict[str, None] = {}
         parts: set[int] = set()
         crossed: set[Call] = set()
         in_code = False
@@ -129,7 +129,8 @@ class Placer:
                 if node.op != "call_module" and caller is frame:
                     in_code = in_code or node not in self.facts.sources
                 elif path.startswith(prefix):
-                    names.add(path[len(prefix) :].split(".")[0])
+                    order[path[len(prefix) :].split(".")[0]] = None
+        names = set(order)
         methods = methods_naming(frame.module, names)
         partial = {name for name, used in methods.items() if used != names}
         public = {name for name in methods if name != "forward" and not name.startswith("_")}
@@ -140,16 +141,17 @@ class Placer:
         torn = {
             name
             for name in methods
-            if name != "forward" and not runs_as_one(frame.module, name, names)
+            if name != "forward" and not runs_as_one(frame.module, name, list(order))
         }
         parts.update(id(call.module) for call in crossed)
-        callers = {key for part in parts for key in self.trace.by_methods.get(part, ())}
+        through = methods_running(frame.module, methods)
+        callers = {caller for part in parts for caller in self.trace.by_methods.get(part, ())}
         if (
             partial - {"forward"}
             or torn
             or (in_code and public)
             or (partial and len(methods) > 1)
-            or callers - {id(frame.module)}
+            or not callers <= {(id(frame.module), name) for name in through}
             or self._serves_other_calls(crossed, frame)
         ):
             self._keep_parts(region, frame, names)

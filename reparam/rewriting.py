@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Set
 
 from torch import fx, nn
 
@@ -22,7 +22,11 @@ Operators = list[tuple[Region, nn.Module]]
 
 
 def rewrite(
-    trace: Trace, operators: Operators, facts: Facts, merged: Collection[int] = ()
+    trace: Trace,
+    operators: Operators,
+    facts: Facts,
+    merged: Collection[int] = (),
+    unlike: Set[int] = frozenset(),
 ) -> Rewrite:
     """Edit the graph of a trace.
 
@@ -31,8 +35,9 @@ def rewrite(
         operators: The regions and the modules that stand for them.
         facts: What was known of the graph before.
         merged: Numbers of the calls whose code will be a part of their caller's.
+        unlike: Identities of the modules whose calls need different code.
     """
-    return Rewriter(trace, facts, merged).run(operators)
+    return Rewriter(trace, facts, merged).run(operators, unlike)
 
 
 class Rewriter:
@@ -57,9 +62,14 @@ class Rewriter:
         self.numbers: Counter[str] = Counter()
         self.taken = set(self.paths)
 
-    def run(self, operators: Operators) -> Rewrite:
-        """Edit the graph so that every region becomes its operator."""
-        self.result.alike = edited_alike(self.trace, operators, self.facts.idle)
+    def run(self, operators: Operators, unlike: Set[int] = frozenset()) -> Rewrite:
+        """Edit the graph so that every region becomes its operator.
+
+        Args:
+            operators: The regions and the modules that stand for them.
+            unlike: Identities of the modules whose calls need different code.
+        """
+        self.result.alike = edited_alike(self.trace, operators, self.facts.idle) - unlike
         for region, _ in operators:  # while the graph is what was traced
             self.placer.remember_span(region)
             self.result.dead |= region.dying

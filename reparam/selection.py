@@ -33,7 +33,7 @@ def taken(form: F, columns: Columns) -> F | Refusal:
         return Refusal(
             f"{form.out_channels} channels flow into an operator that takes some of {columns.total}"
         )
-    indices = torch.tensor(columns.indices, device="cpu")
+    indices = torch.tensor(columns.indices, dtype=torch.long, device="cpu")
     count, groups, pad_value = len(columns.indices), form.groups or 1, form.pad_value
 
     def rows(weights: Weights) -> Weights:

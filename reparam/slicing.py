@@ -33,6 +33,10 @@ class TornError(GraftError):
     """Code that becomes a part of its caller's was planned for as code of its own."""
 
 
+class UnlikeError(GraftError):
+    """Calls of one module would need different code, though they were edited alike."""
+
+
 class Slicer:
     """Cuts the code of single modules out of an edited graph.
 

@@ -42,7 +42,7 @@ def own_methods(kind: Any) -> dict[str, FunctionType]:
     return functions_of(
         base
         for base in kind.__mro__
-        if base is not object and not base.__module__.startswith("torch.nn.modules")
+        if base is not object and not str(base.__module__).startswith("torch.nn.modules")
     )
 
 
@@ -52,7 +52,7 @@ def public_methods(kind: Any) -> list[str]:
     Args:
         kind: The class.
     """
-    bases = (base for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    bases = (base for base in kind.__mro__ if not str(base.__module__).startswith("torch."))
     found = functions_of(base for base in bases if base is not object)
     return [name for name in found if name != "forward" and not name.startswith("_")]
 

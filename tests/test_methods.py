@@ -91,6 +91,38 @@ class Owner(nn.Module):
         return result
 
 
+class Chain(nn.Module):
+    """Two layers, and other methods that run them; what these return is a value between, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(x))
+        return result
+
+    def both(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = self.norm(y)
+        return torch.cat([y, z], 1)
+
+    def walrus(self, x: Tensor) -> Tensor:
+        return torch.cat([(y := self.conv(x)), self.norm(y)], 1)
+
+    def difference(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(x)) - self.conv(x)
+        return result
+
+    def by_name(self, x: Tensor) -> Tensor:
+        result: Tensor = self.get_submodule("conv")(x)
+        return result
+
+    def first_child(self, x: Tensor) -> Tensor:
+        result: Tensor = next(self.children())(x)
+        return result
+
+
 CALLS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] = {
     "an option not taken": (Network, lambda m: m.forward_head(features(), pre_logits=True)),
     "an option taken": (Network, lambda m: m.forward_head(features())),
@@ -98,6 +130,11 @@ CALLS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] 
     "an index": (Network, lambda m: m.stem(images())),
     "a slice": (Network, lambda m: m.start(images())),
     "a branch of a helper": (Block, lambda m: m.run(images(), normed=False)),
+    "a value between": (Chain, lambda m: m.both(images())),
+    "a value between, named in an expression": (Chain, lambda m: m.walrus(images())),
+    "a part run twice": (Chain, lambda m: m.difference(images())),
+    "a part by its name": (Chain, lambda m: m.by_name(images())),
+    "a part among the children": (Chain, lambda m: m.first_child(images())),
     "a method above": (lambda: Owner(Plain()), lambda m: m.raw(images())),
 }
 

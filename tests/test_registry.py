@@ -119,7 +119,7 @@ def test_a_rule_for_one_call(kind: str) -> None:
     assert_fuses(model, x, {target: rule})
 
 
-@pytest.mark.parametrize("kind", set(OPERATIONS) - {"method"})
+@pytest.mark.parametrize("kind", sorted(set(OPERATIONS) - {"method"}))
 def test_a_registered_rule(kind: str, registered: Any) -> None:
     target, rule, _ = OPERATIONS[kind]
     registered(target)(rule)
@@ -136,7 +136,9 @@ class Leaves(fx.Tracer):
         return isinstance(m, Rescaled) or super().is_leaf_module(m, module_qualified_name)
 
 
-@pytest.mark.parametrize("kind", set(OPERATIONS) - {"function", "keywords", "traceable function"})
+@pytest.mark.parametrize(
+    "kind", sorted(set(OPERATIONS) - {"function", "keywords", "traceable function"})
+)
 def test_a_graph_module(kind: str) -> None:
     target, rule, _ = OPERATIONS[kind]
     model, x = network(kind)

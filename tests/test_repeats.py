@@ -150,6 +150,29 @@ def test_outputs_of_which_only_one_call_is_read() -> None:
     assert_same(fused, model)
 
 
+def test_calls_that_need_different_code_after_all() -> None:
+    class Two(Block):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.conv(x) + self.point(x), x
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Two()
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, _ = self.block(x.sin())
+            _, second = self.block(first.sin())
+            return first.relu() + second
+
+    model = ready(Reads())
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+    with torch.no_grad():
+        pairs = zip(fused.block(images()), model.block(images()), strict=True)
+        assert all(relative_error(ours, theirs) <= EXACT for ours, theirs in pairs)
+
+
 def test_a_block_in_a_list_twice() -> None:
     block = Block()
     model = ready(nn.Sequential(block, nn.Sigmoid(), block))

@@ -81,7 +81,7 @@ def _split(channels: int, size: int) -> Parts:
 def split(input: Any, split_size: Any, dim: Any = 0) -> Selecting | Refusal:
     """Parts of one size, or of given sizes."""
     sizes = split_size if isinstance(split_size, Sequence) else (split_size,)
-    if not all(isinstance(size, int) for size in sizes):
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
         return _UNKNOWN
     if isinstance(split_size, int):
         return _selecting(input, dim, lambda channels: _split(channels, split_size), single=False)

@@ -116,6 +116,8 @@ def _some_channels(x: AffineConv, item: Sequence[Any]) -> Selecting | Refusal:
         if not all(isinstance(bound, int | None) for bound in bounds):
             return Refusal("a slice that is known only at run time")
         return Selecting(1 - x.rank, lambda channels: [range(channels)[picked]])
+    if isinstance(picked, Tensor) and picked.dtype in (torch.bool, torch.uint8):
+        return Refusal("a mask of the channels")
     numbers = picked.tolist() if isinstance(picked, Tensor) else picked
     if not all(type(number) is int for number in numbers):
         return Refusal("an index that is no list of numbers")
