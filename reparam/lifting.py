@@ -245,13 +245,17 @@ def _by_position(
 
 def _with_sources(step: AffineConv | AffineSum, node: fx.Node, facts: Facts) -> Step:
     """Take dtype and device from the parameters themselves, not from what was computed of them."""
-    names = {
-        name for arg in node.all_input_nodes if arg in facts.sources for name in facts.sources[arg]
-    }
+    constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
+    names = {name for constant in constants for name in facts.sources[constant]}
     tensors = [fetch(facts.root, name) for name in sorted(names)]
+    # Numbers have none: what is made of them is seen in a run. A scalar takes on another's type.
+    made = [facts.constant_as_it_runs(arg) for arg in constants if arg in facts.made]
+    tensors += [value for value in made if isinstance(value, Tensor) and value.dim()]
     floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
-    if not floats or isinstance(step, AffineSum) or step.dtype is None:
+    if isinstance(step, AffineSum) or step.dtype is None or not (floats or made):
         return step
+    if not floats:
+        return replace(step, dtype=None, like=None)
     dtypes = {tensor.dtype for tensor in floats}
     if len(dtypes) > 1:
         return Refusal(f"parameters of different dtypes ({', '.join(sorted(map(str, dtypes)))})")
