@@ -273,6 +273,9 @@ class Appraiser:
                 now = self.node_cost(node).times(positions.get(node, 0.0))
             current += now
             before += now if fused is None else fused.before
+        anew = set(gone).difference(self.dead, self.fused, crossed, counted)
+        constants = Cost(operators=self.facts.computed_for(anew, self.dead.union(gone)))
+        current, before = current + constants, before + constants
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
         after = form_cost(form).times(own) + Cost(operators=int(converts))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,3 +71,21 @@ class Trace:
     caller: dict[fx.Node, Call]
     stateful: set[Call]
     by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
+
+
+def bound(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What each parameter of a forward is given, defaults included."""
+    arguments = inspect.signature(forward).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    return dict(arguments.arguments)
+
+
+def surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
+    """The first parameter, where all may be left out: with none at all there is nothing to do."""
+    parameters = inspect.signature(forward).parameters.values()
+    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if named:
+        return {named[0].name: None} if all(p.default is not p.empty for p in named) else {}
+    return {p.name: (None,) for p in parameters if p.kind is p.VAR_POSITIONAL}

@@ -30,13 +30,13 @@ _ARITHMETIC = {
     for name in "add sub mul truediv floordiv mod pow neg eq ne lt le gt ge".split()
 }
 _FRESH_OPERATORS = _ARITHMETIC | {operator.matmul, operator.and_, operator.or_, operator.invert}
-_INPLACE_OPERATORS = {
+RETURN_WHAT_THEY_WROTE = {
     getattr(operator, name)
-    for name in (
-        "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul setitem".split()
-    )
+    for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split()
 }
-NUMBER_FUNCTIONS = _ARITHMETIC | (_INPLACE_OPERATORS - {operator.setitem}) | {
+"""Python's own operators in place."""
+_INPLACE_OPERATORS = {*RETURN_WHAT_THEY_WROTE, operator.setitem, assign}
+NUMBER_FUNCTIONS = _ARITHMETIC | RETURN_WHAT_THEY_WROTE | {
     operator.getitem, int, float, max, min, len, round, abs, bool,
     torch.sym_int, torch.sym_float, torch.sym_max, torch.sym_min,
 }  # fmt: skip
@@ -90,7 +90,7 @@ class Effects:
         return not self.writes and not self.random
 
 
-_INPLACE_NAMES = {function.__name__ for function in _INPLACE_OPERATORS}
+_INPLACE_NAMES = {function.__name__ for function in RETURN_WHAT_THEY_WROTE} | {"setitem"}
 _FRESH = Effects(False, ())
 _VIEW = Effects(True, ())
 
@@ -125,7 +125,7 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
             return Effects(True, target_nodes)
         return _named_effects(name, arguments, target_nodes, torch.Tensor)
     target = node.target
-    if target is assign or target in _INPLACE_OPERATORS:
+    if target in _INPLACE_OPERATORS:
         adds_to_number = isinstance(first, int | float)  # 0 += x makes a new tensor
         return _FRESH if adds_to_number else Effects(True, target_nodes)
     if target in _FRESH_OPERATORS:

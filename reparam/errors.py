@@ -1,4 +1,4 @@
-"""The two ways in which the library says no: an exception, and a value for the report."""
+"""The ways in which the library says no: exceptions, and a value for the report."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ class Refusal:
 
     def __str__(self) -> str:
         return self.reason
+
+
+class UntraceableError(Exception):
+    """A module's own forward cannot be traced."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class MadeTensorError(UntraceableError):
+    """A graph cannot hold a tensor that a forward makes of nothing but numbers."""

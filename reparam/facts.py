@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from reparam.effects import (
     NUMBER_FUNCTIONS,
+    RETURN_WHAT_THEY_WROTE,
     Effects,
     draws_by_layout,
     effects_of,
@@ -27,6 +28,7 @@ from reparam.modules import fetch, is_plain, memory
 from reparam.ranks import find_axes
 from reparam.rules import Rules
 from reparam.running import in_float64, run_function
+from reparam.writes import CONSTANT_FACTORIES, returns_what_it_wrote
 
 
 @dataclass(eq=False)
@@ -128,37 +130,74 @@ class Facts:
                     return Refusal("it writes in place to a value that is read later")
         return None
 
+    def computed_for(self, nodes: Collection[fx.Node], dead: Collection[fx.Node]) -> int:
+        """How many operators compute constants for some nodes alone.
+
+        Args:
+            nodes: The nodes.
+            dead: Nodes that read nothing, or nothing any more.
+        """
+        found: set[fx.Node] = set()
+        pending = [operand for node in nodes for operand in node.all_input_nodes]
+        while pending:
+            node = pending.pop()
+            known = node in self.sources and node not in self.numbers and node.op != "get_attr"
+            if known and all(user in found or user in dead for user in node.users):
+                found.add(node)
+                pending.extend(node.all_input_nodes)
+        views = (any(member.op == "get_attr" for member in self.alias_class(n)) for n in found)
+        return len(found) - sum(views)
+
+    @cached_property
+    def made(self) -> set[fx.Node]:
+        """Constants that a forward makes of numbers, and what is computed of them."""
+        found: set[fx.Node] = set()
+        for node in self.sources:
+            if node.target in CONSTANT_FACTORIES or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return found
+
     def constant(self, node: fx.Node) -> Any:
         """The value of a constant node: the tensor itself, or computed in float64."""
-        if node not in self.constants:
-            self._compute(node)
-        return self.constants[node]
+        return self._computed(node, self.constants, in_float64)
 
-    def _compute(self, node: fx.Node) -> None:
+    def constant_as_it_runs(self, node: fx.Node) -> Any:
+        """The value of a constant node in the type that it has when the model runs."""
+        return self._computed(node, {}, lambda value: value)
+
+    def _computed(
+        self, node: fx.Node, values: dict[fx.Node, Any], convert: Callable[[Any], Any]
+    ) -> Any:
         pending = [node]
         while pending:
             current = pending[-1]
-            missing = [arg for arg in current.all_input_nodes if arg not in self.constants]
-            if missing:
+            missing = [arg for arg in current.all_input_nodes if arg not in values]
+            if missing and current not in values:
                 pending.extend(missing)
                 continue
             pending.pop()
-            if current in self.constants:
+            if current in values:
                 continue
             if current.op == "get_attr":
-                self.constants[current] = fetch(self.root, str(current.target))
+                values[current] = fetch(self.root, str(current.target))
                 continue
-
             try:
-                self.constants[current] = self._run(current, in_float64)
+                values[current] = self._run(current, values, convert)
             except RuntimeError:  # an operator for one type only
-                self.constants[current] = self._run(current, lambda constant: constant)
+                values[current] = self._run(current, values, lambda value: value)
+        return values[node]
 
-    def _run(self, node: fx.Node, convert: Callable[[Any], Any]) -> Any:
+    def _run(
+        self, node: fx.Node, values: Mapping[fx.Node, Any], convert: Callable[[Any], Any]
+    ) -> Any:
         """The value of a node whose operands are known constants."""
-        args = fx.map_arg(node.args, lambda argument: convert(self.constants[argument]))
-        kwargs = fx.map_arg(node.kwargs, lambda argument: convert(self.constants[argument]))
-        return run_function(node, args, kwargs)
+        written = self.written.get(node, ())
+
+        def read(argument: fx.Node) -> Any:
+            value = convert(values[argument])
+            return value.clone() if argument in written else value
+
+        return run_function(node, fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read))
 
 
 def gather(
@@ -197,9 +236,9 @@ def gather(
             sources[node] = frozenset((str(node.target),))
         elif (
             node.op in ("call_function", "call_method")
-            and node.all_input_nodes
+            and (node.all_input_nodes or node.target in CONSTANT_FACTORIES)
             and all(argument in sources for argument in node.all_input_nodes)
-            and effects[node].pure
+            and (effects[node].pure or _returns_what_it_wrote(node, effects[node]))
         ):
             sources[node] = frozenset().union(*(sources[arg] for arg in node.all_input_nodes))
         if reads_metadata(node) or (
@@ -227,19 +266,51 @@ def gather(
         if draws_by_layout(node)
         or (may_copy(node, root) and facts.write_between(node, order[node], len(nodes)))
     }
-    written = {
-        path
-        for path in frozenset[str]().union(*sources.values())
-        if isinstance(value := fetch(root, path), Tensor) and memory(value) in facts.unsteady
-    }
-    for node in list(sources):
-        # A constant that somebody writes to is none, before the write neither: the next call of
-        # the model finds another value.
-        if written & sources[node] or facts.writers.get(facts.storage.get(node, node)):
-            del sources[node]
+    _drop_changing(facts)
     known = {**_known_ranks(facts), **(ranks or {})}
     facts.ranks, facts.ones = find_axes(nodes, root, known)
     return facts
+
+
+def _returns_what_it_wrote(node: fx.Node, effects: Effects) -> bool:
+    """Whether a node only writes to its first operand, and returns it."""
+    if effects.random or effects.writes != node.args[:1]:
+        return False
+    operator = node.op == "call_function" and node.target in RETURN_WHAT_THEY_WROTE
+    return operator or returns_what_it_wrote(node.op, node.target, node.kwargs)
+
+
+def _drop_changing(facts: Facts) -> None:
+    """Forget constants that somebody writes to: they are none, before the write neither.
+
+    The next call of the model finds another value. Not so where a forward makes a tensor and fills
+    it: each write makes another constant, if what it writes to has no other name any more.
+    """
+    sources = facts.sources
+    paths = frozenset[str]().union(*sources.values())
+    tensors = {path: fetch(facts.root, path) for path in paths}
+    written = {
+        path
+        for path, value in tensors.items()
+        if isinstance(value, Tensor) and memory(value) in facts.unsteady
+    }
+    while True:
+        changing = {
+            top
+            for top, writers in facts.writers.items()
+            if not sources.keys() >= set(writers) or any(map(facts.overwrites, writers))
+        }
+        gone = [
+            node
+            for node in sources
+            if written & sources[node]
+            or facts.storage.get(node, node) in changing
+            or not sources.keys() >= set(node.all_input_nodes)
+        ]
+        if not gone:
+            return
+        for node in gone:
+            del sources[node]
 
 
 def _find_passed(

@@ -184,7 +184,8 @@ def _apply(
     if taught:
         step = _taken_after(step, [*leading[0].parameters(), *leading[0].buffers()], taught=True)
     elif not leading and isinstance(step, AffineConv):
-        step = _taken_after(step, _sources(node, facts), taught=False)
+        made = not facts.made.isdisjoint(node.all_input_nodes)
+        step = _taken_after(step, _sources(node, facts), made=made)
     if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
         problem = _may_broadcast(step, node, facts, steps)
         if problem is not None:
@@ -268,30 +269,38 @@ def _by_position(
 
 
 def _sources(node: fx.Node, facts: Facts) -> list[Any]:
-    """The parameters that the constants of a call are computed from."""
+    """The parameters that the constants of a call are made of, and what is made of numbers."""
     constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
     names = {name for arg in constants for name in facts.sources[arg]}
-    return [fetch(facts.root, name) for name in sorted(names)]
+    # What is made of numbers is seen in a run. A scalar takes on another's type.
+    made = [facts.constant_as_it_runs(arg) for arg in constants if arg in facts.made]
+    several = [value for value in made if isinstance(value, Tensor) and value.dim()]
+    return [*(fetch(facts.root, name) for name in sorted(names)), *several]
 
 
-def _taken_after(step: Lifted, tensors: Iterable[Any], *, taught: bool) -> Lifted:
+def _taken_after(
+    step: Lifted, tensors: Iterable[Any], *, taught: bool = False, made: bool = False
+) -> Lifted:
     """Take dtype and device from the parameters themselves, not from what was computed of them.
 
     Args:
         step: What a rule said.
         tensors: The parameters.
         taught: Whether the rule saw none of them, only copies.
+        made: Whether it saw tensors that are made of numbers.
     """
     floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
     if isinstance(step, AffineSum | AffineStack):
         forms = step.terms if isinstance(step, AffineSum) else step.parts
-        found = [_taken_after(form, floats, taught=taught) for form in forms]
+        found = [_taken_after(form, floats, taught=taught, made=made) for form in forms]
         same = tuple(form for form in found if isinstance(form, AffineConv))
         refusals = (form for form in found if isinstance(form, Refusal))
         joined = AffineSum(same) if isinstance(step, AffineSum) else replace(step, parts=same)
         return next(refusals, joined)
     if not isinstance(step, AffineConv):
         return step
+    if not floats and made and step.dtype is not None:
+        return replace(step, dtype=None, like=None)
     if not floats:
         return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
     like = max(floats, key=Tensor.numel)

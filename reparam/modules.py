@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def fetch(root: nn.Module, path: str) -> Any:
@@ -36,6 +36,17 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named if tensor is not None}
 
 
+def names_of_tensors(root: nn.Module) -> dict[int, str]:
+    """A path for each tensor of a module tree, by identity; plain attributes included."""
+    registered = (*root.named_buffers(), *root.named_parameters())
+    names = {id(tensor): name for name, tensor in registered}
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                names.setdefault(id(value), join(path, name))
+    return names
+
+
 def memory(tensor: Tensor) -> int:
     """Which memory a tensor looks at: equal for all views of it."""
     try:
@@ -63,3 +74,11 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def has_own_call(module: nn.Module) -> bool:
+    """Whether calling a module runs other code than its forward and its hooks."""
+    if isinstance(module, fx.GraphModule):
+        return False
+    kinds = type(module).__mro__
+    return any("__call__" in vars(kind) for kind in kinds[: kinds.index(nn.Module)])

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from reparam.calls import Call, Trace
 from reparam.eager import Reach, called_by_methods
-from reparam.errors import Refusal, ReparamError
+from reparam.errors import Refusal, ReparamError, UntraceableError
 from reparam.facts import Facts, gather
 from reparam.frames import knows_only_tensors, read_from
 from reparam.lifting import lift
@@ -29,7 +29,6 @@ from reparam.shapes import record_shapes
 from reparam.source import forget_classes
 from reparam.stateful import frame_problem
 from reparam.structures import nodes_in
-from reparam.tracer import UntraceableError
 from reparam.tracing import trace
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.structures import proxies_in
-from reparam.writes import assign
+from reparam.writes import CONSTANT_FACTORIES, assign
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
@@ -165,17 +165,20 @@ class ConstantProxy(Proxy):
 
 
 @contextmanager
-def answering_for_proxies() -> Iterator[None]:
+def answering_for_proxies(tracer: Any) -> Iterator[None]:
     """Let what knows nothing of proxies take one for what it stands for.
 
     That is ``isinstance`` and ``zip``, and torch's functions that make a tensor of a given size.
+
+    Args:
+        tracer: Whoever records.
     """
     # torch.compile takes down the builtins when it is first imported: they have to be Python's own.
     importlib.import_module("torch._dynamo")
     factories = {name: getattr(torch, name) for name in _FACTORIES}
     with _answering_builtins():
         for name, factory in factories.items():
-            setattr(torch, name, _recorded(factory))
+            setattr(torch, name, _recorded(factory, tracer))
         try:
             yield
         finally:
@@ -186,15 +189,17 @@ def answering_for_proxies() -> Iterator[None]:
 _FACTORIES = "zeros ones empty full arange linspace logspace eye rand randn tensor".split()
 
 
-def _recorded(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that becomes a node if a size that it gets is one."""
+def _recorded(factory: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
+    """A function that becomes a node if a size it gets is one, or if the tracer asks for that."""
 
     @wraps(factory)
     def made(*args: Any, **kwargs: Any) -> Any:
         proxy = next(proxies_in((args, kwargs)), None)
-        if proxy is None:
-            return factory(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", factory, args, kwargs)
+        if proxy is not None:
+            return proxy.tracer.create_proxy("call_function", factory, args, kwargs)
+        value = factory(*args, **kwargs)
+        records = factory in CONSTANT_FACTORIES and _user_asks(sys._getframe(1))
+        return tracer.made(factory, args, kwargs, value) if records else value
 
     return made
 

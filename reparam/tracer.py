@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from threading import get_ident
 from types import FrameType
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from reparam.calls import Call
+from reparam.calls import Call, bound, surely_given
 from reparam.dtypes import KnownType, KnownTypes
-from reparam.modules import fetch, has_hooks, join
+from reparam.errors import MadeTensorError, UntraceableError
+from reparam.modules import fetch, has_hooks, has_own_call, names_of_tensors
 from reparam.proxies import (
     Attribute,
     ConstantProxy,
@@ -43,14 +44,6 @@ _ATTRIBUTES: dict[str, type] = {
 }
 
 
-class UntraceableError(Exception):
-    """A module's own forward cannot be traced."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Tracer(fx.Tracer):
     """Records a module's forward, and which call made each node.
 
@@ -60,6 +53,7 @@ class Tracer(fx.Tracer):
         opaque: Identities and types of modules that are leaves.
         given: Parameters of the forward that the user gives.
         watch: Knows what changes meanwhile.
+        making: Identities of modules of which what makes tensors of numbers is recorded.
         notices_random: Whether to find out which module draws random numbers.
     """
 
@@ -72,6 +66,7 @@ class Tracer(fx.Tracer):
         opaque: set[Any],
         given: Mapping[str, Any],
         watch: Watch,
+        making: Collection[int] = (),
         *,
         notices_random: bool,
     ) -> None:
@@ -80,15 +75,7 @@ class Tracer(fx.Tracer):
         self.opaque = opaque
         self.given = given
         self.model = root
-        self.names = {
-            id(tensor): name
-            for named in (root.named_buffers, root.named_parameters)
-            for name, tensor in named()
-        }
-        for path, module in root.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    self.names.setdefault(id(value), join(path, name))
+        self.names = names_of_tensors(root)
         self.registered = set(root.modules())
         # Where its parameters are a value has to be, too.
         devices = {tensor.device for tensor in (*root.parameters(), *root.buffers())}
@@ -105,6 +92,8 @@ class Tracer(fx.Tracer):
         self.types = KnownTypes()
         self.failed: nn.Module | None = None
         self.watch = watch
+        self.making = making
+        self.makers: set[int] = set()
         self.notices_random = notices_random
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -131,7 +120,7 @@ class Tracer(fx.Tracer):
         """Record a leaf, or run a module's forward."""
         if get_ident() != self.thread:
             return forward(*args, **kwargs)  # somebody else's call: torch.fx patches all threads
-        if _has_own_call(m):
+        if has_own_call(m):
             raise UntraceableError("it runs a module whose __call__ is its own")
         if type(m) is nn.Sequential and m not in self.registered:
             return forward(*args, **kwargs)  # a slice of one: its parts are registered
@@ -156,7 +145,7 @@ class Tracer(fx.Tracer):
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
-        given = without_proxies((_bind(forward, args, kwargs), args, kwargs))
+        given = without_proxies((bound(forward, args, kwargs), args, kwargs))
         call = Call(path, module, parent, *given)
         call.optional = any(
             parameter.default is not parameter.empty
@@ -230,12 +219,7 @@ class Tracer(fx.Tracer):
     def _rebind(self, written: Proxy, result: fx.Proxy, *, anything: bool) -> None:
         """Let what reads a value from now on read what was made of it in place.
 
-        The code of a caller cannot name what another's code made, so its values stay as they are.
-
-        Args:
-            written: The value.
-            result: What was made of it.
-            anything: Whether it may be something else than a tensor.
+        Values of a caller stay as they are: its code cannot name what another's code made.
         """
         old, new = written.node, result.node
         call, tensor = self.caller.get(old), self.is_tensor(old)
@@ -315,6 +299,20 @@ class Tracer(fx.Tracer):
         value: Any = proxy
         return [value[index] for index in range(count)]
 
+    def made(
+        self, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, value: Any
+    ) -> Any:
+        """A tensor made of numbers alone: as it is, or a node in code that cannot do with that."""
+        if get_ident() != self.thread or not self.stack:
+            return value
+        maker = id(self.stack[-1].module)
+        self.makers.add(maker)
+        if maker not in self.making:
+            return value
+        recorded = self.create_proxy("call_function", factory, args, kwargs)
+        recorded.node.meta["tensor"] = True
+        return ConstantProxy(recorded.node, self, value)
+
     def is_tensor(self, node: fx.Node) -> bool:
         """Whether the value of a node is a tensor, whatever the model's input is."""
         if node.op != "call_module":
@@ -331,7 +329,7 @@ class Tracer(fx.Tracer):
             return self.create_node("get_attr", self.path_of_module(a), (), {})
         if isinstance(a, Tensor) and id(a) not in self.names:
             # A graph could only hold it as a constant of the whole model.
-            raise UntraceableError("its forward makes a tensor that does not depend on its input")
+            raise MadeTensorError("its forward makes a tensor that does not depend on its input")
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -363,7 +361,7 @@ class Tracer(fx.Tracer):
         forward = self.model.forward
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
-        given = self.given or _surely_given(forward)
+        given = self.given or surely_given(forward)
         for parameter in inspect.signature(forward).parameters.values():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 names = [f"{parameter.name}_{n}" for n in range(len(given.get(parameter.name, ())))]
@@ -389,29 +387,5 @@ class Tracer(fx.Tracer):
         return run, positional
 
 
-def _surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
-    """The first parameter, where all may be left out: with none at all there is nothing to do."""
-    parameters = inspect.signature(forward).parameters.values()
-    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if named:
-        return {named[0].name: None} if all(p.default is not p.empty for p in named) else {}
-    return {p.name: (None,) for p in parameters if p.kind is p.VAR_POSITIONAL}
-
-
 def _is_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
-
-
-def _has_own_call(module: nn.Module) -> bool:
-    if isinstance(module, fx.GraphModule):
-        return False
-    kinds = type(module).__mro__
-    return any("__call__" in vars(kind) for kind in kinds[: kinds.index(nn.Module)])
-
-
-def _bind(
-    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    bound = inspect.signature(forward).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return dict(bound.arguments)

@@ -15,15 +15,13 @@ from torch import fx, nn
 
 from reparam.calls import Trace
 from reparam.contexts import noticing
-from reparam.errors import ReparamError
+from reparam.errors import MadeTensorError, ReparamError, UntraceableError
 from reparam.leaf_functions import LeafFunction, as_leaves, failing_function, found_in_modules
-from reparam.proxies import (
-    answering_for_proxies,
-)
+from reparam.proxies import answering_for_proxies
 from reparam.rules import Rules
 from reparam.state import Watch
 from reparam.structures import can_be_built, nodes_in
-from reparam.tracer import Tracer, UntraceableError
+from reparam.tracer import Tracer
 
 _TRACING = RLock()  # torch.fx patches torch while it traces
 
@@ -44,12 +42,16 @@ def trace(
     """
     opaque: set[Any] = set()
     known = [leaf for function in rules.functions() for leaf in found_in_modules(function)]
+    making: set[int] = set()
+    given_up: set[int] = set()
     functions: list[LeafFunction] = []
     drew = False
     while True:
         watch = Watch(root)
         notices_random = drew or bool(opaque)
-        tracer = Tracer(root, rules, opaque, given or {}, watch, notices_random=notices_random)
+        tracer = Tracer(
+            root, rules, opaque, given or {}, watch, making, notices_random=notices_random
+        )
         problem: Exception | None = None
         graph: fx.Graph | None = None
         try:
@@ -58,23 +60,35 @@ def trace(
                 watch,
                 torch.no_grad(),
                 noticing(tracer.note_context, _refuse_hook),
-                answering_for_proxies(),
+                answering_for_proxies(tracer),
                 as_leaves([*known, *functions], tracer),
             ):
                 graph = tracer.trace(root)
         except Exception as error:  # whatever the user's forward raises on a proxy
             problem = error
         if problem is not None:
+            culprit = tracer.failed
+            fresh = id(culprit) in tracer.makers - making - given_up
+            if fresh and isinstance(problem, MadeTensorError):
+                making.add(id(culprit))
+                continue
             function = failing_function(problem)
             if function is not None and function not in functions:
                 functions.append(function)
                 continue
-            culprit = tracer.failed
+            if id(culprit) in making:  # it asks its tensors for numbers
+                making.remove(id(culprit))
+                given_up.add(id(culprit))
+                continue
             if culprit is None or culprit is root:
                 raise UntraceableError(_summary(problem))
             opaque.add(id(culprit))
             if type(culprit) is not type(root):
                 opaque.add(type(culprit))
+            continue
+        if not making.isdisjoint(tracer.refused):
+            given_up |= making & tracer.refused
+            making -= tracer.refused
             continue
         if tracer.refused:
             if id(root) in tracer.refused:

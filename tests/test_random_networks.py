@@ -88,7 +88,7 @@ def test_shrinking_keeps_what_fails() -> None:
 
 
 def test_results_of_parts_add_up() -> None:
-    seeds = range(8)
+    seeds = range(12)
     whole = try_seeds(seeds)
     parts = try_seeds(seeds[:3]) + try_seeds(seeds[3:])
     assert whole == parts

@@ -193,6 +193,16 @@ def more_than_it(self: Any, y: Tensor) -> None:
     y[:, :, :2] = self.point.bias[:, None, None]
 
 
+def all_of_it(self: Any, y: Tensor) -> None:
+    slices(self, y)
+    y[...] = self.point.bias[:, None, None]
+
+
+def rows_inside(self: Any, y: Tensor) -> None:
+    slices(self, y)
+    y[:, :, 1:-1] = self.point.bias[:, None, None]
+
+
 def another_constant(self: Any, y: Tensor) -> None:
     y[:, :, :1] = y[:, :, -1:] = y[:, :, :, :1] = y[:, :, :, -1:] = self.other[:, None, None]
 
@@ -275,6 +285,8 @@ def crossing(self: Any, y: Tensor) -> None:
 LEFT: dict[str, tuple[Write, str]] = {
     "a part of it": (a_part_of_it, "not all of its border"),
     "more than it": (more_than_it, "more than its border"),
+    "all of it": (all_of_it, "more than that"),
+    "rows inside": (rows_inside, "more than that"),
     "another constant": (another_constant, "padding with a value"),
     "one side otherwise": (one_side_otherwise, "one constant per channel"),
     "along the border": (along_the_border, "one constant per channel"),
@@ -306,6 +318,18 @@ def test_what_does_not_fit_is_left(name: str) -> None:
     assert relative_error(run(fused, (x[..., :3, :],)), run(model, (x[..., :3, :],))) <= EXACT
     reasons = [row.reason for row in fused.reparam_report.refused if "assign" in row.place]
     assert not LEFT[name][1] or any(LEFT[name][1] in reason for reason in reasons), reasons
+
+
+def test_as_many_numbers_as_channels_along_another_axis() -> None:
+    """At one size the numbers of each channel fit the columns, too."""
+
+    def along_the_columns(self: Any, y: Tensor) -> None:
+        slices(self, y)
+        y[:, :, 0] = self.point.bias
+
+    x = images()[..., : C - 2]
+    fused = assert_exact(bordered(along_the_columns), x)
+    assert count_operators(fused, (x,)).convolutions == 2
 
 
 def read_before(self: Any, y: Tensor) -> Tensor:

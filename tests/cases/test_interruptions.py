@@ -81,7 +81,7 @@ POINTS = [
     "reparam.parts.lift",
     "reparam.parts.decide",
     "reparam.parts.record_shapes",
-    "reparam.tracer._bind",
+    "reparam.tracer.bound",
     "reparam.tracing._simplify_output",
     "reparam.applying._copy",
     "reparam.applying.lower",

@@ -213,7 +213,6 @@ BLOCKS = [
         images(C),
         THREE,
         by_hand=ONE_CONVOLUTION,
-        missed="tensors that a forward makes are not taken for constants",
     ),
     Block("RepSR", ExpandAndSqueeze, images(C), THREE, by_hand=ONE_CONVOLUTION),
     Block("SPAN, branches", ThreeInARow, images(C), THREE, by_hand=ONE_CONVOLUTION),

@@ -21,6 +21,8 @@ TESTS = [
     "tests/test_refusals.py",
     "tests/test_laws.py",
     "tests/test_rules.py",
+    "tests/cases/test_assigned_borders.py",
+    "tests/cases/test_made_tensors.py",
     "tests/test_eager.py",
     "tests/test_random_findings.py",
     "tests/test_methods.py",
