@@ -249,7 +249,7 @@ MISTAKES = [
     Mistake(
         "a method that may run a part alone is not asked",
         "placing.py",
-        "            or callers - {id(frame.module)}\n",
+        "            or not callers <= {(id(frame.module), name) for name in through}\n",
         "",
     ),
     Mistake(
