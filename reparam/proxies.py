@@ -327,8 +327,31 @@ def _returns_tensors(node: fx.Node) -> bool:
 @cache
 def _returns_a_tensor(name: str) -> bool:
     """Whether every overload of one of torch's operators returns exactly one tensor."""
+    return _return_a_tensor(_schemas(name))
+
+
+@cache
+def makes_a_tensor_of_one(name: str) -> bool:
+    """Whether a tensor's method returns exactly one tensor, whatever else it is called with.
+
+    Args:
+        name: The method's name.
+    """
+    of_tensors = [
+        schema
+        for schema in _schemas(name)
+        if schema.arguments and str(schema.arguments[0].type) == "Tensor"
+    ]
+    return hasattr(Tensor, name) and _return_a_tensor(of_tensors)
+
+
+def _schemas(name: str) -> list[Any]:
     packet = getattr(torch.ops.aten, name, None)
-    if packet is None:
-        return False
-    results = [getattr(packet, overload)._schema.returns for overload in packet.overloads()]
-    return all(len(several) == 1 and str(several[0].type) == "Tensor" for several in results)
+    overloads = [] if packet is None else packet.overloads()
+    return [getattr(packet, overload)._schema for overload in overloads]
+
+
+def _return_a_tensor(schemas: list[Any]) -> bool:
+    results = [schema.returns for schema in schemas]
+    single = (len(several) == 1 and str(several[0].type) == "Tensor" for several in results)
+    return bool(results) and all(single)

@@ -241,10 +241,10 @@ MISTAKES = [
         "columns=None,",
     ),
     Mistake(
-        "calls that need other code are edited as the first is",
-        "repeats.py",
-        "all(other == first[0] for other in others)",
-        "True",
+        "a block that other calls want as it was is changed",
+        "placing.py",
+        "            or self._serves_other_calls(crossed, frame)\n",
+        "",
     ),
     Mistake(
         "a method that may run a part alone is not asked",

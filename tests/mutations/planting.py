@@ -25,6 +25,8 @@ TESTS = [
     "tests/cases/test_made_tensors.py",
     "tests/test_eager.py",
     "tests/test_random_findings.py",
+    "tests/cases/test_writing.py",
+    "tests/test_distributing.py",
     "tests/test_methods.py",
     "tests/test_repeats.py",
     "tests/test_random_networks.py",
