@@ -138,14 +138,12 @@ class Placer:
             # With other arguments the code as it was runs, and calls the parts as they were.
             self._keep_parts(region, frame, names)
             return False
-        torn = {
-            name
-            for name in methods
-            if name != "forward" and not runs_as_one(frame.module, name, list(order))
-        }
         parts.update(id(call.module) for call in crossed)
         through = methods_running(frame.module, methods)
         callers = {caller for part in parts for caller in self.trace.by_methods.get(part, ())}
+        # Methods that only read the weights, to convert them say, do not count.
+        calling = {name for key, name in callers if key == id(frame.module)} & methods.keys()
+        torn = {name for name in calling if not runs_as_one(frame.module, name, list(order))}
         if (
             partial - {"forward"}
             or torn
