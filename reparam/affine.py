@@ -273,11 +273,11 @@ class AffineStack:
     """Forms side by side along the channels, perhaps over different bases.
 
     Args:
-        parts: The forms.
+        terms: The forms.
         axis: The channel axis, counted from the end.
     """
 
-    parts: tuple[AffineConv, ...]
+    terms: tuple[AffineConv, ...]
     axis: int
 
     def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:

@@ -21,6 +21,7 @@ from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.geometry import Axis
 from reparam.rules import Step
+from reparam.rules.registry import UNKNOWN_RANK
 from reparam.writes import assign, assignments
 
 _WHOLE = slice(None)
@@ -69,7 +70,7 @@ def _padding(
     """The form of a padding whose border was written to."""
     axes = form.axes or ()
     if facts.ranks.get(padded) != len(axes) + 2:
-        return Refusal("the number of axes of its input is not known; pass example_inputs")
+        return UNKNOWN_RANK
     start, end = facts.order[padded], facts.order[assigned[-1]]
     if facts.write_between(padded, start, end, ignoring=assigned):
         return Refusal("its border is not all that is written to in place")

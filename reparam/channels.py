@@ -43,8 +43,10 @@ def known_channels(
         else:
             sizes.append(found)
     # Of the operands of a sum or a product one that is longer than 1 tells.
-    several = [size for size in sizes if size is not None and size > 1]
-    return several[0] if several else None if None in sizes else next(iter(sizes), None)
+    longer = next((size for size in sizes if size is not None and size > 1), None)
+    if longer is None and None not in sizes:
+        return next(iter(sizes), None)
+    return longer
 
 
 def _size_or_operands(
@@ -62,8 +64,9 @@ def _size_or_operands(
         here = step.axes is None or len(step.axes) == -axis - 1
         if here and step.out_channels is not None:
             return step.out_channels
-        passes = step.out_channels is None and isinstance(step.base, fx.Node)
-        return [(step.base, axis)] if passes else None  # type: ignore[list-item]
+        if step.out_channels is None and isinstance(step.base, fx.Node):
+            return [(step.base, axis)]
+        return None
     if isinstance(step, AffineSum):
         return [(term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)]
     if isinstance(step, AffineStack):
@@ -82,7 +85,7 @@ def _side_by_side(
     stack: AffineStack, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
 ) -> int | None:
     total = 0
-    for part in stack.parts:
+    for part in stack.terms:
         operand = part.base
         here = part.out_channels
         if here is None and isinstance(operand, fx.Node) and operand.op != "placeholder":

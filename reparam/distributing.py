@@ -21,9 +21,10 @@ from reparam.appraising import Appraiser, moves_kernels
 from reparam.costs import Cost
 from reparam.errors import Refusal
 from reparam.forest import Candidate, Link
+from reparam.forms import Columns
 from reparam.hazards import hazard
 from reparam.regions import Region, Share
-from reparam.selection import part_of_diagonal, without_constant
+from reparam.selection import taken, without_constant
 
 
 def adopt_distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
@@ -95,21 +96,18 @@ def _distributed(link: Link, appraiser: Appraiser) -> list[Region]:
 def _operands(whole: fx.Node, appraiser: Appraiser) -> list[fx.Node]:
     """The operands of a sum, sums among them opened, or of values side by side.
 
-    None, if one is read elsewhere.
+    Nothing if one is read elsewhere.
     """
     found: list[fx.Node] = []
     pending = [whole]
     while pending:
         node = pending.pop()
         step = appraiser.steps.get(node)
-        terms: tuple[AffineConv, ...] = ()
-        if isinstance(step, AffineSum) and node not in appraiser.fused:
-            terms = step.terms
-        elif isinstance(step, AffineStack) and node is whole:
-            terms = step.parts
-        if not terms:
+        opened = isinstance(step, AffineSum) and node not in appraiser.fused
+        if not isinstance(step, AffineSum | AffineStack) or not (opened or node is whole):
             found.append(node)
             continue
+        terms = step.terms
         bases = [term.base for term in terms if isinstance(term.base, fx.Node)]
         operands = [appraiser.current(base) for base in bases]
         read = map(appraiser.readers_of_value, operands)
@@ -134,14 +132,15 @@ def _drafted(
     operand: fx.Node, candidate: Candidate, share: Share, appraiser: Appraiser
 ) -> Region | None:
     """The region of one operand with its share of the scale, if it costs no more than before."""
-    part = share.link.form
-    if part is None:
+    scale = share.link.form
+    if scale is None:
         return None
+    part: AffineConv | Refusal = scale if share.shifts else without_constant(scale)
     if share.channels is not None and share.total is not None:
-        part = part_of_diagonal(part, share.channels, share.total)
-    elif not share.shifts:
-        part = without_constant(part)
-    form = candidate.form.then(part)
+        part = taken(scale, Columns(tuple(share.channels), share.total))
+    if isinstance(part, Refusal):
+        return None
+    form = candidate.form.then(replace(part, columns=None))
     if isinstance(form, Refusal):
         return None
     scaled = replace(candidate, form=form)
@@ -149,11 +148,11 @@ def _drafted(
     region = appraiser.draft(scaled, operand, gone)
     if isinstance(region, Refusal) or region.gain.multiply_adds < 0 or region.gain.operators < 0:
         return None
-    scale = frozenset([share.link.value])
+    dies = frozenset([share.link.value])
     region = replace(
         region,
-        dying=region.dying | scale,
-        shared=region.shared | scale,
+        dying=region.dying | dies,
+        shared=region.shared | dies,
         adjustments=(*region.adjustments, share),
     )
     return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region

@@ -88,7 +88,7 @@ class Extents:
             places = {None if place is None else self.origin(*place) for place in above}
             return places.pop() if len(places) == 1 else None
         if isinstance(step, AffineStack):
-            return None if axis == step.axis else self._across(step.parts[0], axis)
+            return None if axis == step.axis else self._across(step.terms[0], axis)
         if isinstance(step, AffineConv):
             return self._across(step, axis)
         operands = self.facts.operands(value)

@@ -110,8 +110,7 @@ class Forest:
 
     def _joined(self, node: fx.Node, step: AffineSum | AffineStack) -> Link | Refusal | None:
         """The link of a sum, or of values side by side: over the nearest value all come from."""
-        terms = step.terms if isinstance(step, AffineSum) else step.parts
-        operands = [term.base for term in terms if isinstance(term.base, fx.Node)]
+        operands = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
         base: fx.Node | None = operands[0]
         for operand in operands[1:]:
             base = None if base is None else self.meet(base, operand)
@@ -137,10 +136,9 @@ class Forest:
         operands: Sequence[fx.Node],
     ) -> Link | Refusal:
         """The link of a sum, or of values side by side, over one value that all come from."""
-        terms = step.terms if isinstance(step, AffineSum) else step.parts
         branches: list[AffineConv] = []
         inner = {node}
-        for term, operand in zip(terms, operands, strict=True):
+        for term, operand in zip(step.terms, operands, strict=True):
             inner.update(
                 arg
                 for arg in node.all_input_nodes

@@ -173,7 +173,7 @@ class _Graft:
         """The calls of modules whose calls would need different code after all."""
         codes: dict[int, list[Hashable]] = defaultdict(list)
         for call in self.trace.calls:
-            needed = not set(self.inside[call]) <= self.rewrite.idle
+            needed = not self.rewrite.idle.issuperset(self.inside[call])
             if call in self.repeated and id(call.module) in self.rewrite.alike and needed:
                 codes[id(call.module)].append(self._code(call))
         apart = {key for key, found in codes.items() if any(code != found[0] for code in found)}

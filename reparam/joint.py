@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
-from reparam.appraising import Appraiser, moves_kernels, reads_shape_only
+from reparam.appraising import Appraiser, moves_kernels
 from reparam.costs import NOTHING
 from reparam.effects import computes
 from reparam.forest import Candidate
@@ -60,11 +60,7 @@ def _affine_readers(
     pending = [node]
     while pending:
         value = pending.pop()
-        for reader in sorted(appraiser.readers[value], key=facts.order.__getitem__):
-            if reader in appraiser.dead or reader in facts.asserted:
-                continue
-            if reads_shape_only(reader, value):
-                continue
+        for reader in sorted(appraiser.readers_of_value(value), key=facts.order.__getitem__):
             link = links.get(sums.get(reader, reader))
             if link is None:
                 return []

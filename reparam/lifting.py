@@ -291,12 +291,10 @@ def _taken_after(
     """
     floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
     if isinstance(step, AffineSum | AffineStack):
-        forms = step.terms if isinstance(step, AffineSum) else step.parts
-        found = [_taken_after(form, floats, taught=taught, made=made) for form in forms]
+        found = [_taken_after(form, floats, taught=taught, made=made) for form in step.terms]
         same = tuple(form for form in found if isinstance(form, AffineConv))
         refusals = (form for form in found if isinstance(form, Refusal))
-        joined = AffineSum(same) if isinstance(step, AffineSum) else replace(step, parts=same)
-        return next(refusals, joined)
+        return next(refusals, replace(step, terms=same))
     if not isinstance(step, AffineConv):
         return step
     if not floats and made and step.dtype is not None:

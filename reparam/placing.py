@@ -117,19 +117,19 @@ class Placer:
         parts: set[int] = set()
         crossed: set[Call] = set()
         in_code = False
-        for link in region.links:
-            if link.form is None or link.form.identity:
+        links = [link for link in region.links if link.form and not link.form.identity]
+        joined = region.together.union(*(link.inner for link in links))
+        for node in sorted(joined, key=self.facts.order.__getitem__):
+            caller, path = self.trace.caller[node], self.trace.caller[node].path
+            crossed.update(calls_between(caller, frame))
+            if node.op == "call_module":
+                path = str(node.target)
+                parts.add(id(fetch(self.trace.root, path)))
+            elif caller is frame:
+                in_code = in_code or node not in self.facts.sources
                 continue
-            for node in (*link.inner, *region.together):
-                caller = self.trace.caller[node]
-                if node.op == "call_module":
-                    parts.add(id(fetch(self.trace.root, str(node.target))))
-                crossed.update(calls_between(caller, frame))
-                path = str(node.target) if node.op == "call_module" else caller.path
-                if node.op != "call_module" and caller is frame:
-                    in_code = in_code or node not in self.facts.sources
-                elif path.startswith(prefix):
-                    order[path[len(prefix) :].split(".")[0]] = None
+            if path.startswith(prefix):
+                order[path[len(prefix) :].split(".")[0]] = None
         names = set(order)
         methods = methods_naming(frame.module, names)
         partial = {name for name, used in methods.items() if used != names}
@@ -139,7 +139,6 @@ class Placer:
             self._keep_parts(region, frame, names)
             return False
         parts.update(id(call.module) for call in crossed)
-        through = methods_running(frame.module, methods)
         callers = {caller for part in parts for caller in self.trace.by_methods.get(part, ())}
         # Methods that only read the weights, to convert them say, do not count.
         calling = {name for key, name in callers if key == id(frame.module)} & methods.keys()
@@ -149,7 +148,7 @@ class Placer:
             or torn
             or (in_code and public)
             or (partial and len(methods) > 1)
-            or not callers <= {(id(frame.module), name) for name in through}
+            or self._run_otherwise(callers, frame, methods)
             or self._serves_other_calls(crossed, frame)
         ):
             self._keep_parts(region, frame, names)
@@ -164,6 +163,13 @@ class Placer:
             self._keep_parts(region, frame, names)
             return False
         return True
+
+    def _run_otherwise(
+        self, callers: Collection[tuple[int, str]], frame: Call, methods: Collection[str]
+    ) -> bool:
+        """Whether parts are run by other modules' methods, or by those that do not name them."""
+        known = methods_running(frame.module, methods) if callers else ()
+        return any(key != id(frame.module) or name not in known for key, name in callers)
 
     def _serves_other_calls(self, crossed: Collection[Call], frame: Call) -> bool:
         """Whether some part has calls that want it as it was: so may a user who calls it alone."""
@@ -185,7 +191,7 @@ class Placer:
     def may_swap(self, link: Link, region: Region, frame: Call) -> bool:
         """Whether a module may be replaced where it is registered, and no code has to change."""
         node = link.value
-        scales = link.form is not None and any(share.link is link for share in region.shares)
+        scales = any(share.link is link for share in region.shares)
         if node.op != "call_module" or (node in region.shared and not scales):
             return False
         old = fetch(self.trace.root, str(node.target))

@@ -319,6 +319,28 @@ def is_tensor(node: fx.Node) -> bool:
     )
 
 
+def comes_of_tensors(node: fx.Node, known: Callable[[fx.Node], bool]) -> bool:
+    """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one.
+
+    Args:
+        node: The value.
+        known: Whether a value is one by itself.
+    """
+    while not known(node):
+        target = node.target
+        name = str(getattr(target, "__name__", ""))
+        arithmetic = getattr(operator, name, None) is target
+        if arithmetic and any(map(known, node.all_input_nodes)):
+            return True
+        if getattr(torch, name, None) is target and _makes_a_tensor_of_one(name):
+            return True  # torch's own functions take no numbers alone
+        method = node.op == "call_method" and _makes_a_tensor_of_one(str(target))
+        if not (arithmetic or method) or not node.all_input_nodes:
+            return False
+        node = node.all_input_nodes[0]
+    return True
+
+
 def _returns_tensors(node: fx.Node) -> bool:
     name = str(getattr(node.target, "__name__", node.target))
     return node.op != "call_module" and name in ("chunk", "split", "unbind", "tensor_split")
@@ -331,12 +353,8 @@ def _returns_a_tensor(name: str) -> bool:
 
 
 @cache
-def makes_a_tensor_of_one(name: str) -> bool:
-    """Whether a tensor's method returns exactly one tensor, whatever else it is called with.
-
-    Args:
-        name: The method's name.
-    """
+def _makes_a_tensor_of_one(name: str) -> bool:
+    """Whether a tensor's method returns exactly one tensor, whatever else it is called with."""
     of_tensors = [
         schema
         for schema in _schemas(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Set
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from torch import fx, nn
@@ -52,15 +52,19 @@ def _rows(
         if node.op in ("placeholder", "output"):
             return None  # it reads something from outside, a size for example
         names[node] = len(names)
-        target: Any = node.target
-        if node.op == "call_module":
-            target = id(fetch(facts.root, str(target)))
-        rows.append((node.op, target, _written(node.args, names), _written(node.kwargs, names)))
+        rows.append(_row(node, names, facts.root))
     return rows
 
 
+def _row(node: fx.Node, names: dict[fx.Node, int], root: nn.Module) -> Hashable:
+    """What one node runs, with numbers in place of nodes."""
+    module = node.op == "call_module"
+    target: Any = id(fetch(root, str(node.target))) if module else node.target
+    return node.op, target, _written(node.args, names), _written(node.kwargs, names)
+
+
 def edited_alike(
-    trace: Trace, operators: Iterable[tuple[Region, nn.Module]], idle: Set[fx.Node]
+    trace: Trace, operators: Iterable[tuple[Region, nn.Module]], idle: set[fx.Node]
 ) -> set[int]:
     """Identities of the modules that are called several times and edited the same each time.
 
@@ -92,10 +96,9 @@ def edited_alike(
             within[call].append((region, module))
     alike: set[int] = set()
     for key, group in groups.items():
-        needed = [call for call in group if not idle >= set(inside[call])]
+        needed = [call for call in group if not idle.issuperset(inside[call])]
         outlines = [_outline(trace, call, inside[call], within[call]) for call in needed]
-        first, others = outlines[:1], outlines[1:]
-        if first not in ([], [None]) and all(other == first[0] for other in others):
+        if len(set(outlines)) == 1 and outlines[0] is not None:
             alike.add(key)
     return alike
 
@@ -132,10 +135,7 @@ def _outline(
             return None
         names.update((feed, len(names)) for feed in constants)
         rows.extend(("get_attr", feed.target) for feed in constants)
-        target: Any = node.target
-        if node.op == "call_module":
-            target = id(fetch(trace.root, str(target)))
-        rows.append((node.op, target, _written(node.args, names), _written(node.kwargs, names)))
+        rows.append(_row(node, names, trace.root))
         names.setdefault(node, len(names))
     rows.append(_written(call.result, names))
     own = set(inside)

@@ -64,31 +64,6 @@ def taken(form: F, columns: Columns) -> F | Refusal:
     )
 
 
-def part_of_diagonal(form: F, channels: range, total: int) -> F:
-    """What a scale and a shift per channel do to neighbouring channels, alone.
-
-    Args:
-        form: The scale and shift.
-        channels: The channels.
-        total: How many channels there are.
-    """
-    form = form.with_channels(total)
-    count = len(channels)
-
-    def rows(weights: Weights) -> Weights:
-        kernel, bias = weights
-        part = slice(channels.start, channels.stop)
-        return kernel[part].clone(), None if bias is None else bias[part].clone()
-
-    return replace(
-        form,
-        weights=Lazy(rows, (form.weights,)),
-        in_channels=count,
-        out_channels=count,
-        groups=count,
-    )
-
-
 def without_constant(form: F) -> F:
     """The same form without its constant.
 

@@ -22,8 +22,8 @@ from reparam.proxies import (
     ConstantProxy,
     Proxy,
     asks_for_identity,
+    comes_of_tensors,
     is_tensor,
-    makes_a_tensor_of_one,
 )
 from reparam.rules import Rules
 from reparam.source import code_below
@@ -223,29 +223,13 @@ class Tracer(fx.Tracer):
         Values of a caller stay as they are: its code cannot name what another's code made.
         """
         old, new = written.node, result.node
-        call, tensor = self.caller.get(old), self._comes_of_tensors(old)
+        call, tensor = self.caller.get(old), comes_of_tensors(old, self.is_tensor)
         here = call is not None and self.stack[-1:] and self.stack[-1] in call.ancestry()
         if here and old.op not in ("placeholder", "get_attr") and (anything or tensor):
             if tensor:
                 new.meta["tensor"] = True
             self.types.written(old, new)
             written.node = new
-
-    def _comes_of_tensors(self, node: fx.Node) -> bool:
-        """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one."""
-        while not self.is_tensor(node):
-            target = node.target
-            name = str(getattr(target, "__name__", ""))
-            arithmetic = getattr(operator, name, None) is target
-            if arithmetic and any(map(self.is_tensor, node.all_input_nodes)):
-                return True
-            if getattr(torch, name, None) is target and makes_a_tensor_of_one(name):
-                return True  # torch's own functions take no numbers alone
-            method = node.op == "call_method" and makes_a_tensor_of_one(str(target))
-            if not (arithmetic or method) or not node.all_input_nodes:
-                return False
-            node = node.all_input_nodes[0]
-        return True
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         """The values in a value, whose number is not known."""

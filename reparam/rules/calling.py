@@ -127,10 +127,8 @@ def _forms(value: Any) -> Iterator[AffineConv]:
     """The forms in what a rule is called with, or returns."""
     if isinstance(value, AffineConv):
         yield value
-    elif isinstance(value, AffineSum):
+    elif isinstance(value, AffineSum | AffineStack):
         yield from value.terms
-    elif isinstance(value, AffineStack):
-        yield from value.parts
     elif isinstance(value, Stacked):
         yield from value.branches
     elif isinstance(value, Several):

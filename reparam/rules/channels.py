@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from reparam.affine import AffineConv, AffineStack
 from reparam.errors import Refusal
-from reparam.rules.registry import Selecting, register_rule
+from reparam.rules.registry import UNKNOWN_RANK, Selecting, register_rule
 
 aten = torch.ops.aten
 Parts = Sequence[Sequence[int]]
 
 _BATCH = Refusal("values side by side, or a part of them, along the batch")
 _UNKNOWN = Refusal("its axis or its sizes are known only at run time")
-_UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 
 
 def _channel_axis(x: Any, dim: Any) -> int | Refusal:
@@ -31,7 +30,7 @@ def _channel_axis(x: Any, dim: Any) -> int | Refusal:
     if not isinstance(dim, int):
         return _UNKNOWN
     if rank is None:
-        return dim if dim < 0 else _UNKNOWN_RANK
+        return dim if dim < 0 else UNKNOWN_RANK
     return _BATCH if dim % rank == 0 else dim % rank - rank
 
 
@@ -142,16 +141,14 @@ def index_select(input: Any, dim: Any, index: Any) -> Selecting | Refusal:
 
 def shuffle(x: Any, groups: Any) -> Selecting | Refusal:
     """Channels in groups, read across the groups (ShuffleNet, arXiv 1707.01083, section 3.1)."""
-    if not isinstance(groups, int) or not isinstance(x, AffineConv):
+    if not isinstance(groups, int):
         return _UNKNOWN
-    if x.rank is None:
-        return _UNKNOWN_RANK
 
     def across(channels: int) -> Parts:
         distance = channels // groups
         return [[at for start in range(distance) for at in range(start, channels, distance)]]
 
-    return Selecting(1 - x.rank, across)
+    return _selecting(x, 1, across)
 
 
 @register_rule(F.channel_shuffle, torch.channel_shuffle, aten.channel_shuffle)

@@ -16,10 +16,9 @@ from torch import Tensor
 from reparam.affine import AffineConv
 from reparam.errors import Refusal
 from reparam.geometry import Axis
-from reparam.rules.registry import Commuting, Selecting, register_rule
+from reparam.rules.registry import UNKNOWN_RANK, Commuting, Selecting, register_rule
 
 aten = torch.ops.aten
-_UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 
 
 def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = False) -> Commuting:
@@ -43,7 +42,7 @@ def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = Fal
 def squeeze(input: Any, dim: Any = None) -> Commuting | Refusal:
     """Axes of size one go; only where a global pool tells that their size is one."""
     if not isinstance(input, AffineConv) or input.rank is None:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     dims = dim if isinstance(dim, Sequence) else (dim,)
     if not all(isinstance(axis, int) for axis in dims):
         return Refusal("which of its axes have size one is known only at run time")
@@ -59,7 +58,7 @@ def unsqueeze(input: Any, dim: Any) -> Commuting | Refusal:
     if not isinstance(input, AffineConv) or not isinstance(dim, int):
         return Refusal("its axis is known only at run time")
     if input.rank is None:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     kept: list[int | None] = list(range(input.rank))
     kept.insert(dim % (input.rank + 1), None)
     return _regrouped(kept, input.rank)
@@ -79,7 +78,7 @@ def index(input: Any, item: Any) -> Any:
     taken = sum(entry is not None and entry is not ... for entry in item)
     rank = input.rank
     if rank is None:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     entries = list(item) if ... in item else [*item, ...]
     at = entries.index(...)
     entries[at : at + 1] = [whole] * (rank - taken)
@@ -109,7 +108,7 @@ def _picks(item: Sequence[Any]) -> bool:
 def _some_channels(x: AffineConv, item: Sequence[Any]) -> Selecting | Refusal:
     """Some of the channels, which are the second axis."""
     if x.rank is None:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     picked = item[1]
     if isinstance(picked, slice):
         bounds = picked.start, picked.stop, picked.step

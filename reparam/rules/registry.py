@@ -105,6 +105,7 @@ class Extent:
 
 
 UNKNOWN = Unknown()
+UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 Step = Affine | AffineStack | Commuting | Stacked | Several | Refusal
 
 _RULES: dict[Target, Rule] = {}

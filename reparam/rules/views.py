@@ -15,13 +15,12 @@ from torch import nn
 from reparam.affine import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
-from reparam.rules.registry import Commuting, Extent, Stacked, register_rule
+from reparam.rules.registry import UNKNOWN_RANK, Commuting, Extent, Stacked, register_rule
 
 aten = torch.ops.aten
 Step = Commuting | Refusal
 
 _MERGED = Refusal("its channels are merged with another axis")
-_UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 _UNKNOWN_SIZES = Refusal("the axes of its result are known only at run time")
 
 
@@ -38,7 +37,7 @@ def _flattened(x: Any, start: Any, end: Any) -> Step:
         return _UNKNOWN_SIZES
     rank = x.rank
     if rank is None:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     first, last = start % rank, end % rank
     removed = last - first
 
@@ -102,7 +101,7 @@ def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
         return Refusal("its input is a constant or not a tensor")
     rank = input.rank
     if rank is None and (dim0 >= 0 or dim1 >= 0):
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     first, second = (dim if rank is None else dim % rank - rank for dim in (dim0, dim1))
     swapped = {first: second, second: first}
     return _commuting(input, lambda axis, channels: swapped.get(axis, axis))
@@ -117,7 +116,7 @@ def move_axes(input: Any, source: Any, destination: Any) -> Step:
         return _UNKNOWN_SIZES
     rank = input.rank if isinstance(input, AffineConv) else None
     if rank is None:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     moved = {to % rank: axis % rank for to, axis in zip(destinations, sources, strict=True)}
     others = iter(axis for axis in range(rank) if axis not in moved.values())
     return _permuted(input, [moved[to] if to in moved else next(others) for to in range(rank)])
@@ -151,7 +150,7 @@ def _unflattened(x: Any, dim: Any, sizes: Any) -> Step:
         return _UNKNOWN_SIZES
     rank = x.rank if isinstance(x, AffineConv) else None
     if rank is None and dim >= 0:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     split = dim if rank is None else dim % rank - rank
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
@@ -215,7 +214,7 @@ def spatial(
         return Refusal("its input is a constant or not a tensor")
     if axes is None:
         if x.rank is None:
-            return _UNKNOWN_RANK
+            return UNKNOWN_RANK
         axes = x.rank - 2
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
@@ -274,7 +273,7 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
         return Refusal("a mean over axes that are known only at run time")
     rank = input.rank
     if rank is None:
-        return _UNKNOWN_RANK
+        return UNKNOWN_RANK
     removed = {axis % rank for axis in dims}
     kept = [axis for axis in range(rank) if keepdim or axis not in removed]
 

@@ -249,7 +249,7 @@ MISTAKES = [
     Mistake(
         "a method that may run a part alone is not asked",
         "placing.py",
-        "            or not callers <= {(id(frame.module), name) for name in through}\n",
+        "            or self._run_otherwise(callers, frame, methods)\n",
         "",
     ),
     Mistake(
