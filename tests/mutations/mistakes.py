@@ -219,14 +219,20 @@ MISTAKES = [
     Mistake(
         "every term of a sum takes the constant of a norm",
         "distributing.py",
-        "shifts=operand is operands[0]",
-        "shifts=True",
+        "one if index == first else replace(one, shifts=False)",
+        "one",
     ),
     Mistake(
         "a scale moves into a term that is read elsewhere",
         "distributing.py",
-        "any(one != {node} for one in read)",
-        "not all(read)",
+        "while appraiser.readers_of_value(node) <= readers:",
+        "while True:",
+    ),
+    Mistake(
+        "a term that is multiplied takes the constant of a norm",
+        "distributing.py",
+        "inside if term.identity else [replace(one, shifts=False) for one in inside]",
+        "inside",
     ),
     Mistake(
         "channels are taken for groups in whatever order they are read",
