@@ -37,6 +37,7 @@ class _Operand:
         start: Its first channel among those of the whole.
         width: How many channels it has.
         shifts: Whether it takes the constant in, too.
+        within: The sums, and values side by side, that it is an operand of.
     """
 
     value: fx.Node
@@ -44,6 +45,7 @@ class _Operand:
     start: int
     width: int
     shifts: bool = True
+    within: tuple[fx.Node, ...] = ()
 
 
 def adopt_distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
@@ -58,13 +60,27 @@ def adopt_distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> 
         link = appraiser.forest.links.get(node)
         if link is None or node in appraiser.dead:
             continue
-        for region in _distributed(link, appraiser):
+        regions = _distributed(link, appraiser)
+        if isinstance(regions, Refusal):
+            continue
+        for region in regions:
             appraiser.adopt(region)
             found = True
     return found
 
 
-def _distributed(link: Link, appraiser: Appraiser) -> list[Region]:
+def why_not_distributed(link: Link, appraiser: Appraiser) -> Refusal | None:
+    """Why what is before a scale cannot take it in; None if that is no sum and nothing alike.
+
+    Args:
+        link: The link of the scale.
+        appraiser: What has been decided.
+    """
+    regions = _distributed(link, appraiser)
+    return regions if isinstance(regions, Refusal) else None
+
+
+def _distributed(link: Link, appraiser: Appraiser) -> list[Region] | Refusal:
     """One region per operand, if all take their share in and nothing is lost by that."""
     scale = link.form
     if scale is None or scale.identity or not scale.diagonal or scale.columns is not None:
@@ -72,28 +88,28 @@ def _distributed(link: Link, appraiser: Appraiser) -> list[Region]:
     if link.value in appraiser.fused or not _alone(link, appraiser):
         return []
     whole = _behind_identities(link.base, set(link.inner), appraiser)
-    if whole is None or not _opens(whole, appraiser):
-        return []
+    if isinstance(whole, Refusal) or not _opens(whole, appraiser):
+        return whole if isinstance(whole, Refusal) and _opens(link.base, appraiser) else []
     operands = _opened(whole, appraiser)
+    if isinstance(operands, Refusal):
+        return operands
     total = _width(operands)
     shifted = sum(operand.width for operand in operands if operand.shifts)
     if scale.out_channels not in (None, total) or (scale.has_bias and shifted != total):
-        return []
+        return Refusal(f"{whole} has no term that could take its constant in as it is")
     if len({operand.value for operand in operands}) < len(operands):
-        return []
+        return Refusal(f"{whole} takes the same value twice")
     regions: list[Region] = []
     for operand in operands:
-        share = Share(link, shifts=operand.shifts)
+        share = Share(link, operand.within, shifts=operand.shifts)
         if operand.width < total:
             channels = range(operand.start, operand.start + operand.width)
             share = replace(share, channels=channels, total=total)
         drafts = (_drafted(operand.value, one, share, appraiser) for one in operand.candidates)
         fitting = [region for region in drafts if region is not None]
         if not fitting:
-            return []
+            return Refusal(f"{operand.value}, of which {whole} is made, cannot take it in for free")
         regions.append(max(fitting, key=lambda region: region.gain))
-    if not regions:
-        return []
     cost = sum(map(appraiser.node_cost, link.inner), start=NOTHING)
     regions[0] = replace(regions[0], before=regions[0].before + cost, gain=regions[0].gain + cost)
     together = frozenset[fx.Node]().union(*(region.dying for region in regions))
@@ -108,15 +124,16 @@ def _alone(link: Link, appraiser: Appraiser) -> bool:
 
 def _behind_identities(
     value: fx.Node, readers: Set[fx.Node], appraiser: Appraiser
-) -> fx.Node | None:
-    """What a value is but for identities; None if others read any of them, too."""
+) -> fx.Node | Refusal:
+    """What a value is but for identities; a refusal if others read any of them, too."""
     node = appraiser.current(value)
     while appraiser.readers_of_value(node) <= readers:
         link = appraiser.forest.links.get(node)
         if link is None or link.form is None or not link.form.identity:
             return node
         readers, node = {node}, appraiser.current(link.base)
-    return None
+    others = sorted(map(str, appraiser.readers_of_value(node) - readers))
+    return Refusal(f"{node} is also read by {', '.join(others[:3])}")
 
 
 def _opens(node: fx.Node, appraiser: Appraiser) -> bool:
@@ -126,34 +143,37 @@ def _opens(node: fx.Node, appraiser: Appraiser) -> bool:
     return isinstance(step, AffineSum | AffineStack) and not gone
 
 
-def _opened(node: fx.Node, appraiser: Appraiser) -> list[_Operand]:
+def _opened(node: fx.Node, appraiser: Appraiser) -> list[_Operand] | Refusal:
     """The operands of a sum, or of values side by side, those among them opened, too.
 
-    Nothing if one of them can take no scale in.
+    A refusal if one of them can take no scale in.
     """
     step = appraiser.steps.get(node)
     if not _opens(node, appraiser) or not isinstance(step, AffineSum | AffineStack):
         candidates = _candidates(node, appraiser)
         width = candidates[0].form.out_channels if candidates else None
-        return [] if width is None else [_Operand(node, candidates, 0, width)]
+        if width is None:
+            return Refusal(f"{node} is no convolution and no linear layer, which could take it in")
+        return [_Operand(node, candidates, 0, width)]
     terms: list[list[_Operand]] = []
     for term in step.terms:
         if not isinstance(term.base, fx.Node) or not term.diagonal or term.has_bias:
-            return []
+            return Refusal(f"{node} does more than add up its operands")
         value = _behind_identities(term.base, {node}, appraiser)
-        inside = [] if value is None else _opened(value, appraiser)
-        if not inside:
-            return []
+        inside = value if isinstance(value, Refusal) else _opened(value, appraiser)
+        if isinstance(inside, Refusal):
+            return inside
+        inside = [replace(one, within=(node, *one.within)) for one in inside]
         # A constant that is multiplied afterwards would be another one.
         terms.append(inside if term.identity else [replace(one, shifts=False) for one in inside])
     if isinstance(step, AffineStack):
         if any(len(one.axes or ()) != -1 - step.axis for part in terms for one in _forms(part)):
-            return []
+            return Refusal(f"{node} puts values side by side along another axis")
         starts = accumulate(map(_width, terms), initial=0)
         moved = zip(starts, terms, strict=False)
         return [replace(one, start=start + one.start) for start, part in moved for one in part]
     if len(set(map(_width, terms))) > 1:
-        return []
+        return Refusal(f"{node} adds values of different numbers of channels")
     first = next((index for index, term in enumerate(terms) if any(o.shifts for o in term)), 0)
     return [
         one if index == first else replace(one, shifts=False)
