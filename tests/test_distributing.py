@@ -97,6 +97,10 @@ SUMS: dict[str, tuple[Forward, int]] = {
         lambda m, x: m.norm(torch.add(-m.a(x.sin()), m.c(x.cos()), alpha=0.3)),
         0,
     ),
+    "a difference whose first operand is subtracted": (
+        lambda m, x: m.norm(torch.rsub(m.a(x.sin()), m.b(x.cos()))),
+        0,
+    ),
     "a constant for no term": (
         lambda m, x: m.norm(2 - m.a(x.sin()) - m.b(x.cos())),
         0,

@@ -229,12 +229,6 @@ MISTAKES = [
         "while True:",
     ),
     Mistake(
-        "a term that is multiplied takes the constant of a norm",
-        "distributing.py",
-        "inside if term.identity else [replace(one, shifts=False) for one in inside]",
-        "inside",
-    ),
-    Mistake(
         "channels are taken for groups in whatever order they are read",
         "selection.py",
         "together == tuple(range(total))",
