@@ -303,7 +303,7 @@ MISTAKES = [
     Mistake(
         "how values lie in memory is not followed",
         "hazards.py",
-        "    if moves and (permuted or facts.by_layout):\n",
+        "    if (moves or region.adjustments) and (permuted or facts.by_layout):\n",
         "    if False:\n",
     ),
 ]
