@@ -255,7 +255,7 @@ def call_exact(
     """
     better = {id(fetch(module, name)): tensor for name, tensor in (exact or {}).items()}
     given = {
-        join(path, name): better.get(id(tensor), tensor.detach().double())
+        join(path, name): better[id(tensor)] if id(tensor) in better else tensor.detach().double()
         for path, part in module.named_modules()  # each once, since each is put back once
         for name, tensor in own_tensors(part).items()
         if tensor.is_floating_point()
