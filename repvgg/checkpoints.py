@@ -16,7 +16,7 @@ from reparam import ReparamError
 from repvgg.atomic_write import write_files
 from repvgg.backbone import Backbone
 from repvgg.checkpoint_files import read_state_dict, weights_writer
-from repvgg.layouts import FUSED, Layout, convert_state_dict, find_layout
+from repvgg.layouts import FUSED, Layout, convert_state_dict, find_layout, is_auxiliary
 from repvgg.model import RepVGG
 
 ModelT = TypeVar("ModelT", bound=Backbone)
@@ -60,25 +60,25 @@ def load_checkpoint(
         >>> fused.stage0.fused_conv
         Conv2d(3, 48, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
     """
-    state = read_state_dict(path, entry=entry)
+    return load_weights(model, read_state_dict(path, entry=entry), path)
+
+
+def load_weights(
+    model: ModelT, state: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> ModelT:
+    """Does what `load_checkpoint` does with weights that were read from a path."""
     try:
-        return load_weights(model, state)
+        fused = find_layout(state) in FUSED
+        if not fused and find_layout(model.state_dict()) in FUSED:
+            raise ReparamError(
+                "the weights are those of the training form and the model is fused; load them "
+                "into the model before it is fused"
+            )
+        named = convert_state_dict(state, to="reparam_fused" if fused else "official")
+        target = _fused(model) if fused else model
+        _load_strictly(target, named)
     except ReparamError as error:
         raise ReparamError(f"{path} does not fit: {error}") from error
-
-
-def load_weights(model: ModelT, state: Mapping[str, Tensor]) -> ModelT:
-    """Does what `load_checkpoint` does with weights that are no file."""
-    fused = find_layout(state) in FUSED
-    model_is_fused = find_layout(model.state_dict()) in FUSED
-    if model_is_fused and not fused:
-        raise ReparamError(
-            "the weights are those of the training form and the model is fused; load them into "
-            "the model before it is fused"
-        )
-    target = _fused_copy(model) if fused and not model_is_fused else model
-    named = convert_state_dict(state, to="reparam_fused" if fused else "official")
-    _load_strictly(target, named)
     return target
 
 
@@ -107,8 +107,10 @@ def save_checkpoint(
     write_files(path.parent, {path.name: weights_writer(path.name, converted)})
 
 
-def _fused_copy(model: ModelT) -> ModelT:
-    """Fuses a copy, of whatever weights: those of the file will replace them."""
+def _fused(model: ModelT) -> ModelT:
+    """The model if it is fused, or a fused copy, of whatever weights: others will replace them."""
+    if find_layout(model.state_dict()) in FUSED:
+        return model
     copy = deepcopy(model).eval()
     if isinstance(copy, RepVGG):
         copy.remove_auxiliary_heads()
@@ -152,6 +154,8 @@ def _some(names: list[str]) -> str:
 
 
 def _advice(missing: list[str], unexpected: list[str], shapes: Mapping[str, _Shapes]) -> str:
+    if not (unexpected or shapes) and all(is_auxiliary(name) for name in missing):
+        return "the file has no auxiliary heads: call the model's remove_auxiliary_heads() before"
     head = shapes.get("linear.weight")
     if head and not (missing or unexpected) and all(_is_of_a_head(name) for name in shapes):
         return (

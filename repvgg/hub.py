@@ -11,9 +11,10 @@ from typing import Any
 
 from reparam import ReparamError
 from repvgg.atomic_write import write_files
-from repvgg.checkpoint_files import weights_writer
-from repvgg.checkpoints import load_checkpoint
+from repvgg.checkpoint_files import read_state_dict, weights_writer
+from repvgg.checkpoints import load_weights
 from repvgg.config import RepVGGConfig
+from repvgg.layouts import is_auxiliary
 from repvgg.model import RepVGG
 from repvgg.zoo import VARIANTS, find_variant
 
@@ -74,7 +75,10 @@ def from_pretrained(source: str | os.PathLike[str], **download: Any) -> RepVGG:
     elif download:
         raise ReparamError(f"{source} is a folder, and nothing is downloaded: leave {download} out")
     model = _build(folder / _CONFIG)
-    return load_checkpoint(model, folder / _WEIGHTS).eval()
+    state = read_state_dict(folder / _WEIGHTS)
+    if not any(is_auxiliary(name) for name in state):
+        model.remove_auxiliary_heads()
+    return load_weights(model, state, folder / _WEIGHTS).eval()
 
 
 def _download(source: str, options: Mapping[str, Any]) -> Path:

@@ -105,7 +105,7 @@ def convert_state_dict(state: Mapping[str, Tensor], *, to: Layout) -> dict[str, 
         )
     named = {_official(name): tensor for name, tensor in state.items()}
     if to != "official":
-        named = {name: tensor for name, tensor in named.items() if not _is_auxiliary(name)}
+        named = {name: tensor for name, tensor in named.items() if not is_auxiliary(name)}
     if to in FUSED and layout not in FUSED:
         named = _fuse(named)
     if to.startswith("timm"):
@@ -141,7 +141,8 @@ def _swap(name: str, old: str, new: str) -> str:
     return name.replace(f".{old}.", f".{new}.")
 
 
-def _is_auxiliary(name: str) -> bool:
+def is_auxiliary(name: str) -> bool:
+    """Whether a weight is one of an auxiliary head, by its official name."""
     return name.partition(".")[0].endswith("_aux")
 
 
