@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
+def write_files(
+    folder: Path, contents: Mapping[str, bytes | Callable[[Path], object]]
+) -> list[Path]:
     """Writes files into a folder, which is made if it is missing.
 
     All are written under temporary names first, and take their own names only when all have been
@@ -35,7 +37,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
 
     Args:
         folder: Where to write.
-        contents: The bytes of each file by its name.
+        contents: The bytes of each file by its name, or a function that writes them to the path
+            that it gets, where a copy of them in memory would be large.
 
     Returns:
         The paths of the files, in the order of `contents`.
@@ -66,9 +69,11 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
     return list(partial)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
+def _write(path: Path, content: bytes | Callable[[Path], object]) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    with path.open("rb+") as file:
         # Some file systems report a full disk only here.
         os.fsync(file.fileno())

@@ -14,132 +14,25 @@ those load strictly.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reparam import ReparamError
+from repvgg.backbone import Backbone, describe_levels
+from repvgg.blocks import conv_norm
+from repvgg.config import RepVGGConfig, check_positive
 
-_REDUCTION = 16
+__all__ = ["RepVGG", "RepVGGConfig"]
 
-
-@dataclass(frozen=True)
-class RepVGGConfig:
-    """The shape of a RepVGG network: a single block (stage 0) and four stages of blocks.
-
-    Attributes:
-        blocks: Number of blocks in stages 1 to 4.
-        channels: Output channels of stages 0 to 4.
-        strides: Stride of stages 0 to 4; the first block of a stage applies it.
-        groups: Groups of every second 3×3 and 1×1 convolution, counted over the whole network.
-        squeeze_excitation: Whether each block rescales its channels before the ReLU.
-
-    Raises:
-        ReparamError: If a length or a number does not fit.
-    """
-
-    blocks: tuple[int, ...]
-    channels: tuple[int, ...]
-    strides: tuple[int, ...] = (2, 2, 2, 2, 2)
-    groups: int = 1
-    squeeze_excitation: bool = False
-
-    def __post_init__(self) -> None:
-        for name, length in (("blocks", 4), ("channels", 5), ("strides", 5)):
-            numbers = getattr(self, name)
-            if len(numbers) != length:
-                raise ReparamError(f"`{name}` needs {length} numbers, got {numbers!r}")
-            for number in numbers:
-                check_positive(name, number)
-        check_positive("groups", self.groups)
-        for channels in self.channels:
-            if channels % self.groups:
-                raise ReparamError(f"{channels} channels cannot be split into {self.groups} groups")
-            if self.squeeze_excitation and channels < _REDUCTION:
-                raise ReparamError(
-                    f"squeeze-and-excitation divides the channels by {_REDUCTION}: "
-                    f"a stage of {channels} has too few"
-                )
+_AUXILIARY = ("stage1", "stage2", "stage3_first")
 
 
-def check_positive(name: str, value: object) -> None:
-    """Refuses what is not a positive integer.
-
-    Raises:
-        ReparamError: Naming the argument and the value.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ReparamError(f"`{name}` must be a positive integer, got {value!r}")
-
-
-class SqueezeExcitation(nn.Module):
-    """Scales each channel by a factor between 0 and 1 that is computed from all channel means.
-
-    Args:
-        channels: Number of input and output channels.
-
-    Shape:
-        - Input: :math:`(N, C, H, W)`
-        - Output: :math:`(N, C, H, W)`
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(channels, channels // _REDUCTION, kernel_size=1)
-        self.up = nn.Conv2d(channels // _REDUCTION, channels, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scales the channels."""
-        means = functional.adaptive_avg_pool2d(x, 1)
-        return x * torch.sigmoid(self.up(functional.relu(self.down(means))))
-
-
-class RepVGGBlock(nn.Module):
-    r"""A 3×3 convolution, a 1×1 convolution and, where shapes allow, the identity, summed.
-
-    Args:
-        in_channels: Number of input channels.
-        out_channels: Number of output channels.
-        stride: Stride of both convolutions.
-        groups: Groups of both convolutions.
-        squeeze_excitation: Whether `SqueezeExcitation` stands between the sum and the ReLU.
-
-    Shape:
-        - Input: :math:`(N, C_{in}, H, W)`
-        - Output: :math:`(N, C_{out}, \lceil H / stride \rceil, \lceil W / stride \rceil)`
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        squeeze_excitation: bool = False,
-    ) -> None:
-        super().__init__()
-        self.rbr_dense = _conv_norm(in_channels, out_channels, 3, stride, groups)
-        self.rbr_1x1 = _conv_norm(in_channels, out_channels, 1, stride, groups)
-        keeps_shape = stride == 1 and in_channels == out_channels
-        self.rbr_identity = nn.BatchNorm2d(out_channels) if keeps_shape else None
-        self.se = SqueezeExcitation(out_channels) if squeeze_excitation else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Adds up the branches."""
-        total = self.rbr_dense(x) + self.rbr_1x1(x)
-        if self.rbr_identity is not None:
-            total = total + self.rbr_identity(x)
-        if self.se is not None:
-            total = self.se(total)
-        return functional.relu(total)
-
-
-class RepVGG(nn.Module):
+class RepVGG(Backbone):
     r"""A RepVGG classifier.
+
+    A RepVGGplus that is training returns a mapping from "main", "stage1_aux", "stage2_aux" and
+    "stage3_first_aux" to logits, for a loss that adds a tenth of each auxiliary one to the main
+    one. Otherwise the output is the logits.
 
     Args:
         config: The shape of the network.
@@ -155,61 +48,113 @@ class RepVGG(nn.Module):
     """
 
     def __init__(self, config: RepVGGConfig, *, num_classes: int = 1000, in_chans: int = 3) -> None:
-        super().__init__()
+        super().__init__(config, in_chans=in_chans)
         check_positive("num_classes", num_classes)
-        check_positive("in_chans", in_chans)
-        self.config = config
-        self.stage0 = RepVGGBlock(
-            in_chans,
-            config.channels[0],
-            stride=config.strides[0],
-            squeeze_excitation=config.squeeze_excitation,
-        )
-        self.stage1 = _stage(config, 1)
-        self.stage2 = _stage(config, 2)
-        self.stage3 = _stage(config, 3)
-        self.stage4 = _stage(config, 4)
-        self.linear = nn.Linear(config.channels[4], num_classes)
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = config.channels[-1]
+        self.linear: nn.Module = nn.Linear(self.num_features, num_classes)
+        if config.plus:
+            for level, stage in enumerate(_AUXILIARY, start=1):
+                self.add_module(f"{stage}_aux", _auxiliary(config.channels[level], num_classes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Computes the logits."""
-        x = self.stage0(x)
-        x = self.stage1(x)
-        x = self.stage2(x)
-        x = self.stage3(x)
-        x = self.stage4(x)
+    @property
+    def feature_info(self) -> list[dict[str, str | int]]:
+        """Channels (`num_chs`), `reduction` and `module` of the features of each level."""
+        return describe_levels(self.config)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        """Computes the logits; those of auxiliary classifiers too while a RepVGGplus trains."""
+        auxiliary: dict[str, Tensor] = {}
+        for stage in self.stage_names:
+            x = getattr(self, stage)(x)
+            head = getattr(self, f"{stage}_aux", None)
+            if self.training and head is not None:
+                auxiliary[f"{stage}_aux"] = head(x)
+        logits = self.forward_head(x)
+        return {"main": logits} | auxiliary if auxiliary else logits
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        r"""Computes the features of the last stage.
+
+        Shape:
+            - x: :math:`(N, in\_chans, H, W)`
+            - Output: :math:`(N, num\_features, H / 32, W / 32)`
+        """
+        for stage in self.stage_names:
+            x = getattr(self, stage)(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        r"""Computes the logits from the features of the last stage.
+
+        Args:
+            x: What `forward_features` returns.
+            pre_logits: Whether to return the pooled features instead.
+
+        Shape:
+            - x: :math:`(N, num\_features, H, W)`
+            - Output: :math:`(N, num\_classes)`, or :math:`(N, num\_features)`
+        """
         x = functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        if pre_logits:
+            return x
         logits: Tensor = self.linear(x)
         return logits
 
+    def get_classifier(self) -> nn.Module:
+        """Returns the last layer."""
+        return self.linear
 
-def _conv_norm(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int
-) -> nn.Sequential:
-    conv = nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        groups=groups,
-        bias=False,
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier, and the auxiliary ones, by fresh ones.
+
+        Args:
+            num_classes: Number of classes; with 0 the model returns its pooled features.
+            global_pool: "avg" or `None`, which means the same.
+
+        Raises:
+            ReparamError: If `num_classes` is negative or no integer, or another pooling is asked
+                for.
+
+        Examples:
+            >>> config = RepVGGConfig(blocks=(1, 1, 1, 1), channels=(8, 8, 16, 32, 64))
+            >>> model = RepVGG(config)
+            >>> model.reset_classifier(10)
+            >>> model.get_classifier()
+            Linear(in_features=64, out_features=10, bias=True)
+        """
+        if num_classes != 0 or isinstance(num_classes, bool):
+            check_positive("num_classes", num_classes)
+        if global_pool not in (None, "avg"):
+            raise ReparamError(f"a RepVGG pools by the average, not by {global_pool!r}")
+        self.num_classes = num_classes
+        self.linear = self._fresh_classifier(self.num_features)
+        for head in self._auxiliary_heads().values():
+            head[-1] = self._fresh_classifier(head.get_parameter("0.bn.weight").numel())
+
+    def remove_auxiliary_heads(self) -> None:
+        """Removes the auxiliary classifiers of a RepVGGplus, which only training uses.
+
+        Afterwards training returns logits only. Fusing leaves the heads as they are: remove them
+        where the fused model is to be deployed.
+        """
+        for name in self._auxiliary_heads():
+            delattr(self, name)
+
+    def _auxiliary_heads(self) -> dict[str, nn.Sequential]:
+        named = {f"{stage}_aux": getattr(self, f"{stage}_aux", None) for stage in self.stage_names}
+        return {name: head for name, head in named.items() if head is not None}
+
+    def _fresh_classifier(self, features: int) -> nn.Module:
+        if self.num_classes == 0:
+            return nn.Identity()
+        like = next(self.parameters())
+        return nn.Linear(features, self.num_classes, device=like.device, dtype=like.dtype)
+
+
+def _auxiliary(channels: int, num_classes: int) -> nn.Sequential:
+    downsample = conv_norm(channels, channels, 3, stride=2)
+    downsample.add_module("relu", nn.ReLU())
+    return nn.Sequential(
+        downsample, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
     )
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
-
-
-def _stage(config: RepVGGConfig, index: int) -> nn.Sequential:
-    in_channels, out_channels = config.channels[index - 1 : index + 1]
-    first_layer = 1 + sum(config.blocks[: index - 1])
-    blocks = [
-        RepVGGBlock(
-            out_channels if position else in_channels,
-            out_channels,
-            stride=1 if position else config.strides[index],
-            # Grouping all blocks would keep the groups apart through the whole network.
-            groups=1 if (first_layer + position) % 2 else config.groups,
-            squeeze_excitation=config.squeeze_excitation,
-        )
-        for position in range(config.blocks[index - 1])
-    ]
-    return nn.Sequential(*blocks)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal, overload
 
 from reparam import ReparamError
-from repvgg.model import RepVGG, RepVGGConfig
+from repvgg.config import LEVELS, RepVGGConfig
+from repvgg.features import RepVGGFeatures
+from repvgg.model import RepVGG
 
 
 def _variant(
@@ -17,6 +20,7 @@ def _variant(
     *,
     groups: int = 1,
     squeeze_excitation: bool = False,
+    plus: bool = False,
 ) -> RepVGGConfig:
     stage_widths = (64 * width, 128 * width, 256 * width, 512 * last_width)
     return RepVGGConfig(
@@ -24,6 +28,7 @@ def _variant(
         channels=(min(64, int(64 * width)), *(int(channels) for channels in stage_widths)),
         groups=groups,
         squeeze_excitation=squeeze_excitation,
+        plus=plus,
     )
 
 
@@ -47,6 +52,7 @@ VARIANTS: Mapping[str, RepVGGConfig] = MappingProxyType(
         "repvgg_b3g2": _variant(_B, 3, 5, groups=2),
         "repvgg_b3g4": _variant(_B, 3, 5, groups=4),
         "repvgg_d2se": _variant(_D, 2.5, 5, squeeze_excitation=True),
+        "repvggplus_l2pse": _variant(_D, 2.5, 5, plus=True),
     }
 )
 
@@ -56,28 +62,85 @@ def list_models() -> list[str]:
     return list(VARIANTS)
 
 
-def create_model(name: str, *, num_classes: int = 1000, in_chans: int = 3) -> RepVGG:
+@overload
+def create_model(
+    name: str,
+    *,
+    num_classes: int = ...,
+    in_chans: int = ...,
+    features_only: Literal[False] = ...,
+    checkpointing: bool = ...,
+) -> RepVGG: ...
+
+
+@overload
+def create_model(
+    name: str,
+    *,
+    in_chans: int = ...,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = ...,
+    checkpointing: bool = ...,
+) -> RepVGGFeatures: ...
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    checkpointing: bool = False,
+) -> RepVGG | RepVGGFeatures:
     """Builds a RepVGG variant with fresh weights.
 
     Args:
         name: One of `list_models()`.
         num_classes: Number of classes.
         in_chans: Number of channels of the images.
+        features_only: Whether to build a `RepVGGFeatures`, whose forward returns a list of
+            features, instead of a classifier.
+        out_indices: The levels of features to return: 0 is stage 0, 4 is stage 4; all by default.
+        checkpointing: Whether training computes activations twice instead of keeping them.
 
     Returns:
         The model, in training mode as every new module; call `.eval()` before `reparam.fuse`.
 
     Raises:
-        ReparamError: If the name is unknown or a number is not a positive integer.
+        ReparamError: If the name is unknown, a number is not a positive integer, or `out_indices`
+            do not fit.
 
     Examples:
         >>> model = create_model("repvgg_a0", num_classes=10)
         >>> sum(parameter.numel() for parameter in model.parameters())
         7840778
+        >>> backbone = create_model("repvgg_a0", features_only=True, out_indices=(1, 2, 3))
+        >>> backbone.feature_info.channels()
+        [48, 96, 192]
+    """
+    config = find_variant(name)
+    model: RepVGG | RepVGGFeatures
+    if features_only:
+        levels = range(LEVELS) if out_indices is None else out_indices
+        model = RepVGGFeatures(config, in_chans=in_chans, out_indices=levels)
+    elif out_indices is not None:
+        raise ReparamError("`out_indices` chooses features: give `features_only=True` as well")
+    else:
+        model = RepVGG(config, num_classes=num_classes, in_chans=in_chans)
+    model.set_grad_checkpointing(checkpointing)
+    return model
+
+
+def find_variant(name: str) -> RepVGGConfig:
+    """Looks up the shape of a variant.
+
+    Raises:
+        ReparamError: If the name is unknown, with the names that are nearest.
     """
     config = VARIANTS.get(name)
     if config is None:
         close = difflib.get_close_matches(name, VARIANTS, n=3)
         known = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(VARIANTS)}"
         raise ReparamError(f"unknown model {name!r}; {known}")
-    return RepVGG(config, num_classes=num_classes, in_chans=in_chans)
+    return config

@@ -107,4 +107,4 @@ print(len(repvgg.list_models()))
     result = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
-    assert result.stdout == "14\n"
+    assert result.stdout == "15\n"

@@ -1,95 +1,31 @@
-"""The block and the network: what they compute, what their checkpoints look like, how they fuse."""
+"""The classifier: its names, its parts as other libraries call them, and how it fuses."""
 
 from __future__ import annotations
 
-from typing import Any
+from copy import deepcopy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import reparam
-from repvgg import RepVGG, RepVGGBlock, RepVGGConfig, SqueezeExcitation
+from repvgg import RepVGG, RepVGGConfig, SqueezeExcitation
 from tests.support.counting import count_operators
 from tests.support.errors import FLOAT64_BOUND, float64_inputs, float64_twin, relative_error, run
 from tests.support.images import random_images
-from tests.support.randomise import randomise_batch_norm
+from tests.support.small_repvgg import CLASSES, CONFIGS, randomise
 
-SMALL: dict[str, Any] = {"blocks": (1, 2, 3, 1), "channels": (8, 16, 16, 32, 64)}
-CONFIGS = {
-    "plain": RepVGGConfig(**SMALL),
-    "strides": RepVGGConfig(**SMALL, strides=(1, 2, 1, 2, 1)),
-    "groups": RepVGGConfig(**SMALL, groups=4),
-    "squeeze": RepVGGConfig((1, 2, 1, 1), (16, 16, 32, 32, 64), squeeze_excitation=True),
+MORE = {
+    **CONFIGS,
+    "strides": RepVGGConfig((1, 2, 3, 1), (8, 16, 16, 32, 64), strides=(1, 2, 1, 2, 1)),
 }
 
 
-def build(config: RepVGGConfig, seed: int = 0) -> RepVGG:
+def build(name: str, seed: int = 0) -> RepVGG:
     torch.manual_seed(seed)
-    model = RepVGG(config, num_classes=7).eval()
-    randomise_batch_norm(model, seed, [random_images(4, 32, seed)])
+    model = RepVGG(MORE[name], num_classes=CLASSES).eval()
+    randomise(model, seed)
     return model
-
-
-def norm(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Batch norm by its definition."""
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    per_channel = (module.running_mean, module.running_var + module.eps, module.weight, module.bias)
-    mean, variance, weight, bias = (values[:, None, None] for values in per_channel)
-    return (x - mean) / variance.sqrt() * weight + bias
-
-
-def block_of(**arguments: Any) -> RepVGGBlock:
-    torch.manual_seed(1)
-    block = RepVGGBlock(32, 32, **arguments).double().eval()
-    randomise_batch_norm(block, 1)
-    return block
-
-
-@torch.no_grad()
-def branches(block: RepVGGBlock, x: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
-    state = block.state_dict()
-    dense, one = block.rbr_dense[1], block.rbr_1x1[1]
-    assert isinstance(dense, nn.BatchNorm2d)
-    assert isinstance(one, nn.BatchNorm2d)
-    total = norm(
-        dense, F.conv2d(x, state["rbr_dense.conv.weight"], None, stride, 1, groups=groups)
-    ) + norm(one, F.conv2d(x, state["rbr_1x1.conv.weight"], None, stride, groups=groups))
-    return total if block.rbr_identity is None else total + norm(block.rbr_identity, x)
-
-
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_block_is_the_sum_of_its_branches(stride: int, groups: int) -> None:
-    block = block_of(stride=stride, groups=groups)
-    x = torch.randn(2, 32, 9, 8, dtype=torch.float64)
-    expected = branches(block, x, stride, groups).relu()
-    assert relative_error(run(block, [x]), expected) < 1e-14
-
-
-def test_squeeze_and_excitation_stands_before_the_relu() -> None:
-    block = block_of(squeeze_excitation=True)
-    x = torch.randn(2, 32, 9, 8, dtype=torch.float64)
-    total = branches(block, x)
-    state = block.state_dict()
-    means = total.mean((2, 3), keepdim=True)
-    hidden = F.conv2d(means, state["se.down.weight"], state["se.down.bias"]).relu()
-    assert hidden.shape == (2, 2, 1, 1)  # 32 channels, reduced 16 times
-    factors = F.conv2d(hidden, state["se.up.weight"], state["se.up.bias"]).sigmoid()
-    assert relative_error(run(block, [x]), (total * factors).relu()) < 1e-14
-
-
-@pytest.mark.parametrize(
-    ("in_channels", "out_channels", "stride", "expected"),
-    [(8, 8, 1, True), (8, 8, 2, False), (8, 16, 1, False)],
-)
-def test_only_a_block_that_keeps_the_shape_has_the_identity(
-    in_channels: int, out_channels: int, stride: int, expected: bool
-) -> None:
-    block = RepVGGBlock(in_channels, out_channels, stride=stride)
-    assert (block.rbr_identity is not None) is expected
 
 
 def names_of_norm(prefix: str) -> set[str]:
@@ -117,38 +53,6 @@ def test_the_parameters_have_the_names_of_the_official_checkpoints(squeeze: bool
     assert set(RepVGG(config).state_dict()) == expected
 
 
-def test_every_second_block_is_grouped_counted_over_the_whole_network() -> None:
-    config = RepVGGConfig((4, 6, 16, 1), (64, 64, 64, 64, 64), groups=4)
-    with torch.device("meta"):
-        model = RepVGG(config)
-    blocks = [module for module in model.modules() if isinstance(module, RepVGGBlock)]
-    assert len(blocks) == 28
-    grouped = {
-        layer
-        for layer, block in enumerate(blocks)
-        if [m.groups for m in block.modules() if isinstance(m, nn.Conv2d)] == [4, 4]
-    }
-    assert grouped == set(range(2, 27, 2))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"blocks": (1, 1, 1)}, r"`blocks` needs 4 numbers, got \(1, 1, 1\)"),
-        ({"channels": (8, 8, 8, 8)}, "`channels` needs 5 numbers"),
-        ({"strides": (2, 2)}, "`strides` needs 5 numbers"),
-        ({"blocks": (1, 0, 1, 1)}, "`blocks` must be a positive integer, got 0"),
-        ({"channels": (8, 8, 8, 8, 8.0)}, r"`channels` must be a positive integer, got 8\.0"),
-        ({"groups": 0}, "`groups` must be a positive integer, got 0"),
-        ({"groups": 3}, "8 channels cannot be split into 3 groups"),
-        ({"squeeze_excitation": True}, "a stage of 8 has too few"),
-    ],
-)
-def test_a_config_that_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(reparam.ReparamError, match=message):
-        RepVGGConfig(**{**SMALL, **changes})
-
-
 @pytest.mark.parametrize("name", ["num_classes", "in_chans"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3", None, True])
 def test_a_wrong_number_is_refused(name: str, value: object) -> None:
@@ -161,31 +65,125 @@ def test_classes_and_channels_are_the_users() -> None:
     assert run(model, [torch.randn(3, 4, 33, 47)]).shape == (3, 5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MORE)
 def test_the_network_can_be_traced(name: str) -> None:
-    model = build(CONFIGS[name])
+    model = build(name)
     traced = fx.symbolic_trace(model)
     x = random_images(2, 32, seed=2)
     assert torch.equal(run(traced, [x]), run(model, [x]))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MORE)
 def test_each_block_fuses_into_one_convolution(name: str) -> None:
-    config = CONFIGS[name]
-    model = build(config)
+    model = build(name)
     fused = reparam.fuse(model)
     assert type(fused) is RepVGG
 
     squeezes = sum(isinstance(module, SqueezeExcitation) for module in model.modules())
     counts = count_operators(fused, [random_images(2, 32, seed=2)])
-    assert counts.convolutions == 1 + sum(config.blocks) + 2 * squeezes
+    assert counts.convolutions == 1 + sum(model.config.blocks) + 2 * squeezes
     assert (counts.batch_norms, counts.additions) == (0, 0)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MORE)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_fusing_does_not_change_the_output(name: str, seed: int) -> None:
-    model = float64_twin(build(CONFIGS[name], seed))
+    model = float64_twin(build(name, seed))
     inputs = float64_inputs([random_images(2, 32, seed)])
     expected = run(model, inputs)
     assert relative_error(run(reparam.fuse(model), inputs), expected) < FLOAT64_BOUND
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_features_and_head_together_are_the_forward(name: str, fused: bool) -> None:
+    model = build(name)
+    if fused:
+        model = reparam.fuse(model)
+    x = random_images(2, 64, seed=2)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert features.shape == (2, model.num_features, 2, 2)
+        assert relative_error(pooled, features.double().mean((2, 3))) < 1e-6
+        assert torch.equal(model.get_classifier()(pooled), model(x))
+        assert torch.equal(model.forward_head(features), model(x))
+
+
+AUXILIARY = ["stage1_aux", "stage2_aux", "stage3_first_aux"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_repvggplus_has_auxiliary_logits_while_it_trains(fused: bool) -> None:
+    model = build("plus").double()
+    if fused:
+        model = reparam.fuse(model)
+    images = random_images(4, 64, seed=2).double()
+    assert run(model, [images]).shape == (4, CLASSES)
+
+    taps: dict[str, Tensor] = {}
+    for name in AUXILIARY:
+        hook = lambda module, args, out, name=name: taps.__setitem__(name, out)  # noqa: E731
+        model.get_submodule(name.removesuffix("_aux")).register_forward_hook(hook)
+    outputs = run(model.train(), [images])
+    assert list(outputs) == ["main", *AUXILIARY]
+    assert all(logits.shape == (4, CLASSES) for logits in outputs.values())
+    for name in AUXILIARY:
+        head = model.get_submodule(name)
+        assert relative_error(outputs[name], run(head, [taps[name]])) < 1e-12
+
+
+def test_the_auxiliary_heads_take_part_in_training() -> None:
+    model = build("plus").train()
+    outputs = model(random_images(4, 64, seed=2))
+    sum(logits.square().mean() for logits in outputs.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_removing_the_auxiliary_heads_leaves_logits_and_nothing_of_them() -> None:
+    model = build("plus")
+    images = [random_images(4, 64, seed=2)]
+    expected = run(model, images)
+    model.remove_auxiliary_heads()
+    model.remove_auxiliary_heads()  # now there are none
+    assert torch.equal(run(model, images), expected)
+    assert not any("_aux" in name for name in model.state_dict())
+    assert run(model.train(), images).shape == (4, CLASSES)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_new_classifier_has_other_classes_and_the_models_type(name: str) -> None:
+    model = build(name).double()
+    before = deepcopy(model.stage1.state_dict())
+    model.reset_classifier(3)
+    assert model.num_classes == 3
+    outputs = run(model.train(), [random_images(4, 64, seed=2).double()])
+    for logits in outputs.values() if isinstance(outputs, dict) else [outputs]:
+        assert (logits.shape, logits.dtype) == ((4, 3), torch.float64)
+    weights = model.stage1.state_dict()
+    assert all(torch.equal(weights[name], before[name]) for name in before if "weight" in name)
+
+
+def test_without_a_classifier_the_pooled_features_are_returned() -> None:
+    model = build("plain")
+    images = random_images(2, 64, seed=2)
+    model.reset_classifier(0)
+    with torch.no_grad():
+        pooled = model.forward_head(model.forward_features(images), pre_logits=True)
+    assert torch.equal(run(model, [images]), pooled)
+    assert isinstance(model.get_classifier(), nn.Identity)
+
+
+@pytest.mark.parametrize("classes", [-1, 2.0, None, False])
+def test_a_wrong_number_of_new_classes_is_refused(classes: object) -> None:
+    model = build("plain")
+    with pytest.raises(reparam.ReparamError, match="`num_classes` must be a positive integer"):
+        model.reset_classifier(classes)  # type: ignore[arg-type]
+    assert model.num_classes == CLASSES
+
+
+def test_another_pooling_is_refused() -> None:
+    model = build("plain")
+    with pytest.raises(reparam.ReparamError, match="pools by the average, not by 'max'"):
+        model.reset_classifier(3, "max")
+    assert model.linear.weight.shape == (CLASSES, 64)
