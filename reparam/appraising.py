@@ -334,9 +334,8 @@ class Appraiser:
         self.forest.contract(region.value, region.base, region.plain, region.path)
         changed = {absorbed.total for absorbed in region.absorbed}
         for share in region.shares:  # what reads the scale reads what it scaled
-            whole = self.current(share.link.base)
-            self._stand_in(whole, share.link.value)
-            changed |= {whole, share.link.value}
+            self._stand_in(self.current(share.link.base), share.link.value)
+            changed |= {*share.within, share.link.value}
         if changed:
             self.forest.cut(changed | {region.value}, spare=region.value)
 

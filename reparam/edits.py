@@ -23,6 +23,7 @@ class Rewrite:
         swapped: Modules that are replaced where they are registered, and the call that all of the
             region lies in.
         names: Where each region's operator is registered.
+        joined: Where the operator is registered that stands for a module, by the module's path.
         protected: For each call the parts that other methods of its module run by themselves.
         inlined: Calls whose code has to move into their caller's.
         idle: Nodes that no code has to compute.
@@ -39,6 +40,7 @@ class Rewrite:
     removed: list[tuple[str, Call]] = field(default_factory=list)
     swapped: list[tuple[str, Call]] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
+    joined: dict[str, str] = field(default_factory=dict)
     protected: dict[Call, set[str]] = field(default_factory=dict)
     inlined: set[Call] = field(default_factory=set)
     idle: set[fx.Node] = field(default_factory=set)

@@ -258,7 +258,8 @@ class _Graft:
         outlines = {name: outline(call.arguments[name]) for name in parameters}
         outlines = {name: was for name, was in outlines.items() if was is not None}
         types = {
-            self.slicer.named(p, call): self.trace.root.get_parameter(p).dtype for p in call.typed
+            self.slicer.named(self._weight(path), call): self.trace.root.get_parameter(path).dtype
+            for path in call.typed
         }
         guards = Guards(
             baked,
@@ -271,6 +272,11 @@ class _Graft:
         positional = positional and not guards.look_inside
         modal = self._is_modal(call, graph)
         FusedForward(owner, code.src, names, parameters, positional, guards, modal).attach()
+
+    def _weight(self, path: str) -> str:
+        """A weight of the type of one that may be gone: that of the operator in its place."""
+        holder = path.rpartition(".")[0]
+        return f"{self.rewrite.joined[holder]}.weight" if holder in self.rewrite.joined else path
 
     def _flexible_parts(self, owner: Call) -> list[str]:
         """The parts that new code stands for and whose own code depends on how they are called."""

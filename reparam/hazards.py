@@ -53,8 +53,8 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
     moves = permuted or any(
         link.commuting is not None or len(link.inner) > 1 or indexes(link.value) for link in path
     )
-    if moves and (permuted or facts.by_layout):
-        problem = _layout_problem(value, dying, facts, views=permuted)
+    if (moves or region.adjustments) and (permuted or facts.by_layout):
+        problem = _layout_problem(region.kept, dying, facts, views=permuted)
         if problem is not None:
             return problem
     # The new value has memory of its own; nobody may rely on the old one's aliases.

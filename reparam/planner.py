@@ -18,7 +18,7 @@ from torch import fx
 
 from reparam.appraising import Appraiser
 from reparam.costs import NOTHING, Cost
-from reparam.distributing import adopt_distributed_scales
+from reparam.distributing import adopt_distributed_scales, why_not_distributed
 from reparam.effects import computes
 from reparam.errors import Refusal
 from reparam.facts import Facts
@@ -205,9 +205,12 @@ class _Walk:
             return None  # a convolution after something else: nothing to fuse it with
         if node in self.stops:
             return self.stops[node]
-        if link.base in self.forest.refused:
-            return self.forest.refused[link.base]
-        return across or Refusal(f"it follows {_describe(link.base)}, which is not affine")
+        return (
+            why_not_distributed(link, self.appraiser)
+            or self.forest.refused.get(link.base)
+            or across
+            or Refusal(f"it follows {_describe(link.base)}, which is not affine")
+        )
 
 
 def _describe(node: fx.Node) -> str:

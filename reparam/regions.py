@@ -34,13 +34,15 @@ class Share:
     """The part of a scale and a shift that one operand of a sum, or of a concatenation, takes in.
 
     Args:
-        link: The link of the scale; its base is the sum or the concatenation.
+        link: The link of the scale; its base is the sum or the concatenation, or an identity of it.
+        within: The sums and concatenations that the operand is scaled for.
         channels: The channels of the whole that the operand is; None for a sum.
         total: How many channels the whole has; None for a sum.
         shifts: Whether the operand takes the constant in, too.
     """
 
     link: Link
+    within: tuple[fx.Node, ...]
     channels: range | None = None
     total: int | None = None
     shifts: bool = True

@@ -95,6 +95,9 @@ class Rewriter:
         path = str(place.target) if swap else self._home(owner, module)
         result.modules[path] = module
         result.names[value] = path
+        for node in region.dying:
+            if node.op == "call_module":
+                result.joined[str(node.target)] = path
         if swap:
             result.swapped.append((path, frame))
             for other in self.paths[path]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.affine import AffineConv
 from reparam.calls import Call
@@ -73,17 +74,47 @@ def module_error(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor])
         sample: What it was given, and returned before.
         exact: Weights of it that are known more exactly than it holds them.
     """
-    args, kwargs = copied((sample.args, sample.kwargs))
+    result = _again(module, (sample.args, sample.kwargs), exact)
+    return _difference(sample.result, result)
+
+
+def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -> bool:
+    """Whether rounding of the inputs changes what a module returns beyond recognition.
+
+    Args:
+        module: The module with its new code.
+        sample: What it was given.
+        exact: Weights of it that are known more exactly than it holds them.
+    """
+    given = (sample.args, sample.kwargs)
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def rounded(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        signs = torch.randint(-1, 2, value.shape, generator=generator).to(value)
+        return value * (1 + _ROUNDING * signs)
+
+    one, two = (_again(module, inputs, exact) for inputs in (given, tree_map(rounded, given)))
+    return _difference(one, two) > MODULE_BOUND
+
+
+def _again(module: nn.Module, given: tuple[Any, Any], exact: Mapping[str, Tensor]) -> Any:
+    args, kwargs = copied(given)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        result = call_exact(module, args, kwargs, exact)
-    before, after = (
+        return call_exact(module, args, kwargs, exact)
+
+
+def _difference(before: Any, after: Any) -> float:
+    """The largest relative difference of any tensor; infinite if their shapes differ."""
+    ones, others = (
         [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-        for value in (sample.result, result)
+        for value in (before, after)
     )
-    if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
+    if [tensor.shape for tensor in ones] != [tensor.shape for tensor in others]:
         return float("inf")
     return max(
-        (relative_error(one, two) for one, two in zip(after, before, strict=True)), default=0.0
+        (relative_error(other, one) for one, other in zip(ones, others, strict=True)), default=0.0
     )
 
 
@@ -184,7 +215,7 @@ def _run(
             complete = all(n in values or n in sources for n in inside[call])
             if call in given and complete and _is_known(call.result, values, part):
                 result = copied(filled(call.result, read))
-                if _is_finite(result):
+                if _is_usual(result):
                     args, kwargs = given[call]
                     samples[call] = Sample(args, kwargs, result)
     return samples
@@ -229,6 +260,12 @@ def _execute(node: fx.Node, values: dict[fx.Node, Any], read: Any, part: Part) -
         values[node] = result
 
 
-def _is_finite(result: Any) -> bool:
+def _is_usual(result: Any) -> bool:
+    """Whether a result neither overflows nor all but vanishes, where float64 has fewer digits."""
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    return bool(tensors) and all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
+    largest = [float(t.abs().max()) for t in tensors if t.is_floating_point() and t.numel()]
+    return bool(tensors) and all(not one or _FAINT < one < inf for one in largest)
+
+
+_FAINT = 1e-290
+_ROUNDING = 2.0**-52

@@ -7,6 +7,7 @@ rounding whatever the dtype of the model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
-from reparam.modules import fetch, join, own_tensors
+from reparam.modules import fetch, has_hooks, join, own_tensors
 from reparam.regions import Absorbed, Region, Share
 from reparam.running import in_float64, run_function
 from reparam.state import undisturbed
@@ -254,13 +255,31 @@ def call_exact(
     """
     better = {id(fetch(module, name)): tensor for name, tensor in (exact or {}).items()}
     given = {
-        join(path, name): better.get(id(tensor), tensor.detach().double())
+        join(path, name): better[id(tensor)] if id(tensor) in better else tensor.detach().double()
         for path, part in module.named_modules()  # each once, since each is put back once
         for name, tensor in own_tensors(part).items()
         if tensor.is_floating_point()
     }
-    with undisturbed(module), of_any_type():  # a user's module may count its calls
+    quiet = nullcontext() if _only_computes(module) else undisturbed(module)
+    with quiet, of_any_type():
         return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
+
+
+def _only_computes(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers in eval mode; a user's may count its calls."""
+    return (
+        type(module).__module__ in _LAYERS
+        and not module.training
+        and not module._modules
+        and not has_hooks(module)
+        and "forward" not in vars(module)
+    )
+
+
+_LAYERS = {
+    f"torch.nn.modules.{name}"
+    for name in "activation batchnorm conv dropout flatten linear padding pooling".split()
+}
 
 
 # -- Whole models ---------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Mistakes planted after planning: every one is noticed, and costs only what it touches."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -134,6 +135,34 @@ def test_rounding_is_no_alarm(model: nn.Module, dtype: torch.dtype) -> None:
     fused = reparam.fuse(model.to(dtype), images().to(dtype))
     assert len(fused.reparam_report.fused) == 4
     assert any("on the example inputs" in note for note in fused.reparam_report.notes)
+
+
+class Repeated(nn.Module):
+    """A convolution and a norm, and a map that is applied to what they return again and again."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).sigmoid()
+        for _ in range(100):
+            x = self.step(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "step",
+    [lambda x: 3.9 * x * (1 - x), lambda x: x * 10**-3.19],
+    ids=["chaos", "a signal that all but vanishes"],
+)
+def test_what_is_all_rounding_is_no_alarm(step: Callable[[Tensor], Tensor]) -> None:
+    model = Repeated(step).eval()
+    randomise_batch_norm(model, 0)
+    fused = reparam.fuse(model)
+    assert len(fused.reparam_report.fused) == 1
+    assert [note for note in fused.reparam_report.notes if "could not be run by themselves" in note]
 
 
 def test_what_cannot_be_run_by_itself_is_noted() -> None:

@@ -82,3 +82,38 @@ def test_a_hook_may_give_a_part_other_arguments(model: nn.Module) -> None:
         part.register_forward_pre_hook(plain, with_kwargs=True)
     assert largest(fused(x), model(x)) < 1e-12
     assert largest(model(x), before) > 1e-3
+
+
+class LowRank(nn.Module):
+    """Branches that become one new operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(6, 6)
+        self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base(x) + self.up(self.down(x)) * 0.5
+        return result
+
+
+class Converting(nn.Module):
+    """The code around asks for the type of what the branches compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches, self.unused = LowRank(), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branches(x)
+        z = y.to(torch.float64).to(y.dtype)
+        self.unused(z)
+        return z
+
+
+def test_the_weight_that_tells_the_type_may_be_gone() -> None:
+    model = Converting().eval().double()
+    fused = reparam.fuse(model)
+    assert not hasattr(fused.branches.base, "weight")
+    x = torch.randn(2, 6, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), model(x))

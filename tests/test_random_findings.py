@@ -406,3 +406,18 @@ def test_a_class_that_lets_nobody_set_attributes() -> None:
     fused = reparam.fuse(model, inplace=False)
     assert count_operators(fused, (x,)).convolutions == 1
     assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+
+
+def test_the_layout_of_a_sum_that_somebody_reads() -> None:
+    def transposed() -> nn.Module:
+        return nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, dilation=2, groups=4, bias=False)
+
+    model = Written(
+        lambda self, x: self.noise(self.norm(sum([self.a(x), self.b(x)]))),
+        a=transposed(),
+        b=transposed(),
+        norm=nn.BatchNorm2d(4),
+        noise=Noise(),
+    )
+    fused = reparam.fuse(model.eval())
+    assert not reparam.plan(fused).fused

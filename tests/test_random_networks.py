@@ -68,7 +68,7 @@ SPELLINGS = r"""
 
 
 def test_the_whole_vocabulary_is_used() -> None:
-    text = "\n".join(str(program_of(seed)) for seed in range(500))
+    text = "\n".join(str(program_of(seed)) for seed in range(1000))
     spellings = SPELLINGS.split() + [rf"\b{name}\b" for name in vocabulary.__all__]
     assert not [spelling for spelling in spellings if not re.search(spelling, text)]
 

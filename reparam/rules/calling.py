@@ -26,6 +26,9 @@ from reparam.rules.registry import (
 
 _EXPECTED = "a rule must return a form, such as x.scale(...), or a reparam.Refusal with a reason"
 
+_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x2": "other"}
+"""NumPy's names of arguments, which PyTorch takes for its own."""
+
 
 def call_rule(
     rule: Rule,
@@ -50,6 +53,7 @@ def call_rule(
         ReparamError: If the rule raises, or returns something else.
     """
     name = f"the rule {describe_rule(rule)} of {describe_target(target)}, {where},"
+    kwargs = _in_words_of_torch(rule, kwargs)
     problem = _misfit(rule, args, kwargs)
     if problem is not None:
         return problem
@@ -92,6 +96,20 @@ class _MakingFloat64(TorchFunctionMode):
         if func in self.makers and result.is_floating_point() and kwargs.get("dtype") is None:
             return func(*args, **{**kwargs, "dtype": torch.float64})
         return result
+
+
+def _in_words_of_torch(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keywords that a rule knows: PyTorch also takes NumPy's, "axis" for example."""
+    if kwargs.keys().isdisjoint(_NUMPY):
+        return kwargs
+    try:
+        known = _signature(rule).parameters
+    except ValueError:  # it is not written in Python
+        return kwargs
+    return {
+        _NUMPY[name] if name in _NUMPY and name not in known else name: value
+        for name, value in kwargs.items()
+    }
 
 
 def _misfit(rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Refusal | None:

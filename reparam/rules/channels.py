@@ -49,6 +49,13 @@ def concatenate(tensors: Any, dim: Any = 0) -> AffineConv | AffineStack | Refusa
     return axis if isinstance(axis, Refusal) else AffineStack(parts, axis)
 
 
+@register_rule(torch.hstack)
+def stack_horizontally(tensors: Any) -> AffineConv | AffineStack | Refusal:
+    """Values side by side along the second axis, or the only one."""
+    ranks = {part.rank for part in tensors if isinstance(part, AffineConv)}
+    return UNKNOWN_RANK if ranks <= {None, 1} else concatenate(tensors, 1)
+
+
 def _selecting(
     x: Any, dim: Any, parts: Callable[[int], Parts], *, single: bool = True
 ) -> Selecting | Refusal:

@@ -11,6 +11,7 @@ from torch import nn
 
 import reparam
 from tests.benchmarks.measuring import extra_peak_bytes, hardware, interleaved
+from tests.support.randomise import randomise_batch_norm
 
 MEBI = 2**20
 
@@ -23,7 +24,7 @@ def trace_and_reparameterize(model: nn.Module) -> nn.Module:
 
 
 def compare_with_hand_written(name: str) -> None:
-    model = timm.create_model(name).eval()
+    model = randomise_batch_norm(timm.create_model(name).eval(), 0)
     times = interleaved(
         {
             "fuse": lambda: reparam.fuse(model),
@@ -42,7 +43,7 @@ def chain(length: int) -> nn.Module:
     layers: list[nn.Module] = []
     for _ in range(length):
         layers += [nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
-    return nn.Sequential(*layers).eval()
+    return randomise_batch_norm(nn.Sequential(*layers).eval(), 0)
 
 
 def compare_chains(short: int = 300, long: int = 3000) -> None:
@@ -59,7 +60,7 @@ def compare_chains(short: int = 300, long: int = 3000) -> None:
 
 def peak_memory(name: str, verify: bool) -> None:
     """Run in a process of its own, since freed memory stays resident."""
-    model = timm.create_model(name).eval()
+    model = randomise_batch_norm(timm.create_model(name).eval(), 0)
     reparam.fuse(timm.create_model("test_byobnet").eval())  # imports and caches
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     layers = (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))

@@ -219,14 +219,14 @@ MISTAKES = [
     Mistake(
         "every term of a sum takes the constant of a norm",
         "distributing.py",
-        "shifts=operand is operands[0]",
-        "shifts=True",
+        "one if index == first else replace(one, shifts=False)",
+        "one",
     ),
     Mistake(
         "a scale moves into a term that is read elsewhere",
         "distributing.py",
-        "any(one != {node} for one in read)",
-        "not all(read)",
+        "while appraiser.readers_of_value(node) <= readers:",
+        "while True:",
     ),
     Mistake(
         "channels are taken for groups in whatever order they are read",
@@ -303,7 +303,7 @@ MISTAKES = [
     Mistake(
         "how values lie in memory is not followed",
         "hazards.py",
-        "    if moves and (permuted or facts.by_layout):\n",
+        "    if (moves or region.adjustments) and (permuted or facts.by_layout):\n",
         "    if False:\n",
     ),
 ]

@@ -16,6 +16,7 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     motifs.convolution_and_norm: 8,
     motifs.parallel_branches: 10,
     motifs.stacked_branches: 3,
+    motifs.scaled_tree: 2,
     motifs.assigned_border: 6,
     motifs.view: 5,
     motifs.channels_last_linear: 2,

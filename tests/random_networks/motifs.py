@@ -220,6 +220,30 @@ def stacked_branches(s: Scope) -> str:
     return normalised(s, y) if s.chance(0.4) else y
 
 
+def scaled_tree(s: Scope) -> str:
+    """A scale after sums and concatenations of convolutions of different values."""
+    x = s.pick(*IMAGES)
+    channels, rank = s.shape(x)[1], len(s.shape(x)) - 2
+    width = s.choice([2, 4])
+
+    def tree(depth: int) -> str:
+        if depth and s.chance(0.7):
+            a, b = tree(depth - 1), tree(depth - 1)
+            if s.shape(a) == s.shape(b) and s.chance(0.6):
+                return summed(s, a, b)
+            return s.assign(f"torch.cat([{a}, {b}], {s.choice(['1', 'dim=1', 'axis=1'])})")
+        value = s.assign(f"{s.choice(['torch.sin', 'torch.cos', 'F.relu', 'F.silu'])}({x})")
+        kernel, bias = s.choice([1, 3]), s.choice(["", ", bias=False"])
+        layer = f"nn.Conv{rank}d({channels}, {width}, {kernel}, padding={kernel // 2}{bias})"
+        y = call(s, s.attribute(layer), value)
+        return normalised(s, y) if s.chance(0.3) else y
+
+    y = tree(2)
+    if s.chance(0.2):
+        y = s.assign(s.choice(["{x}.contiguous()", "F.dropout({x}, 0.1, False)"]).format(x=y))
+    return normalised(s, y) if s.chance(0.7) else s.assign(f"{y} * 2 + 1")
+
+
 def concatenated(s: Scope) -> str:
     a = s.pick(2, 3, 4)
     b = s.alike(a)
