@@ -75,7 +75,10 @@ def load_weights(
                 "into the model before it is fused"
             )
         named = convert_state_dict(state, to="reparam_fused" if fused else "official")
-        target = _fused(model) if fused else model
+        if fused and find_layout(model.state_dict()) not in FUSED:
+            target = _fused_copy(model, verify=False)  # these weights will be replaced
+        else:
+            target = model
         _load_strictly(target, named)
     except ReparamError as error:
         raise ReparamError(f"{path} does not fit: {error}") from error
@@ -101,20 +104,20 @@ def save_checkpoint(
     """
     path = Path(path)
     state = model.state_dict()
+    fused = find_layout(state) in FUSED
     if layout is None:
-        layout = "official_fused" if find_layout(state) in FUSED else "official"
+        layout = "official_fused" if fused else "official"
+    elif layout in FUSED and not fused:
+        state = _fused_copy(model, verify=True).state_dict()
     converted = convert_state_dict(state, to=layout)
     write_files(path.parent, {path.name: weights_writer(path.name, converted)})
 
 
-def _fused(model: ModelT) -> ModelT:
-    """The model if it is fused, or a fused copy, of whatever weights: others will replace them."""
-    if find_layout(model.state_dict()) in FUSED:
-        return model
+def _fused_copy(model: ModelT, *, verify: bool) -> ModelT:
     copy = deepcopy(model).eval()
     if isinstance(copy, RepVGG):
         copy.remove_auxiliary_heads()
-    return reparam.fuse(copy, inplace=True, verify=False)
+    return reparam.fuse(copy, inplace=True, verify=verify)
 
 
 def _load_strictly(model: Backbone, state: Mapping[str, Tensor]) -> None:

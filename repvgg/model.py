@@ -71,7 +71,7 @@ class RepVGG(Backbone):
             if self.training and head is not None:
                 auxiliary[f"{stage}_aux"] = head(x)
         logits = self.forward_head(x)
-        return {"main": logits, **auxiliary} if auxiliary else logits
+        return {"main": logits} | auxiliary if auxiliary else logits
 
     def forward_features(self, x: Tensor) -> Tensor:
         r"""Computes the features of the last stage.

@@ -29,6 +29,28 @@ def test_files_are_replaced(tmp_path: Path) -> None:
     assert found == {**CONTENTS, "other.bin": b"other"}
 
 
+def test_a_function_may_write_a_file(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        assert path.parent == tmp_path
+        assert path.name != "first.bin"  # it is not there before it is whole
+        path.write_bytes(b"new")
+
+    write_files(tmp_path, {"first.bin": write, "second.bin": b"2"})
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {"first.bin": b"new", "second.bin": b"2"}
+
+
+def test_a_function_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no more")
+
+    write_files(tmp_path, {"first.bin": b"old"})
+    with pytest.raises(ReparamError, match=r"cannot write .*first\.bin: no more; free some space"):
+        write_files(tmp_path, {"first.bin": write})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"first.bin": b"old"}
+
+
 def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, error: BaseException) -> None:
     """Lets the given call of a function of `os` raise."""
     real, calls = getattr(os, name), []

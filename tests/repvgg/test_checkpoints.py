@@ -233,6 +233,15 @@ def test_by_default_the_authors_names_are_saved(tmp_path: Path, name: str) -> No
     OFFICIAL[name].build(deploy=True).load_state_dict(torch.load(tmp_path / "fused.pth"))
 
 
+def test_batch_norms_of_another_eps_are_fused_as_they_are(tmp_path: Path) -> None:
+    models = [build("plain").double(), fresh("plain").double()]
+    for module in (module for model in models for module in model.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1
+    repvgg.save_checkpoint(models[0], tmp_path / "a.pth", layout="timm_fused")
+    assert_same(repvgg.load_checkpoint(models[1], tmp_path / "a.pth"), models[0])
+
+
 def test_a_model_in_another_memory_format_is_saved(tmp_path: Path) -> None:
     model = build("plain")
     model.to(memory_format=torch.channels_last)
