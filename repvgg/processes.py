@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ def join(device: str = "auto") -> Iterator[Processes]:
         ) from error
     finally:
         distributed.destroy_process_group()
+        # Left to the end of the interpreter, gloo's threads abort the process now and then.
+        gc.collect()
 
 
 def _device(name: str) -> torch.device:
