@@ -44,6 +44,11 @@ class TrainingState:
                 "`sync_bn` needs GPUs: PyTorch's SyncBatchNorm does not run on CPUs; "
                 "`freeze_bn` makes batch norms independent of the batch there"
             )
+        if recipe.channels_last and device.type == "cpu":
+            raise ReparamError(
+                "`channels_last` is for GPUs: on CPUs, PyTorch's gradient of a 1×1 convolution of "
+                "stride 2 writes beyond its memory in that layout"
+            )
         if recipe.sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(device)
