@@ -51,7 +51,9 @@ class Recipe:
     train_size: int = _setting(224, "Side of the images from a folder while training.")
     test_size: int = _setting(224, "Side of the images from a folder in evaluation.")
     precision: str = _setting("float32", "What convolutions compute in; weights stay float32.")
-    channels_last: bool = _setting(False, "Whether channels lie next to each other in memory; GPUs only.")
+    channels_last: bool = _setting(
+        False, "Whether channels lie next to each other in memory; GPUs only."
+    )
     freeze_bn: bool = _setting(False, "Whether batch norms keep their running statistics.")
     sync_bn: bool = _setting(False, "Whether batch statistics span all processes; GPUs only.")
     grad_checkpointing: bool = _setting(

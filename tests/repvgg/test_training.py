@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -199,8 +200,8 @@ def test_processes_share_the_batches_of_one() -> None:
     alone = batches(0, 1)
     shares = [batches(rank, 3) for rank in range(3)]
     for step, batch in enumerate(alone):
-        assert sorted(sum((share[step] for share in shares), [])) == sorted(batch)
-    assert len({index for _, index in sum(alone[:4], [])}) == 48
+        assert sorted(chain(*(share[step] for share in shares))) == sorted(batch)
+    assert len({index for _, index in chain(*alone[:4])}) == 48
     assert alone[0] != alone[4]
     assert batches(0, 1, first=5) == alone[5:]
 
