@@ -77,3 +77,10 @@ def _write(path: Path, content: bytes | Callable[[Path], object]) -> None:
     with path.open("rb+") as file:
         # Some file systems report a full disk only here.
         os.fsync(file.fileno())
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes what processes that were killed had not finished writing."""
+    for leftover in folder.glob(".*.partial"):
+        with suppress(OSError):
+            leftover.unlink()

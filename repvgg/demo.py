@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 import reparam
 from reparam import ReparamError
 from repvgg.atomic_write import check_folder, write_files
-from repvgg.digits import Digits, predict, small_repvgg, split_digits, train
+from repvgg.digits import Digits, predict, small_repvgg, split_digits, training_digits
 from repvgg.latency import Comparison, compare, describe_machine
 from repvgg.operations import list_operations, operations_inside
 from repvgg.picture import Form, draw, render
+from repvgg.recipes import DIGITS
+from repvgg.training import train
 
 _BLOCK = "stage1.1"
 """The block that the picture shows by itself; it has all three branches."""
@@ -67,7 +69,9 @@ def run_demo(output: Path, *, epochs: int, seed: int, rounds: int = _ROUNDS) -> 
         f"(seed {seed})"
     )
     click.echo(f"RepVGG: {1 + sum(model.config.blocks)} blocks, {_parameters(model)}")
-    train(model, digits, epochs=epochs, seed=seed)
+    warmup = min(DIGITS.warmup_epochs, epochs - 1)
+    recipe = replace(DIGITS, epochs=epochs, warmup_epochs=warmup)
+    train(model, training_digits(digits, seed), recipe, seed=seed)
 
     plan = reparam.plan(model)
     fused = plan.apply()

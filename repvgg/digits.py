@@ -1,26 +1,22 @@
-"""The demo's task: handwritten digits, a small RepVGG for them, and its training."""
+"""Handwritten digits: 1,797 images of 8 by 8 pixels that come with scikit-learn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
-from repvgg.model import RepVGG, RepVGGConfig
+from repvgg.model import RepVGG
+from repvgg.networks import SMALL, build_network
+from repvgg.samples import Samples
 
-SMALL_REPVGG = RepVGGConfig(
-    blocks=(2, 2, 2, 1), channels=(16, 16, 32, 64, 128), strides=(1, 1, 2, 2, 1)
-)
-"""Eight blocks, for images of 8 by 8 pixels."""
-
-_BATCH = 64
-_LEARNING_RATE = 0.2
+_CLASSES = [str(digit) for digit in range(10)]
 
 
 @dataclass(frozen=True)
@@ -49,39 +45,24 @@ def split_digits(seed: int) -> Digits:
     return Digits(images[train], labels[train], images[held_out], labels[held_out])
 
 
+def training_digits(digits: Digits, seed: int) -> Samples:
+    """The digits to train on, each moved by up to one pixel along both axes.
+
+    Args:
+        digits: The split.
+        seed: Decides how they are moved.
+    """
+    return _samples(digits.train_images, digits.train_labels, _shift, seed)
+
+
+def held_out_digits(digits: Digits) -> Samples:
+    """The digits to evaluate on, as they are."""
+    return _samples(digits.held_out_images, digits.held_out_labels, nn.Identity(), seed=0)
+
+
 def small_repvgg(seed: int) -> RepVGG:
     """Builds the demo's network; the same weights for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return RepVGG(SMALL_REPVGG, num_classes=10, in_chans=1)
-
-
-def train(model: nn.Module, digits: Digits, *, epochs: int, seed: int) -> None:
-    """Trains in place and leaves the model in evaluation mode; shows progress in a terminal."""
-    generator = torch.Generator().manual_seed(seed)
-    batches = len(digits.train_labels) // _BATCH
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _LEARNING_RATE, total_steps=epochs * batches
-    )
-    model.train()
-    with _progress_bar() as progress:
-        task = progress.add_task("training", total=epochs * batches, loss="")
-        for _ in range(epochs):
-            order = torch.randperm(len(digits.train_labels), generator=generator)
-            for chosen in order[: batches * _BATCH].view(batches, _BATCH):
-                logits = model(_shift(digits.train_images[chosen], generator))
-                loss = functional.cross_entropy(
-                    logits, digits.train_labels[chosen], label_smoothing=0.1
-                )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                progress.update(task, advance=1, loss=f"loss {loss.item():.3f}")
-    model.eval()
+    return build_network(SMALL, num_classes=10, in_chans=1, seed=seed)
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -96,24 +77,21 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
-def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Moves each image by up to one pixel along both axes."""
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (1, 1, 1, 1))
-    top, left = torch.randint(0, 3, (2, count, 1), generator=generator)
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
-    image = torch.arange(count)[:, None, None]
-    return padded[image, 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
-
-
-def _progress_bar() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[loss]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+def _samples(
+    images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor], seed: int
+) -> Samples:
+    return Samples(
+        TensorDataset(images, labels),
+        transform,
+        classes=_CLASSES,
+        channels=1,
+        names=(str(label) for label in labels.tolist()),
+        seed=seed,
     )
+
+
+def _shift(image: Tensor) -> Tensor:
+    """Moves an image by up to one pixel along both axes."""
+    _, height, width = image.shape
+    top, left = torch.randint(0, 3, (2,)).tolist()
+    return functional.pad(image, (1, 1, 1, 1))[:, top : top + height, left : left + width]

@@ -1,24 +1,15 @@
-"""The command line: `python -m repvgg demo`."""
+"""`python -m repvgg demo`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import torch
 
-from reparam import ReparamError
-
-_INTERRUPTED = 130
+from repvgg.cli.options import threads as set_threads
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-def _commands() -> None:
-    """RepVGG networks: train them with branches, fuse them with reparam."""
-
-
-@_commands.command(name="demo")
+@click.command()
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -43,7 +34,7 @@ def _commands() -> None:
     default=1,
     help="Number of CPU threads; more bring little for so small a network.",
 )
-def _demo(output: Path, epochs: int, seed: int, threads: int) -> None:
+def demo(output: Path, epochs: int, seed: int, threads: int) -> None:
     """Trains, fuses and measures a small RepVGG in less than a minute.
 
     The network learns to read the handwritten digits of scikit-learn, all but a fifth, which is
@@ -55,32 +46,5 @@ def _demo(output: Path, epochs: int, seed: int, threads: int) -> None:
     """
     from repvgg.demo import run_demo
 
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with set_threads(threads):
         run_demo(output, epochs=epochs, seed=seed)
-    finally:
-        torch.set_num_threads(threads_before)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        arguments: The words after the program's name; those of the process if `None`.
-
-    Returns:
-        The exit code: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
-    """
-    try:
-        code = _commands.main(arguments, prog_name="python -m repvgg", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        return _INTERRUPTED
-    except ReparamError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 1
-    return code if isinstance(code, int) else 0

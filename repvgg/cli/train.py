@@ -1,0 +1,119 @@
+"""`python -m repvgg train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repvgg.cli.options import (
+    data_option,
+    device_option,
+    threads_for,
+    threads_option,
+    weights_option,
+    workers_option,
+)
+from repvgg.cli.options import threads as set_threads
+from repvgg.recipes import PRECISIONS, Recipe, recipe_for
+
+
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds one option for each value of a recipe."""
+    for field in reversed(fields(Recipe)):
+        name = field.name.replace("_", "-")
+        flag = isinstance(field.default, bool)
+        kind = click.Choice(PRECISIONS) if field.name == "precision" else type(field.default)
+        command = click.option(
+            f"--{name}/--no-{name}" if flag else f"--{name}",
+            field.name,
+            type=None if flag else kind,
+            default=None,
+            help=f"{field.metadata['help']}  [default: the recipe's]",
+        )(command)
+    return command
+
+
+@click.command()
+@data_option
+@click.option(
+    "--model",
+    help="Name of the network, small among them.  [default: small for digits, else repvgg_a0]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("repvgg-run"),
+    help="Folder for the weights, the log and the state to go on from; made if it is missing.",
+)
+@weights_option(
+    "Weights to start from, of this network, with whatever number of classes.", required=False
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**32 - 1),
+    default=0,
+    help="Fixes the first weights, the order of the images and their augmentation.",
+)
+@click.option("--restart", is_flag=True, help="Discard what the folder holds of an earlier run.")
+@click.option(
+    "--save-every",
+    type=click.IntRange(min=1),
+    default=1000,
+    help="Steps from one saved state to the next; one is saved after each epoch, too.",
+)
+@click.option(
+    "--log-every",
+    type=click.IntRange(min=1),
+    default=50,
+    help="Steps from one row of the log to the next.",
+)
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard as well.")
+@workers_option
+@device_option
+@threads_option
+@_recipe_options
+def train(
+    data: str,
+    model: str | None,
+    output: Path,
+    weights: Path | None,
+    seed: int,
+    restart: bool,
+    save_every: int,
+    log_every: int,
+    tensorboard: bool,
+    workers: int,
+    device: str,
+    threads: int | None,
+    **values: Any,
+) -> None:
+    """Trains a network, and goes on where an interrupted run stopped.
+
+    Without further options the recipe of the paper is used, or a short one on the digits. Run the
+    same command again after an interruption, at whatever moment: the weights will be those of a
+    run without one, bit for bit. The folder gets best.safetensors and final.safetensors, the
+    weights as trained; log.csv; and state.pt, from which training goes on.
+
+    On several GPUs or machines, start it by torchrun --nproc-per-node=N -m repvgg train …
+    """
+    from repvgg.networks import SMALL
+    from repvgg.processes import join
+    from repvgg.run import Habits, Run, train_run
+
+    name = model or (SMALL if data == "digits" else "repvgg_a0")
+    chosen = {key: value for key, value in values.items() if value is not None}
+    recipe = _adapted(recipe_for(name, digits=data == "digits"), chosen)
+    run = Run(name, data, recipe, seed=seed, weights=weights)
+    habits = Habits(save_every, log_every, workers, tensorboard, restart)
+    with set_threads(threads_for(data, threads)), join(device) as processes:
+        train_run(output, run, habits, processes)
+
+
+def _adapted(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
+    """The recipe with other values; a run of few epochs gets a shorter warm-up."""
+    epochs = chosen.get("epochs", recipe.epochs)
+    return replace(recipe, **{"warmup_epochs": min(recipe.warmup_epochs, epochs - 1), **chosen})
