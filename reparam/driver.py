@@ -93,7 +93,7 @@ class Plan:
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
         arguments = None if inputs is None else as_arguments(inputs)
-        with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
+        with alone(), torch.inference_mode(False), torch.no_grad(), without_collection():
             if isinstance(self.model, ExportedProgram):
                 return apply_to_program(
                     self.model, parts[0], report, verify=verify, inputs=arguments
@@ -142,11 +142,13 @@ def plan(
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
-    with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
+    with alone(), torch.inference_mode(False), torch.no_grad(), without_collection():
         if isinstance(model, ExportedProgram):
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
         else:
             parts, failures = find_parts(model, Rules(rules), inputs)
+        for part in parts:
+            part.decide()
     untraced = [untraced_row(failure) for failure in failures]
     report = Report(type(model).__name__, [], list(untraced))
     for part in parts:
@@ -201,7 +203,7 @@ def fuse(
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
     """Make many small objects without Python searching all of them for garbage again and again."""
     enabled = gc.isenabled()
     gc.disable()
@@ -213,7 +215,7 @@ def _without_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Let no other thread fuse meanwhile: what is shared changes for a moment.
 
     That is the model, which tracing may change until it is put back, torch itself, which torch.fx
