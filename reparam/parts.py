@@ -31,7 +31,6 @@ from reparam.stateful import frame_problem
 from reparam.structures import nodes_in
 from reparam.tracing import trace
 
-
 _SHARED = Refusal("its module is used by two parts of the model, traced apart")
 
 
@@ -75,7 +74,9 @@ class Part:
                 for region in self.decision.regions
                 if stateful and (problem := frame_problem(stateful, region)) is not None
             ]
-            problems += [(region, _SHARED) for region in self.decision.regions if self._shares(region)]
+            problems += [
+                (region, _SHARED) for region in self.decision.regions if self._shares(region)
+            ]
             for region, problem in problems:
                 self.ban(region, problem)
             if not problems:

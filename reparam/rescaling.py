@@ -1,0 +1,132 @@
+"""From the groups of channels of a part to their scales, and to the weights that take these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reparam.equalizing import Magnitudes, equalizing_scales, magnitudes
+from reparam.errors import Refusal
+from reparam.modules import fetch
+from reparam.scale_groups import Channels
+from reparam.scaling import Layer, Scaling
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaling:
+    """The scales of a part.
+
+    Args:
+        scaling: The channels.
+        scales: The scale of each channel, by its number.
+    """
+
+    scaling: Scaling
+    scales: Tensor
+
+    def of(self, channels: Channels) -> Tensor:
+        """The scales of some channels."""
+        return self.scales[torch.tensor(channels, dtype=torch.long)]
+
+    def changed(self) -> list[Layer]:
+        """The layers whose weights change."""
+        return [
+            layer
+            for layer in self.scaling.layers.values()
+            if bool((self.of(layer.inputs) != 1).any()) or bool((self.of(layer.outputs) != 1).any())
+        ]
+
+    def tensors(self, layer: Layer) -> dict[str, Tensor]:
+        """The new weight and bias of a layer in float64, by path."""
+        root, weights = self.scaling.part.trace.root, layer.weights
+        weight = fetch(root, weights.weight).detach()
+        made, read = (self.of(side).to(weight.device) for side in (layer.outputs, layer.inputs))
+        count = weights.groups
+        factors = made.view(count, -1, 1) / read.view(count, 1, -1)
+        if weights.transposed:
+            factors = factors.transpose(1, 2)
+        factors = factors.flatten(0, 1)
+        new = {
+            weights.weight: weight.double()
+            * factors.view(*factors.shape, *(1,) * (weight.dim() - 2))
+        }
+        if weights.bias is not None:
+            new[weights.bias] = fetch(root, weights.bias).detach().double() * made
+        return new
+
+
+def rescale(scaling: Scaling, *, powers_of_two: bool) -> Rescaling:
+    """Find the scales of a part; a layer whose new weights its type cannot hold keeps its own.
+
+    Args:
+        scaling: The channels; more of them become fixed where that is needed.
+        powers_of_two: Whether all scales are to be powers of two.
+    """
+    while True:
+        rescaling = Rescaling(scaling, _scales(scaling, powers_of_two))
+        lossy = [layer for layer in rescaling.changed() if not _are_held(layer, rescaling)]
+        if not lossy:
+            return rescaling
+        for layer in lossy:
+            reason = Refusal("its scaled weights leave the range of their type")
+            scaling.groups.fix((*layer.inputs, *layer.outputs), reason)
+
+
+def _scales(scaling: Scaling, powers_of_two: bool) -> Tensor:
+    groups = scaling.groups
+    first = [groups.find(channel) for channel in range(len(groups.parents))]
+    numbers = {group: number for number, group in enumerate(sorted(set(first)))}
+    of_channel = torch.tensor([numbers[group] for group in first], dtype=torch.long)
+    free = torch.tensor([group not in groups.fixed for group in numbers], dtype=torch.bool)
+    root = scaling.part.trace.root
+    layers = [
+        Magnitudes(
+            magnitudes(
+                fetch(root, layer.weights.weight),
+                layer.weights.groups,
+                transposed=layer.weights.transposed,
+            ),
+            of_channel[torch.tensor(layer.outputs, dtype=torch.long)],
+            of_channel[torch.tensor(layer.inputs, dtype=torch.long)],
+        )
+        for layer in scaling.layers.values()
+    ]
+    logarithms = equalizing_scales(layers, free)
+    scales = (logarithms.round() if powers_of_two else logarithms).exp2()
+    return scales[of_channel]
+
+
+def _are_held(layer: Layer, rescaling: Rescaling) -> bool:
+    """Whether the type of a layer holds its new weights as exactly as it held the old ones."""
+    root = rescaling.scaling.part.trace.root
+    for path, exact in rescaling.tensors(layer).items():
+        old = fetch(root, path)
+        rounded = exact.to(old.dtype).double()
+        # Of numbers near zero digits are lost, which is nothing beside the largest one of a row.
+        row = exact.abs().flatten(1).amax(1, keepdim=True) if exact.dim() > 1 else exact.abs()
+        bound = torch.finfo(old.dtype).eps * row
+        difference = (rounded - exact).abs()
+        difference = difference.flatten(1) if exact.dim() > 1 else difference
+        if not bool((difference <= bound).all()):
+            return False
+    return True
+
+
+def spread_of(layer: Layer, rescaling: Rescaling) -> tuple[float, float]:
+    """The largest range of an output channel of a layer over the smallest, before and after.
+
+    Args:
+        layer: The layer.
+        rescaling: The scales.
+    """
+    weights = layer.weights
+    old = fetch(rescaling.scaling.part.trace.root, weights.weight)
+    spreads: list[float] = []
+    for weight in (old, rescaling.tensors(layer)[weights.weight]):
+        logarithms = magnitudes(weight, weights.groups, transposed=weights.transposed)
+        ranges = logarithms.amax(2).exp2().flatten()
+        there = ranges[ranges > 0]
+        spreads.append(float(there.max() / there.min()) if len(there) else 1.0)
+    return spreads[0], spreads[1]
