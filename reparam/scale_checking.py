@@ -5,7 +5,7 @@ With scales s each value v has to become s * v, so that a wrong law shows where 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def check_scales(rescaling: Rescaling) -> bool:
     part = rescaling.scaling.part
     changed = rescaling.changed()
     new = {path: tensor for layer in changed for path, tensor in rescaling.tensors(layer).items()}
-    for inputs in random_inputs(part):
+    for inputs in _inputs(part):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 reached = _compare(part, inputs, new, rescaling)
@@ -49,6 +49,25 @@ def check_scales(rescaling: Rescaling) -> bool:
             continue
         return all(layer.node in reached for layer in changed)
     return not changed
+
+
+def _inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
+    """Random inputs: of the known shapes, for which alone a view may be known, or of usual ones."""
+    shapes, dtypes = part.facts.shapes, part.facts.dtypes
+    floats = [
+        node
+        for node in part.trace.graph.find_nodes(op="placeholder")
+        if node in shapes and dtypes[node].is_floating_point
+    ]
+    if not floats:
+        yield from random_inputs(part)
+        return
+    generator = torch.Generator().manual_seed(0)
+    device = next((tensor.device for tensor in part.trace.root.parameters()), None)
+    yield {
+        node: torch.randn(shapes[node], generator=generator, dtype=torch.float64).to(device)
+        for node in floats
+    }
 
 
 def _compare(

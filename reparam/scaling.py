@@ -234,7 +234,9 @@ def _through_view(node: fx.Node, step: Commuting, scaling: Scaling) -> Layout | 
     """A value whose axes are those of its operand, in another order or fewer; a pool, too."""
     facts = scaling.part.facts
     operand = facts.operands(node)[0]
-    read = scaling.layouts[operand]
+    read = scaling.layouts.get(operand)
+    if read is None:  # it is another value of whose shape the view is
+        return None
     if read.spread:
         return read if step.copies else None
     for axis in range(-1, -facts.ranks.get(node, 6) - 1, -1):
@@ -289,4 +291,5 @@ def _reason(node: fx.Node, scaling: Scaling) -> Refusal:
         return Refusal(f"{where} joins it with a value that keeps its own scale")
     if _rule(node, scaling) in (multiply, divide):
         return Refusal(f"{where} multiplies or divides by it")
-    return Refusal(f"{where} reads it, which is not known to let scales pass")
+    reason = f": {step.reason}" if isinstance(step, Refusal) else ""
+    return Refusal(f"{where} reads it, which is not known to let scales pass{reason}")
