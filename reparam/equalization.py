@@ -15,13 +15,14 @@ from reparam.copying import copy_model
 from reparam.describing import operator_kind, place, untraced_row
 from reparam.driver import check_model
 from reparam.errors import Refusal, ReparamError
-from reparam.exported import as_module, program_part, with_parameters
+from reparam.exported import as_module, program_part, rebuild
 from reparam.judging import DifferenceError, Judge
 from reparam.modules import fetch, join
 from reparam.observers import fix_seen_values
 from reparam.parts import Part, find_parts
 from reparam.report import EqualizationReport, EqualizedRow, RefusedRow
 from reparam.rescaling import Rescaling, rescale, spread_of
+from reparam.rewriting import rewrite
 from reparam.rules import Rules, load_rules
 from reparam.scalable import find_weights, shared_memory
 from reparam.scale_checking import ScaleError, check_scales
@@ -96,7 +97,7 @@ def equalize(
             part = program_part(model, Rules())
             new = _new_weights([part], part.trace.root, report, powers_of_two, verify)
             called = model.example_inputs if inputs is None else (inputs, {})
-            program: ModelT = _as_program(model, new, report, called if verify else None)
+            program: ModelT = _as_program(model, part, new, report, called if verify else None)
             return program
         parts, untraced = find_parts(model, Rules(), inputs)
         report.refused.extend(map(untraced_row, untraced))
@@ -184,17 +185,22 @@ def _as_module(
 
 def _as_program(
     program: Any,
+    part: Part,
     new: Mapping[str, Tensor],
     report: EqualizationReport,
     called: tuple[tuple[Any, ...], dict[str, Any]] | None,
 ) -> Any:
-    result = with_parameters(program, new)
+    result = rebuild(program, part, rewrite(part.trace, [], part.facts))
+    old = {name: result.state_dict[name].detach().clone() for name in new}
+    for name, tensor in new.items():
+        _write(result.state_dict[name], tensor)
     if called is not None:
         try:
             Judge(as_module(program), *called).compare(as_module(result), report.notes)
         except DifferenceError as problem:
             _refuse_all(report, problem)
-            result = with_parameters(program, {})
+            for name, tensor in old.items():
+                _write(result.state_dict[name], tensor)
     result.reparam_report = report  # type: ignore[attr-defined]
     return result
 

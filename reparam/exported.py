@@ -9,7 +9,7 @@ sizes and the structure of arguments and results, is taken over as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -346,30 +346,3 @@ def _without_guards(mode: FakeTensorMode) -> Iterator[None]:
         return
     with mode.shape_env.suppress_guards():
         yield
-
-
-def with_parameters(program: ExportedProgram, new: Mapping[str, Tensor]) -> ExportedProgram:
-    """A program with the same graph and some other parameters.
-
-    Args:
-        program: The program; it is not changed.
-        new: The parameters by name, in the types of those that they replace.
-    """
-    state = copy.deepcopy(program.state_dict)
-    for name, tensor in new.items():
-        state[name].detach().copy_(tensor)
-    root = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
-    root.meta.update(program.graph_module.meta)
-    result = ExportedProgram(
-        root=root,
-        graph=root.graph,
-        graph_signature=copy.deepcopy(program.graph_signature),
-        state_dict=state,
-        range_constraints=copy.copy(program.range_constraints),
-        module_call_graph=copy.deepcopy(program.module_call_graph),
-        example_inputs=program.example_inputs,
-        constants=dict(program.constants),
-        verifiers=program.verifiers,
-    )
-    result._guards_code = list(program._guards_code)
-    return result
