@@ -10,6 +10,10 @@ which is one over the paper's scale. A channel that several layers make or read,
 share their scale add up, takes the geometric means of their ranges. Each scale changes the ranges
 of its neighbours: they take turns until nothing changes.
 
+Powers of two change no digit of a weight or of a value. The factor that all channels of a layer
+have in common is left out before the scales are rounded to such powers: it makes no range larger
+beside another. So no scale is further from the best one, up to that factor, than 1 was.
+
 All is computed in logarithms to the base 2, where scales add and ranges are maxima of sums.
 """
 
@@ -77,12 +81,13 @@ def magnitudes(weight: Tensor, groups: int, *, transposed: bool) -> Tensor:
     return torch.log2(grouped.transpose(1, 2) if transposed else grouped)
 
 
-def equalizing_scales(layers: Sequence[Magnitudes], free: Tensor) -> Tensor:
+def equalizing_scales(layers: Sequence[Magnitudes], free: Tensor, *, powers_of_two: bool) -> Tensor:
     """The logarithm of the scale of each group.
 
     Args:
         layers: The layers, in the order in which they run.
         free: Which groups may have another scale than 1.
+        powers_of_two: Whether to round the scales to powers of two.
 
     Shape:
         - free: :math:`(N)`, for N groups
@@ -99,6 +104,8 @@ def equalizing_scales(layers: Sequence[Magnitudes], free: Tensor) -> Tensor:
             change = max(change, float(step.abs().max()))
         if change < TOLERANCE:
             break
+    for turn in turns if powers_of_two else ():
+        scales[turn.groups] = (scales[turn.groups] - scales[turn.groups].median()).round()
     return scales
 
 

@@ -93,9 +93,7 @@ def _scales(scaling: Scaling, powers_of_two: bool) -> Tensor:
         )
         for layer in scaling.layers.values()
     ]
-    logarithms = equalizing_scales(layers, free)
-    scales = (logarithms.round() if powers_of_two else logarithms).exp2()
-    return scales[of_channel]
+    return equalizing_scales(layers, free, powers_of_two=powers_of_two).exp2()[of_channel]
 
 
 def _are_held(layer: Layer, rescaling: Rescaling) -> bool:
