@@ -1,7 +1,7 @@
 """Integer weights before and after `reparam.equalize`: `python -m tests.benchmarks.int8`.
 
 It trains small RepVGGs on handwritten digits, fuses and equalises them, quantises them by torchao's
-PT2E, and writes docs/data/int8.json and docs/int8.md. With `--render` it only writes the page again.
+PT2E, and writes docs/data/int8.json and docs/int8.md. With `--render` it only writes the page.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -85,7 +86,7 @@ def badly_scaled(fused: nn.Module, seed: int) -> nn.Module:
     model = deepcopy(fused)
     layers = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
-        for made, read in zip(layers, layers[1:], strict=False):
+        for made, read in pairwise(layers):
             scales = (WIDTH * (torch.rand(len(made.weight), generator=generator) - 0.5)).exp2()
             made.weight.mul_(scales.view(-1, *(1,) * (made.weight.dim() - 1)))
             made.bias.mul_(scales)
