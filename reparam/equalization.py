@@ -43,7 +43,7 @@ def equalize(
     example_inputs: Any = None,
     *,
     inplace: bool = False,
-    powers_of_two: bool = True,
+    powers_of_two: bool = False,
     verify: bool = True,
 ) -> ModelT:
     """Move scales between layers until the ranges of their channels are equal.
@@ -59,8 +59,9 @@ def equalize(
         example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
             needed, but with them shapes are known and the whole model is compared.
         inplace: Change the model itself, not a copy of it.
-        powers_of_two: Whether to round each scale to a power of two. Weights and outputs are then
-            not rounded anew, but ranges are equal only to within a factor of two.
+        powers_of_two: Whether to round each scale to a power of two. No weight and no value is then
+            rounded anew, so that outputs stay the same bit for bit, but each scale is up to a
+            factor of the square root of two from the best one.
         verify: Compare every value of the graph in float64 before a scale is applied.
 
     Returns:
@@ -76,12 +77,12 @@ def equalize(
         >>> import reparam
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-        >>> equal = reparam.equalize(model, powers_of_two=False)
+        >>> equal = reparam.equalize(model)
         >>> made, read = equal[0].weight.abs().amax(1), equal[2].weight.abs().amax(0)
         >>> torch.allclose(made, read, rtol=0.01)
         True
         >>> x = torch.randn(3, 4)
-        >>> torch.equal(model(x), reparam.equalize(model)(x))
+        >>> torch.equal(model(x), reparam.equalize(model, powers_of_two=True)(x))
         True
     """
     check_model(model)
@@ -118,7 +119,7 @@ def _new_weights(
     new: dict[str, Tensor] = {}
     for part in parts:
         scaling = follow_scales(part, find_weights(part, shared))
-        fix_seen_values(scaling)
+        fix_seen_values(scaling, model)
         rescaling = rescale(scaling, powers_of_two=powers_of_two)
         if verify and rescaling.changed():
             try:

@@ -55,17 +55,13 @@ class Magnitudes:
 
     def of_rows(self, scales: Tensor) -> Tensor:
         """Logarithms of the ranges of the rows, once the groups have these scales."""
-        return self._scaled(scales).amax(2).flatten()
+        read = scales[self.inputs].view(len(self.logarithms), 1, -1)
+        return (self.logarithms - read).amax(2).flatten() + scales[self.outputs]
 
     def of_columns(self, scales: Tensor) -> Tensor:
         """Logarithms of the ranges of the columns, once the groups have these scales."""
-        return self._scaled(scales).amax(1).flatten()
-
-    def _scaled(self, scales: Tensor) -> Tensor:
-        count, rows, columns = self.logarithms.shape
-        made = scales[self.outputs].view(count, rows, 1)
-        read = scales[self.inputs].view(count, 1, columns)
-        return self.logarithms + made - read
+        made = scales[self.outputs].view(len(self.logarithms), -1, 1)
+        return (self.logarithms + made).amax(1).flatten() - scales[self.inputs]
 
 
 def magnitudes(weight: Tensor, groups: int, *, transposed: bool) -> Tensor:

@@ -80,20 +80,22 @@ def _scales(scaling: Scaling, powers_of_two: bool) -> Tensor:
     numbers = {group: number for number, group in enumerate(sorted(set(first)))}
     of_channel = torch.tensor([numbers[group] for group in first], dtype=torch.long)
     free = torch.tensor([group not in groups.fixed for group in numbers], dtype=torch.bool)
-    root = scaling.part.trace.root
-    layers = [
-        Magnitudes(
-            magnitudes(
-                fetch(root, layer.weights.weight),
-                layer.weights.groups,
-                transposed=layer.weights.transposed,
-            ),
-            of_channel[torch.tensor(layer.outputs, dtype=torch.long)],
-            of_channel[torch.tensor(layer.inputs, dtype=torch.long)],
-        )
-        for layer in scaling.layers.values()
-    ]
+    layers = [_magnitudes(layer, of_channel, scaling) for layer in scaling.layers.values()]
     return equalizing_scales(layers, free, powers_of_two=powers_of_two).exp2()[of_channel]
+
+
+def _magnitudes(layer: Layer, of_channel: Tensor, scaling: Scaling) -> Magnitudes:
+    weights = layer.weights
+    weight = fetch(scaling.part.trace.root, weights.weight)
+    logarithms = magnitudes(weight, weights.groups, transposed=weights.transposed)
+    outputs, inputs = (
+        of_channel[torch.tensor(side, dtype=torch.long)] for side in (layer.outputs, layer.inputs)
+    )
+    if weights.groups == 1:  # several columns of one channel, since it was flattened, are one
+        inputs, columns = inputs.unique(return_inverse=True)
+        largest = logarithms.new_full((1, logarithms.shape[1], len(inputs)), -torch.inf)
+        logarithms = largest.scatter_reduce_(2, columns.expand_as(logarithms), logarithms, "amax")
+    return Magnitudes(logarithms, outputs, inputs)
 
 
 def _are_held(layer: Layer, rescaling: Rescaling) -> bool:

@@ -40,4 +40,4 @@ def test_random_network(seed: int) -> None:
 
 
 def test_some_channels_are_scaled() -> None:
-    assert sum(map(check, SEEDS[:20])) > 100
+    assert sum(map(check, SEEDS[:30])) > 60

@@ -41,6 +41,7 @@ WIDTH = 8
 """Scales between 2 ** -WIDTH / 2 and 2 ** WIDTH / 2 are planted."""
 
 _CALIBRATION = 256
+_PLANTED = ", scales planted"
 
 
 def accuracy(model: nn.Module, digits: Digits) -> float:
@@ -104,18 +105,18 @@ def measure(name: str, seed: int, *, epochs: int | None = None) -> Iterator[dict
     train(model, digits, epochs=epochs or usual, seed=seed)
     fused = reparam.fuse(model)
     yield _row(name, seed, fused, digits)
-    yield _row(f"{name}, scales planted", seed, badly_scaled(fused, seed), digits)
+    yield _row(f"{name}{_PLANTED}", seed, badly_scaled(fused, seed), digits)
 
 
 def _row(name: str, seed: int, fused: nn.Module, digits: Digits) -> dict[str, Any]:
-    exact = reparam.equalize(fused, powers_of_two=False)
-    forms = dict(zip(FORMS, (fused, reparam.equalize(fused), exact), strict=True))
+    exact, rounded = (reparam.equalize(fused, powers_of_two=choice) for choice in (False, True))
+    forms = dict(zip(FORMS, (fused, rounded, exact), strict=True))
     spreads = [row.spread[0] for row in exact.reparam_report.equalized]
     return {
         "network": name,
         "seed": seed,
         "float32": {form: accuracy(model, digits) for form, model in forms.items()},
-        "scaled": sum(row.channels[0] for row in forms["powers of two"].reparam_report.equalized),
+        "scaled": sum(row.channels[0] for row in rounded.reparam_report.equalized),
         "spread": round(max(spreads), 1),
         "quantised": [
             {
@@ -134,7 +135,7 @@ def _row(name: str, seed: int, fused: nn.Module, digits: Digits) -> dict[str, An
 def render(data: dict[str, Any]) -> str:
     """The page."""
     sections = []
-    for name in dict.fromkeys(row["network"] for row in data["rows"]):
+    for name in (f"{network}{kind}" for network in NETWORKS for kind in ("", _PLANTED)):
         rows = [row for row in data["rows"] if row["network"] == name]
         sections.append(_section(name, rows))
     seeds = len({row["seed"] for row in data["rows"]})
@@ -156,12 +157,23 @@ def _section(name: str, rows: list[dict[str, Any]]) -> str:
         lines.append(
             [f"{bits} bits", f"per {per}", *(_of([one[form] for one in found]) for form in FORMS)]
         )
-    header = ["weights", "scales", "fused", "equalised, powers of two", "equalised, exactly"]
+    header = ["weights", "scales", "fused", "equalised, powers of two", "equalised"]
+    gains = [
+        100
+        * mean(row["quantised"][index]["exact"] - row["quantised"][index]["fused"] for row in rows)
+        for index in range(len(SCHEMES))
+    ]
+    per_tensor = [
+        f"{gain:+.1f} at {bits} bits"
+        for gain, (bits, per) in zip(gains, SCHEMES, strict=True)
+        if per == "tensor"
+    ]
     return (
         f"### {name[0].upper()}{name[1:]}\n\n"
         f"In the worst layer the largest range of a channel is {min(spreads):.0f} to "
         f"{max(spreads):.0f} times the smallest one. The float32 network recognises "
-        f"{100 * mean(original):.1f} %.\n\n{table(header, lines)}"
+        f"{100 * mean(original):.1f} %. With one scale per tensor the equalised network recognises, "
+        f"in points more than the fused one: {', '.join(per_tensor)}.\n\n{table(header, lines)}"
     )
 
 

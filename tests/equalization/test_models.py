@@ -34,7 +34,7 @@ def test_in_place_keeps_the_parameters() -> None:
     before, parameters = run(model, (x,)), list(map(id, model.parameters()))
     memory = [parameter.data_ptr() for parameter in model.parameters()]
     weight = model[0].weight.detach().clone()
-    assert reparam.equalize(model, inplace=True) is model
+    assert reparam.equalize(model, inplace=True, powers_of_two=True) is model
     assert list(map(id, model.parameters())) == parameters
     assert [parameter.data_ptr() for parameter in model.parameters()] == memory
     assert torch.equal(run(model, (x,)), before)
@@ -104,7 +104,7 @@ def test_exported_program(decomposed: bool) -> None:
     if decomposed:
         program = program.run_decompositions({})
     state = {name: tensor.clone() for name, tensor in program.state_dict.items()}
-    equal = reparam.equalize(program)
+    equal = reparam.equalize(program, powers_of_two=True)
     assert isinstance(equal, torch.export.ExportedProgram)
     assert len(scaled(equal)) >= 2 - decomposed
     for name, tensor in state.items():
@@ -149,7 +149,8 @@ def test_example_inputs_that_do_not_fit() -> None:
 
 
 def test_the_report_is_a_table() -> None:
-    equal = reparam.equalize(spread(chain()), image(2, 3, 8, 8).float())
+    x = image(2, 3, 8, 8).float()
+    equal = reparam.equalize(spread(chain()), x, powers_of_two=True)
     text = str(equal.reparam_report)
     assert "largest / smallest range" in text
     assert "returned" in text

@@ -29,7 +29,7 @@ def columns(layer: nn.Module) -> Tensor:
 
 
 def test_ranges_are_equal() -> None:
-    equal = equalized(spread(chain()), image(2, 3, 12, 12), powers_of_two=False)
+    equal = equalized(spread(chain()), image(2, 3, 12, 12))
     for made, read in ((rows(equal[0]), rows(equal[2])), (rows(equal[2]), columns(equal[4])),
                        (rows(equal[4]), columns(equal[8]))):  # fmt: skip
         assert torch.allclose(made, read, rtol=1e-3)
@@ -52,13 +52,13 @@ def test_powers_of_two_are_near() -> None:
 
 def test_what_is_nearly_equal_stays() -> None:
     model = badly_scaled(0, width=0.4)
-    equal = reparam.equalize(reparam.equalize(model, powers_of_two=False))
+    equal = reparam.equalize(reparam.equalize(model), powers_of_two=True)
     assert not scaled(equal)
 
 
 def test_a_second_time_changes_nothing() -> None:
-    equal = equalized(spread(chain()), image(2, 3, 12, 12), powers_of_two=False)
-    again = reparam.equalize(equal, powers_of_two=False)
+    equal = equalized(spread(chain()), image(2, 3, 12, 12))
+    again = reparam.equalize(equal)
     for one, two in zip(equal.parameters(), again.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=1e-2)
 
@@ -66,7 +66,7 @@ def test_a_second_time_changes_nothing() -> None:
 def test_float32_is_equal_bit_for_bit() -> None:
     model = spread(chain())
     x = image(2, 3, 12, 12).float()
-    equal = reparam.equalize(model)
+    equal = reparam.equalize(model, powers_of_two=True)
     assert len(scaled(equal)) == 3
     assert torch.equal(run(equal, (x,)), run(model, (x,)))
 
@@ -74,7 +74,7 @@ def test_float32_is_equal_bit_for_bit() -> None:
 def test_bfloat16_is_equal_bit_for_bit() -> None:
     model = spread(chain()).bfloat16()
     x = image(2, 3, 12, 12).bfloat16()
-    equal = reparam.equalize(model)
+    equal = reparam.equalize(model, powers_of_two=True)
     assert len(scaled(equal)) == 3
     assert {parameter.dtype for parameter in equal.parameters()} == {torch.bfloat16}
     assert torch.equal(run(equal, (x,)), run(model, (x,)))
@@ -124,7 +124,7 @@ def test_weights_near_the_end_of_their_range(power: int) -> None:
     model = spread(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
     with torch.no_grad():
         model[0].weight.mul_(2.0**power)
-    equal = reparam.equalize(model)
+    equal = reparam.equalize(model, powers_of_two=True)
     assert all(parameter.isfinite().all() for parameter in equal.parameters())
     x = image(3, 4).float()
     assert torch.equal(run(equal, (x,)), run(model, (x,)))
@@ -135,7 +135,7 @@ def test_overflow_is_refused() -> None:
     with torch.no_grad():
         model[0].weight[:2].mul_(2.0**-10)
         model[0].bias.fill_(2.0**126)
-    equal = reparam.equalize(model)
+    equal = reparam.equalize(model, powers_of_two=True)
     assert not scaled(equal)
     assert "range of their type" in reasons(equal)["0"]
 

@@ -116,7 +116,7 @@ class Residual(nn.Module):
 
 def test_sums_share_their_scale() -> None:
     model = spread(Residual())
-    equal = equalized(model, image(2, 3, 9, 9), powers_of_two=False)
+    equal = equalized(model, image(2, 3, 9, 9))
     assert scaled(equal) == {"stem", *(f"blocks.{at}.{n}" for at in range(2) for n in (0, 2))}
     factors = [
         (new.bias / old.bias).detach()
@@ -143,7 +143,7 @@ class SideBySide(nn.Module):
 def test_side_by_side_with_the_input() -> None:
     model, x = spread(SideBySide()), image(2, 3, 9, 9)
     assert not scaled(equalized(model, x))  # nobody knows how many channels the input has
-    equal = equalized(model, x, example_inputs=x, powers_of_two=False)
+    equal = equalized(model, x, example_inputs=x)
     assert scaled(equal) == {"one", "two"}
 
 
