@@ -89,7 +89,7 @@ def equalizing_scales(layers: Sequence[Magnitudes], free: Tensor, *, powers_of_t
         - free: :math:`(N)`, for N groups
         - Output: :math:`(N)`
     """
-    scales = torch.zeros(len(free), dtype=torch.float64)
+    scales = torch.zeros(len(free), dtype=torch.float64, device="cpu")
     sides = [_Side(layer, made, scales) for layer in layers for made in (True, False)]
     turns = _turns(sides, free & _both_live(sides, len(free)))
     for _ in range(_MOST_ROUNDS):
@@ -121,8 +121,8 @@ class _Turn:
 
     def __init__(self, groups: Tensor, sides: Sequence[_Side], count: int) -> None:
         self.groups = groups
-        number = torch.full((count,), -1)
-        number[groups] = torch.arange(len(groups))
+        number = torch.full((count,), -1, device="cpu")
+        number[groups] = torch.arange(len(groups), device="cpu")
         self.places: list[tuple[_Side, Tensor, Tensor]] = []
         for side in sides:
             entries = (side.live & (number[side.groups] >= 0)).nonzero().flatten()
@@ -131,10 +131,10 @@ class _Turn:
 
     def step(self, scales: Tensor) -> Tensor:
         """By how much the logarithms of the scales have to change."""
-        sums = torch.zeros(2, len(self.groups), dtype=torch.float64)
+        sums = scales.new_zeros(2, len(self.groups))
         counts = torch.zeros_like(sums)
         for side, entries, numbers in self.places:
-            ranges = torch.full((len(self.groups),), -torch.inf, dtype=torch.float64)
+            ranges = scales.new_full((len(self.groups),), -torch.inf)
             ranges.scatter_reduce_(0, numbers, side.ranges(scales)[entries], "amax")
             there = ranges.isfinite()
             sums[int(side.made)] += ranges.where(there, 0.0)
@@ -145,7 +145,7 @@ class _Turn:
 
 def _both_live(sides: Sequence[_Side], count: int) -> Tensor:
     """Which groups are made and read by weights that are not negligible."""
-    live = torch.zeros(2, count, dtype=torch.bool)
+    live = torch.zeros(2, count, dtype=torch.bool, device="cpu")
     for side in sides:
         live[int(side.made), side.groups[side.live]] = True
     return live.all(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Rescaling:
 
     def of(self, channels: Channels) -> Tensor:
         """The scales of some channels."""
-        return self.scales[torch.tensor(channels, dtype=torch.long)]
+        return self.scales[_numbers(channels)]
 
     def changed(self) -> list[Layer]:
         """The layers whose weights change."""
@@ -78,8 +79,8 @@ def _scales(scaling: Scaling, powers_of_two: bool) -> Tensor:
     groups = scaling.groups
     first = [groups.find(channel) for channel in range(len(groups.parents))]
     numbers = {group: number for number, group in enumerate(sorted(set(first)))}
-    of_channel = torch.tensor([numbers[group] for group in first], dtype=torch.long)
-    free = torch.tensor([group not in groups.fixed for group in numbers], dtype=torch.bool)
+    of_channel = _numbers([numbers[group] for group in first])
+    free = _numbers([group not in groups.fixed for group in numbers]).bool()
     layers = [_magnitudes(layer, of_channel, scaling) for layer in scaling.layers.values()]
     return equalizing_scales(layers, free, powers_of_two=powers_of_two).exp2()[of_channel]
 
@@ -88,14 +89,16 @@ def _magnitudes(layer: Layer, of_channel: Tensor, scaling: Scaling) -> Magnitude
     weights = layer.weights
     weight = fetch(scaling.part.trace.root, weights.weight)
     logarithms = magnitudes(weight, weights.groups, transposed=weights.transposed)
-    outputs, inputs = (
-        of_channel[torch.tensor(side, dtype=torch.long)] for side in (layer.outputs, layer.inputs)
-    )
+    outputs, inputs = (of_channel[_numbers(side)] for side in (layer.outputs, layer.inputs))
     if weights.groups == 1:  # several columns of one channel, since it was flattened, are one
         inputs, columns = inputs.unique(return_inverse=True)
         largest = logarithms.new_full((1, logarithms.shape[1], len(inputs)), -torch.inf)
         logarithms = largest.scatter_reduce_(2, columns.expand_as(logarithms), logarithms, "amax")
     return Magnitudes(logarithms, outputs, inputs)
+
+
+def _numbers(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.long, device="cpu")
 
 
 def _are_held(layer: Layer, rescaling: Rescaling) -> bool:

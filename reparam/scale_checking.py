@@ -62,10 +62,12 @@ def _inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
     if not floats:
         yield from random_inputs(part)
         return
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     device = next((tensor.device for tensor in part.trace.root.parameters()), None)
     yield {
-        node: torch.randn(shapes[node], generator=generator, dtype=torch.float64).to(device)
+        node: torch.randn(shapes[node], generator=generator, dtype=torch.float64, device="cpu").to(
+            device
+        )
         for node in floats
     }
 

@@ -172,7 +172,7 @@ def _section(name: str, rows: list[dict[str, Any]]) -> str:
         f"### {name[0].upper()}{name[1:]}\n\n"
         f"In the worst layer the largest range of a channel is {min(spreads):.0f} to "
         f"{max(spreads):.0f} times the smallest one. The float32 network recognises "
-        f"{100 * mean(original):.1f} %. With one scale per tensor the equalised network recognises, "
+        f"{100 * mean(original):.1f} %. With one scale per tensor the equalised one recognises, "
         f"in points more than the fused one: {', '.join(per_tensor)}.\n\n{table(header, lines)}"
     )
 

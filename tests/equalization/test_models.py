@@ -143,6 +143,14 @@ def test_meta_device() -> None:
     assert "meta device" in str(reparam.equalize(model).reparam_report)
 
 
+def test_another_default_device() -> None:
+    model, x = spread(chain()), image(2, 3, 8, 8).float()
+    with torch.device("meta"):
+        equal = reparam.equalize(model, powers_of_two=True)
+    assert scaled(equal) == {"0"}
+    assert torch.equal(run(equal, (x,)), run(model, (x,)))
+
+
 def test_example_inputs_that_do_not_fit() -> None:
     with pytest.raises(reparam.ReparamError, match="does not run on example_inputs"):
         reparam.equalize(spread(chain()), torch.zeros(2, 4, 8, 8))
