@@ -8,6 +8,7 @@ cheaper.
 from reparam import testing
 from reparam.affine import AffineConv
 from reparam.driver import Plan, fuse, plan
+from reparam.equalization import equalize
 from reparam.errors import Refusal, ReparamError
 from reparam.geometry import Axis
 from reparam.rules import register_rule
@@ -22,6 +23,7 @@ __all__ = [
     "Refusal",
     "ReparamError",
     "Verification",
+    "equalize",
     "fuse",
     "plan",
     "register_rule",

@@ -14,9 +14,10 @@ from torch.export import ExportedProgram
 
 from reparam.affine import AffineConv
 from reparam.checking import Check, MismatchError
+from reparam.copying import copy_model
 from reparam.describing import applied_row, fused_row, place, refused_rows, taught_rules
 from reparam.edits import Rewrite
-from reparam.errors import Refusal, ReparamError
+from reparam.errors import Refusal
 from reparam.exported import as_module, rebuild
 from reparam.frames import frame_of
 from reparam.graft import graft
@@ -67,20 +68,20 @@ def apply_parts(
     # What dies is not copied: the first copy shares all tensors, the second copies what remains.
     # A module with its own way to be copied could lose its new code by that, and is copied whole.
     twice = not inplace and not any(map(_copies_itself, model.modules()))
-    target = model if inplace else _copy(model, shared=_tensors(model) if twice else [])
+    target = model if inplace else copy_model(model, shared=_tensors(model) if twice else [])
     try:
         with _all_or_nothing(target):
             new = []
             for part, made, held in zip(parts, operators, kinds, strict=True):
                 new.extend(_apply(part, made, target, held, report, verify=verify))
             if twice:
-                target = _copy(target, shared=[t for module in new for t in _tensors(module)])
+                target = copy_model(target, shared=[t for module in new for t in _tensors(module)])
             if judge is not None:
                 report.notes = [note for note in report.notes if note != _UNCHECKED]
-                judge.compare(target, report)
+                judge.compare(target, report.notes)
     except DifferenceError as problem:
         _refuse_all(report, problem)
-        target = model if inplace else _copy(model, shared=[])
+        target = model if inplace else copy_model(model, shared=[])
     vars(target)["reparam_report"] = report  # its class may forbid to set attributes
     return target
 
@@ -115,7 +116,7 @@ def apply_to_program(
     called = program.example_inputs if inputs is None else (inputs, {})
     if verify and called is not None:
         try:
-            Judge(as_module(program), *called).compare(as_module(fused), report)
+            Judge(as_module(program), *called).compare(as_module(fused), report.notes)
         except DifferenceError as problem:
             _refuse_all(report, problem)
             fused = copy.copy(program)
@@ -264,27 +265,6 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 def _copies_itself(module: nn.Module) -> bool:
     return hasattr(type(module), "__deepcopy__") and not isinstance(module, fx.GraphModule)
-
-
-def _copy(model: nn.Module, shared: list[Tensor]) -> nn.Module:
-    """A deep copy but for some tensors, which both will hold."""
-    memo: dict[int, Any] = {id(held): held for held in (*shared, *_tree_structures(model))}
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ReparamError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
-        ) from error
-
-
-def _tree_structures(model: nn.Module) -> list[Any]:
-    """What says how graph modules pack arguments: never changed, and torch warns of copying it."""
-    return [
-        spec
-        for module in model.modules()
-        if isinstance(module, fx.GraphModule)
-        for spec in (vars(module).get("_in_spec"), vars(module).get("_out_spec"))
-    ]
 
 
 def make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:

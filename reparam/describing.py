@@ -20,7 +20,7 @@ from reparam.rules import describe_rule, describe_target, is_built_in
 def fused_row(part: Part, region: Region) -> FusedRow:
     """The row of one region, before it is applied."""
     kinds = Counter(
-        _operator(part.trace, node)
+        operator_kind(part.trace, node)
         for node in sorted(region.dying, key=part.facts.order.__getitem__)
         if node in part.steps
     )
@@ -36,7 +36,7 @@ def fused_row(part: Part, region: Region) -> FusedRow:
 def refused_rows(part: Part) -> list[RefusedRow]:
     """One row per operator that the planner leaves."""
     return [
-        RefusedRow(place(part.trace, node), _operator(part.trace, node), refusal.reason)
+        RefusedRow(place(part.trace, node), operator_kind(part.trace, node), refusal.reason)
         for node, refusal in part.decision.refused.items()
     ]
 
@@ -78,7 +78,8 @@ def place(trace: Trace, node: fx.Node) -> str:
     return f"{path} ({node.name})" if path else node.name
 
 
-def _operator(trace: Trace, node: fx.Node) -> str:
+def operator_kind(trace: Trace, node: fx.Node) -> str:
+    """What kind of operator a node runs."""
     if node.op == "call_module":
         return type(fetch(trace.root, str(node.target))).__name__
     return str(node.target) if node.op == "call_method" else describe_target(node.target)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from threading import RLock
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from reparam.applying import apply_parts, apply_to_program
 from reparam.describing import fused_row, refused_rows, untraced_row
@@ -26,10 +21,9 @@ from reparam.report import FusedRow, RefusedRow, Report
 from reparam.rules import Rules, load_rules
 from reparam.rules.registry import Rule, Target
 from reparam.verification import as_arguments
+from reparam.working import at_work
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
-
-_LOCK = RLock()
 
 
 @dataclass(eq=False)
@@ -93,7 +87,7 @@ class Plan:
         report = Report(self.report.model, [], list(self._untraced), [])
         inputs = self._options["example_inputs"]
         arguments = None if inputs is None else as_arguments(inputs)
-        with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
+        with at_work():
             if isinstance(self.model, ExportedProgram):
                 return apply_to_program(
                     self.model, parts[0], report, verify=verify, inputs=arguments
@@ -142,11 +136,13 @@ def plan(
         raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
-    with _alone(), torch.inference_mode(False), torch.no_grad(), _without_collection():
+    with at_work():
         if isinstance(model, ExportedProgram):
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
         else:
             parts, failures = find_parts(model, Rules(rules), inputs)
+        for part in parts:
+            part.decide()
     untraced = [untraced_row(failure) for failure in failures]
     report = Report(type(model).__name__, [], list(untraced))
     for part in parts:
@@ -198,33 +194,6 @@ def fuse(
         inplace=inplace, verify=verify
     )
     return fused
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Make many small objects without Python searching all of them for garbage again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Let no other thread fuse meanwhile: what is shared changes for a moment.
-
-    That is the model, which tracing may change until it is put back, torch itself, which torch.fx
-    patches, and the cache of `parametrize.cached`, which is to see no value of a trace.
-    """
-    with _LOCK:
-        enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
-        try:
-            yield
-        finally:
-            parametrize._cache_enabled = enabled
 
 
 def check_model(model: Any) -> None:

@@ -39,7 +39,7 @@ _ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
 
 
 def program_part(program: ExportedProgram, rules: Rules) -> Part:
-    """Plan a program.
+    """Read a program as one part; what it becomes is not decided yet.
 
     Args:
         program: The program; it is not changed.
@@ -48,9 +48,7 @@ def program_part(program: ExportedProgram, rules: Rules) -> Part:
     root, graph = _read(program)
     values = recorded_values(graph)
     facts = gather(root, graph, rules, values.shapes, values.dtypes, values.ranks)
-    part = Part(as_trace(root, graph), facts, lift(graph, facts, rules), rules)
-    part.decide()
-    return part
+    return Part(as_trace(root, graph), facts, lift(graph, facts, rules), rules)
 
 
 def as_module(program: ExportedProgram) -> nn.Module:

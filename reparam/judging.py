@@ -1,4 +1,4 @@
-"""Compare a fused model with its original on example inputs, and judge the difference."""
+"""Compare a changed model with its original on example inputs, and judge the difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from reparam.report import Report
 from reparam.running import copied, in_float64
 from reparam.state import undisturbed
 from reparam.verification import relative_error
@@ -19,7 +18,7 @@ EXACT_BOUND = 1e-9
 """Largest relative difference of two models in float64."""
 
 FACTOR = 4
-"""How many times the error of the unfused model, and one rounding, a fused one may have."""
+"""How many times the error of the original, and one rounding, a changed model may have."""
 
 
 class DifferenceError(Exception):
@@ -27,10 +26,10 @@ class DifferenceError(Exception):
 
 
 class Judge:
-    """Remembers what a model returns, to compare with what the fused model does.
+    """Remembers what a model returns, to compare with what the changed model does.
 
     In float64 two models are the same if they agree to within rounding. Else both are compared with
-    the original in float64: a fused model may be a few times as far from it as the original is.
+    the original in float64: a changed model may be a few times as far from it as the original is.
 
     Args:
         model: The original.
@@ -54,26 +53,24 @@ class Judge:
         if inplace and not self._is_exact():
             self.truth = self._exact()
 
-    def compare(self, fused: nn.Module, report: Report) -> None:
-        """Run the fused model and note how far it is from the original.
+    def compare(self, changed: nn.Module, notes: list[str]) -> None:
+        """Run the changed model and note how far it is from the original.
 
         Raises:
             DifferenceError: If that is further than rounding explains.
         """
-        after = _results(fused, self.inputs)
+        after = _results(changed, self.inputs)
         if _layout(after) != _layout(self.before):
             raise DifferenceError(
-                "on the example inputs the fused model returned something of another structure"
+                "on the example inputs the new model returned something of another structure"
             )
         difference = _largest(after, self.before)
         if not difference <= self._bound(after, difference):
             raise DifferenceError(
-                f"on the example inputs the outputs of the fused model differed by {difference:.1e}"
+                f"on the example inputs the outputs of the new model differed by {difference:.1e}"
             )
         if _floats(self.before):
-            report.notes.append(
-                f"on the example inputs the outputs differ by at most {difference:.1e}"
-            )
+            notes.append(f"on the example inputs the outputs differ by at most {difference:.1e}")
 
     def _bound(self, after: list[Any], difference: float) -> float:
         if self._is_exact():

@@ -31,6 +31,8 @@ from reparam.stateful import frame_problem
 from reparam.structures import nodes_in
 from reparam.tracing import trace
 
+_SHARED = Refusal("its module is used by two parts of the model, traced apart")
+
 
 @dataclass(eq=False)
 class Part:
@@ -47,6 +49,7 @@ class Part:
         merged: Numbers of the calls whose code will be a part of their caller's.
         unlike: Identities of the modules whose calls need different code.
         elsewhere: Paths below its root of the modules that other code uses, too.
+        shared: Identities of the modules that more than this part uses, each apart.
     """
 
     trace: Trace
@@ -59,6 +62,7 @@ class Part:
     merged: frozenset[int] = frozenset()
     unlike: frozenset[int] = frozenset()
     elsewhere: frozenset[str] = frozenset()
+    shared: frozenset[int] = frozenset()
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
@@ -70,10 +74,17 @@ class Part:
                 for region in self.decision.regions
                 if stateful and (problem := frame_problem(stateful, region)) is not None
             ]
+            problems += [
+                (region, _SHARED) for region in self.decision.regions if self._shares(region)
+            ]
             for region, problem in problems:
                 self.ban(region, problem)
             if not problems:
                 return
+
+    def _shares(self, region: Region) -> bool:
+        """Whether a region lies in modules that two parts use, each traced without the other."""
+        return not self.shared.isdisjoint(self.touched(region.dying))
 
     def ban(self, region: Region, reason: Refusal) -> None:
         """Exclude a region from the next decision."""
@@ -89,7 +100,7 @@ class Part:
         if self.make is None:
             raise RuntimeError("a part that cannot be made again")
         fresh = self.make()
-        fresh.make, fresh.elsewhere = self.make, self.elsewhere
+        fresh.make, fresh.elsewhere, fresh.shared = self.make, self.elsewhere, self.shared
         fresh.merged, fresh.unlike = self.merged, self.unlike
         for region in regions:
             self.ban(region, reason)
@@ -149,7 +160,7 @@ class Untraced:
 def find_parts(
     model: nn.Module, rules: Rules, inputs: tuple[Any, ...] | None
 ) -> tuple[list[Part], list[Untraced]]:
-    """Trace a model as far as possible and plan every part.
+    """Trace a model as far as possible; what each part becomes is not decided yet.
 
     Args:
         model: The model.
@@ -204,9 +215,7 @@ def find_parts(
     users.update(reach.opened | (reach.called.keys() - roots))
     users.update(key for part in parts for key in _used_otherwise(part))
     for part in parts:
-        part.decide()
-        while _ban_shared(part, users):
-            part.decide()
+        part.shared = frozenset(key for key, count in users.items() if count > 1)
     _note_uses_elsewhere(parts, reach)
     return parts, untraced
 
@@ -308,18 +317,6 @@ def _make(
         module, traced.graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path)
     )
     return Part(traced, facts, lift(traced.graph, facts, rules, path), rules)
-
-
-def _ban_shared(part: Part, users: Counter[int]) -> bool:
-    """Ban what lies in modules that two parts use, each traced without the other."""
-    shared = [
-        region
-        for region in part.decision.regions
-        if any(users[key] > 1 for key in part.touched(region.dying))
-    ]
-    for region in shared:
-        part.ban(region, Refusal("its module is used by two parts of the model, traced apart"))
-    return bool(shared)
 
 
 def _note_uses_elsewhere(parts: Iterable[Part], reach: Reach) -> None:

@@ -50,8 +50,43 @@ class RefusedRow:
     reason: str
 
 
+@dataclass(frozen=True)
+class EqualizedRow:
+    """One layer with scaled weights.
+
+    Args:
+        place: Where in the model it is.
+        operator: What it is.
+        channels: How many of its output channels have a scale other than 1, and all.
+        spread: The largest range of an output channel over the smallest one, before and after;
+            channels without weights do not count.
+    """
+
+    place: str
+    operator: str
+    channels: tuple[int, int]
+    spread: tuple[float, float]
+
+
+class _Printed:
+    """Prints as a table in a terminal, as text and in a notebook."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        output = io.StringIO()
+        Console(file=output, width=120, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), width=120, record=True)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
 @dataclass
-class Report:
+class Report(_Printed):
     """What one call of `fuse` or `plan` found.
 
     Args:
@@ -101,19 +136,53 @@ class Report:
         for note in self.notes:
             yield f"note: {note}"
 
-    def __str__(self) -> str:
-        return self._render(Console(file=io.StringIO(), width=120, color_system=None))
 
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), width=120, record=True)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+@dataclass
+class EqualizationReport(_Printed):
+    """What one call of `equalize` did.
 
-    def _render(self, console: Console) -> str:
-        console.print(self)
-        output = console.file
-        text = output.getvalue() if isinstance(output, io.StringIO) else ""
-        return "\n".join(line.rstrip() for line in text.splitlines())
+    Args:
+        model: The class of the model.
+        equalized: One row per layer with scaled weights.
+        refused: One row per layer whose outputs are not scaled, or that has no graph.
+        notes: What else a user should know.
+    """
+
+    model: str
+    equalized: list[EqualizedRow] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The result in one line."""
+        channels = sum(row.channels[0] for row in self.equalized)
+        return (
+            f"{self.model}: {_many(channels, 'channel')} scaled, in "
+            f"{_many(len(self.equalized), 'layer')}; refused: {len(self.refused)}"
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.summary()
+        if self.equalized:
+            yield _table(
+                ("where", "layer", "channels scaled", "largest / smallest range"),
+                (
+                    (
+                        row.place,
+                        row.operator,
+                        f"{row.channels[0]} of {row.channels[1]}",
+                        f"{row.spread[0]:.3g} -> {row.spread[1]:.3g}",
+                    )
+                    for row in self.equalized
+                ),
+            )
+        if self.refused:
+            yield _table(
+                ("where", "is not scaled", "because"),
+                ((row.place, row.operator, row.reason) for row in self.refused),
+            )
+        for note in self.notes:
+            yield f"note: {note}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

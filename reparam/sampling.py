@@ -57,7 +57,7 @@ def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
         The samples; calls that depend on code of the user's or on random numbers have none, and
         there are none at all if no input of a usual size works.
     """
-    for inputs in _inputs(part):
+    for inputs in random_inputs(part):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 return _run(part, inputs, calls)
@@ -126,8 +126,8 @@ def may_run(module: nn.Module) -> bool:
 # -- Inputs ---------------------------------------------------------------------------------------
 
 
-def _inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
-    """Random inputs, the smallest first."""
+def random_inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
+    """Random inputs of a part in float64, the smallest first."""
     device = next((tensor.device for tensor in part.trace.root.parameters()), None)
     if device is not None and device.type == "meta":
         return
@@ -202,18 +202,18 @@ def _run(
 
     for node in order:
         for call in starting.get(node, ()):
-            if _is_known((call.args, call.kwargs), values, part):
+            if is_known((call.args, call.kwargs), values, part):
                 given[call] = copied(filled((call.args, call.kwargs), read))
         if node in inputs:
             values[node] = inputs[node]
         elif node.op not in ("placeholder", "output", "get_attr") and node not in sources:
-            known = _is_known((node.args, node.kwargs), values, part)
-            if known and _is_plain(node, part):
+            known = is_known((node.args, node.kwargs), values, part)
+            if known and runs_alone(node, part):
                 _execute(node, values, read, part)
         for call in ending.get(node, ()):
             # Nothing in it may be unknown, even what does not reach its result.
             complete = all(n in values or n in sources for n in inside[call])
-            if call in given and complete and _is_known(call.result, values, part):
+            if call in given and complete and is_known(call.result, values, part):
                 result = copied(filled(call.result, read))
                 if _is_usual(result):
                     args, kwargs = given[call]
@@ -221,14 +221,15 @@ def _run(
     return samples
 
 
-def _is_known(structure: Any, values: Mapping[fx.Node, Any], part: Part) -> bool:
+def is_known(structure: Any, values: Mapping[fx.Node, Any], part: Part) -> bool:
+    """Whether all nodes in a structure have a value, or are constants."""
     nodes: list[fx.Node] = []
     fx.map_arg(structure, nodes.append)
     nodes.extend(nodes_in(structure))
     return all(node in values or node in part.facts.sources for node in nodes)
 
 
-def _is_plain(node: fx.Node, part: Part) -> bool:
+def runs_alone(node: fx.Node, part: Part) -> bool:
     """Whether running a node runs nobody's own code, and its value does not jump."""
     if node.op == "call_module":
         module = fetch(part.trace.root, str(node.target))

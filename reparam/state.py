@@ -44,6 +44,11 @@ def random_state() -> tuple[bytes, Any, bytes]:
     )
 
 
+def tensors_held(root: nn.Module) -> list[Tensor]:
+    """All tensors below a module, each once: registered, or in attributes and containers."""
+    return [holder for _, holder in _holders(root) if isinstance(holder, Tensor)]
+
+
 class Watch:
     """A context that remembers the state which a forward may change, and puts it back at its end.
 

@@ -122,7 +122,7 @@ def test_another_result_on_the_example_inputs_is_an_alarm(
 
     monkeypatch.setattr(graft, "prune", prune)
     monkeypatch.setattr("reparam.applying.Check", lambda part: None)
-    with pytest.warns(UserWarning, match="on the example inputs the outputs of the fused model"):
+    with pytest.warns(UserWarning, match="on the example inputs the outputs of the new model"):
         fused = reparam.fuse(model, x, inplace=inplace)
     assert torch.equal(run(fused, (x,)), expected)
     assert list(fused.state_dict()) == list(state)

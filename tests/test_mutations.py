@@ -30,6 +30,6 @@ def test_a_mistake_is_planted_in_a_copy() -> None:
     original = (ROOT / "reparam" / mistake.file).read_text(encoding="utf-8")
     with planted(mistake) as folder:
         assert (folder / "reparam" / mistake.file).read_text(encoding="utf-8") != original
-        assert all((folder / test).is_file() for test in TESTS)
+        assert all((folder / test).exists() for test in TESTS)
     assert not folder.exists()
     assert (ROOT / "reparam" / mistake.file).read_text(encoding="utf-8") == original

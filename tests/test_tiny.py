@@ -376,3 +376,12 @@ def test_a_model_may_have_a_forward_of_its_own(x: Tensor) -> None:
     fused = reparam.fuse(model)
     assert_equal(fused, model, x)
     assert count_operators(fused, (x,)).total == 1
+
+
+def test_equalize() -> None:
+    model = nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), nn.Conv2d(C, 2, 3))
+    fused = reparam.fuse(ready(model))
+    equal = reparam.equalize(fused)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert relative_error(run(equal, (x,)), run(fused, (x,))) <= EXACT
+    assert [row.channels for row in equal.reparam_report.equalized] == [(C, C), (0, 2)]

@@ -306,4 +306,40 @@ MISTAKES = [
         "    if (moves or region.adjustments) and (permuted or facts.by_layout):\n",
         "    if False:\n",
     ),
+    Mistake(
+        "the operands of a sum have scales of their own",
+        "scaling.py",
+        "            scaling.groups.tie(first.channels, one.channels)\n",
+        "            pass\n",
+    ),
+    Mistake(
+        "a scale passes a clamp with any bounds",
+        "homogeneous.py",
+        "(type(bound) in (int, float) and bound == 0)",
+        "True",
+    ),
+    Mistake(
+        "a forward with other arguments does not see scaled values",
+        "observers.py",
+        "        if above and not knows_only_tensors(call):\n",
+        "        if False:\n",
+    ),
+    Mistake(
+        "a weight that other code reads is scaled",
+        "scalable.py",
+        "len(readers[memory(tensor)]) > 1",
+        "False",
+    ),
+    Mistake(
+        "what is read is scaled as what is made is",
+        "rescaling.py",
+        "made.view(count, -1, 1) / read.view(count, 1, -1)",
+        "made.view(count, -1, 1) * read.view(count, 1, -1)",
+    ),
+    Mistake(
+        "several positions of a channel are taken for one",
+        "scaling.py",
+        "for channel in read.channels for _ in range(times))",
+        "for _ in range(times) for channel in read.channels)",
+    ),
 ]

@@ -29,6 +29,7 @@ TESTS = [
     "tests/test_distributing.py",
     "tests/test_methods.py",
     "tests/test_repeats.py",
+    "tests/equalization",
     "tests/test_random_networks.py",
 ]
 """The fast tests that have to notice, in the order in which they run."""
