@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
