@@ -92,10 +92,12 @@ class Recipe:
 PLAIN = Recipe()
 """For A0 to B2: random crops and flips only."""
 
-STRONG = Recipe(epochs=200, warmup_epochs=5, label_smoothing=0.1, mixup=0.2, rand_augment=9)
+STRONG = Recipe(epochs=200, label_smoothing=0.1, mixup=0.2, rand_augment=9)
 """For the larger networks."""
 
-PLUS = replace(STRONG, epochs=300, weight_decay=4e-5, train_size=256, test_size=320)
+PLUS = replace(
+    STRONG, epochs=300, warmup_epochs=5, weight_decay=4e-5, train_size=256, test_size=320
+)
 """For RepVGGplus."""
 
 DIGITS = Recipe(

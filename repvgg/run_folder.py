@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from torch import nn
-
 from reparam import ReparamError
-from repvgg.atomic_write import remove_partial_files, write_files
+from repvgg.atomic_write import remove_partial_files
+from repvgg.backbone import Backbone
+from repvgg.checkpoints import save_checkpoint
 from repvgg.snapshots import read_snapshot, write_snapshot
 from repvgg.training import TrainingState
 
@@ -95,13 +94,10 @@ class RunFolder:
         contents = {"run": self.identity, "best": best, "training": state.state_dict()}
         write_snapshot(self.state, contents)
 
-    def keep(self, path: Path, model: nn.Module) -> None:
+    def keep(self, path: Path, model: Backbone) -> None:
         """Writes the weights of a network.
 
         Raises:
             ReparamError: If the disk is full; the earlier weights are kept then.
         """
-        weights = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-        }
-        write_files(self.folder, {path.name: safetensors.torch.save(weights)})
+        save_checkpoint(model, path)

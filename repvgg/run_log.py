@@ -89,7 +89,12 @@ def _rows_until(path: Path, step: int) -> list[str]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     complete = (line.rstrip("\n") for line in lines[1:] if line.endswith("\n"))
-    return [line for line in complete if int(line.partition(",")[0]) <= step]
+    try:
+        return [line for line in complete if int(line.partition(",")[0]) <= step]
+    except ValueError as error:
+        raise ReparamError(
+            f"{path} is not the log of a run; remove it, or choose another folder"
+        ) from error
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

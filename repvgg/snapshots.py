@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ def write_snapshot(path: Path, contents: Mapping[str, Any]) -> None:
     Raises:
         ReparamError: If the file cannot be written.
     """
-    data = io.BytesIO()
-    torch.save({"format": _FORMAT, **contents}, data)
-    write_files(path.parent, {path.name: data.getvalue()})
+    write_files(path.parent, {path.name: partial(_save, {"format": _FORMAT, **contents})})
 
 
 def read_snapshot(path: Path) -> dict[str, Any] | None:
@@ -48,3 +46,10 @@ def read_snapshot(path: Path) -> dict[str, Any] | None:
             "choose another folder, or train from the start with --restart"
         )
     return contents
+
+
+def _save(contents: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(contents, path)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error  # a full disk, say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reparam import ReparamError
+from repvgg.backbone import Backbone
 from repvgg.datasets import import_torchvision
 from repvgg.losses import training_loss
 from repvgg.optimization import learning_rate, make_optimizer
@@ -37,7 +38,7 @@ class TrainingState:
         ReparamError: If the recipe needs a GPU and there is none.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, processes: Processes) -> None:
+    def __init__(self, model: Backbone, recipe: Recipe, processes: Processes) -> None:
         device = processes.device
         if recipe.sync_bn and device.type == "cpu":
             raise ReparamError(
@@ -50,7 +51,8 @@ class TrainingState:
                 "stride 2 writes beyond its memory in that layout"
             )
         if recipe.sync_bn:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+        model.set_grad_checkpointing(recipe.grad_checkpointing)
         self.model = model.to(device)
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -64,12 +66,11 @@ class TrainingState:
         self.step = 0
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> Backbone:
         """The network to evaluate and to keep: the average if there is one."""
         if self.average is None:
             return self.model
-        average: nn.Module = self.average.module
-        return average
+        return cast(Backbone, self.average.module)  # a copy of the model
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors, numbers and containers of them."""
@@ -158,7 +159,7 @@ def train_steps(
         yield processes.sum(loss.detach().double()) / processes.count
 
 
-def train(model: nn.Module, samples: Samples, recipe: Recipe, *, seed: int) -> None:
+def train(model: Backbone, samples: Samples, recipe: Recipe, *, seed: int) -> None:
     """Trains in place, in this process and without files, and leaves the model in evaluation mode.
 
     Progress is shown in a terminal.

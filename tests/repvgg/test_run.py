@@ -232,3 +232,15 @@ def test_fused_weights_cannot_be_trained(tmp_path: Path, whole: Path) -> None:
     )
     with pytest.raises(ReparamError, match="is fused, and training needs the branches"):
         train(tmp_path / "run", weights=fused)
+
+
+def test_a_foreign_log_is_not_overwritten(tmp_path: Path, whole: Path) -> None:
+    (tmp_path / "state.pt").write_bytes((whole / "state.pt").read_bytes())
+    train_again = {"average_decay": 0.9, "epochs": 2}
+    (tmp_path / "log.csv").write_text("a,b\nprecious,1\n")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["training"]["step"] = 7
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(ReparamError, match=r"log\.csv is not the log of a run"):
+        train(tmp_path, **train_again)
+    assert "precious" in (tmp_path / "log.csv").read_text()
