@@ -128,7 +128,8 @@ def _to_exported_program(network: nn.Module, images: Tensor) -> tuple[bytes, _Ru
     )
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    return buffer.getvalue(), program.module()
+    data = buffer.getvalue()
+    return data, torch.export.load(io.BytesIO(data)).module()
 
 
 def _check(network: nn.Module, run: _Run, images: Tensor) -> float:
