@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 import reparam
 from repvgg import RepVGG, RepVGGConfig
@@ -77,12 +78,17 @@ def quantised(model: nn.Module, digits: Digits, bits: int, per: str) -> nn.Modul
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao deprecates what it ships
         quantizer = XNNPACKQuantizer().set_global(config)
-        batch = torch.export.Dim("batch", min=2)
-        program = torch.export.export(model, (images[:8],), dynamic_shapes=({0: batch},))
-        prepared = prepare_pt2e(program.module(), quantizer)
+        prepared = prepare_pt2e(exported(model, digits).module(), quantizer)
         with torch.no_grad():
             prepared(images[:_CALIBRATION])
         return convert_pt2e(prepared)
+
+
+def exported(model: nn.Module, digits: Digits) -> ExportedProgram:
+    """The model as a program, which has no methods that may return a value from within."""
+    batch = torch.export.Dim("batch", min=2)
+    images = digits.train_images[:8]
+    return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
 
 
 def badly_scaled(fused: nn.Module, seed: int) -> nn.Module:
@@ -115,8 +121,10 @@ def measure(name: str, seed: int, *, epochs: int | None = None) -> Iterator[dict
 
 
 def _row(name: str, seed: int, fused: nn.Module, digits: Digits) -> dict[str, Any]:
-    exact, rounded = (reparam.equalize(fused, powers_of_two=choice) for choice in (False, True))
-    forms = dict(zip(FORMS, (fused, rounded, exact), strict=True))
+    program = exported(fused, digits)
+    exact, rounded = (reparam.equalize(program, powers_of_two=choice) for choice in (False, True))
+    models = (one.module() for one in (program, rounded, exact))
+    forms = dict(zip(FORMS, models, strict=True))
     spreads = [row.spread[0] for row in exact.reparam_report.equalized]
     return {
         "network": name,
