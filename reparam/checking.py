@@ -58,13 +58,14 @@ class Check:
             if call not in self.samples or not may_run(module):
                 skipped += 1
                 continue
+            sample, exact = self.samples[call], self._weights(call, rewritten)
             try:
-                error = module_error(module, self.samples[call], self._weights(call, rewritten))
+                error = module_error(module, sample, exact)
             except Exception as problem:  # the new code does not run
                 reason = f"its new code raises {type(problem).__name__}: {problem}"
                 raise MismatchError(f"{call.path or 'the model'}: {reason}", [call]) from problem
             if not error <= MODULE_BOUND:
-                if is_chaotic(module, self.samples[call], self._weights(call, rewritten)):
+                if is_chaotic(module, sample, exact):
                     skipped += 1
                     continue
                 reason = f"with its new code it returns something else, by {error:.1e}"

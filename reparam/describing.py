@@ -78,6 +78,11 @@ def place(trace: Trace, node: fx.Node) -> str:
     return f"{path} ({node.name})" if path else node.name
 
 
+def described(trace: Trace, node: fx.Node) -> str:
+    """What kind of operator a node runs, and where."""
+    return f"{operator_kind(trace, node)} ({place(trace, node)})"
+
+
 def operator_kind(trace: Trace, node: fx.Node) -> str:
     """What kind of operator a node runs."""
     if node.op == "call_module":

@@ -88,8 +88,10 @@ def _distributed(link: Link, appraiser: Appraiser) -> list[Region] | Refusal:
     if link.value in appraiser.fused or not _alone(link, appraiser):
         return []
     whole = _behind_identities(link.base, set(link.inner), appraiser)
-    if isinstance(whole, Refusal) or not _opens(whole, appraiser):
-        return whole if isinstance(whole, Refusal) and _opens(link.base, appraiser) else []
+    if isinstance(whole, Refusal):
+        return whole if _joint(link.base, appraiser) else []
+    if _joint(whole, appraiser) is None:
+        return []
     operands = _opened(whole, appraiser)
     if isinstance(operands, Refusal):
         return operands
@@ -136,11 +138,11 @@ def _behind_identities(
     return Refusal(f"{node} is also read by {', '.join(others[:3])}")
 
 
-def _opens(node: fx.Node, appraiser: Appraiser) -> bool:
-    """Whether a value is a sum, or values side by side, that are not one operator already."""
+def _joint(node: fx.Node, appraiser: Appraiser) -> AffineSum | AffineStack | None:
+    """What makes a value that is a sum, or values side by side, and not one operator already."""
     step = appraiser.steps.get(node)
     gone = node in appraiser.dead or node in appraiser.fused
-    return isinstance(step, AffineSum | AffineStack) and not gone
+    return step if isinstance(step, AffineSum | AffineStack) and not gone else None
 
 
 def _opened(node: fx.Node, appraiser: Appraiser) -> list[_Operand] | Refusal:
@@ -148,8 +150,8 @@ def _opened(node: fx.Node, appraiser: Appraiser) -> list[_Operand] | Refusal:
 
     A refusal if one of them can take no scale in.
     """
-    step = appraiser.steps.get(node)
-    if not _opens(node, appraiser) or not isinstance(step, AffineSum | AffineStack):
+    step = _joint(node, appraiser)
+    if step is None:
         candidates = _candidates(node, appraiser)
         width = candidates[0].form.out_channels if candidates else None
         if width is None:

@@ -20,6 +20,7 @@ from torch import fx, nn
 from reparam.facts import Facts
 from reparam.lifting import target_of
 from reparam.modules import fetch, has_hooks
+from reparam.rules.calling import in_names_of
 
 aten = torch.ops.aten
 Law = Callable[..., "Homogeneous | None"]
@@ -61,9 +62,8 @@ def law_of(node: fx.Node, facts: Facts) -> Homogeneous | None:
     law = _LAWS.get(target) if target.__hash__ is not None else None
     if law is None:
         return None
-    kwargs = {"input" if name == "self" else name: value for name, value in node.kwargs.items()}
     try:
-        found = law(*leading, *node.args, **kwargs)
+        found = law(*leading, *node.args, **in_names_of(law, node.kwargs))
     except TypeError:  # it is called with what the law does not know
         return None
     if found is None or not set(facts.operands(node)) <= set(found.operands):

@@ -167,10 +167,7 @@ def _apply(
         return identity(argument, facts.ranks.get(argument), facts.ones.get(argument, 0))
 
     args = _map_nodes(node.args, lifted)
-    kwargs = {
-        "input" if name == "self" else name: _map_nodes(value, lifted)
-        for name, value in node.kwargs.items()
-    }
+    kwargs = {name: _map_nodes(value, lifted) for name, value in node.kwargs.items()}
     target = target_of(node, facts.root)
     where = f"at {join(path, str(node.target) if leading else node.name)}"
     taught = bool(leading) and not is_built_in(rule)
@@ -262,9 +259,7 @@ def _by_position(
     """Pass a module's inputs by position, however the call wrote them."""
     if not kwargs:
         return args, kwargs
-    bound = inspect.signature(type(module).forward).bind(
-        module, *args, **{"input" if name == "self" else name: v for name, v in kwargs.items()}
-    )
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
     return bound.args[1:], bound.kwargs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -68,11 +69,11 @@ class EqualizedRow:
     spread: tuple[float, float]
 
 
-class _Printed:
+class _Printed(ABC):
     """Prints as a table in a terminal, as text and in a notebook."""
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        raise NotImplementedError
+    @abstractmethod
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult: ...
 
     def __str__(self) -> str:
         output = io.StringIO()
@@ -128,13 +129,7 @@ class Report(_Printed):
             )
             columns = len(header) if verified else len(header) - 1
             yield _table(header[:columns], (row[:columns] for row in rows))
-        if self.refused:
-            yield _table(
-                ("where", "stays", "because"),
-                ((row.place, row.operator, row.reason) for row in self.refused),
-            )
-        for note in self.notes:
-            yield f"note: {note}"
+        yield from _rest(self.refused, "stays", self.notes)
 
 
 @dataclass
@@ -176,13 +171,16 @@ class EqualizationReport(_Printed):
                     for row in self.equalized
                 ),
             )
-        if self.refused:
-            yield _table(
-                ("where", "is not scaled", "because"),
-                ((row.place, row.operator, row.reason) for row in self.refused),
-            )
-        for note in self.notes:
-            yield f"note: {note}"
+        yield from _rest(self.refused, "is not scaled", self.notes)
+
+
+def _rest(refused: Sequence[RefusedRow], said: str, notes: Iterable[str]) -> RenderResult:
+    """What ends each report: what was refused, of which something is said, and the notes."""
+    if refused:
+        rows = ((row.place, row.operator, row.reason) for row in refused)
+        yield _table(("where", said, "because"), rows)
+    for note in notes:
+        yield f"note: {note}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

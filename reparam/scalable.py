@@ -21,6 +21,7 @@ from reparam.frames import read_from
 from reparam.lifting import target_of
 from reparam.modules import fetch, is_plain, memory, own_tensors
 from reparam.parts import Part
+from reparam.rules.calling import in_names_of
 from reparam.rules.convolution import (
     convolution_function,
     convolution_module,
@@ -112,8 +113,7 @@ def _weights_of(node: fx.Node, part: Part) -> Weights | None:
         )
     if rule not in _OF_FUNCTIONS or rule is None:
         return None
-    kwargs = {"input" if name == "self" else name: value for name, value in node.kwargs.items()}
-    bound = inspect.signature(rule).bind(*node.args, **kwargs)
+    bound = inspect.signature(rule).bind(*node.args, **in_names_of(rule, node.kwargs))
     bound.apply_defaults()
     given = bound.arguments
     weight, bias_node = given["weight"], given["bias"]

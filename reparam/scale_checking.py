@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.describing import operator_kind, place
+from reparam.describing import described
 from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.rescaling import Rescaling
@@ -128,6 +128,7 @@ def _compare_value(node: fx.Node, before: Any, after: Any, rescaling: Rescaling)
     if not isinstance(before, Tensor) or not before.is_floating_point():
         return
     layout = rescaling.scaling.layouts.get(node)
+    trace = rescaling.scaling.part.trace
     expected = before
     if layout is not None:
         scales = rescaling.of(layout.channels).to(before.device)
@@ -135,12 +136,13 @@ def _compare_value(node: fx.Node, before: Any, after: Any, rescaling: Rescaling)
             scales = scales.repeat_interleave(before.shape[layout.axis] // len(scales))
         expected = before * scales.view(-1, *(1,) * (-layout.axis - 1))
     if expected.shape != after.shape:
-        raise ScaleError(_where(node, rescaling) + ": with scaled weights its shape differs")
+        raise ScaleError(f"{described(trace, node)}: with scaled weights its shape differs")
     if bool(expected.isfinite().all()):
         error = _largest_error(after, expected, None if layout is None else layout.axis)
         if not error <= REGION_BOUND:
-            raise ScaleError(f"{_where(node, rescaling)}: with scaled weights its value differs by "
-                             f"{error:.1e}")  # fmt: skip
+            raise ScaleError(
+                f"{described(trace, node)}: with scaled weights its value differs by {error:.1e}"
+            )
 
 
 def _largest_error(actual: Tensor, expected: Tensor, axis: int | None) -> float:
@@ -153,8 +155,3 @@ def _largest_error(actual: Tensor, expected: Tensor, axis: int | None) -> float:
     size = expected.abs().amax(others)
     # What cancels within a channel is rounded as its operands are.
     return float((difference / (size + 1e-5 * size.max()).clamp_min(1e-300)).max())
-
-
-def _where(node: fx.Node, rescaling: Rescaling) -> str:
-    trace = rescaling.scaling.part.trace
-    return f"{operator_kind(trace, node)} ({place(trace, node)})"

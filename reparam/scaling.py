@@ -18,7 +18,7 @@ from torch import fx
 
 from reparam.affine import AffineConv, AffineStack, AffineSum
 from reparam.channels import known_channels
-from reparam.describing import operator_kind, place
+from reparam.describing import described
 from reparam.errors import Refusal
 from reparam.flattening import flattens
 from reparam.homogeneous import law_of
@@ -140,7 +140,7 @@ def _through_layer(node: fx.Node, weights: Weights, step: AffineConv, scaling: S
     if read is not None and isinstance(base, fx.Node):
         inputs = _columns(read, axis, columns)
         if inputs is None:
-            reason = f"its channels cannot be followed into {_described(node, scaling)}"
+            reason = f"its channels cannot be followed into {described(scaling.part.trace, node)}"
             scaling.fix([base], Refusal(f"{reason}; with example_inputs perhaps they can"))
     if inputs is None:
         inputs = groups.new(columns)
@@ -273,18 +273,13 @@ def _check_write(node: fx.Node, scaling: Scaling) -> None:
     layout = scaling.layouts.get(node)
     for target in facts.written[node]:
         if layout is None or scaling.layouts.get(target) != layout:
-            reason = Refusal(f"{_described(node, scaling)} writes to it in place")
+            reason = Refusal(f"{described(scaling.part.trace, node)} writes to it in place")
             scaling.fix([node, *facts.alias_class(target)], reason)
-
-
-def _described(node: fx.Node, scaling: Scaling) -> str:
-    trace = scaling.part.trace
-    return f"{operator_kind(trace, node)} ({place(trace, node)})"
 
 
 def _reason(node: fx.Node, scaling: Scaling) -> Refusal:
     """Why what a node reads keeps the scale 1 if the node lets no scale pass."""
-    step, where = scaling.part.steps.get(node), _described(node, scaling)
+    step, where = scaling.part.steps.get(node), described(scaling.part.trace, node)
     if isinstance(step, AffineConv) and step.has_bias:
         return Refusal(f"{where} adds a constant to it; fuse the model first, if that is possible")
     if isinstance(step, AffineSum | AffineStack):

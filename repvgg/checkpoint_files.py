@@ -60,7 +60,7 @@ def weights_writer(name: str, state: Mapping[str, Tensor]) -> Callable[[Path], N
     suffix = Path(name).suffix
     if suffix not in (".safetensors", ".pth", ".pt", ".tar"):
         raise ReparamError(f"no format has the suffix of {name!r}; use .safetensors or .pth")
-    save = _save_safetensors if suffix == ".safetensors" else _pickle
+    save = _save_safetensors if suffix == ".safetensors" else save_pickle
     return partial(save, {name: t.detach().cpu().contiguous() for name, t in state.items()})
 
 
@@ -72,11 +72,16 @@ def _save_safetensors(state: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error  # a full disk, say
 
 
-def _pickle(state: dict[str, Tensor], path: Path) -> None:
+def save_pickle(content: Mapping[str, Any], path: Path) -> None:
+    """Writes what `torch.save` can.
+
+    Raises:
+        OSError: If the disk is full, say.
+    """
     try:
-        torch.save(state, path)
+        torch.save(content, path)
     except RuntimeError as error:
-        raise OSError(str(error)) from error  # a full disk, say
+        raise OSError(str(error)) from error
 
 
 def _import_safetensors() -> ModuleType:

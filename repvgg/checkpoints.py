@@ -85,6 +85,17 @@ def load_weights(
     return target
 
 
+def load_fresh(model: RepVGG, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> RepVGG:
+    """Does the same for a model that was built for these weights, and has no more parts than they.
+
+    Returns:
+        The model, or its fused copy, in evaluation mode.
+    """
+    if not any(is_auxiliary(name) for name in state):
+        model.remove_auxiliary_heads()
+    return load_weights(model, state, path).eval()
+
+
 def save_checkpoint(
     model: Backbone, path: str | os.PathLike[str], *, layout: Layout | None = None
 ) -> None:
@@ -146,10 +157,7 @@ def _load_strictly(model: Backbone, state: Mapping[str, Tensor]) -> None:
 def _passed_over(name: str, parts: set[str]) -> bool:
     """Whether a weight belongs to a part of RepVGG that this model does without."""
     part = name.partition(".")[0]
-    return (
-        part not in parts
-        and re.fullmatch(r"linear|stage\d(_first|_second)?(_aux)?", part) is not None
-    )
+    return part not in parts and _PARTS.fullmatch(part) is not None
 
 
 def _some(names: list[str]) -> str:

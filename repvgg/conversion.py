@@ -7,7 +7,6 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import click
 import torch
@@ -18,7 +17,6 @@ from reparam import ReparamError
 from repvgg.atomic_write import check_folder, write_files
 from repvgg.checkpoints import save_checkpoint
 from repvgg.layouts import FUSED, Layout, find_layout
-from repvgg.model import RepVGG
 from repvgg.networks import image_size, network_of
 
 _BOUND = 1e-4
@@ -31,7 +29,7 @@ def convert_weights(
     output: Path,
     *,
     fused: bool = True,
-    layout: str | None = None,
+    layout: Layout | None = None,
     size: int | None = None,
 ) -> None:
     """Converts weights, and prints what was written.
@@ -41,7 +39,7 @@ def convert_weights(
         weights: Its weights.
         output: The new file; its suffix says the format.
         fused: Whether to fuse before.
-        layout: The names in a file of weights, one of `repvgg.Layout`.
+        layout: The names in a file of weights, by default the authors' for the form.
         size: Height and width of the images of a program; as is usual for the network if `None`.
 
     Raises:
@@ -62,7 +60,7 @@ def convert_weights(
     form = "fused" if fused else "as trained"
     programs = {".onnx": _to_onnx, ".pt2": _to_exported_program}
     if output.suffix not in programs:
-        _save_weights(network, output, layout)
+        save_checkpoint(network, output, layout=layout)
         click.echo(f"Wrote {output}: the weights, {form}")
         return
     if layout is not None:
@@ -83,14 +81,6 @@ def convert_weights(
 
 
 _Run = Callable[[Tensor], Tensor]
-
-
-def _save_weights(network: RepVGG, output: Path, layout: str | None) -> None:
-    known: tuple[Layout, ...] = get_args(Layout)
-    chosen = next((one for one in known if one == layout), None)
-    if layout is not None and chosen is None:
-        raise ReparamError(f"unknown layout {layout!r}; known: {', '.join(known)}")
-    save_checkpoint(network, output, layout=chosen)
 
 
 def _to_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, _Run | None]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 
 from reparam import ReparamError
 from repvgg.digits import held_out_digits, split_digits, training_digits
+from repvgg.optional import import_torchvision
 from repvgg.recipes import Recipe
 from repvgg.samples import Samples
 
@@ -70,26 +70,6 @@ def check_same_classes(train: Samples, held_out: Samples) -> None:
             "the folders train and val have to hold the same classes; only on one side: "
             + ", ".join(differences)
         )
-
-
-def import_torchvision(name: str = "torchvision", *, purpose: str) -> ModuleType:
-    """Imports a module that needs torchvision.
-
-    Args:
-        name: The module.
-        purpose: What it is needed for, as the start of a sentence that ends in its name.
-
-    Raises:
-        ReparamError: If it cannot be imported, saying what to install.
-    """
-    try:
-        return importlib.import_module(name)
-    # Built for another PyTorch, torchvision fails to declare its operators: a RuntimeError.
-    except (ImportError, RuntimeError, OSError) as error:
-        raise ReparamError(
-            f"{purpose} torchvision, which cannot be imported ({error}); "
-            "install the one that was built for your PyTorch: pip install 'reparam[train]'"
-        ) from error
 
 
 def _image_folder() -> ModuleType:

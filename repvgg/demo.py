@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -69,9 +69,7 @@ def run_demo(output: Path, *, epochs: int, seed: int, rounds: int = _ROUNDS) -> 
         f"(seed {seed})"
     )
     click.echo(f"RepVGG: {1 + sum(model.config.blocks)} blocks, {_parameters(model)}")
-    warmup = min(DIGITS.warmup_epochs, epochs - 1)
-    recipe = replace(DIGITS, epochs=epochs, warmup_epochs=warmup)
-    train(model, training_digits(digits, seed), recipe, seed=seed)
+    train(model, training_digits(digits, seed), DIGITS.changed(epochs=epochs), seed=seed)
 
     plan = reparam.plan(model)
     fused = plan.apply()

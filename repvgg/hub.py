@@ -12,9 +12,8 @@ from typing import Any
 from reparam import ReparamError
 from repvgg.atomic_write import write_files
 from repvgg.checkpoint_files import read_state_dict, weights_writer
-from repvgg.checkpoints import load_weights
+from repvgg.checkpoints import load_fresh
 from repvgg.config import RepVGGConfig
-from repvgg.layouts import is_auxiliary
 from repvgg.model import RepVGG
 from repvgg.zoo import VARIANTS, find_variant
 
@@ -76,9 +75,7 @@ def from_pretrained(source: str | os.PathLike[str], **download: Any) -> RepVGG:
         raise ReparamError(f"{source} is a folder, and nothing is downloaded: leave {download} out")
     model = _build(folder / _CONFIG)
     state = read_state_dict(folder / _WEIGHTS)
-    if not any(is_auxiliary(name) for name in state):
-        model.remove_auxiliary_heads()
-    return load_weights(model, state, folder / _WEIGHTS).eval()
+    return load_fresh(model, state, folder / _WEIGHTS)
 
 
 def _download(source: str, options: Mapping[str, Any]) -> Path:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from reparam import ReparamError
 from repvgg.checkpoint_files import read_state_dict
-from repvgg.checkpoints import load_weights
-from repvgg.layouts import FUSED, convert_state_dict, find_layout, is_auxiliary
+from repvgg.checkpoints import load_fresh
+from repvgg.layouts import FUSED, convert_state_dict, find_layout
 from repvgg.model import RepVGG, RepVGGConfig
 from repvgg.randomness import seeded
 from repvgg.zoo import find_variant
@@ -58,9 +58,7 @@ def network_of(name: str, weights: Path) -> RepVGG:
     if first is None or last is None:
         raise ReparamError(f"{weights} has no weights of a RepVGG's first or last layer")
     network = build_network(name, num_classes=last.shape[0], in_chans=first.shape[1])
-    if not any(is_auxiliary(key) for key in named):
-        network.remove_auxiliary_heads()
-    return load_weights(network, state, weights).eval()
+    return load_fresh(network, state, weights)
 
 
 def image_size(name: str) -> int:

@@ -81,6 +81,22 @@ class Recipe:
         if self.freeze_bn and self.sync_bn:
             raise ReparamError("`freeze_bn` leaves no batch statistics for `sync_bn`; choose one")
 
+    def changed(self, **values: Any) -> Recipe:
+        """Returns the recipe with other values; fewer epochs leave a shorter warm-up.
+
+        Args:
+            values: The values by their names.
+
+        Raises:
+            ReparamError: If a value is out of its range.
+
+        Examples:
+            >>> Recipe(epochs=100, warmup_epochs=5).changed(epochs=3).warmup_epochs
+            2
+        """
+        warmup = min(self.warmup_epochs, values.get("epochs", self.epochs) - 1)
+        return replace(self, **{"warmup_epochs": warmup, **values})
+
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise ReparamError(f"`{name}` must be {expected}, got {getattr(self, name)!r}")

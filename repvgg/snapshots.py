@@ -11,6 +11,7 @@ import torch
 
 from reparam import ReparamError
 from repvgg.atomic_write import write_files
+from repvgg.checkpoint_files import save_pickle
 
 _FORMAT = "repvgg training state, version 1"
 
@@ -21,7 +22,7 @@ def write_snapshot(path: Path, contents: Mapping[str, Any]) -> None:
     Raises:
         ReparamError: If the file cannot be written.
     """
-    write_files(path.parent, {path.name: partial(_save, {"format": _FORMAT, **contents})})
+    write_files(path.parent, {path.name: partial(save_pickle, {"format": _FORMAT, **contents})})
 
 
 def read_snapshot(path: Path) -> dict[str, Any] | None:
@@ -46,10 +47,3 @@ def read_snapshot(path: Path) -> dict[str, Any] | None:
             "choose another folder, or train from the start with --restart"
         )
     return contents
-
-
-def _save(contents: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(contents, path)
-    except RuntimeError as error:
-        raise OSError(str(error)) from error  # a full disk, say

@@ -12,9 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reparam import ReparamError
 from repvgg.backbone import Backbone
-from repvgg.datasets import import_torchvision
 from repvgg.losses import training_loss
 from repvgg.optimization import learning_rate, make_optimizer
+from repvgg.optional import import_torchvision
 from repvgg.processes import Processes
 from repvgg.progress import progress_bar
 from repvgg.randomness import seeded

@@ -26,8 +26,15 @@ from reparam.rules.registry import (
 
 _EXPECTED = "a rule must return a form, such as x.scale(...), or a reparam.Refusal with a reason"
 
-_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x2": "other"}
-"""NumPy's names of arguments, which PyTorch takes for its own."""
+_OTHER_NAMES = {
+    "self": "input",
+    "x": "input",
+    "a": "input",
+    "x2": "other",
+    "axis": "dim",
+    "keepdims": "keepdim",
+}
+"""The names that ATen and NumPy have for arguments, by which PyTorch can be called, too."""
 
 
 def call_rule(
@@ -53,7 +60,7 @@ def call_rule(
         ReparamError: If the rule raises, or returns something else.
     """
     name = f"the rule {describe_rule(rule)} of {describe_target(target)}, {where},"
-    kwargs = _in_words_of_torch(rule, kwargs)
+    kwargs = in_names_of(rule, kwargs)
     problem = _misfit(rule, args, kwargs)
     if problem is not None:
         return problem
@@ -98,16 +105,21 @@ class _MakingFloat64(TorchFunctionMode):
         return result
 
 
-def _in_words_of_torch(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keywords that a rule knows: PyTorch also takes NumPy's, "axis" for example."""
-    if kwargs.keys().isdisjoint(_NUMPY):
+def in_names_of(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keyword arguments under the names that a rule has for them.
+
+    Args:
+        rule: The rule, or another function with PyTorch's names.
+        kwargs: The arguments, under names that PyTorch takes.
+    """
+    if kwargs.keys().isdisjoint(_OTHER_NAMES):
         return kwargs
     try:
         known = _signature(rule).parameters
     except ValueError:  # it is not written in Python
         return kwargs
     return {
-        _NUMPY[name] if name in _NUMPY and name not in known else name: value
+        _OTHER_NAMES[name] if name in _OTHER_NAMES and name not in known else name: value
         for name, value in kwargs.items()
     }
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from repvgg.cli.options import model_argument, weights_option
-
-_LAYOUTS = ("official", "official_fused", "timm", "timm_fused", "reparam_fused")
+from repvgg.layouts import Layout
 
 
 @click.command()
@@ -31,7 +31,7 @@ _LAYOUTS = ("official", "official_fused", "timm", "timm_fused", "reparam_fused")
 )
 @click.option(
     "--layout",
-    type=click.Choice(_LAYOUTS),
+    type=click.Choice(get_args(Layout)),
     help="Names of the weights in a file of weights.  [default: the authors' for the form]",
 )
 @click.option(
@@ -40,7 +40,7 @@ _LAYOUTS = ("official", "official_fused", "timm", "timm_fused", "reparam_fused")
     help="Height and width of the images for .onnx and .pt2.  [default: 8 for small, else 224]",
 )
 def convert(
-    model: str, weights: Path, output: Path, form: str, layout: str | None, size: int | None
+    model: str, weights: Path, output: Path, form: str, layout: Layout | None, size: int | None
 ) -> None:
     """Turns the weights of MODEL into fused ones, or into a program that runs without this package.
 

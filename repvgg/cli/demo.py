@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from repvgg.cli.options import seed_option
 from repvgg.cli.options import threads as set_threads
 
 
@@ -22,12 +23,7 @@ from repvgg.cli.options import threads as set_threads
     default=30,
     help="How often training passes over the digits; fewer is faster and less accurate.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**32 - 1),
-    default=0,
-    help="Fixes the held-out digits, the first weights and the order of training.",
-)
+@seed_option("the held-out digits, the first weights and the order of training")
 @click.option(
     "--threads",
     type=click.IntRange(min=1),

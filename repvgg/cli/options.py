@@ -39,6 +39,13 @@ data_option = click.option(
 model_argument = click.argument("model", metavar="MODEL")
 
 
+def seed_option(text: str) -> Callable[[CommandT], CommandT]:
+    """Makes the option for the number that fixes what is random."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, help=f"Fixes {text}."
+    )
+
+
 def weights_option(text: str, *, required: bool) -> Callable[[CommandT], CommandT]:
     """Makes the option for a file of weights, which is looked at before anything is done."""
     return click.option(

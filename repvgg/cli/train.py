@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import click
 from repvgg.cli.options import (
     data_option,
     device_option,
+    seed_option,
     threads_for,
     threads_option,
     weights_option,
@@ -52,12 +53,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @weights_option(
     "Weights to start from, of this network, with whatever number of classes.", required=False
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**32 - 1),
-    default=0,
-    help="Fixes the first weights, the order of the images and their augmentation.",
-)
+@seed_option("the first weights, the order of the images and their augmentation")
 @click.option("--restart", is_flag=True, help="Discard what the folder holds of an earlier run.")
 @click.option(
     "--save-every",
@@ -106,14 +102,8 @@ def train(
 
     name = model or (SMALL if data == "digits" else "repvgg_a0")
     chosen = {key: value for key, value in values.items() if value is not None}
-    recipe = _adapted(recipe_for(name, digits=data == "digits"), chosen)
+    recipe = recipe_for(name, digits=data == "digits").changed(**chosen)
     run = Run(name, data, recipe, seed=seed, weights=weights)
     habits = Habits(save_every, log_every, workers, tensorboard, restart)
     with set_threads(threads_for(data, threads)), join(device) as processes:
         train_run(output, run, habits, processes)
-
-
-def _adapted(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
-    """The recipe with other values; a run of few epochs gets a shorter warm-up."""
-    epochs = chosen.get("epochs", recipe.epochs)
-    return replace(recipe, **{"warmup_epochs": min(recipe.warmup_epochs, epochs - 1), **chosen})

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -112,8 +111,7 @@ def measure(name: str, seed: int, *, epochs: int | None = None) -> Iterator[dict
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = RepVGG(config, num_classes=10, in_chans=1)
-    count = epochs or usual
-    recipe = replace(DIGITS, epochs=count, warmup_epochs=min(DIGITS.warmup_epochs, count - 1))
+    recipe = DIGITS.changed(epochs=epochs or usual)
     train(model, training_digits(digits, seed), recipe, seed=seed)
     fused = reparam.fuse(model)
     yield _row(name, seed, fused, digits)

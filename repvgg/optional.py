@@ -1,0 +1,28 @@
+"""Packages that only some of the commands need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from reparam import ReparamError
+
+
+def import_torchvision(name: str = "torchvision", *, purpose: str) -> ModuleType:
+    """Imports a module that needs torchvision.
+
+    Args:
+        name: The module.
+        purpose: What it is needed for, as the start of a sentence that ends in its name.
+
+    Raises:
+        ReparamError: If it cannot be imported, saying what to install.
+    """
+    try:
+        return importlib.import_module(name)
+    # Built for another PyTorch, torchvision fails to declare its operators: a RuntimeError.
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ReparamError(
+            f"{purpose} torchvision, which cannot be imported ({error}); "
+            "install the one that was built for your PyTorch: pip install 'reparam[train]'"
+        ) from error
