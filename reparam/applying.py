@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from reparam.affine import AffineConv
 from reparam.checking import Check, MismatchError
-from reparam.copying import copy_model
+from reparam.copying import LateCopy, copy_model
 from reparam.describing import applied_row, fused_row, place, refused_rows, taught_rules
 from reparam.edits import Rewrite
 from reparam.errors import Refusal
@@ -65,23 +65,21 @@ def apply_parts(
     kinds = [
         {name: type(module) for name, module in part.trace.root.named_modules()} for part in parts
     ]
-    # What dies is not copied: the first copy shares all tensors, the second copies what remains.
-    # A module with its own way to be copied could lose its new code by that, and is copied whole.
-    twice = not inplace and not any(map(_copies_itself, model.modules()))
-    target = model if inplace else copy_model(model, shared=_tensors(model) if twice else [])
+    # What dies is not copied: the copy gets memory of its own once it is fused.
+    late = None if inplace else LateCopy(model)
+    target = model if late is None else late.model
     try:
-        with _all_or_nothing(target):
-            new = []
+        with _all_or_nothing(model) if inplace else nullcontext():
             for part, made, held in zip(parts, operators, kinds, strict=True):
-                new.extend(_apply(part, made, target, held, report, verify=verify))
-            if twice:
-                target = copy_model(target, shared=[t for module in new for t in _tensors(module)])
+                _apply(part, made, target, held, report, verify=verify)
+            if late is not None:
+                late.copy_parameters()
             if judge is not None:
                 report.notes = [note for note in report.notes if note != _UNCHECKED]
                 judge.compare(target, report.notes)
     except DifferenceError as problem:
         _refuse_all(report, problem)
-        target = model if inplace else copy_model(model, shared=[])
+        target = model if inplace else copy_model(model)
     vars(target)["reparam_report"] = report  # its class may forbid to set attributes
     return target
 
@@ -132,7 +130,7 @@ def _apply(
     report: Report,
     *,
     verify: bool,
-) -> list[nn.Module]:
+) -> None:
     """Put one part back into the module tree; plan anew without what cannot be put back.
 
     Args:
@@ -142,19 +140,16 @@ def _apply(
         kinds: The classes of all modules that were in the part.
         report: Filled with what was done.
         verify: Compare every module with new code.
-
-    Returns:
-        The new operators.
     """
     root = _still_there(target, part.trace.path, kinds)
     if root is None:
-        return []  # nobody ran it, and it went with the code around it
+        return  # nobody ran it, and it went with the code around it
     while True:
         regions = part.decision.regions
         refused = refused_rows(part)
         if not regions:
             report.refused.extend(refused)
-            return []
+            return
         rows = [fused_row(part, region) for region in regions]
         check = Check(part) if verify else None
         operators = [(region, made[region.key][0]) for region in regions]
@@ -184,7 +179,7 @@ def _apply(
             report.fused.append(applied_row(row, error, name))
         if unchecked:
             _note(report, _UNCHECKED)
-        return [made[region.key][0] for region in regions]
+        return
 
 
 def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.Module | None:
@@ -259,14 +254,6 @@ def _all_or_nothing(target: nn.Module) -> Iterator[None]:
         raise
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _copies_itself(module: nn.Module) -> bool:
-    return hasattr(type(module), "__deepcopy__") and not isinstance(module, fx.GraphModule)
-
-
 def make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:
     """The operators of all regions; plan anew without those that cannot be."""
     made: dict[Hashable, Made] = {}
@@ -301,17 +288,15 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
         _note(report, "weights on the meta device: only the structure is fused, nothing verified")
         return module, None
     with torch.no_grad():
-        kernel, bias = form.weights.evaluate(device)
-        if not _is_finite(kernel) or not (bias is None or _is_finite(bias)):
-            return Refusal("a weight is NaN or infinite")
-        module = lower(form, kernel, bias)
-        del kernel, bias
+        module = lower(form, *form.weights.evaluate(device))
         error = None
         if verify:
             try:
                 error = region_error(region, module, part.facts)
             except UnverifiableError as problem:
                 return Refusal(f"it could not be verified by itself: {problem}")
+            if not error <= REGION_BOUND and not _is_finite(module):
+                return _NOT_FINITE
             if not error <= REGION_BOUND:
                 taught = taught_rules(part, region)
                 blame = (
@@ -328,7 +313,9 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
                 reason = f"verification failed: a relative difference of {error:.1e}"
                 return Refusal(f"{reason}; it rests on {taught}" if taught else reason)
         take_after(module, form)
-        if not all(_is_finite(parameter) for parameter in module.parameters()):
+        if not _is_finite(module):
+            if error is None and not _is_finite(lower(form, *form.weights.evaluate(device))):
+                return _NOT_FINITE
             warnings.warn(
                 f"{where}: the fused weights overflow {form.dtype}; it was left alone",
                 stacklevel=5,
@@ -337,9 +324,15 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
     return module, error
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _is_finite(module: nn.Module) -> bool:
     # The sum tells in one pass, but for finite numbers whose sum overflows.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    return all(
+        bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+        for tensor in module.parameters()
+    )
+
+
+_NOT_FINITE = Refusal("a weight is NaN or infinite")
 
 
 def _meta_weights(form: AffineConv) -> tuple[Tensor, Tensor | None]:

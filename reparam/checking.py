@@ -1,10 +1,14 @@
 """Check that modules with new parts or new code return what they returned before.
 
 A region may change what a module inside it returns: a scale moves out of it, say. What holds the
-whole of its regions returns the same.
+whole of its regions returns the same. Where no code changes, since every operator of a region only
+becomes another one in its place, there is nothing to run: the region itself was compared.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
 
 from torch import Tensor, nn
 
@@ -15,7 +19,16 @@ from reparam.graft import Grafted
 from reparam.lowering import lower
 from reparam.modules import fetch
 from reparam.parts import Part
-from reparam.sampling import MODULE_BOUND, is_chaotic, may_run, module_error, sample_calls
+from reparam.regions import Region
+from reparam.rewriting import Rewriter
+from reparam.sampling import (
+    MODULE_BOUND,
+    Sample,
+    is_chaotic,
+    may_run,
+    module_error,
+    sample_calls,
+)  # fmt: skip
 from reparam.slicing import GraftError
 from reparam.structures import nodes_in
 
@@ -35,8 +48,19 @@ class Check:
         self.part = part
         self.regions = part.decision.regions
         self.frames = {region.value: frame_of(part.trace, region) for region in self.regions}
-        wanted = {call for frame in self.frames.values() for call in frame.ancestry()}
-        self.samples = sample_calls(part, wanted)
+        self.times = Counter(id(call.module) for call in part.trace.calls)
+        changing = [self.frames[region.value] for region in self._changing()]
+        wanted = {call for frame in changing for call in frame.ancestry()}
+        self.samples = sample_calls(part, wanted) if wanted else {}
+
+    def _changing(self) -> list[Region]:
+        """The regions for which code has to change."""
+        regions = self.regions
+        if any(map(_may_stay_in_place, regions)):
+            part = self.part
+            rewriter = Rewriter(part.trace, part.facts, part.merged)
+            regions = [region for region in regions if rewriter.edits(region)]
+        return regions
 
     def run(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> int:
         """Run every module that changed and compare.
@@ -53,29 +77,59 @@ class Check:
             MismatchError: If one returns something else.
         """
         skipped = 0
-        for call in self._closed(grafted, rewritten):
-            module = fetch(root, call.path)
-            if call not in self.samples or not may_run(module):
-                skipped += 1
-                continue
-            sample, exact = self.samples[call], self._weights(call, rewritten)
-            try:
-                error = module_error(module, sample, exact)
-            except Exception as problem:  # the new code does not run
-                reason = f"its new code raises {type(problem).__name__}: {problem}"
-                raise MismatchError(f"{call.path or 'the model'}: {reason}", [call]) from problem
-            if not error <= MODULE_BOUND:
-                if is_chaotic(module, sample, exact):
-                    skipped += 1
-                    continue
-                reason = f"with its new code it returns something else, by {error:.1e}"
-                raise MismatchError(f"{call.path or 'the model'}: {reason}", [call])
-        return skipped
+        closed = self._closed(grafted, rewritten, root)
+        able = {call for call in closed if call in self.samples and may_run(fetch(root, call.path))}
+        for call in self.part.trace.calls:
+            if call in able:
+                skipped += self._differs(call, able, rewritten, root)
+        return skipped + len(closed - able)
 
-    def _closed(self, grafted: Grafted, rewritten: Rewrite) -> set[Call]:
+    def _differs(
+        self, call: Call, able: Collection[Call], rewritten: Rewrite, root: nn.Module
+    ) -> bool:
+        """Whether a module returns something else for a reason that nobody can help: it is chaotic.
+
+        Raises:
+            MismatchError: If it does for another reason.
+        """
+        module, sample = fetch(root, call.path), self.samples[call]
+        inner = self._inner(call, able)
+        try:
+            exact = self._weights(call, rewritten, inner)
+            error = module_error(module, sample, exact, inner)
+            if not error <= MODULE_BOUND and inner:  # it may use more of its parts than it calls
+                exact = self._weights(call, rewritten, ())
+                error = module_error(module, sample, exact)
+        except Exception as problem:  # the new code does not run
+            reason = f"its new code raises {type(problem).__name__}: {problem}"
+            raise MismatchError(f"{call.path or 'the model'}: {reason}", [call]) from problem
+        if error <= MODULE_BOUND:
+            return False
+        if is_chaotic(module, sample, exact):
+            return True
+        reason = f"with its new code it returns something else, by {error:.1e}"
+        raise MismatchError(f"{call.path or 'the model'}: {reason}", [call])
+
+    def _inner(self, call: Call, able: Collection[Call]) -> dict[str, Sample]:
+        """The samples of the modules inside one that are compared by themselves, by path in it."""
+        prefix = f"{call.path}." if call.path else ""
+        found: dict[str, Sample] = {}
+        for inner in able:
+            if inner is call or self.times[id(inner.module)] > 1:
+                continue
+            around = list(inner.ancestry())[1:]
+            if call in around and able.isdisjoint(around[: around.index(call)]):
+                found[inner.path.removeprefix(prefix)] = self.samples[inner]
+        return found
+
+    def _closed(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> set[Call]:
         """The modules that regions lie in, but for those that a region outside changes too."""
         homes = {value: grafted.home(frame) for value, frame in self.frames.items()}
-        closed = set(homes.values())
+        closed = {
+            homes[region.value]
+            for region in self.regions
+            if rewritten.changes[region.value] or not _is_in_place(region, rewritten, root)
+        }
         for region in self.regions:
             nodes = [region.value, *region.dying]
             touched = {self.part.trace.caller[node] for node in nodes}
@@ -93,15 +147,31 @@ class Check:
                     closed.discard(inner)
         return closed
 
-    def _weights(self, call: Call, rewritten: Rewrite) -> dict[str, Tensor]:
-        """The new weights inside a module before they were rounded."""
+    def _weights(
+        self, call: Call, rewritten: Rewrite, without: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The new weights inside a module before they were rounded, but for those in some parts."""
         prefix = f"{call.path}." if call.path else ""
+        left_out = tuple(f"{prefix}{path}." for path in without)
         exact: dict[str, Tensor] = {}
         for region in self.regions:
             path, form = rewritten.names[region.value], region.form
-            if path.startswith(prefix):
+            if path.startswith(prefix) and not path.startswith(left_out):
                 device = None if form.like is None else form.like.device
                 module = lower(form, *form.weights.evaluate(device))
                 for name, parameter in module.named_parameters():
                     exact[f"{path[len(prefix) :]}.{name}"] = parameter
         return exact
+
+
+def _may_stay_in_place(region: Region) -> bool:
+    """Whether a region is a chain of modules."""
+    return all(node.op == "call_module" for node in (region.value, *region.dying))
+
+
+def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:
+    """Whether where an operator of a region was now is what shall be."""
+    paths = {str(node.target) for node in (region.value, *region.dying)}
+    return _may_stay_in_place(region) and all(
+        path in rewritten.modules and fetch(root, path) is rewritten.modules[path] for path in paths
+    )

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import weakref
 from typing import Any
 
-from torch import Tensor, fx, nn
+import torch
+from torch import fx, nn
 
 from reparam.errors import ReparamError
 
 
-def copy_model(model: nn.Module, shared: Sequence[Tensor] = ()) -> nn.Module:
-    """A deep copy but for some tensors, which both will hold.
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy.
 
     Args:
         model: The model.
-        shared: These tensors.
 
     Raises:
         ReparamError: If the model cannot be copied.
     """
-    memo: dict[int, Any] = {id(held): held for held in (*shared, *_tree_structures(model))}
+    return _deep_copy(model, {})
+
+
+class LateCopy:
+    """A deep copy whose parameters look at the memory of the original's until they get their own.
+
+    What is removed from it before that is never copied.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        model: The copy.
+
+    Raises:
+        ReparamError: If the model cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        memo: dict[int, Any] = {
+            id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
+            for parameter in model.parameters()
+            if type(parameter) is nn.Parameter and not parameter.is_inference()
+        }
+        self._parameters = [weakref.ref(parameter) for parameter in memo.values()]
+        self.model = _deep_copy(model, memo)
+
+    def copy_parameters(self) -> None:
+        """Give all parameters that are still there memory of their own, as a deep copy does."""
+        for reference in self._parameters:
+            parameter = reference()
+            if parameter is not None:
+                parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    memo.update((id(spec), spec) for spec in _tree_structures(model))
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

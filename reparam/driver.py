@@ -190,9 +190,9 @@ def fuse(
           (1): Identity()
         )
     """
-    fused: ModelT = plan(model, example_inputs, rules=rules, cost=cost).apply(
-        inplace=inplace, verify=verify
-    )
+    with at_work():
+        planned = plan(model, example_inputs, rules=rules, cost=cost)
+        fused: ModelT = planned.apply(inplace=inplace, verify=verify)
     return fused
 
 

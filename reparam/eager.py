@@ -6,7 +6,6 @@ it uses in another way stays as it is: a block of which it runs one layer, a wei
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import FunctionType
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from reparam.call_sites import CallSites
 from reparam.following import RUNS
 from reparam.reading import Reader
 from reparam.references import (
@@ -28,7 +28,7 @@ from reparam.references import (
     refer_to,
     union,
 )  # fmt: skip
-from reparam.source import definition, methods, public_methods
+from reparam.source import definition, methods, public_methods, static_attribute
 
 
 def called_by_methods(model: nn.Module) -> dict[int, set[tuple[int, str]]]:
@@ -38,8 +38,11 @@ def called_by_methods(model: nn.Module) -> dict[int, set[tuple[int, str]]]:
         model: The model, or one like it: methods that torch's own classes define do not count.
     """
     found: dict[int, set[tuple[int, str]]] = defaultdict(set)
+    sites = CallSites(model)
     for module in model.modules():
         for name in public_methods(type(module)):
+            if not sites.may_call(methods(type(module))[name]):
+                continue
             reach = Reach()
             reach.run(module, name, strict=False)
             for key in reach.called:
@@ -140,7 +143,7 @@ class Reach:
         if strict:
             self.opened.add(id(module))
         function = methods(type(module), after)[name]
-        static = isinstance(inspect.getattr_static(type(module), name), staticmethod)
+        static = isinstance(static_attribute(type(module), name), staticmethod)
         bound = () if static else (frozenset([module]),)
         return self.read(function, (*bound, *args), keywords or {}, strict)
 

@@ -29,7 +29,7 @@ from reparam.references import (
     row,
     union,
 )  # fmt: skip
-from reparam.source import methods
+from reparam.source import methods, static_attribute
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 RUNS = ("forward", "__call__")
@@ -109,7 +109,7 @@ class Follower:
         if isinstance(value, nn.Module):
             return self.attribute_of_module(value, name)
         if isinstance(value, Outside) and isinstance(value.value, ModuleType | type):
-            return refer_to(inspect.getattr_static(value.value, name, None))
+            return refer_to(static_attribute(value.value, name))
         if isinstance(value, Super):
             return frozenset([Method(value.owner, name, value.after)])
         if name in _METADATA and isinstance(value, TensorsOf | Several):
@@ -130,7 +130,7 @@ class Follower:
             if modules_in(values):
                 self.open(module)
             return values
-        found = inspect.getattr_static(type(module), name, None)
+        found = static_attribute(type(module), name)
         if isinstance(found, property):
             if isinstance(found.fget, FunctionType):
                 return self.reach.read(found.fget, (frozenset([module]),), {}, self.strict)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -229,8 +230,8 @@ def _is_operator(module: nn.Module, rules: Rules) -> bool:
 def _alone(model: nn.Module, reach: Reach, rules: Rules) -> Iterator[Untraced]:
     """The operators whose neighbours are not known, since eager code calls them one by one."""
     for path, module in model.named_modules():
-        tensors = (*module.parameters(), *module.buffers())
-        if id(module) in reach.called and tensors and _is_operator(module, rules):
+        alone = id(module) in reach.called and _is_operator(module, rules)
+        if alone and any(True for _ in chain(module.parameters(), module.buffers())):
             yield Untraced(
                 path, module, "it is called by code that cannot be traced: its input is not known"
             )

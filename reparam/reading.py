@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import builtins
-import inspect
 from collections.abc import Iterator, Mapping
 from types import FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -27,7 +27,7 @@ from reparam.references import (
     row,
     union,
 )  # fmt: skip
-from reparam.source import Definition
+from reparam.source import Definition, parameters_of, repeats
 
 
 class Reader(Follower):
@@ -54,20 +54,24 @@ class Reader(Follower):
         super().__init__(reach, strict)
         self.node = node
         self.returned = NOTHING
-        self.outer = dict(function.__globals__)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        self.outer.update((name, contents(cell)) for name, cell in cells)
+        enclosing = {name: contents(cell) for name, cell in cells}
+        self.outer = enclosing, function.__globals__, vars(builtins)
         self.names: dict[str, Values] = dict(_bind(function, args, keywords))
 
     def read(self) -> Values:
         """Read the function, and say what it may return."""
-        for _ in range(4):  # a loop reads above what it assigns below
+        for _ in range(4 if repeats(self.node) else 1):
             before = dict(self.names)
             for statement in self.node.body:
                 self.statement(statement)
             if self.names == before:
                 break
         return self.returned
+
+    def outside(self, name: str) -> Any:
+        """What a name is that the function does not define; None where it is nothing."""
+        return next((scope[name] for scope in self.outer if name in scope), None)
 
     # -- Statements ---------------------------------------------------------------------------
 
@@ -152,7 +156,7 @@ class Reader(Follower):
             case ast.Name(id=name):
                 if name in self.names:
                     return self.names[name]
-                return refer_to(self.outer.get(name, getattr(builtins, name, None)))
+                return refer_to(self.outside(name))
             case ast.Attribute(value=base, attr="dtype") if self.is_of_one_type(base):
                 return NOTHING
             case ast.Attribute(value=base, attr=name):
@@ -306,7 +310,7 @@ class Reader(Follower):
             kinds = [value.value for value in args[0] if isinstance(value, Outside)]
             owners = args[1]
         else:
-            kinds = [self.outer.get("__class__")]
+            kinds = [self.outside("__class__")]
             parameters = [*self.node.args.posonlyargs, *self.node.args.args]
             owners = self.names[parameters[0].arg] if parameters else NOTHING
         modules = [owner for owner in owners if isinstance(owner, nn.Module)]
@@ -318,7 +322,7 @@ def _bind(
 ) -> Iterator[tuple[str, Values]]:
     """The parameters of a function and what they may be."""
     spread = keywords.get("**", NOTHING)
-    for index, parameter in enumerate(inspect.signature(function).parameters.values()):
+    for index, parameter in enumerate(parameters_of(function)):
         if parameter.kind is parameter.VAR_POSITIONAL:
             yield parameter.name, container(union(args[index:]) | spread)
         elif parameter.kind is parameter.VAR_KEYWORD:

@@ -8,6 +8,7 @@ and what it returned is kept; its new code must return the same.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -66,16 +67,43 @@ def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
     return {}
 
 
-def module_error(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -> float:
+def module_error(
+    module: nn.Module,
+    sample: Sample,
+    exact: Mapping[str, Tensor],
+    inner: Mapping[str, Sample] | None = None,
+) -> float:
     """How far what a module returns is from a sample, in float64.
 
     Args:
         module: The module with its new code.
         sample: What it was given, and returned before.
         exact: Weights of it that are known more exactly than it holds them.
+        inner: Parts of it, by path, that need not run: they are to be given what their sample was
+            given, and return what it returned.
     """
-    result = _again(module, (sample.args, sample.kwargs), exact)
-    return _difference(sample.result, result)
+    with _standing_in(module, inner or {}) as errors:
+        result = _again(module, (sample.args, sample.kwargs), exact, inner or ())
+    return max(_difference(sample.result, result), *errors, 0.0)
+
+
+@contextmanager
+def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[list[float]]:
+    """Let parts of a module return their samples; gives the errors of what they are given."""
+    errors: list[float] = []
+    with ExitStack() as stack:
+        for path, sample in inner.items():
+            part = fetch(module, path)
+            before = dict(vars(part))
+            stack.callback(vars(part).update, before)
+            stack.callback(vars(part).pop, "forward")
+
+            def replay(*args: Any, sample: Sample = sample, **kwargs: Any) -> Any:
+                errors.append(_difference((sample.args, sample.kwargs), (args, kwargs)))
+                return copied(sample.result)
+
+            vars(part)["forward"] = replay
+        yield errors
 
 
 def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -> bool:
@@ -99,10 +127,15 @@ def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -
     return _difference(one, two) > MODULE_BOUND
 
 
-def _again(module: nn.Module, given: tuple[Any, Any], exact: Mapping[str, Tensor]) -> Any:
+def _again(
+    module: nn.Module,
+    given: tuple[Any, Any],
+    exact: Mapping[str, Tensor],
+    without: Collection[str] = (),
+) -> Any:
     args, kwargs = copied(given)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return call_exact(module, args, kwargs, exact)
+        return call_exact(module, args, kwargs, exact, without)
 
 
 def _difference(before: Any, after: Any) -> float:

@@ -76,6 +76,7 @@ def forget_classes() -> None:
     """Look at every class anew: somebody may have changed one since."""
     _methods.cache_clear()
     _code_below.cache_clear()
+    parameters_of.cache_clear()
 
 
 def code_below(module: nn.Module, forward: Any) -> tuple[CodeType, ...]:
@@ -126,3 +127,42 @@ def definition(function: FunctionType) -> Definition | None:
         if isinstance(node, Definition) and node.name == function.__name__:
             return node
     return None
+
+
+@cache
+def repeats(code: Definition) -> bool:
+    """Whether code may run more than once in one call, so that it reads above what it sets below.
+
+    Args:
+        code: The syntax tree of a function.
+    """
+    return any(isinstance(node, _REPEATING) for node in ast.walk(code) if node is not code)
+
+
+_REPEATING = (
+    ast.For, ast.AsyncFor, ast.While, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda,
+    ast.GeneratorExp, ast.NamedExpr,
+)  # fmt: skip
+
+
+def static_attribute(holder: Any, name: str) -> Any:
+    """An attribute of a class or of a Python module, with no descriptor called; None if none.
+
+    Args:
+        holder: The class or the Python module.
+        name: The attribute's name.
+    """
+    for place in holder.__mro__ if isinstance(holder, type) else (holder,):
+        if name in vars(place):
+            return vars(place)[name]
+    return inspect.getattr_static(holder, name, None)
+
+
+@cache
+def parameters_of(function: FunctionType) -> tuple[inspect.Parameter, ...]:
+    """The parameters of a function.
+
+    Args:
+        function: The function.
+    """
+    return tuple(inspect.signature(function).parameters.values())

@@ -6,7 +6,7 @@ rounding whatever the dtype of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -244,6 +244,7 @@ def call_exact(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     exact: Mapping[str, Tensor] | None = None,
+    without: Collection[str] = (),
 ) -> Any:
     """Call a module in float64, without a copy of it.
 
@@ -252,11 +253,14 @@ def call_exact(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         exact: Parameters of it that are known more exactly than it holds them.
+        without: Paths of its parts whose tensors are not used.
     """
+    unused = tuple(f"{path}." for path in without)
     better = {id(fetch(module, name)): tensor for name, tensor in (exact or {}).items()}
     given = {
         join(path, name): better[id(tensor)] if id(tensor) in better else tensor.detach().double()
         for path, part in module.named_modules()  # each once, since each is put back once
+        if not f"{path}.".startswith(unused)
         for name, tensor in own_tensors(part).items()
         if tensor.is_floating_point()
     }

@@ -83,7 +83,7 @@ POINTS = [
     "reparam.parts.record_shapes",
     "reparam.tracer.bound",
     "reparam.tracing._simplify_output",
-    "reparam.applying.copy_model",
+    "reparam.applying.LateCopy",
     "reparam.applying.lower",
     "reparam.applying.take_after",
     "reparam.applying.region_error",
