@@ -13,12 +13,14 @@ from reparam.errors import Refusal, ReparamError
 from reparam.geometry import Axis
 from reparam.rules import register_rule
 from reparam.verification import Verification, verify
+from reparam.weighing import Operator
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AffineConv",
     "Axis",
+    "Operator",
     "Plan",
     "Refusal",
     "ReparamError",

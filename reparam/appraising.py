@@ -15,8 +15,8 @@ from torch import fx
 
 from reparam.affine import AffineConv
 from reparam.channels import holds_type
-from reparam.costs import NOTHING, Cost, form_cost, least_positions, most_positions, unsupported
-from reparam.effects import computes, indexes, operator_name, reads_metadata
+from reparam.costs import NOTHING, Cost, least_positions, most_positions, unsupported
+from reparam.effects import computes, indexes, reads_shape_only
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
@@ -24,8 +24,7 @@ from reparam.hazards import hazard
 from reparam.main_link import main_link, placed_at
 from reparam.regions import Absorbed, Region, Share
 from reparam.rules import Several, Step
-
-_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
+from reparam.weighing import MACS, Measure, Weigher
 
 
 class Appraiser:
@@ -36,6 +35,7 @@ class Appraiser:
         steps: What each operator does to the forms of its operands.
         facts: What is known of the graph.
         banned: Regions, by value and base, that must not be, and why.
+        measure: By what it weighs.
     """
 
     def __init__(
@@ -44,11 +44,13 @@ class Appraiser:
         steps: Mapping[fx.Node, Step],
         facts: Facts,
         banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
+        measure: Measure = MACS,
     ) -> None:
         self.banned = banned
         self.facts = facts
         self.steps = steps
         self.forest = Forest(steps, facts)
+        self.weigher = Weigher(measure, steps, facts)
         self.readers = {node: set(node.users) for node in graph.nodes}
         self.dead = set(facts.unread)
         self.fused: dict[fx.Node, Region] = {}
@@ -57,23 +59,29 @@ class Appraiser:
 
     # -- Costs ----------------------------------------------------------------------------------
 
-    def node_cost(self, node: fx.Node) -> Cost:
-        """What a node costs per position as it stands."""
+    def node_cost(self, node: fx.Node, positions: float) -> Cost:
+        """What a node costs as it stands.
+
+        Args:
+            node: The node.
+            positions: How many positions it has.
+        """
         if node in self.fused:
-            return form_cost(self.fused[node].form)
+            region = self.fused[node]
+            return self.weigher.form(region.form, positions, region.source)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
             first = node.args[0] if node.args else None
             result = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
             part = indexes(node) and (not result or step.columns is not None)
             free = (step.identity and not computes(node)) or part
-            return Cost(step.multiply_adds, 0 if free else 1)
+            return self.weigher.node(node, positions, free=free)
         link = self.forest.links.get(node)
         if link is not None and link.form is None:
             return NOTHING
         if step is None or isinstance(step, Refusal | Several):
             return NOTHING
-        return Cost(operators=1)
+        return self.weigher.node(node, positions, free=False)
 
     def positions(
         self,
@@ -205,7 +213,7 @@ class Appraiser:
             return Refusal(self._other_readers(candidate, gone))
         return Refusal(
             "one operator instead would cost more: "
-            f"{_ratio(after.multiply_adds, current.multiply_adds)} multiply-adds, "
+            f"{_ratio(after.amount, current.amount)} {self.weigher.measure.unit}, "
             f"{after.operators} instead of {current.operators} operators"
         )
 
@@ -263,14 +271,14 @@ class Appraiser:
         terms = [term.term for term in absorbed]
         positions, own = self.positions(gone, (value, *terms), form, placed, crossed)
         current = before = NOTHING
-        for node in gone:
+        for node in sorted(gone, key=self.facts.order.__getitem__):
             if node in crossed or node in counted or node in self.dead:
                 continue
             fused = self.fused.get(node)
             if fused is not None and node in self.facts.shapes:
                 now = fused.after  # in true numbers, wherever it is placed
             else:
-                now = self.node_cost(node).times(positions.get(node, 0.0))
+                now = self.node_cost(node, positions.get(node, 0.0))
             current += now
             before += now if fused is None else fused.before
         anew = set(gone).difference(self.dead, self.fused, crossed, counted)
@@ -278,7 +286,8 @@ class Appraiser:
         current, before = current + constants, before + constants
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
-        after = form_cost(form).times(own) + Cost(operators=int(converts))
+        source = main.base if collapses else candidate.base
+        after = self.weigher.form(form, own, source) + Cost(operators=int(converts))
         dying = frozenset(gone).union(*(region.dying for region in taken))
         return Region(
             value,
@@ -375,22 +384,10 @@ def moves_kernels(candidate: Candidate) -> bool:
     return len(moved) > 1
 
 
-def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
-    """Whether a reader of a value only asks for its shape or type."""
-    if reads_metadata(reader):
-        return True
-    return (
-        reader.op in ("call_method", "call_function")
-        and operator_name(reader) in _SHAPE_READERS
-        and bool(reader.args)
-        and reader.args[0] is not node
-    )
-
-
 def _count(shape: Iterable[int], channels: int | None) -> float:
     """Positions of a value: its elements but for the channels."""
     return max(prod(shape) / (channels or 1), 1.0)
 
 
 def _ratio(after: float, before: float) -> str:
-    return f"{after / before:.1f} x the" if before else f"{after:,.0f} more"
+    return f"{after / before:.1f} x the" if before else f"{after:,.3g} more"

@@ -8,7 +8,7 @@ becomes another one in its place, there is nothing to run: the region itself was
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Set
 
 from torch import Tensor, nn
 
@@ -84,9 +84,7 @@ class Check:
                 skipped += self._differs(call, able, rewritten, root)
         return skipped + len(closed - able)
 
-    def _differs(
-        self, call: Call, able: Collection[Call], rewritten: Rewrite, root: nn.Module
-    ) -> bool:
+    def _differs(self, call: Call, able: Set[Call], rewritten: Rewrite, root: nn.Module) -> bool:
         """Whether a module returns something else for a reason that nobody can help: it is chaotic.
 
         Raises:
@@ -110,7 +108,7 @@ class Check:
         reason = f"with its new code it returns something else, by {error:.1e}"
         raise MismatchError(f"{call.path or 'the model'}: {reason}", [call])
 
-    def _inner(self, call: Call, able: Collection[Call]) -> dict[str, Sample]:
+    def _inner(self, call: Call, able: Set[Call]) -> dict[str, Sample]:
         """The samples of the modules inside one that are compared by themselves, by path in it."""
         prefix = f"{call.path}." if call.path else ""
         found: dict[str, Sample] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reparam.affine import AffineConv
 from reparam.errors import Refusal
@@ -11,45 +11,54 @@ from reparam.geometry import Axis
 
 @dataclass(frozen=True, order=True)
 class Cost:
-    """Multiply-adds of convolutions and linear layers, and operators of any kind.
+    """What a cost function makes of some operators, and their number.
 
     Args:
-        multiply_adds: In units of one output position of the value that is decided on, or, with
-            example inputs, for these.
+        amount: What the cost function gives, summed up. For multiply-adds without example inputs
+            that is in units of one output position of the value that is decided on.
         operators: Operators that do work; views and the identity do none.
+        multiply_adds: Multiply-adds of convolutions and linear layers, whatever the cost function.
     """
 
-    multiply_adds: float = 0.0
+    amount: float = 0.0
     operators: int = 0
+    multiply_adds: float = field(default=0.0, compare=False)
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.multiply_adds + other.multiply_adds, self.operators + other.operators)
+        return Cost(
+            self.amount + other.amount,
+            self.operators + other.operators,
+            self.multiply_adds + other.multiply_adds,
+        )
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.multiply_adds - other.multiply_adds, self.operators - other.operators)
+        return Cost(
+            self.amount - other.amount,
+            self.operators - other.operators,
+            self.multiply_adds - other.multiply_adds,
+        )
 
     def times(self, factor: float) -> Cost:
         """The same operators at another number of positions."""
-        return Cost(self.multiply_adds * factor, self.operators)
+        return Cost(self.amount * factor, self.operators, self.multiply_adds * factor)
+
+    @property
+    def loses(self) -> bool:
+        """Whether a difference of two costs is a loss in one of its numbers."""
+        return self.amount < 0 or self.operators < 0
 
     @property
     def saves(self) -> bool:
-        """Whether a difference of two costs is a gain in one number and a loss in neither."""
-        return (
-            self.multiply_adds >= 0
-            and self.operators >= 0
-            and (self.multiply_adds > 0 or self.operators > 0)
-        )
+        """Whether a difference of two costs is a gain in one of its numbers and no loss."""
+        return not self.loses and (self.amount > 0 or self.operators > 0)
 
 
 NOTHING = Cost()
 
 
-def form_cost(form: AffineConv) -> Cost:
-    """What a form costs per position once it is an operator."""
-    if form.identity:
-        return NOTHING
-    return Cost(form.multiply_adds, 1 + len(explicit_padding(form)))
+def operators(form: AffineConv) -> int:
+    """How many operators compute a form: itself, and the padding that it does not do by itself."""
+    return 0 if form.identity else 1 + len(explicit_padding(form))
 
 
 def explicit_padding(form: AffineConv) -> list[tuple[int, ...]]:

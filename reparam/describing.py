@@ -30,6 +30,7 @@ def fused_row(part: Part, region: Region) -> FusedRow:
         _form_name(region.form),
         (region.before.multiply_adds, region.after.multiply_adds),
         (region.before.operators, region.after.operators),
+        cost=(region.before.amount, region.after.amount),
     )
 
 

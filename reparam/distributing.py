@@ -112,7 +112,7 @@ def _distributed(link: Link, appraiser: Appraiser) -> list[Region] | Refusal:
         if not fitting:
             return Refusal(f"{operand.value}, of which {whole} is made, cannot take it in for free")
         regions.append(max(fitting, key=lambda region: region.gain))
-    cost = sum(map(appraiser.node_cost, link.inner), start=NOTHING)
+    cost = sum((appraiser.node_cost(node, 1.0) for node in link.inner), start=NOTHING)
     regions[0] = replace(regions[0], before=regions[0].before + cost, gain=regions[0].gain + cost)
     together = frozenset[fx.Node]().union(*(region.dying for region in regions))
     return [replace(region, together=together) for region in regions]
@@ -224,7 +224,7 @@ def _drafted(
     scaled = replace(candidate, form=form)
     gone = appraiser.dying([(operand, scaled)], metadata=moves_kernels(scaled))
     region = appraiser.draft(scaled, operand, gone)
-    if isinstance(region, Refusal) or region.gain.multiply_adds < 0 or region.gain.operators < 0:
+    if isinstance(region, Refusal) or region.gain.loses:
         return None
     dies = frozenset(share.link.inner)
     region = replace(

@@ -20,7 +20,9 @@ from reparam.parts import Part, Untraced, find_parts
 from reparam.report import FusedRow, RefusedRow, Report
 from reparam.rules import Rules, load_rules
 from reparam.rules.registry import Rule, Target
+from reparam.timing import latency
 from reparam.verification import as_arguments
+from reparam.weighing import MACS, MEMORY, CostFunction, Measure
 from reparam.working import at_work
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
@@ -84,7 +86,8 @@ class Plan:
             fresh = plan(self.model, **self._options)
             parts, self.report = fresh._parts or [], fresh.report
         self._parts = None
-        report = Report(self.report.model, [], list(self._untraced), [])
+        report = Report(self.report.model, [], list(self._untraced), [], self.report.unit)
+        report.notes.extend(note for note in self.report.notes if note == _APART)
         inputs = self._options["example_inputs"]
         arguments = None if inputs is None else as_arguments(inputs)
         with at_work():
@@ -102,7 +105,7 @@ def plan(
     example_inputs: Any = None,
     *,
     rules: Mapping[Target, Rule | None] | None = None,
-    cost: str = "macs",
+    cost: str | CostFunction = "macs",
 ) -> Plan:
     """Find out what can be fused, exactly and cheaper, without touching the model.
 
@@ -112,8 +115,11 @@ def plan(
             needed, but with them shapes are known and the whole model is compared.
         rules: Rules for this call only, by module type, function, method or ATen operator; None
             switches a rule off.
-        cost: What must not rise: ``"macs"``, the multiply-adds of convolutions and linear layers
-            and the number of operators.
+        cost: What must not rise, as must the number of operators not: ``"macs"``, the multiply-adds
+            of convolutions and linear layers; ``"memory"``, the numbers that operators hold as
+            weights and, with example inputs, write; ``"latency"``, the time that each takes by
+            itself here and now, on random values of the sizes that the example inputs lead to; or a
+            function that gives a number for an `Operator`.
 
     Returns:
         The plan; print it.
@@ -132,8 +138,7 @@ def plan(
     check_model(model)
     if rules is not None and not isinstance(rules, Mapping):
         raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
-    if cost != "macs":
-        raise ReparamError(f"cost={cost!r} is not known; this version weighs by cost='macs'")
+    measure = _measure(cost)
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
     with at_work():
@@ -141,10 +146,19 @@ def plan(
             parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
         else:
             parts, failures = find_parts(model, Rules(rules), inputs)
+        apart = False
         for part in parts:
+            if cost == "latency" and not part.facts.shapes:
+                apart = True  # its sizes are not known
+            else:
+                part.measure = measure
             part.decide()
+    if apart and inputs is None and not any(part.facts.shapes for part in parts):
+        raise ReparamError("cost='latency' is measured on the sizes of inputs: pass example_inputs")
     untraced = [untraced_row(failure) for failure in failures]
-    report = Report(type(model).__name__, [], list(untraced))
+    report = Report(type(model).__name__, [], list(untraced), unit=measure.unit)
+    if apart:
+        report.notes.append(_APART)
     for part in parts:
         report.fused.extend(fused_row(part, region) for region in part.decision.regions)
         report.refused.extend(refused_rows(part))
@@ -158,7 +172,7 @@ def fuse(
     *,
     inplace: bool = False,
     rules: Mapping[Target, Rule | None] | None = None,
-    cost: str = "macs",
+    cost: str | CostFunction = "macs",
     verify: bool = True,
 ) -> ModelT:
     """Replace linear branches by the one convolution that computes the same.
@@ -194,6 +208,23 @@ def fuse(
         planned = plan(model, example_inputs, rules=rules, cost=cost)
         fused: ModelT = planned.apply(inplace=inplace, verify=verify)
     return fused
+
+
+def _measure(cost: Any) -> Measure:
+    """By what a plan weighs."""
+    if isinstance(cost, str) and cost in _MEASURES:
+        return _MEASURES[cost]()
+    if callable(cost):
+        return Measure(cost, getattr(cost, "__name__", "cost"))
+    known = ", ".join(map(repr, _MEASURES))
+    raise ReparamError(f"cost={cost!r} is not known; give one of {known}, or a function")
+
+
+_MEASURES = {"macs": lambda: MACS, "memory": lambda: MEMORY, "latency": latency}
+_APART = (
+    "parts of the model were traced apart, and the sizes in them are not known: they were weighed "
+    "by multiply-adds"
+)
 
 
 def check_model(model: Any) -> None:

@@ -63,6 +63,21 @@ def reads_metadata(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _METADATA_METHODS
 
 
+def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
+    """Whether a reader of a value only asks for its shape or type."""
+    if reads_metadata(reader):
+        return True
+    return (
+        reader.op in ("call_method", "call_function")
+        and operator_name(reader) in _SHAPE_READERS
+        and bool(reader.args)
+        and reader.args[0] is not node
+    )
+
+
+_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
+
+
 def operator_name(node: fx.Node) -> str:
     """The name of a function, a method or an ATen operator, without its overload."""
     if isinstance(node.target, torch._ops.OpOverload):

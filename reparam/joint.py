@@ -149,7 +149,7 @@ def _draft_all(
             region
             for region in drafts
             if isinstance(region, Region)
-            and region.gain.multiply_adds >= 0
+            and region.gain.amount >= 0
             and hazard(region, appraiser.facts, appraiser.stand_ins) is None
         ]
         if not fitting:

@@ -1,7 +1,8 @@
-"""From a form to the torch module that computes it."""
+"""From a form to the torch module that computes it, and how to run that."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,6 +58,21 @@ def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
     if bias is not None:
         module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
     return module.eval()
+
+
+def run_operator(module: nn.Module, x: Tensor, form: AffineConv) -> Tensor:
+    """What the module of a form computes, with the padding that it does not do by itself."""
+    for sides in explicit_padding(form):
+        x = nn.functional.pad(x, sides, mode=pad_mode(form, sides))
+    result: Tensor = module(x)
+    return result
+
+
+def pad_mode(form: AffineConv, sides: Sequence[int]) -> str:
+    """The mode of an explicit padding, as ``F.pad`` takes it."""
+    modes = {axis.mode for axis in form.axes or () if axis.padded}
+    mode = modes.pop() if modes and max(sides) > 0 else "zeros"
+    return "constant" if mode == "zeros" else mode
 
 
 def take_after(module: nn.Module, form: AffineConv) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import fx
 
 from reparam.affine import AffineConv
-from reparam.costs import Cost, form_cost
+from reparam.costs import operators
 from reparam.errors import Refusal
 from reparam.forest import Link
 
@@ -21,13 +21,14 @@ def main_link(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -
         form: The form of the new operator.
     """
     barriers = [index for index, link in enumerate(path) if link.commuting is not None]
-    eligible: list[tuple[Cost, int, Link]] = []
+    eligible: list[tuple[tuple[int, int], int, Link]] = []
     crossed = False
     for index, link in enumerate(path):
         if link.form is None:
             crossed = True
         elif link in own and (form.pointwise or not crossed) and _may_move(path, index, barriers):
-            eligible.append((form_cost(link.form), -index, link))
+            size = link.form.multiply_adds, operators(link.form)
+            eligible.append((size, -index, link))
     if not eligible:
         return Refusal("an operator between lets scales pass, but no constant or no mixing")
     return max(eligible, key=lambda entry: entry[:2])[2]

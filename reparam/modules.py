@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -12,7 +13,7 @@ def fetch(root: nn.Module, path: str) -> Any:
     value: Any = root
     for name in path.split(".") if path else ():
         # A module looks for its children only after everything else failed, which takes long.
-        children = getattr(value, "_modules", ())
+        children: Mapping[str, Any] = getattr(value, "_modules", {})
         plain = name in children and not hasattr(type(value), name)
         value = children[name] if plain else getattr(value, name)
     return value

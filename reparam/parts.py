@@ -31,6 +31,7 @@ from reparam.source import forget_classes
 from reparam.stateful import frame_problem
 from reparam.structures import nodes_in
 from reparam.tracing import trace
+from reparam.weighing import MACS, Measure
 
 _SHARED = Refusal("its module is used by two parts of the model, traced apart")
 
@@ -51,6 +52,7 @@ class Part:
         unlike: Identities of the modules whose calls need different code.
         elsewhere: Paths below its root of the modules that other code uses, too.
         shared: Identities of the modules that more than this part uses, each apart.
+        measure: By what its operators are weighed.
     """
 
     trace: Trace
@@ -64,12 +66,15 @@ class Part:
     unlike: frozenset[int] = frozenset()
     elsewhere: frozenset[str] = frozenset()
     shared: frozenset[int] = frozenset()
+    measure: Measure = MACS
 
     def decide(self) -> None:
         """Plan anew until no region is one that its modules do not allow."""
         stateful = Rewriter(self.trace, self.facts, self.merged) if self.trace.stateful else None
         while True:
-            self.decision = decide(self.trace.graph, self.steps, self.facts, self.banned)
+            self.decision = decide(
+                self.trace.graph, self.steps, self.facts, self.banned, self.measure
+            )
             problems = [
                 (region, problem)
                 for region in self.decision.regions
@@ -102,7 +107,7 @@ class Part:
             raise RuntimeError("a part that cannot be made again")
         fresh = self.make()
         fresh.make, fresh.elsewhere, fresh.shared = self.make, self.elsewhere, self.shared
-        fresh.merged, fresh.unlike = self.merged, self.unlike
+        fresh.merged, fresh.unlike, fresh.measure = self.merged, self.unlike, self.measure
         for region in regions:
             self.ban(region, reason)
         nodes = {node.name: node for node in fresh.facts.order}

@@ -61,7 +61,6 @@ class Placer:
         changing = region.dying | region.together
         callers = [self.trace.caller[node] for node in changing if node.op != "get_attr"]
         place = main.value if region.collapses else value
-        source = main.base if region.collapses else region.base
         single = len(main.inner) == 1 and region.collapses
         frame = common_caller(callers) if region.collapses else self.trace.caller[value]
         while frame in self.merged and frame.parent is not None:
@@ -81,7 +80,9 @@ class Placer:
         else:
             inner = (node for node in main.inner if node in region.dying or node is place)
             owner = common_caller([self.trace.caller[node] for node in inner])
-        while owner.parent is not None and not self._sees(owner, self.result.current(source)):
+        while owner.parent is not None and not self._sees(
+            owner, self.result.current(region.source)
+        ):
             owner = owner.parent
         if region.collapses and not self.as_written:
             owner = frame

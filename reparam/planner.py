@@ -27,6 +27,7 @@ from reparam.joint import adopt_joint_regions
 from reparam.regions import Region
 from reparam.regrouping import adopt_regrouped_sums
 from reparam.rules import Step
+from reparam.weighing import MACS, Measure
 
 
 @dataclass
@@ -47,6 +48,7 @@ def decide(
     steps: Mapping[fx.Node, Step],
     facts: Facts,
     banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
+    measure: Measure = MACS,
 ) -> Decision:
     """Plan one graph.
 
@@ -55,8 +57,9 @@ def decide(
         steps: What each operator does to the forms of its operands.
         facts: What is known of the graph.
         banned: Regions, by value and base, that must not be, and why.
+        measure: By what it is weighed.
     """
-    appraiser = Appraiser(graph, steps, facts, banned)
+    appraiser = Appraiser(graph, steps, facts, banned, measure)
     nodes = list(graph.nodes)
     while True:
         walk = _Walk(nodes, appraiser)
@@ -164,7 +167,9 @@ class _Walk:
     def _worth(self, region: Region) -> Cost:
         """What a region gains, with what can still be gained above it."""
         unit = region.base if region.form.transposed else region.value
-        scale = 1.0 if region.value in self.appraiser.facts.shapes else self.area[unit]
+        known = region.value in self.appraiser.facts.shapes
+        relative = self.appraiser.weigher.measure.counts_positions and not known
+        scale = self.area[unit] if relative else 1.0
         survivor = region.base
         for link in region.path:
             if link.value not in region.dying:

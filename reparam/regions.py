@@ -93,6 +93,11 @@ class Region:
         return self.value, self.base, self.form.axes, terms, scales
 
     @property
+    def source(self) -> fx.Node:
+        """What the new operator reads: the base, or what remains of the path before its place."""
+        return self.main.base if self.collapses else self.base
+
+    @property
     def kept(self) -> fx.Node:
         """The dying node whose value is still there, under whatever name."""
         last = self.adjustments[-1] if self.adjustments else None

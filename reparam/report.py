@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+MULTIPLY_ADDS = "multiply-adds"
+
 
 @dataclass(frozen=True)
 class FusedRow:
@@ -25,6 +27,7 @@ class FusedRow:
         counts: Number of operators before and after.
         error: Relative difference on a random input in float64; None if not verified.
         name: Where the new operator is registered; empty before it is applied.
+        cost: What the cost function gives, before and after.
     """
 
     place: str
@@ -34,6 +37,7 @@ class FusedRow:
     counts: tuple[int, int]
     error: float | None = None
     name: str = ""
+    cost: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,14 @@ class Report(_Printed):
         fused: One row per value that became one operator.
         refused: One row per operator that stays although it is affine, or that has no graph.
         notes: What else a user should know.
+        unit: What the cost function counts.
     """
 
     model: str
     fused: list[FusedRow] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unit: str = MULTIPLY_ADDS
 
     def summary(self) -> str:
         """The result in one line."""
@@ -114,21 +120,19 @@ class Report(_Printed):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.summary()
         if self.fused:
-            verified = any(row.error is not None for row in self.fused)
-            header = ("where", "was", "becomes", "ops", "multiply-adds", "float64 error")
-            rows = (
-                (
-                    row.place,
-                    row.operators,
-                    row.result,
-                    f"{row.counts[0]} -> {row.counts[1]}",
-                    _change(*row.multiply_adds),
-                    "-" if row.error is None else f"{row.error:.0e}",
-                )
-                for row in self.fused
-            )
-            columns = len(header) if verified else len(header) - 1
-            yield _table(header[:columns], (row[:columns] for row in rows))
+            columns: dict[str, list[str]] = {
+                "where": [row.place for row in self.fused],
+                "was": [row.operators for row in self.fused],
+                "becomes": [row.result for row in self.fused],
+                "ops": [f"{row.counts[0]} -> {row.counts[1]}" for row in self.fused],
+                MULTIPLY_ADDS: [_change(*row.multiply_adds) for row in self.fused],
+            }
+            if self.unit != MULTIPLY_ADDS:
+                columns[self.unit] = [_change(*row.cost) for row in self.fused]
+            errors = [row.error for row in self.fused]
+            if any(error is not None for error in errors):
+                columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
+            yield _table(list(columns), zip(*columns.values(), strict=True))
         yield from _rest(self.refused, "stays", self.notes)
 
 

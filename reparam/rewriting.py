@@ -12,11 +12,11 @@ from reparam.costs import explicit_padding
 from reparam.edits import Rewrite
 from reparam.facts import Facts
 from reparam.forest import Link
+from reparam.lowering import pad_mode
 from reparam.modules import all_names
 from reparam.placing import Placer
 from reparam.regions import Region
 from reparam.repeats import edited_alike
-from reparam.verification import pad_mode
 
 Operators = list[tuple[Region, nn.Module]]
 
@@ -89,9 +89,8 @@ class Rewriter:
         self._erase_unread(self._doomed(region))
         main, value = region.main, region.value
         place = main.value if region.collapses else value
-        source = main.base if region.collapses else region.base
         frame, owner, swap = self.placer.placement(region)
-        read = result.current(source)
+        read = result.current(region.source)
         path = str(place.target) if swap else self._home(owner, module)
         result.modules[path] = module
         result.names[value] = path

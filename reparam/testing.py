@@ -15,7 +15,7 @@ from reparam.costs import unsupported
 from reparam.differences import ChannelAxisError, Map, difference
 from reparam.driver import fuse
 from reparam.errors import Refusal, ReparamError
-from reparam.lowering import lower
+from reparam.lowering import lower, run_operator
 from reparam.rules import Rules, Step, describe_rule, describe_target, load_rules
 from reparam.rules.registry import Rule, Selecting, Target, as_listed
 from reparam.specimen import (
@@ -27,7 +27,6 @@ from reparam.specimen import (
     neighbours,
 )
 from reparam.state import undisturbed
-from reparam.verification import run_operator
 
 
 class RuleCheckError(ReparamError):

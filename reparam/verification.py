@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from reparam.affine import AffineConv
-from reparam.costs import explicit_padding
 from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
+from reparam.lowering import run_operator
 from reparam.modules import fetch, has_hooks, join, own_tensors
 from reparam.regions import Absorbed, Region, Share
 from reparam.running import in_float64, run_function
@@ -195,21 +194,6 @@ def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
         for link in region.path
         if link.form is not None
     }
-
-
-def run_operator(module: nn.Module, x: Tensor, form: AffineConv) -> Tensor:
-    """What the module of a form computes, with the padding that it does not do by itself."""
-    for sides in explicit_padding(form):
-        x = nn.functional.pad(x, sides, mode=pad_mode(form, sides))
-    result: Tensor = module(x)
-    return result
-
-
-def pad_mode(form: AffineConv, sides: Sequence[int]) -> str:
-    """The mode of an explicit padding, as ``F.pad`` takes it."""
-    modes = {axis.mode for axis in form.axes or () if axis.padded}
-    mode = modes.pop() if modes and max(sides) > 0 else "zeros"
-    return "constant" if mode == "zeros" else mode
 
 
 def _run(

@@ -123,8 +123,8 @@ MISTAKES = [
     Mistake(
         "what costs more multiply-adds is taken if it saves operators",
         "costs.py",
-        "            self.multiply_adds >= 0\n            and self.operators >= 0\n",
-        "            self.operators >= 0\n",
+        "        return self.amount < 0 or self.operators < 0\n",
+        "        return self.operators < 0\n",
     ),
     Mistake(
         "a write in place to a value that is read later is ignored",
