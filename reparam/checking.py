@@ -121,13 +121,20 @@ class Check:
         return found
 
     def _closed(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> set[Call]:
-        """The modules that regions lie in, but for those that a region outside changes too."""
+        """The modules that regions lie in, but for those that a region outside changes too.
+
+        Raises:
+            MismatchError: If an operator is not where it should be.
+        """
         homes = {value: grafted.home(frame) for value, frame in self.frames.items()}
-        closed = {
-            homes[region.value]
-            for region in self.regions
-            if rewritten.changes[region.value] or not _is_in_place(region, rewritten, root)
-        }
+        closed = set[Call]()
+        for region in self.regions:
+            home = homes[region.value]
+            if rewritten.changes[region.value] or not _may_stay_in_place(region):
+                closed.add(home)
+            elif not _is_in_place(region, rewritten, root):
+                reason = "with its new parts it returns something else"
+                raise MismatchError(f"{home.path or 'the model'}: {reason}", [home])
         for region in self.regions:
             nodes = [region.value, *region.dying]
             touched = {self.part.trace.caller[node] for node in nodes}
@@ -168,8 +175,9 @@ def _may_stay_in_place(region: Region) -> bool:
 
 
 def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:
-    """Whether where an operator of a region was now is what shall be."""
-    paths = {str(node.target) for node in (region.value, *region.dying)}
-    return _may_stay_in_place(region) and all(
-        path in rewritten.modules and fetch(root, path) is rewritten.modules[path] for path in paths
+    """Whether the new operator is where one of a chain was, and nothing where the others were."""
+    new = rewritten.names[region.value]
+    others = {str(node.target) for node in (region.value, *region.dying)} - {new}
+    return fetch(root, new) is rewritten.modules[new] and all(
+        type(fetch(root, path)) is nn.Identity for path in others
     )

@@ -144,15 +144,17 @@ class Placer:
         # Methods that only read the weights, to convert them say, do not count.
         calling = {name for key, name in callers if key == id(frame.module)} & methods.keys()
         torn = {name for name in calling if not runs_as_one(frame.module, name, list(order))}
+        serves = self._serves_other_calls(crossed, frame)
         if (
             partial - {"forward"}
             or torn
             or (in_code and public)
             or (partial and len(methods) > 1)
             or self._run_otherwise(callers, frame, methods)
-            or self._serves_other_calls(crossed, frame)
+            or serves
         ):
-            self._keep_parts(region, frame, names)
+            # A method that only reads the weights of what is gone, to convert them say, will raise.
+            self._keep_parts(region, frame, names if callers or serves else set())
             return False
         mixing = {
             self.trace.caller[link.value]

@@ -146,7 +146,7 @@ class Repeated(nn.Module):
         self.step = step
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x)).sigmoid()
+        x = (2 * self.norm(self.conv(x))).sigmoid()
         for _ in range(100):
             x = self.step(x)
         return x
@@ -176,7 +176,7 @@ def test_what_cannot_be_run_by_itself_is_noted() -> None:
             self.second = nn.Linear(8, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(self.second(self.first(self.table(x)))) + 1
+            return torch.relu(2 * self.second(self.first(self.table(x)))) + 1
 
     fused = reparam.fuse(Indexed().eval())
     assert len(fused.reparam_report.fused) == 1

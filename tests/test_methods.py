@@ -198,3 +198,53 @@ def test_parts_that_a_method_runs_one_after_the_other_go() -> None:
     whole, kept = (reparam.fuse(ready(kind())) for kind in (Whole, Kept))
     assert isinstance(whole.norm, nn.Identity)
     assert isinstance(kept.norm, nn.BatchNorm1d)
+
+
+class Converting(nn.Module):
+    """A block with a conversion of its own, which reads its branches but does not run them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.merged: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged is not None:
+            return torch.relu(self.merged(x))
+        return torch.relu(self.norm(self.wide(x) + self.narrow(x)))
+
+    def convert(self) -> None:
+        self.merged = nn.Conv2d(4, 8, 3, padding=1)
+        self.merged.weight.data = self.wide.weight + nn.functional.pad(self.narrow.weight, [1] * 4)
+        for parameter in self.wide.parameters():
+            parameter.detach_()
+
+
+class ConvertingAndRunning(Converting):
+    """The same with a method that runs a branch alone."""
+
+    def run_wide(self, x: Tensor) -> Tensor:
+        result: Tensor = self.wide(x)
+        return result
+
+
+def test_branches_that_methods_only_read_are_gone() -> None:
+    model = ready(Converting())
+    fused = reparam.fuse(model)
+    assert [name for name, _ in fused.named_parameters()] == [
+        "fused_conv.weight",
+        "fused_conv.bias",
+    ]
+    with torch.no_grad():
+        assert relative_error(fused(images()), model(images())) <= EXACT
+    with pytest.raises(AttributeError):
+        fused.convert()
+
+
+def test_branches_that_methods_run_are_there() -> None:
+    model = ready(ConvertingAndRunning())
+    fused = reparam.fuse(model)
+    with torch.no_grad():
+        assert relative_error(fused(images()), model(images())) <= EXACT
+    assert torch.equal(fused.run_wide(images()), model.run_wide(images()))
