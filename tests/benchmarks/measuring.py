@@ -1,11 +1,12 @@
 """Interleaved timing, peak memory, and the name of the hardware."""
 
 import platform
+import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -13,24 +14,62 @@ import torch
 
 def hardware() -> str:
     """The processor, the threads and the version that a number belongs to."""
+    return f"{processor()}, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The processor and the number of threads."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    processor = names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{processor}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:
-    """Median seconds of each after one warm-up; they take turns, so a busy machine hits all."""
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int = 5,
+    seconds: float = float("inf"),
+    finish: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """The seconds of each round after one warm-up.
+
+    In every round all take their turn, in another order, so that a busy machine hits all.
+
+    Args:
+        contenders: What to run.
+        rounds: How many rounds.
+        seconds: For how long at most, but for three rounds.
+        finish: Waits until what was started is done.
+    """
+    order = random.Random(0)
     for function in contenders.values():
         function()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, function in contenders.items():
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    begin = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - begin > seconds:
+            break
+        for name in order.sample(list(contenders), len(contenders)):
+            finish()
             start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: median(times) for name, times in seconds.items()}
+            contenders[name]()
+            finish()
+            taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def medians(taken: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each."""
+    return {name: median(times) for name, times in taken.items()}
+
+
+def summary(taken: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """For each its median and its quartiles, in milliseconds."""
+    return {
+        name: [round(1e3 * value, 4) for value in (median(times), *quantiles(times, n=4)[::2])]
+        for name, times in taken.items()
+    }
 
 
 def resident_bytes(field: str) -> int:

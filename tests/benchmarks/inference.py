@@ -1,0 +1,79 @@
+"""How fast the forms of a network run in each engine: `python -m tests.benchmarks inference`."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from tests.benchmarks.engines import ENGINES
+from tests.benchmarks.forms import AGAIN, FX, LIMIT, OURS, BareConvolutions, forms
+from tests.benchmarks.measuring import interleaved, summary
+from tests.corpora.network import Network
+
+COMPILED = {"repvgg_a0", "mobileone_s0", "repvit_m0_9", "fastvit_t8", "resnet50", "tiny"}
+"""The networks that are compiled, which takes minutes each."""
+
+
+def measure(
+    network: Network,
+    batches: Sequence[int],
+    engines: Sequence[str],
+    rounds: int,
+    seconds: float,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Measure all forms of one network.
+
+    Args:
+        network: The network.
+        batches: How many inputs at a time.
+        engines: Names of the engines.
+        rounds: How often each form runs, at most.
+        seconds: How long the rounds of one comparison may take.
+        keep: Takes each result.
+    """
+    made, missing = forms(network, network.inputs(1, 1))
+    for engine in engines:
+        if "compile" in engine and network.name not in COMPILED:
+            continue
+        for batch in batches:
+            if "compile" in engine and batch > 1:
+                continue
+            inputs = network.inputs(batch, 1)
+            runners, failed = {}, dict(missing)
+            torch._dynamo.reset()
+            with torch.inference_mode("compile" not in engine), torch.no_grad():
+                for form, model in made.items():
+                    if "eager" not in engine and form in (FX, AGAIN):
+                        continue
+                    try:
+                        copy = model if engine == "eager" else deepcopy(model)
+                        runners[form] = ENGINES[engine](copy, inputs)
+                        runners[form]()
+                    except Exception as problem:  # an engine that does not know an operator
+                        runners.pop(form, None)
+                        text = f"{type(problem).__name__}: {problem}"
+                        failed[form] = text.strip().split("\n", 1)[0][:160]
+                if OURS in runners and "eager" not in engine:
+                    runners[AGAIN] = runners[OURS]
+                if OURS in runners and "eager" in engine:
+                    last = engine.endswith("channels_last")
+                    layout = torch.channels_last if last else torch.contiguous_format
+                    ours = made[OURS]
+                    if last:
+                        ours = deepcopy(ours).to(memory_format=torch.channels_last)
+                    runners[LIMIT] = BareConvolutions(ours, inputs, layout)
+                times = interleaved(runners, rounds, seconds) if len(runners) > 1 else {}
+            keep(
+                {
+                    "network": network.name,
+                    "library": network.library,
+                    "multi_branch": getattr(network, "multi_branch", False),
+                    "engine": engine,
+                    "batch": batch,
+                    "rounds": min(map(len, times.values()), default=0),
+                    "milliseconds": summary(times),
+                    "missing": failed,
+                }
+            )
