@@ -1,6 +1,7 @@
 """What `mkdocs build` adds to the pages: a comment in a page names what code puts in its place.
 
-* ``<!-- figure: NAME -->``: a figure of `generate.figures`.
+* ``<!-- figure: NAME -->``: a figure of `generate.figures`;
+* ``<!-- layers: PACKAGE -->``: the table of `generate.layers`.
 
 Elsewhere, say where a page is read as plain Markdown, such a comment is not seen.
 """
@@ -11,8 +12,9 @@ import re
 from typing import Any
 
 from generate.figures import FIGURES
+from generate.layers import table
 
-_COMMENT = re.compile(r"^<!-- (?P<kind>figure): (?P<name>\S+) -->$", re.MULTILINE)
+_COMMENT = re.compile(r"^<!-- (?P<kind>figure|layers): (?P<name>\S+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -24,4 +26,4 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return _COMMENT.sub(lambda found: _MAKERS[found["kind"]](found["name"]), markdown)
 
 
-_MAKERS = {"figure": lambda name: FIGURES[name]()}
+_MAKERS = {"figure": lambda name: FIGURES[name](), "layers": table}
