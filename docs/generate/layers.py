@@ -66,12 +66,12 @@ def table(package: str) -> str:
     listed = layers(package)
     level = {name: index for index, layer in enumerate(listed, 1) for name in layer.files}
     used = imports(package)
-    lines = ["| layer | holds | files | imports from |", "| --- | --- | --- | --- |"]
+    lines = ["| layer | files | imports from |", "| --- | --- | --- |"]
     for index, layer in enumerate(listed, 1):
         files = "<br>".join(line for name in layer.files for line in _described(package, name))
         below = {level[other] for name in layer.files for other in used[name]} - {index}
         on = ", ".join(map(str, sorted(below))) or "torch alone"
-        lines.append(f"| {index} | {layer.holds} | {files} | {on} |")
+        lines.append(f"| {index}: {layer.holds} | {files} | {on} |")
     return "\n".join(lines) + "\n"
 
 
