@@ -32,7 +32,7 @@ from reparam.laws import parallel, sequence, stacked
 Number = int | float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AffineConv(Form):
     """One convolution of one base, plus a constant per channel; its fields are those of `Form`."""
 

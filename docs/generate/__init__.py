@@ -1,0 +1,1 @@
+"""What the documentation shows and code can make: figures, the layers of the package, notebooks."""

@@ -1,0 +1,31 @@
+"""What `mkdocs build` adds to the pages: a comment in a page names what code puts in its place.
+
+* ``<!-- figure: NAME -->``: a figure of `generate.figures`;
+* ``<!-- layers: PACKAGE -->``: the table of `generate.layers`;
+* ``<!-- notebook: PATH -->``: a notebook, run by `generate.notebook`.
+
+Elsewhere, say where a page is read as plain Markdown, such a comment is not seen.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from generate.figures import FIGURES
+from generate.layers import table
+from generate.notebook import render
+
+_COMMENT = re.compile(r"^<!-- (?P<kind>figure|layers|notebook): (?P<name>\S+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts in what the comments of a page name.
+
+    Args:
+        markdown: The page.
+    """
+    return _COMMENT.sub(lambda found: _MAKERS[found["kind"]](found["name"]), markdown)
+
+
+_MAKERS = {"figure": lambda name: FIGURES[name](), "layers": table, "notebook": render}
