@@ -78,7 +78,7 @@ def skip_without_a_compiler() -> None:
 
 @contextmanager
 def installed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Skips a recipe, with the reason, where what it needs is missing; keeps its files to itself."""
+    """Skips a recipe, with the reason, where what it needs is missing."""
     if name in LIBRARIES:
         pytest.importorskip(LIBRARIES[name], reason=f"{LIBRARIES[name]} is not installed")
     if name == "ultralytics":
