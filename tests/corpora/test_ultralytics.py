@@ -16,6 +16,7 @@ from tests.corpora.ultralytics_networks import (
     ULTRALYTICS_NETWORKS,
     UltralyticsNetwork,
     import_ultralytics,
+    use_suppression_in_python,
 )
 from tests.support.errors import relative_error
 
@@ -57,12 +58,3 @@ def test_predictions_are_the_same(
     assert relative_error(ours.boxes.conf, own.boxes.conf) <= 1e-4
     for box in own.boxes.xyxy:
         assert (ours.boxes.xyxy - box).abs().amax(1).min() <= 1e-2
-
-
-def use_suppression_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces an operator of torchvision, which is compiled, and so not everywhere there."""
-    import_ultralytics()
-    import torchvision
-    from ultralytics.utils.nms import TorchNMS
-
-    monkeypatch.setattr(torchvision.ops, "nms", TorchNMS.nms)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import pytest
 from torch import nn
 
 from tests.corpora.network import Network, images
@@ -21,6 +22,15 @@ def import_ultralytics() -> ModuleType:
     import ultralytics
 
     return ultralytics
+
+
+def use_suppression_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces an operator of torchvision, which is compiled, and so not everywhere there."""
+    import_ultralytics()
+    import torchvision
+    from ultralytics.utils.nms import TorchNMS
+
+    monkeypatch.setattr(torchvision.ops, "nms", TorchNMS.nms)
 
 
 @dataclass(frozen=True)
