@@ -2,12 +2,14 @@
 
 An operator lies one layer below the lowest one that it reads. An edge that crosses layers bends at
 a point in each of them, for which the layout keeps room; one that crosses very many runs beside the
-graph, since those points would be more than the operators.
+graph, since those points would be more than the operators. From igraph comes the order within each
+layer, and a first place; then every point moves to the mean of its neighbours, as near as there is
+room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,11 +20,12 @@ from reparam.html.drawn_graphs import DrawnGraph
 BOX = (184, 40)
 """Width and height of an operator."""
 
-_COLUMN, _ROW = 204, 66
+_COLUMN, _BEND, _ROW = 204, 28, 66
 _MARGIN = 24
 _LANE, _LANES = 7, 10
 _LONGEST = 40
 _BENDS = 8  # at most so many points per operator
+_SWEEPS = 8
 
 Point = tuple[int, int]
 
@@ -73,9 +76,7 @@ def lay_out(graph: DrawnGraph) -> Layout:
         chain.append(target)
         chains[number] = chain
         edges.extend(pairwise(chain))
-    placed = igraph.Graph(len(points), edges, directed=True).layout_sugiyama(layers=points)
-    left = min((x for x, _ in placed), default=0.0)
-    middles = [round(_MARGIN + BOX[0] / 2 + (x - left) * _COLUMN) for x, _ in placed]
+    middles = _middles(points, edges, list(chains.values()), len(layers))
     boxes = max(middles[: len(layers)], default=0) + BOX[0] // 2
     right = max(boxes, *middles, 0) + _MARGIN
     lines: list[str] = []
@@ -98,6 +99,78 @@ def lay_out(graph: DrawnGraph) -> Layout:
     ]
     height = 2 * _MARGIN + BOX[1] + _ROW * max(layers, default=0)
     return Layout(graph, tuple(corners), tuple(lines), width, height)
+
+
+def _middles(
+    points: Sequence[int],
+    edges: Sequence[tuple[int, int]],
+    chains: Sequence[Sequence[int]],
+    boxes: int,
+) -> list[int]:
+    """Where the middle of each point is, from left to right.
+
+    Args:
+        points: The layer of each point, those of the operators first.
+        edges: Pairs of points in layers that follow each other.
+        chains: The points of each edge of the graph.
+        boxes: How many of the points are operators.
+    """
+    if not points:
+        return []
+    placed = igraph.Graph(len(points), edges, directed=True).layout_sugiyama(layers=points)
+    at = [x * _COLUMN for x, _ in placed]
+    rows: dict[int, list[int]] = {}
+    for point in sorted(range(len(points)), key=at.__getitem__):
+        rows.setdefault(points[point], []).append(point)
+    offsets: dict[int, list[float]] = {}
+    for layer, row in rows.items():
+        offsets[layer] = [0.0]
+        for one, two in pairwise(row):
+            room = _COLUMN if one < boxes and two < boxes else (_COLUMN + _BEND) / 2
+            room = _BEND if one >= boxes and two >= boxes else room
+            offsets[layer].append(offsets[layer][-1] + room)
+    near: list[list[int]] = [[] for _ in points]
+    for source, target in edges:
+        near[source].append(target)
+        near[target].append(source)
+    for _ in range(_SWEEPS):
+        wanted = [
+            sum(at[other] for other in others) / len(others) if others else at[point]
+            for point, others in enumerate(near)
+        ]
+        _settle(at, wanted, rows, offsets)
+    wanted = list(at)
+    for chain in chains:
+        for point in chain[1:-1]:
+            wanted[point] = at[chain[len(chain) // 2]]
+    _settle(at, wanted, rows, offsets)
+    left = min(at[:boxes], default=0.0)
+    left = min(left, min(at) + BOX[0] / 2)
+    return [round(_MARGIN + BOX[0] / 2 + x - left) for x in at]
+
+
+def _settle(
+    at: list[float],
+    wanted: Sequence[float],
+    rows: Mapping[int, Sequence[int]],
+    offsets: Mapping[int, Sequence[float]],
+) -> None:
+    """Move the points of each layer as near to where they want to be as the room between allows.
+
+    Without their offsets the places must not decrease, and the nearest such places are found by
+    pooling neighbours that want to change places.
+    """
+    for layer, row in rows.items():
+        pools: list[tuple[float, int]] = []
+        for point, offset in zip(row, offsets[layer], strict=True):
+            total, count = wanted[point] - offset, 1
+            while pools and pools[-1][0] / pools[-1][1] > total / count:
+                before = pools.pop()
+                total, count = total + before[0], count + before[1]
+            pools.append((total, count))
+        settled = [total / count for total, count in pools for _ in range(count)]
+        for point, offset, x in zip(row, offsets[layer], settled, strict=True):
+            at[point] = x + offset
 
 
 def _layers(graph: DrawnGraph) -> list[int]:

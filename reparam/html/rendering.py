@@ -39,7 +39,8 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        change=lambda pair: change(*pair).replace("->", "→"),
+        change=lambda pair: _arrows(change(*pair)),
+        arrows=_arrows,
         short=short,
         by_region=_by_region,
         color=lambda number: number % _COLORS,
@@ -63,6 +64,10 @@ def _by_region(vertices: Sequence[Vertex]) -> list[tuple[int, list[int]]]:
     for index, vertex in enumerate(vertices):
         found.setdefault(vertex.region or 0, []).append(index)
     return sorted(found.items())
+
+
+def _arrows(text: str) -> str:
+    return text.replace("->", "→")
 
 
 def _own(name: str) -> Markup:

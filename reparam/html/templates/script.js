@@ -135,10 +135,10 @@
     const fits = (graph.parentElement.clientWidth - 16) / graph.viewBox.baseVal.width;
     if (fits > 0 && fits < 1) zoom(graph, Math.max(fits, 0.55));
   }
-  for (const button of all("[data-zoom]")) {
+  for (const button of all("[data-factor]")) {
     button.addEventListener("click", () => {
       for (const graph of all("svg.graph", byId(button.dataset.side))) {
-        zoom(graph, Number(button.dataset.zoom));
+        zoom(graph, Number(button.dataset.factor));
       }
     });
   }
