@@ -10,8 +10,9 @@ base to the value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 
 from torch import fx
 
@@ -24,7 +25,8 @@ from reparam.regions import Absorbed, Region, Share
 _MOST_BRANCHES = 12
 _MOST_NAMES = 3
 
-Way = tuple[fx.Node, ...]
+Way = tuple[tuple[fx.Node, AffineConv], ...]
+"""Operators, each with what it does to the value that flows along this way."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,18 @@ class Joined:
     total: int = 0
     stacked: bool = False
 
-    def then(self, node: fx.Node) -> Joined:
-        """The same branches, each with one operator more."""
-        return Joined(tuple((*way, node) for way in self.ways), self.total, self.stacked)
+    def then(self, node: fx.Node, form: AffineConv | None) -> Joined:
+        """The same branches, each with one operator more if that does anything."""
+        if form is None or form.identity:
+            return self
+        ways = tuple((*way, (node, form)) for way in self.ways)
+        return Joined(ways, self.total, self.stacked)
+
+    def beside(self, other: Joined, *, stacked: bool = False) -> Joined:
+        """These branches and others."""
+        ways = (*self.ways, *other.ways)[:_MOST_BRANCHES]
+        stacked = stacked or self.stacked or other.stacked
+        return Joined(ways, self.total + other.total, stacked)
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,12 @@ class Branch:
     Args:
         name: What tells it from the other branches.
         operators: What it runs, in this order, with its place.
-        nodes: The same as nodes of the graph.
+        way: The same as nodes of the graph, with what they do.
     """
 
     name: str
     operators: tuple[tuple[str, str], ...]
-    nodes: Way
+    way: Way
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def formula(part: Part, region: Region) -> Formula:
     joined = _adjusted(_ways(part, region.value, region.base), region.adjustments, part, region)
     ways = joined.ways[:_MOST_BRANCHES]
     named = [
-        tuple((operator_kind(part.trace, node), place(part.trace, node)) for node in way)
+        tuple((operator_kind(part.trace, node), place(part.trace, node)) for node, _ in way)
         for way in ways
     ]
     names = _names([[where for _, where in operators] for operators in named])
@@ -102,52 +113,56 @@ def formula(part: Part, region: Region) -> Formula:
     return Formula(branches, joined.total - len(ways), joined.stacked, region.form.has_bias)
 
 
-def composed(part: Part, way: Sequence[fx.Node]) -> AffineConv | Refusal | None:
+def composed(branch: Branch) -> AffineConv | Refusal | None:
     """The form of one branch by itself.
 
+    A law may hold for two operators together although it does not for the later one alone, so one
+    that is refused is joined with those before it.
+
     Args:
-        part: The part of the model.
-        way: The operators of the branch.
+        branch: The branch.
 
     Returns:
         The form; a Refusal where the branch is no convolution by itself; None if it is the base.
     """
-    form: AffineConv | None = None
-    for node in way:
-        step = part.steps[node]
-        if not isinstance(step, AffineConv):
-            return Refusal("an operator with several operands scales them")
-        following = step if form is None else form.then(step)
-        if isinstance(following, Refusal):
-            return following
-        form = following
-    return form
+    whole: AffineConv | None = None
+    waiting: AffineConv | None = None
+    refusal: Refusal | None = None
+    for _, form in reversed(branch.way):
+        inner = form if waiting is None else form.then(waiting)
+        if isinstance(inner, Refusal):
+            return inner
+        joined = inner if whole is None else inner.then(whole)
+        if isinstance(joined, Refusal):
+            waiting, refusal = inner, joined
+        else:
+            whole, waiting, refusal = joined, None, None
+    return refusal or whole
 
 
 def _ways(part: Part, value: fx.Node, base: fx.Node) -> Joined:
     """All ways from a base to a value; without recursion, since chains may be long."""
-    found: dict[fx.Node, Joined] = {base: Joined(((),), 1)}
+    found: dict[Hashable, Joined] = {base: Joined(((),), 1)}
     for node in _between(part, value, base):
-        inputs = dict.fromkeys(node.all_input_nodes)
-        inner = [found[operand] for operand in inputs if operand in found]
+        step = part.steps.get(node)
+        inner = [
+            found[operand].then(node, form)
+            for operand, form in _operands(node, step)
+            if operand in found
+        ]
         if inner:
-            found[node] = _joined(part, node, inner)
+            stacked = isinstance(step, AffineStack) and len(inner) > 1
+            found[node] = reduce(partial(Joined.beside, stacked=stacked), inner)
     return found.get(value, Joined())
 
 
-def _joined(part: Part, node: fx.Node, inner: Sequence[Joined]) -> Joined:
-    step = part.steps.get(node)
-    ways = tuple(way for one in inner for way in one.ways)[:_MOST_BRANCHES]
-    stacked = isinstance(step, AffineStack) or any(one.stacked for one in inner)
-    joined = Joined(ways, sum(one.total for one in inner), stacked)
-    return joined.then(node) if _acts(step) else joined
-
-
-def _acts(step: object) -> bool:
-    """Whether an operator does more than to add, to stack or to view its operands."""
-    if isinstance(step, AffineSum):
-        return not all(term.identity for term in step.terms)
-    return isinstance(step, AffineConv) and not step.identity
+def _operands(node: fx.Node, step: object) -> list[tuple[Hashable, AffineConv | None]]:
+    """What a value is made of, each with what is done to it besides adding and stacking."""
+    if isinstance(step, AffineConv):
+        return [(step.base, step)]
+    if isinstance(step, AffineSum | AffineStack):
+        return [(term.base, term) for term in step.terms]
+    return [(operand, None) for operand in node.all_input_nodes]
 
 
 def _between(part: Part, value: fx.Node, base: fx.Node) -> list[fx.Node]:
@@ -170,14 +185,11 @@ def _adjusted(
     for one in adjustments:
         if isinstance(one, Share):
             for node in one.link.inner:
-                if _acts(part.steps.get(node)):
-                    joined = joined.then(node)
+                step = part.steps.get(node)
+                joined = joined.then(node, step if isinstance(step, AffineConv) else None)
         else:
             term = _ways(part, one.term, region.base)
-            term = _adjusted(term, one.adjustments, part, region)
-            ways = (*joined.ways, *term.ways)[:_MOST_BRANCHES]
-            stacked = joined.stacked or term.stacked
-            joined = Joined(ways, joined.total + term.total, stacked)
+            joined = joined.beside(_adjusted(term, one.adjustments, part, region))
     return joined
 
 

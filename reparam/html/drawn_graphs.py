@@ -14,6 +14,7 @@ from math import prod
 from torch import fx
 
 from reparam.affine import AffineConv
+from reparam.costs import explicit_padding
 from reparam.describing import operator_kind, place
 from reparam.parts import Part
 from reparam.regions import Region
@@ -126,8 +127,11 @@ def graph_after(
     vertices = []
     for node in nodes:
         if node in made:
-            number = numbers[made[node][0]]
-            vertices.append(Vertex(results[number], place(part.trace, node), number))
+            region = made[node][0]
+            number = numbers[region]
+            steps = ["type_as"] * region.converts + ["pad"] * len(explicit_padding(region.form))
+            title = " + ".join([*steps, results[number]])
+            vertices.append(Vertex(title, place(part.trace, node), number))
         else:
             vertices.append(_vertex(part, node, None, refusals.get(node)))
     edges = [

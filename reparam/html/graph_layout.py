@@ -3,7 +3,7 @@
 An operator lies one layer below the lowest one that it reads. An edge that crosses layers bends at
 a point in each of them, for which the layout keeps room; one that crosses very many runs beside the
 graph, since those points would be more than the operators. From igraph comes the order within each
-layer, and a first place; then every point moves to the mean of its neighbours, as near as there is
+layer, and a first place; then every chain moves to the mean of its neighbours, as near as there is
 room.
 """
 
@@ -25,7 +25,7 @@ _MARGIN = 24
 _LANE, _LANES = 7, 10
 _LONGEST = 40
 _BENDS = 8  # at most so many points per operator
-_SWEEPS = 8
+_SWEEPS = 40
 
 Point = tuple[int, int]
 
@@ -76,7 +76,7 @@ def lay_out(graph: DrawnGraph) -> Layout:
         chain.append(target)
         chains[number] = chain
         edges.extend(pairwise(chain))
-    middles = _middles(points, edges, list(chains.values()), len(layers))
+    middles = _middles(points, edges, len(layers))
     boxes = max(middles[: len(layers)], default=0) + BOX[0] // 2
     right = max(boxes, *middles, 0) + _MARGIN
     lines: list[str] = []
@@ -101,18 +101,12 @@ def lay_out(graph: DrawnGraph) -> Layout:
     return Layout(graph, tuple(corners), tuple(lines), width, height)
 
 
-def _middles(
-    points: Sequence[int],
-    edges: Sequence[tuple[int, int]],
-    chains: Sequence[Sequence[int]],
-    boxes: int,
-) -> list[int]:
+def _middles(points: Sequence[int], edges: Sequence[tuple[int, int]], boxes: int) -> list[int]:
     """Where the middle of each point is, from left to right.
 
     Args:
         points: The layer of each point, those of the operators first.
         edges: Pairs of points in layers that follow each other.
-        chains: The points of each edge of the graph.
         boxes: How many of the points are operators.
     """
     if not points:
@@ -133,20 +127,36 @@ def _middles(
     for source, target in edges:
         near[source].append(target)
         near[target].append(source)
+    columns = _columns(len(points), edges)
     for _ in range(_SWEEPS):
-        wanted = [
-            sum(at[other] for other in others) / len(others) if others else at[point]
-            for point, others in enumerate(near)
-        ]
+        wanted = list(at)
+        for column in columns:
+            ends = [other for point in column for other in near[point]]
+            means = [at[other] for other in ends] or [at[column[0]]]
+            for point in column:
+                wanted[point] = sum(means) / len(means)
         _settle(at, wanted, rows, offsets)
-    wanted = list(at)
-    for chain in chains:
-        for point in chain[1:-1]:
-            wanted[point] = at[chain[len(chain) // 2]]
-    _settle(at, wanted, rows, offsets)
     left = min(at[:boxes], default=0.0)
     left = min(left, min(at) + BOX[0] / 2)
     return [round(_MARGIN + BOX[0] / 2 + x - left) for x in at]
+
+
+def _columns(count: int, edges: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The points in chains without another reader or another operand: one below the other."""
+    after: list[list[int]] = [[] for _ in range(count)]
+    before: list[list[int]] = [[] for _ in range(count)]
+    for source, target in edges:
+        after[source].append(target)
+        before[target].append(source)
+    columns: list[list[int]] = []
+    for point in range(count):
+        if len(before[point]) == 1 and len(after[before[point][0]]) == 1:
+            continue  # it is in the column of what it reads
+        column = [point]
+        while len(after[column[-1]]) == 1 and len(before[after[column[-1]][0]]) == 1:
+            column.append(after[column[-1]][0])
+        columns.append(column)
+    return columns
 
 
 def _settle(

@@ -108,7 +108,7 @@ def _compute(part: Part, region: Region, written: Formula, *, verify: bool) -> C
     """Draw the kernels of a region, and compare it with what will replace it."""
     before: list[KernelPicture | None] = []
     for branch in written.branches:
-        form = composed(part, branch.nodes)
+        form = composed(branch)
         before.append(draw(form) if isinstance(form, AffineConv) else None)
     form = region.form
     device = None if form.like is None else form.like.device
