@@ -60,6 +60,7 @@ def lay_out(graph: DrawnGraph) -> Layout:
 
     Examples:
         >>> from reparam.html.drawn_graphs import DrawnGraph, Vertex
+        >>> from reparam.html.graph_layout import lay_out
         >>> chain = DrawnGraph((Vertex("input", "x"), Vertex("Conv2d", "0")), ((0, 1),))
         >>> [y for _, y in lay_out(chain).corners]
         [24, 90]
