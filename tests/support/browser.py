@@ -70,7 +70,6 @@ class Page:
         self._buffer = b""
         self._number = 0
         self._session: str | None = None
-        self._loaded = False
         targets = self.call("Target.getTargets")["targetInfos"]
         target = next(one["targetId"] for one in targets if one["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -97,11 +96,12 @@ class Page:
 
     def open(self, address: str) -> None:
         """Opens an address and waits until all of it is there."""
-        self._loaded = False
         result = self.call("Page.navigate", url=address)
         assert "errorText" not in result, result
-        while not self._loaded:
-            self._next()
+        end = time.monotonic() + _PATIENCE
+        while self.run("document.readyState") != "complete":
+            assert time.monotonic() < end, f"{address} is still loading"
+            time.sleep(0.02)
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
@@ -183,9 +183,7 @@ class Page:
         return message
 
     def _note(self, method: str | None, parameters: dict[str, Any]) -> None:
-        if method == "Page.loadEventFired":
-            self._loaded = True
-        elif method == "Network.requestWillBeSent":
+        if method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
         elif method == "Network.loadingFailed":
             self.problems.append(f"not loaded: {parameters['errorText']}")
