@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -62,6 +63,44 @@ class Plan:
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
 
+    def to_html(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        """Write the plan as one page for a browser, which loads nothing else.
+
+        It shows the graph before and after, for each region its branches, formula, kernels, cost
+        and exactness, and every refusal. It needs ``pip install 'reparam[html]'``.
+
+        Args:
+            path: The file to write.
+            verify: Compare every region in float64 with what will replace it, and show the
+                difference.
+
+        Raises:
+            ReparamError: If a package is missing.
+
+        Examples:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> import torch
+            >>> import reparam
+            >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            >>> page = Path(tempfile.mkdtemp(), "plan.html")
+            >>> reparam.plan(torch.nn.Sequential(*layers).eval()).to_html(page)
+            >>> "K<sub>0 → 1</sub> ⋆ x + c" in page.read_text(encoding="utf-8")
+            True
+        """
+        from reparam.html.writing import write_plan  # needs what not everybody installs
+
+        with at_work():
+            parts = self._planned()
+            write_plan(path, self.report, parts, verify=verify)
+
+    def _planned(self) -> list[Part]:
+        """The parts; planned again if an earlier call used their graphs up."""
+        if self._parts is None:
+            fresh = plan(self.model, **self._options)
+            self._parts, self.report = fresh._parts or [], fresh.report
+        return self._parts
+
     def apply(self, *, inplace: bool = False, verify: bool = True) -> Any:
         """Carry the plan out.
 
@@ -81,11 +120,7 @@ class Plan:
             raise ReparamError(
                 "an ExportedProgram cannot be changed in place; take the one that is returned"
             )
-        parts = self._parts
-        if parts is None:  # an earlier call used the graphs up
-            fresh = plan(self.model, **self._options)
-            parts, self.report = fresh._parts or [], fresh.report
-        self._parts = None
+        parts, self._parts = self._planned(), None
         report = Report(self.report.model, [], list(self._untraced), [], self.report.unit)
         report.notes.extend(note for note in self.report.notes if note == _APART)
         inputs = self._options["example_inputs"]

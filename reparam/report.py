@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,28 @@ class Report(_Printed):
             f"{_many(len(self.fused), 'place')}; refused: {len(self.refused)}"
         )
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the tables as one page for a browser; the page of a plan has the graphs, too.
+
+        Args:
+            path: The file to write.
+
+        Raises:
+            ReparamError: If a package is missing that the extra ``html`` installs.
+
+        Examples:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> from reparam.report import Report
+            >>> page = Path(tempfile.mkdtemp(), "report.html")
+            >>> Report("Net").to_html(page)
+            >>> "Nothing was refused." in page.read_text(encoding="utf-8")
+            True
+        """
+        from reparam.html.writing import write_report  # needs what not everybody installs
+
+        write_report(path, self)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.summary()
         if self.fused:
@@ -125,10 +148,10 @@ class Report(_Printed):
                 "was": [row.operators for row in self.fused],
                 "becomes": [row.result for row in self.fused],
                 "ops": [f"{row.counts[0]} -> {row.counts[1]}" for row in self.fused],
-                MULTIPLY_ADDS: [_change(*row.multiply_adds) for row in self.fused],
+                MULTIPLY_ADDS: [change(*row.multiply_adds) for row in self.fused],
             }
             if self.unit != MULTIPLY_ADDS:
-                columns[self.unit] = [_change(*row.cost) for row in self.fused]
+                columns[self.unit] = [change(*row.cost) for row in self.fused]
             errors = [row.error for row in self.fused]
             if any(error is not None for error in errors):
                 columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
@@ -200,11 +223,13 @@ def _many(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _change(before: float, after: float) -> str:
-    return f"{_short(before)} -> {_short(after)}"
+def change(before: float, after: float) -> str:
+    """A number before and after, as the tables show it."""
+    return f"{short(before)} -> {short(after)}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number as the tables show it: three digits and a unit."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
