@@ -19,6 +19,14 @@ def is_batch_norm(module: nn.Module) -> bool:
     )
 
 
+def is_untrained(model: nn.Module) -> bool:
+    """Whether a model has batch norms, and none of them has ever seen a value."""
+    norms = [module for module in model.modules() if is_batch_norm(module)]
+    return bool(norms) and all(
+        not bool(mean.any()) and bool((var == 1).all()) for mean, var in map(_statistics, norms)
+    )
+
+
 def randomise_batch_norm(
     model: nn.Module, seed: int, example_inputs: Sequence[Any] | None = None
 ) -> nn.Module:
@@ -49,6 +57,13 @@ def randomise_batch_norm(
     return model
 
 
+def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    mean, var = norm.running_mean, norm.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(var, Tensor)
+    return mean, var
+
+
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
     values = torch.rand(like.shape, generator=generator, dtype=torch.float64)
     return (low + (high - low) * values).to(like)
@@ -66,9 +81,7 @@ def _log_uniform(like: Tensor, low: float, high: float, generator: torch.Generat
 
 
 def _randomise_norm(norm: nn.Module, generator: torch.Generator) -> None:
-    mean, var = norm.running_mean, norm.running_var
-    assert isinstance(mean, Tensor)
-    assert isinstance(var, Tensor)
+    mean, var = _statistics(norm)
     mean.copy_(_uniform(mean, -0.5, 0.5, generator))
     var.copy_(_log_uniform(var, 0.3, 3, generator))
     for name, parameter in norm.named_parameters(recurse=False):
@@ -118,9 +131,7 @@ def _calibrate(
         # spread would only amplify rounding
         size = x.square().mean(axes).sqrt()
         size = size + 0.1 * size.mean() + 1e-3
-        mean, var = norm.running_mean, norm.running_var
-        assert isinstance(mean, Tensor)
-        assert isinstance(var, Tensor)
+        mean, var = _statistics(norm)
         mean.copy_(x.mean(axes) + size * _uniform(mean, -0.5, 0.5, generator))
         var.copy_(size.square() * _log_uniform(var, 0.3, 3, generator))
 
