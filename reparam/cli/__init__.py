@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.simplefilter("ignore", FutureWarning)  # these are for whoever calls PyTorch
             code = _commands.main(
                 arguments, prog_name="reparam", standalone_mode=False, obj=settings
             )

@@ -112,10 +112,10 @@ def _torchvision(name: str, arguments: Arguments) -> Built:
 
 def _transformers(name: str, arguments: Arguments) -> Built:
     transformers = _import("transformers")
-    folder = Path(name)
-    if folder.is_dir():
-        return Built(_from_folder(transformers, folder, arguments))
     known = list(transformers.CONFIG_MAPPING)
+    folder = Path(name)
+    if name not in known and folder.is_dir():
+        return Built(_from_folder(transformers, folder, arguments))
     if name not in known:
         raise ReparamError(
             _unknown("hf", name, known) + "; nor is there such a folder, and nothing is downloaded"
@@ -263,7 +263,10 @@ def _factory(name: str, arguments: Arguments) -> Built:
         return Built(target)
     if not callable(target):
         raise ReparamError(f"{name} is a {type(target).__name__}, not a function or a model")
-    model = target(**arguments)
+    try:
+        model = target(**arguments)
+    except SystemExit as error:  # else the exit code would be its own
+        raise ReparamError(f"{name} ended the program instead of returning a model") from error
     if not isinstance(model, nn.Module | ExportedProgram):
         raise ReparamError(
             f"{name} returned a {type(model).__name__}; a factory must return a torch.nn.Module"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,11 +114,8 @@ def _to_onnx(
 ) -> tuple[bytes, _Run | None]:
     for package in ("onnx", "onnxscript"):
         _import(package, package, ".onnx files need")
-    with warnings.catch_warnings():
-        # torch.export copies its own tree structures
-        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-        given = () if isinstance(model, ExportedProgram) else inputs
-        program = torch.onnx.export(model, given, dynamo=True, verbose=False)
+    given = () if isinstance(model, ExportedProgram) else inputs
+    program = torch.onnx.export(model, given, dynamo=True, verbose=False)
     if program is None:
         raise ReparamError("torch.onnx.export returned no program")
     data: bytes = program.model_proto.SerializeToString()

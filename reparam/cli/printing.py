@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -18,12 +19,16 @@ _WIDTH = 120
 
 def show(what: RenderableType) -> None:
     """Prints to stdout: as wide as the terminal, and in colour on one only."""
-    if Console().is_terminal:
-        Console().print(what, markup=False, highlight=False)
+    console = Console()
+    if isinstance(what, str):
+        sys.stdout.write(what + "\n")
+    elif console.is_terminal:
+        console.print(what)
     else:
-        Console(file=sys.stdout, width=_WIDTH, color_system=None).print(
-            what, markup=False, highlight=False, soft_wrap=isinstance(what, str)
-        )
+        text = io.StringIO()
+        Console(file=text, width=_WIDTH, color_system=None, force_terminal=False).print(what)
+        lines = [line.rstrip() for line in text.getvalue().rstrip().splitlines()]
+        sys.stdout.write("\n".join(lines) + "\n")
 
 
 def show_json(command: str, values: Mapping[str, Any]) -> None:

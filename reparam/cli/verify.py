@@ -23,6 +23,8 @@ from reparam.errors import ReparamError
 
 _DIFFERENT = 3
 _BOUND, _FLOAT64_BOUND = 1e-4, 1e-9
+_OWN = 4
+"""How many times the error of the model itself the fused one may have: deep networks amplify it."""
 
 
 @click.command()
@@ -36,7 +38,8 @@ _BOUND, _FLOAT64_BOUND = 1e-4, 1e-9
     "--bound",
     type=click.FloatRange(min=0),
     help="Largest error of the fused model, relative to the largest output.  "
-    f"[default: {_BOUND:g}, with --float64 {_FLOAT64_BOUND:g}]",
+    f"[default: {_BOUND:g} or {_OWN} times the model's own error, with --float64 "
+    f"{_FLOAT64_BOUND:g}]",
 )
 @json_option
 @require_option
@@ -59,25 +62,24 @@ def verify(
         result = reparam.verify(prepared.model, fused, prepared.inputs)
     if not result.fused:
         raise ReparamError(f"{request.model} returns no tensors, so nothing can be compared")
-    if bound is None:
-        bound = _FLOAT64_BOUND if float64 else _BOUND
-    equal = all(error <= bound for error in result.fused)
+    least = _FLOAT64_BOUND if float64 else _BOUND
+    bounds = [max(least, _OWN * own) if bound is None else bound for own in result.original]
+    equal = all(error <= most for error, most in zip(result.fused, bounds, strict=True))
     places = len(fused.reparam_report.fused)
     if as_json:
-        outputs = zip(result.original, result.fused, result.rounding, strict=True)
+        keys = ("original", "fused", "rounding", "bound")
+        outputs = zip(result.original, result.fused, result.rounding, bounds, strict=True)
         values = {
             "model": request.model,
             "places": places,
             "equal": equal,
-            "bound": bound,
-            "outputs": [
-                {"original": one, "fused": two, "rounding": three} for one, two, three in outputs
-            ],
+            "outputs": [dict(zip(keys, values, strict=True)) for values in outputs],
         }
         show_json("verify", values)
     else:
         verdict = "equal" if equal else "DIFFERENT"
-        show(f"{request.model}: {verdict} within {bound:g}; fused in {places} places")
+        many = "1 place" if places == 1 else f"{places} places"
+        show(f"{request.model}: {verdict} within {max(bounds):.1e}; fused in {many}")
         show(str(result))
     if not equal:
         return _DIFFERENT
