@@ -117,9 +117,8 @@ def _transformers(name: str, arguments: Arguments) -> Built:
     if name not in known and folder.is_dir():
         return Built(_from_folder(transformers, folder, arguments))
     if name not in known:
-        raise ReparamError(
-            _unknown("hf", name, known) + "; nor is there such a folder, and nothing is downloaded"
-        )
+        also = ", nor such a folder, and nothing is downloaded"
+        raise ReparamError(_unknown("hf", name, known, also))
     config = transformers.AutoConfig.for_model(name, **arguments)
     return Built(transformers.AutoModel.from_config(config, trust_remote_code=False))
 
@@ -185,10 +184,9 @@ def _ultralytics(name: str, arguments: Arguments) -> Built:
         tasks = _import("ultralytics.nn.tasks", "ultralytics")
         try:
             description = tasks.yaml_model_load(name)
-        except (OSError, ValueError) as error:
-            raise ReparamError(
-                f"there is no description {name}, neither here nor in ultralytics"
-            ) from error
+        except Exception as error:  # of the reader of .yaml files, too
+            reason = "describes no network of ultralytics" if local else "is not in ultralytics"
+            raise ReparamError(f"{name} {reason} ({_first_line(error)})") from error
         _check_description(description, name, tasks)
         kinds = {
             "classify": tasks.ClassificationModel,
@@ -312,16 +310,20 @@ def _import(name: str, package: str | None = None) -> ModuleType:
         ) from error
 
 
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
 def _refuse_weights(arguments: Arguments, *names: str) -> None:
     for name in names:
         if arguments.get(name):
             raise ReparamError(f"--arg {name} would download or unpickle weights; use --weights")
 
 
-def _unknown(source: str, name: str, known: Iterable[str]) -> str:
+def _unknown(source: str, name: str, known: Iterable[str], also: str = "") -> str:
     close = difflib.get_close_matches(name, list(known), 3)
     advice = f"; did you mean {', '.join(f'{source}/{one}' for one in close)}?" if close else ""
-    return f"there is no model {source}/{name}{advice}"
+    return f"there is no model {source}/{name}{also}{advice}"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_network_of_a_library_is_planned_without_colour_in_a_pipe(tmp_path: Pa
         text=True,
         check=True,
     )
-    assert result.stdout.startswith("ByobNet: 140 operators become 22, in 22 places; refused: 0\n")
+    assert result.stdout.startswith("ByobNet: 144 operators become 22, in 22 places; refused: 1\n")
     assert "conv 3x3, 3 -> 48" in result.stdout
     assert "\x1b" not in result.stdout + result.stderr
     assert result.stderr == ""
@@ -99,9 +100,9 @@ def test_a_terminal_gets_colour_and_progress_unless_it_wants_none() -> None:
 
 
 def test_an_interruption_has_exit_code_130(tmp_path: Path) -> None:
+    words = "fuse tests.cli.networks:sleeping -o a.pt2 --input 1,3,8,8"
     process = subprocess.Popen(
-        [sys.executable, "-m", "reparam", "fuse", "tests.cli.networks:sleeping", "-o", "a.pt2"]
-        + ["--input", "1,3,8,8"],
+        [sys.executable, "-m", "reparam", *words.split()],
         cwd=tmp_path,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -112,7 +113,7 @@ def test_an_interruption_has_exit_code_130(tmp_path: Path) -> None:
     assert process.stderr.readline() == "asleep\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "", "Interrupted.\n")
+    assert (process.returncode, out, err.strip()) == (130, "", "Interrupted.")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,6 +127,12 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         check=False,
     )
     assert (len(result.stdout), result.stderr) == (10, "")
+
+
+def test_the_installed_command_is_this_program() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"reparam": "reparam.__main__:run"}
+    assert callable(reparam.__main__.run)
 
 
 def test_help_and_version() -> None:
