@@ -123,7 +123,12 @@ _OPTIONS = (
         help="Shape of an input, such as 1,3,224,224 or 1,16:int64; once for each input.  "
         "[default: what MODEL is known to take]",
     ),
-    click.option("--seed", default=0, help="Fixes fresh weights and random inputs."),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0, max=2**32 - 1),
+        default=0,
+        help="Fixes fresh weights and random inputs.",
+    ),
     click.option(
         "--randomise-batch-norm/--no-randomise-batch-norm",
         "randomise",

@@ -56,13 +56,9 @@ def test_a_network_of_a_library_is_planned_without_colour_in_a_pipe(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exit_codes_reach_the_shell_and_errors_have_no_traceback(tmp_path: Path) -> None:
-    result = program("plan nowhere.net:small", folder=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr == "Error: there is no module nowhere, neither here nor installed\n"
-
-
-def test_a_function_in_the_current_folder_is_found(tmp_path: Path) -> None:
+def test_a_function_in_the_current_folder_is_found_and_exit_codes_reach_the_shell(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "mine.py").write_text("from torch import nn\nmake = lambda: nn.Linear(2, 2)\n")
     result = program("plan mine:make --require-fused", folder=tmp_path)
     assert result.returncode == 3, result.stderr

@@ -81,6 +81,13 @@ def test_no_archive(tmp_path: Path, content: bytes) -> None:
     assert "no program that torch.export.save wrote" in refusal(tmp_path / "a.pt2", content)
 
 
+def test_an_error_is_one_line_without_the_log_of_pytorch(run, tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").write_bytes(b"nothing")
+    error = run("plan a.pt2", code=1).err
+    assert error.startswith("Error: a.pt2 is damaged")
+    assert error.count("\n") == 1
+
+
 def test_another_archive(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     content = (tmp_path / "a.pt").read_bytes()
