@@ -34,8 +34,9 @@ def rules(as_json: bool) -> None:
         show_json("rules", {"rules": listed})
         return
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for title in ("operator", "what it does", "rule"):
-        table.add_column(title, overflow="fold")
+    table.add_column("operator", overflow="fold")
+    table.add_column("what it does", overflow="fold")
+    table.add_column("rule", no_wrap=True)
     for row in listed:
         table.add_row(str(row["target"]), str(row["does"]), str(row["rule"]))
     show(table)

@@ -56,7 +56,7 @@ def test_a_network_of_a_library_is_planned_without_colour_in_a_pipe(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_function_in_the_current_folder_is_found_and_exit_codes_reach_the_shell(
+def test_a_function_in_the_current_folder_is_found_and_the_shell_gets_the_code(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "mine.py").write_text("from torch import nn\nmake = lambda: nn.Linear(2, 2)\n")
