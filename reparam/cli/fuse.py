@@ -34,11 +34,21 @@ from reparam.cli.progress import working
     help="Write the fused model: .pt2 for an exported program, .onnx, or .safetensors for its "
     "weights.",
 )
+@click.option(
+    "--any-batch",
+    is_flag=True,
+    help="Let a program take any number of samples, not that of --input.",
+)
 @json_option
 @html_option
 @require_option
 def fuse(
-    request: Request, output: Path | None, as_json: bool, html: Path | None, require_fused: bool
+    request: Request,
+    output: Path | None,
+    any_batch: bool,
+    as_json: bool,
+    html: Path | None,
+    require_fused: bool,
 ) -> int:
     """Fuses MODEL, and writes it.
 
@@ -61,7 +71,7 @@ def fuse(
     written = None
     if output is not None and not failed:
         with working(f"Writing {output}"):
-            written = write_model(fused, output, prepared.inputs)
+            written = write_model(fused, output, prepared.inputs, any_batch=any_batch)
     if as_json:
         values = {
             "model": request.model,

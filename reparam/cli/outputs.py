@@ -22,6 +22,7 @@ _BOUND = 1e-4
 """Largest difference of a program's outputs, relative to the largest output."""
 
 _SUFFIXES = (".pt2", ".onnx", ".safetensors")
+_Axes = tuple[dict[int, Any], ...]
 _Run = Callable[..., Sequence[Any]]
 
 
@@ -57,7 +58,11 @@ def needs_inputs(output: Path) -> bool:
 
 
 def write_model(
-    model: nn.Module | ExportedProgram, output: Path, inputs: tuple[Tensor, ...] | None
+    model: nn.Module | ExportedProgram,
+    output: Path,
+    inputs: tuple[Tensor, ...] | None,
+    *,
+    any_batch: bool = False,
 ) -> Written:
     """Writes a fused model in the format that the name of the file ends with.
 
@@ -65,20 +70,41 @@ def write_model(
         model: The model.
         output: The file; it is there as a whole or not at all.
         inputs: What a program is recorded with and run on.
+        any_batch: Whether a program takes any number of samples, the first axis of each input.
 
     Raises:
-        ReparamError: If a package is missing, the program returns something else than the model,
+        ReparamError: If the number of samples is already fixed, a package is missing, the program returns something else than the model,
             or the file cannot be written.
     """
     difference = None
     if output.suffix in _PROGRAMS:
-        data, run = _PROGRAMS[output.suffix](model, inputs or ())
-        if run is not None and inputs is not None:
-            difference = _check(model, run, inputs)
+        given = inputs or ()
+        if any_batch:
+            given = _two_samples(model, given)
+        data, run = _PROGRAMS[output.suffix](model, given, _axes(given) if any_batch else None)
+        if run is not None:
+            cases = [given, tuple(one[:1] for one in given)] if any_batch else [given]
+            difference = max(_check(model, run, case) for case in cases)
     else:
         data = _weights(model)
     write_files(output.parent, {output.name: data})
     return Written(output, difference)
+
+
+def _two_samples(
+    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """At least two samples: of one, a program would take that there is always one."""
+    if isinstance(model, ExportedProgram):
+        raise ReparamError("an exported program keeps its sizes; leave --any-batch out")
+    if not all(one.dim() for one in inputs) or len({len(one) for one in inputs}) != 1:
+        raise ReparamError("--any-batch needs inputs whose first axes are equal")
+    return tuple(torch.cat([one, one]) if len(one) == 1 else one for one in inputs)
+
+
+def _axes(inputs: tuple[Tensor, ...]) -> _Axes:
+    batch = torch.export.Dim("batch")
+    return tuple({0: batch} for _ in inputs)
 
 
 def _weights(model: nn.Module | ExportedProgram) -> bytes:
@@ -99,9 +125,13 @@ def _weights(model: nn.Module | ExportedProgram) -> bytes:
 
 
 def _to_exported_program(
-    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]
+    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...], axes: _Axes | None
 ) -> tuple[bytes, _Run]:
-    program = model if isinstance(model, ExportedProgram) else torch.export.export(model, inputs)
+    program = (
+        model
+        if isinstance(model, ExportedProgram)
+        else torch.export.export(model, inputs, dynamic_shapes=axes)
+    )
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     data = buffer.getvalue()
@@ -110,12 +140,12 @@ def _to_exported_program(
 
 
 def _to_onnx(
-    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]
+    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...], axes: _Axes | None
 ) -> tuple[bytes, _Run | None]:
     for package in ("onnx", "onnxscript"):
         _import(package, package, ".onnx files need")
     given = () if isinstance(model, ExportedProgram) else inputs
-    program = torch.onnx.export(model, given, dynamo=True, verbose=False)
+    program = torch.onnx.export(model, given, dynamo=True, dynamic_shapes=axes, verbose=False)
     if program is None:
         raise ReparamError("torch.onnx.export returned no program")
     data: bytes = program.model_proto.SerializeToString()

@@ -37,7 +37,7 @@ def working(description: str, steps: int | None = None) -> Iterator[Callable[[in
 
         def show(done: int) -> None:
             bar.update(task, completed=done)
-            if done == steps or done % 5 == 0:
+            if steps is not None and done % max(steps // 10, 1) == 0:
                 bar.refresh()
 
         yield show

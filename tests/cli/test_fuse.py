@@ -102,6 +102,27 @@ def test_several_inputs_and_outputs(run, tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(found, exact, **FLOAT32)
 
 
+@pytest.mark.parametrize("name", ["a.pt2", "a.onnx"])
+def test_any_number_of_samples(run, tmp_path: Path, name: str) -> None:
+    run(f"fuse {SMALL} {RANDOM} --input 1,3,8,8 -o {name} --any-batch")
+    for count in (1, 2, 5):
+        x = torch.randn(count, 3, 8, 8)
+        if name.endswith(".pt2"):
+            assert torch.export.load(tmp_path / name).module()(x).shape == (count, 4, 6, 6)
+        else:
+            session = onnxruntime.InferenceSession(str(tmp_path / name))
+            (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            assert found.shape == (count, 4, 6, 6)
+
+
+def test_a_number_of_samples_that_is_fixed(run) -> None:
+    shapes = "--input 2,5:int64 --input 3,5"
+    run(f"fuse {NETWORKS}:words {shapes} -o a.pt2 --any-batch", code=1)
+    run(f"fuse {SMALL} {SHAPE} -o a.pt2")
+    error = run("fuse a.pt2 -o b.pt2 --any-batch", code=1).err
+    assert "leave --any-batch out" in error
+
+
 def test_a_network_of_a_library_becomes_onnx(run, tmp_path: Path) -> None:
     values = run("fuse timm/test_byobnet --input 1,3,64,64 -o a.onnx --json").values
     assert values["operators"] == {"before": 28, "after": 14}
