@@ -73,8 +73,8 @@ def write_model(
         any_batch: Whether a program takes any number of samples, the first axis of each input.
 
     Raises:
-        ReparamError: If the number of samples is already fixed, a package is missing, the program returns something else than the model,
-            or the file cannot be written.
+        ReparamError: If the number of samples is fixed already, a package is missing, the program
+            returns something else than the model, or the file cannot be written.
     """
     difference = None
     if output.suffix in _PROGRAMS:
