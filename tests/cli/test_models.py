@@ -83,6 +83,7 @@ def test_a_segmenter_of_torchvision_downloads_no_backbone() -> None:
     assert isinstance(build_model("torchvision/lraspp_mobilenet_v3_large", {}).model, nn.Module)
 
 
+@pytest.mark.corpus
 def test_a_type_of_transformers_has_its_default_configuration() -> None:
     built = build_model("hf/resnet", RESNET)
     assert type(built.model).__name__ == "ResNetModel"
@@ -97,6 +98,7 @@ def saved_resnet(folder: Path, **options: object) -> nn.Module:
     return model
 
 
+@pytest.mark.corpus
 def test_a_folder_has_its_weights(tmp_path: Path) -> None:
     expected = saved_resnet(tmp_path / "mine").state_dict()
     built = build_model("hf/mine", {})
@@ -107,6 +109,7 @@ def test_a_folder_has_its_weights(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.corpus
 def test_a_folder_without_weights_gets_random_ones(tmp_path: Path) -> None:
     saved_resnet(tmp_path / "mine")
     (tmp_path / "mine" / "model.safetensors").unlink()
@@ -115,6 +118,7 @@ def test_a_folder_without_weights_gets_random_ones(tmp_path: Path) -> None:
     assert "give it as --weights" in refused("hf/mine")
 
 
+@pytest.mark.corpus
 def test_weights_in_a_folder_must_fit(tmp_path: Path) -> None:
     saved_resnet(tmp_path / "mine")
     path = tmp_path / "mine" / "model.safetensors"
@@ -124,6 +128,7 @@ def test_weights_in_a_folder_must_fit(tmp_path: Path) -> None:
     assert "missing keys: classifier.1.weight" in refused("hf/mine")
 
 
+@pytest.mark.corpus
 def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -139,12 +144,14 @@ def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.corpus
 def test_a_description_of_ultralytics() -> None:
     import_ultralytics()
     built = build_model("ultralytics/yolov8n-cls.yaml", {"nc": 5})
     assert type(built.model).__name__ == "ClassificationModel"
 
 
+@pytest.mark.corpus
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -185,9 +192,6 @@ def test_factories() -> None:
         ("timm/hf-hub:someone/net", "there is no model"),
         ("timm/local-dir:there", "there is no model"),
         ("torchvision/resnet19", "did you mean torchvision/resnet18"),
-        ("hf/resnett", "nor such a folder, and nothing is downloaded; did you mean hf/resnet"),
-        ("hf/someone/net", "nothing is downloaded"),
-        ("ultralytics/yolov99.yaml", "yolov99.yaml is not in ultralytics"),
         ("ultralytics/yolov8n.pt", "give a .yaml file"),
         ("ultralytics/https://a.net/b.yaml", "nothing is downloaded"),
         (f"{NETWORKS}:nothing", f"{NETWORKS} has no nothing"),
@@ -199,10 +203,24 @@ def test_factories() -> None:
     ],
 )
 def test_what_is_no_model_is_said(name: str, message: str) -> None:
+    assert message in refused(name)
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf/resnett", "nor such a folder, and nothing is downloaded; did you mean hf/resnet"),
+        ("hf/someone/net", "nothing is downloaded"),
+        ("ultralytics/yolov99.yaml", "yolov99.yaml is not in ultralytics"),
+    ],
+)
+def test_what_is_no_model_of_larger_libraries_is_said(name: str, message: str) -> None:
     import_ultralytics()
     assert message in refused(name)
 
 
+@pytest.mark.corpus
 def test_a_folder_without_a_configuration_is_said(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     assert "there is no config.json in mine" in refused("hf/mine")

@@ -85,6 +85,7 @@ def test_the_random_state_is_left_alone(run) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.corpus
 def test_a_type_of_transformers_needs_inputs(run) -> None:
     small = "--arg embedding_size=8 --arg hidden_sizes=[8,8,8,8] --arg depths=[1,1,1,1]"
     assert "nothing says which inputs hf/resnet takes" in run(f"verify hf/resnet {small}", 1).err
