@@ -4,8 +4,8 @@ from types import ModuleType
 
 from wrapt import when_imported
 
+from reparam.checkpoint_files import read_state_dict
 from repvgg.blocks import RepVGGBlock, SqueezeExcitation
-from repvgg.checkpoint_files import read_state_dict
 from repvgg.checkpoints import load_checkpoint, save_checkpoint
 from repvgg.config import RepVGGConfig
 from repvgg.features import FeatureInfo, RepVGGFeatures

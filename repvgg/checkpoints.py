@@ -13,9 +13,9 @@ from torch import Tensor
 
 import reparam
 from reparam import ReparamError
-from repvgg.atomic_write import write_files
+from reparam.atomic_write import write_files
+from reparam.checkpoint_files import read_state_dict, weights_writer
 from repvgg.backbone import Backbone
-from repvgg.checkpoint_files import read_state_dict, weights_writer
 from repvgg.layouts import FUSED, Layout, convert_state_dict, find_layout, is_auxiliary
 from repvgg.model import RepVGG
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import ReparamError
-from repvgg.atomic_write import check_folder, write_files
+from reparam.atomic_write import check_folder, write_files
 from repvgg.checkpoints import save_checkpoint
 from repvgg.layouts import FUSED, Layout, find_layout
 from repvgg.networks import image_size, network_of

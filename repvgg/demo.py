@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import ReparamError
-from repvgg.atomic_write import check_folder, write_files
+from reparam.atomic_write import check_folder, write_files
+from reparam.latency import Comparison, compare, describe_machine
 from repvgg.digits import Digits, predict, small_repvgg, split_digits, training_digits
-from repvgg.latency import Comparison, compare, describe_machine
 from repvgg.operations import list_operations, operations_inside
 from repvgg.picture import Form, draw, render
 from repvgg.recipes import DIGITS

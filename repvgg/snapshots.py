@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from reparam import ReparamError
-from repvgg.atomic_write import write_files
-from repvgg.checkpoint_files import save_pickle
+from reparam.atomic_write import write_files
+from reparam.checkpoint_files import save_pickle
 
 _FORMAT = "repvgg training state, version 1"
 

@@ -1,6 +1,7 @@
 """The page of built-in rules is what its command writes, and shows all of them."""
 
-from tests.support.rules_page import PAGE, built_in_rules, first_line, page, spelled
+from reparam.rules.spelling import first_line, spelled
+from tests.support.rules_page import PAGE, built_in_rules, page
 
 
 def test_the_page_shows_the_registry() -> None:

@@ -1,24 +1,16 @@
 """Writes docs/rules.md from the registry: `python -m tests.support.rules_page`."""
 
 import importlib
-import inspect
-import operator
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from reparam.rules import is_built_in, registered_rules
+from reparam.rules.spelling import first_line, spelled
 from tests.support.correctness_page import table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "rules.md"
-
-HOMES = {"nn": nn, "F": F, "torch": torch, "Tensor": torch.Tensor, "operator": operator}
-"""Where a target may be found, the place that people write first."""
 
 INTRODUCTION = """\
 # Built-in rules
@@ -31,15 +23,6 @@ the report. [Custom rules](custom-rules.md) shows how to add one, and
 """
 
 
-def spelled(target: Any) -> str:
-    """A target as people write it."""
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return str(target)
-    name = target.__name__
-    homes = [home for home, holder in HOMES.items() if getattr(holder, name, None) is target]
-    return f"{homes[0] if homes else target.__module__}.{name}"
-
-
 def built_in_rules() -> dict[Any, Any]:
     """The rules that the families define, not those of an example in a docstring of theirs."""
     return {
@@ -47,10 +30,6 @@ def built_in_rules() -> dict[Any, Any]:
         for target, rule in registered_rules().items()
         if is_built_in(rule) and vars(sys.modules[rule.__module__]).get(rule.__name__) is rule
     }
-
-
-def first_line(documented: Any) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
 def page() -> str:

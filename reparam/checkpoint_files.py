@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam import ReparamError
+from reparam.errors import ReparamError
 
 _ENTRIES = ("state_dict", "model", "model_state")
 """Where weights are found in a file that holds more; averaged ones only if they are asked for."""

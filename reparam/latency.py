@@ -6,11 +6,13 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _WARM_UP = 10
 
@@ -42,10 +44,23 @@ class Comparison:
         return self.trained.median / self.fused.median
 
 
-def compare(trained: nn.Module, fused: nn.Module, images: Tensor, *, rounds: int) -> Comparison:
-    """Times both forms on the same images, taking turns.
+def compare(
+    trained: Callable[..., Any],
+    fused: Callable[..., Any],
+    *inputs: Tensor,
+    rounds: int,
+    progress: Callable[[int], object] | None = None,
+) -> Comparison:
+    """Times both forms on the same inputs, taking turns.
 
     Whatever slows the machine down for a while then slows down both.
+
+    Args:
+        trained: The form as trained.
+        fused: The fused form.
+        *inputs: What both are called with; the first axis is the batch.
+        rounds: How often each form is timed.
+        progress: Called between rounds with the number of those that are done.
     """
     forms = (trained, fused)
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -54,11 +69,14 @@ def compare(trained: nn.Module, fused: nn.Module, images: Tensor, *, rounds: int
             # Each form goes first every other time: the second finds warmer caches.
             for form in (0, 1) if turn % 2 else (1, 0):
                 start = time.perf_counter()
-                forms[form](images)
+                forms[form](*inputs)
                 elapsed = time.perf_counter() - start
                 if turn >= 0:
                     seconds[form].append(elapsed)
-    return Comparison(len(images), rounds, _summarise(seconds[0]), _summarise(seconds[1]))
+            if progress is not None:
+                progress(max(turn + 1, 0))
+    batch = len(inputs[0]) if inputs and inputs[0].dim() else 1
+    return Comparison(batch, rounds, _summarise(seconds[0]), _summarise(seconds[1]))
 
 
 def describe_machine() -> str:

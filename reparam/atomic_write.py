@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from reparam import ReparamError
+from reparam.errors import ReparamError
 
 
 def check_folder(folder: Path) -> None:

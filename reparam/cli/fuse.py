@@ -1,0 +1,98 @@
+"""`reparam fuse`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import reparam
+from reparam.atomic_write import check_folder
+from reparam.cli.options import (
+    NOTHING_FUSED,
+    Request,
+    html_option,
+    json_option,
+    model_options,
+    read_by,
+    require_option,
+)
+from reparam.cli.outputs import Written, needs_inputs, read_output, write_model
+from reparam.cli.plan import write_page
+from reparam.cli.preparing import prepare
+from reparam.cli.printing import report_values, show, show_json
+from reparam.cli.progress import working
+
+
+@click.command()
+@model_options
+@click.option(
+    "-o",
+    "--output",
+    callback=read_by(read_output),
+    metavar="FILE",
+    help="Write the fused model: .pt2 for an exported program, .onnx, or .safetensors for its "
+    "weights.",
+)
+@click.option(
+    "--any-batch",
+    is_flag=True,
+    help="Let a program take any number of samples, not that of --input.",
+)
+@json_option
+@html_option
+@require_option
+def fuse(
+    request: Request,
+    output: Path | None,
+    any_batch: bool,
+    as_json: bool,
+    html: Path | None,
+    require_fused: bool,
+) -> int:
+    """Fuses MODEL, and writes it.
+
+    Programs, that is .pt2 and .onnx, are recorded on the inputs, run once, and written only if they
+    return what the fused model returns; .onnx is run by onnxruntime where that is installed. Under
+    --require-fused nothing is written where nothing was fused. `reparam plan --help` lists what
+    MODEL may be.
+    """
+    for path in (output, html):
+        if path is not None:
+            check_folder(path.parent)
+    prepared = prepare(request, needs_inputs=output is not None and needs_inputs(output))
+    with working("Fusing"):
+        found = reparam.plan(prepared.model, prepared.inputs)
+        if html is not None:
+            write_page(found, html)
+        fused = found.apply()
+    report = fused.reparam_report
+    failed = require_fused and not report.fused
+    written = None
+    if output is not None and not failed:
+        with working(f"Writing {output}"):
+            written = write_model(fused, output, prepared.inputs, any_batch=any_batch)
+    if as_json:
+        values = {
+            "model": request.model,
+            **report_values(report),
+            "output": None if written is None else str(written.path),
+            "difference": None if written is None else written.difference,
+        }
+        show_json("fuse", values)
+    else:
+        show(report)
+        if written is not None:
+            show(_said(written))
+    return NOTHING_FUSED if failed else 0
+
+
+def _said(written: Written) -> str:
+    if written.path.suffix == ".safetensors":
+        return f"Wrote {written.path}: the fused weights"
+    if written.difference is None:
+        return f"Wrote {written.path}; not run, since onnxruntime is not installed"
+    return (
+        f"Wrote {written.path}; run once, it differs from the fused model by "
+        f"{written.difference:.0e} of the largest output"
+    )

@@ -1,0 +1,67 @@
+"""`reparam plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import reparam
+from reparam.atomic_write import check_folder, write_files
+from reparam.cli.options import (
+    NOTHING_FUSED,
+    Request,
+    html_option,
+    json_option,
+    model_options,
+    require_option,
+)
+from reparam.cli.preparing import prepare
+from reparam.cli.printing import report_values, show, show_json
+from reparam.cli.progress import working
+
+
+@click.command()
+@model_options
+@json_option
+@html_option
+@require_option
+def plan(request: Request, as_json: bool, html: Path | None, require_fused: bool) -> int:
+    """Shows what fusing MODEL would do, and changes nothing.
+
+    One row for each value that becomes a single operator, and one for each operator that stays,
+    with the reason. Inputs are not needed; with --input, multiply-adds are those of these inputs.
+
+    \b
+    MODEL is one of
+      timm/NAME              a network of timm
+      torchvision/NAME       a network of torchvision
+      hf/MODEL_TYPE          of transformers, by the default configuration of that type
+      hf/FOLDER              of transformers, by config.json in a folder, and its weights if any
+      ultralytics/FILE.yaml  a description, here or in ultralytics
+      package.module:factory what a function returns; takes --arg
+      FILE.pt2               what torch.export.save wrote
+    """  # noqa: D301
+    if html is not None:
+        check_folder(html.parent)
+    prepared = prepare(request, needs_inputs=False)
+    with working("Planning"):
+        found = reparam.plan(prepared.model, prepared.inputs)
+        if html is not None:
+            write_page(found, html)
+    if as_json:
+        show_json("plan", {"model": request.model, **report_values(found.report)})
+    else:
+        show(found)
+    return NOTHING_FUSED if require_fused and not found.fused else 0
+
+
+def write_page(found: Any, path: Path) -> None:
+    """Writes a plan as a page.
+
+    Args:
+        found: The plan.
+        path: The file; it is there as a whole or not at all.
+    """
+    write_files(path.parent, {path.name: found.to_html})

@@ -1,0 +1,93 @@
+"""The model of a command, ready to be fused, and inputs that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from reparam.cli.inputs import make_inputs
+from reparam.cli.models import Built, build_model
+from reparam.cli.options import Request
+from reparam.cli.progress import working
+from reparam.cli.randomising import is_untrained, randomise_batch_norm
+from reparam.cli.weights import load_weights
+from reparam.errors import ReparamError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model and what it is run on.
+
+    Args:
+        model: The model, in eval mode.
+        inputs: Its positional arguments; None where the command needs none.
+    """
+
+    model: nn.Module | ExportedProgram
+    inputs: tuple[Tensor, ...] | None
+
+
+def prepare(request: Request, *, needs_inputs: bool, randomise: bool = False) -> Prepared:
+    """Builds a model, loads its weights and runs it once on its inputs.
+
+    Args:
+        request: Which model.
+        needs_inputs: Whether to make inputs although the user gave no shapes.
+        randomise: Whether fresh batch norms get values of their own where the user does not say.
+
+    Raises:
+        ReparamError: If the model cannot be built, its weights do not fit, it takes no such
+            inputs, or their shapes are not known but needed.
+    """
+    with working(f"Building {request.model}"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        built = build_model(request.model, request.arguments)
+        model = built.model
+        if request.weights is not None:
+            load_weights(model, request.weights)
+        if isinstance(model, nn.Module):
+            model.eval()
+        inputs = _inputs(request, built) if needs_inputs or request.inputs else None
+        if inputs is not None:
+            _try(model, inputs)
+        chosen = randomise if request.randomise is None else request.randomise
+        if chosen and isinstance(model, nn.Module) and is_untrained(model):
+            randomise_batch_norm(model, request.seed, _several(inputs))
+    return Prepared(model, inputs)
+
+
+def _inputs(request: Request, built: Built) -> tuple[Tensor, ...]:
+    shapes = request.inputs or built.inputs
+    if not shapes:
+        raise ReparamError(
+            f"nothing says which inputs {request.model} takes; give the shape of each, for "
+            "example --input 1,3,224,224 or --input 1,16:int64"
+        )
+    return make_inputs(shapes, request.seed)
+
+
+def _try(model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]) -> None:
+    """Runs the model once: the error of a wrong shape is then its own."""
+    call = model if isinstance(model, nn.Module) else model.module()
+    try:
+        with torch.no_grad():
+            call(*inputs)
+    except Exception as error:
+        shapes = " and ".join(str(tuple(value.shape)) for value in inputs)
+        reason = str(error).strip().partition("\n")[0]
+        raise ReparamError(
+            f"the model cannot be run on inputs of the shape {shapes} "
+            f"({type(error).__name__}: {reason}); choose others by --input"
+        ) from error
+
+
+def _several(inputs: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    """Inputs to take statistics from, if the model can be run on more than one at a time."""
+    if inputs is None:
+        return None
+    return tuple(
+        torch.cat([value, value.flip(-1)]) if value.dim() > 1 else value for value in inputs
+    )
