@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from reparam.affine import AffineConv, AffineStack, AffineSum
-from reparam.effects import computes, is_torch, operator_name
+from reparam.effects import CONVERSIONS, computes, converts, is_torch, operator_name
 from reparam.errors import Refusal
 from reparam.facts import Facts
 from reparam.modules import fetch
@@ -127,7 +127,7 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
     """
     name = operator_name(node)
     operand = node.args[0] if node.args else None
-    if node.op != "call_method" or name not in _CONVERSIONS or not isinstance(operand, fx.Node):
+    if not converts(node) or not isinstance(operand, fx.Node):
         return None
     own = {
         parameter.dtype for parameter in facts.root.parameters() if parameter.is_floating_point()
@@ -136,7 +136,7 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
     refusal = Refusal("a conversion to another type or device, or to one known at run time")
     if len(own) != 1 or not holds_type(operand, dtype, facts):
         return refusal
-    for entry in (*node.args[1:], *node.kwargs.values(), _CONVERSIONS[name]):
+    for entry in (*node.args[1:], *node.kwargs.values(), CONVERSIONS[name]):
         if isinstance(entry, fx.Node):
             asks = entry.op == "call_function" and entry.args[1:] == ("dtype",)
             source = entry.args[0] if asks else entry
@@ -146,19 +146,6 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
         if not same:
             return refusal
     return Commuting(lambda axis, channels: axis, copies=True)
-
-
-_CONVERSIONS = {
-    "to": None,
-    "type": None,
-    "type_as": None,
-    "float": torch.float32,
-    "double": torch.float64,
-    "half": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "long": torch.int64,
-    "int": torch.int32,
-}
 
 
 def _read_as_floats(node: fx.Node, facts: Facts) -> bool:

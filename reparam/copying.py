@@ -59,11 +59,18 @@ class LateCopy:
 def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo.update((id(spec), spec) for spec in _tree_structures(model))
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise ReparamError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
+            f"the model cannot be copied ({type(error).__name__}: {error}); `fuse` can change it "
+            "itself: pass inplace=True"
         ) from error
+    # Some modules that copy themselves wake up in training mode.
+    modes = {path: module.training for path, module in model.named_modules()}
+    for path, module in copied.named_modules():
+        if module.training != modes.get(path, module.training):
+            module.training = modes[path]
+    return copied
 
 
 def _tree_structures(model: nn.Module) -> list[Any]:

@@ -85,6 +85,27 @@ def operator_name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+CONVERSIONS = {
+    "to": None,
+    "_to_copy": None,
+    "type": None,
+    "type_as": None,
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "long": torch.int64,
+    "int": torch.int32,
+}
+"""Operators that give a value another type, and the type, where their name tells."""
+
+
+def converts(node: fx.Node) -> bool:
+    """Whether a node gives a value the type that it is asked for."""
+    known = node.op == "call_method" or isinstance(node.target, torch._ops.OpOverload)
+    return known and operator_name(node) in CONVERSIONS
+
+
 @dataclass(frozen=True)
 class Effects:
     """What a node does besides returning a value.

@@ -30,12 +30,12 @@ class LeafFunction:
     Args:
         function: The function.
         name: The name of the variable that holds it.
-        home: The Python module whose variable it is.
+        home: The variables that it is among: those of a Python module, or of code made at run time.
     """
 
     function: Callable[..., Any]
     name: str
-    home: Any
+    home: dict[str, Any]
 
 
 def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
@@ -46,8 +46,9 @@ def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
     """
     name = getattr(function, "__name__", "")
     for home in list(sys.modules.values()):
-        if getattr(home, "__dict__", {}).get(name) is function:
-            yield LeafFunction(function, name, home)
+        variables = getattr(home, "__dict__", {})
+        if variables.get(name) is function:
+            yield LeafFunction(function, name, variables)
 
 
 def failing_function(error: BaseException) -> LeafFunction | None:
@@ -64,7 +65,11 @@ def failing_function(error: BaseException) -> LeafFunction | None:
         for home in (here, *named):
             function = vars(home).get(name) if isinstance(home, ModuleType) else None
             if isinstance(function, FunctionType) and _can_be_a_leaf(function, frame.f_code):
-                return LeafFunction(function, name, home)
+                return LeafFunction(function, name, vars(home))
+        for used in caller.f_code.co_names:  # under another name, as fused code has it
+            function = caller.f_globals.get(used)
+            if isinstance(function, FunctionType) and _can_be_a_leaf(function, frame.f_code):
+                return LeafFunction(function, used, caller.f_globals)
     return None
 
 
@@ -87,12 +92,12 @@ def as_leaves(functions: list[LeafFunction], tracer: fx.Tracer) -> Iterator[None
         tracer: Whoever records.
     """
     for leaf in functions:
-        setattr(leaf.home, leaf.name, _recorded(leaf.function, tracer))
+        leaf.home[leaf.name] = _recorded(leaf.function, tracer)
     try:
         yield
     finally:
         for leaf in functions:
-            setattr(leaf.home, leaf.name, leaf.function)
+            leaf.home[leaf.name] = leaf.function
 
 
 def _recorded(function: Callable[..., Any], tracer: fx.Tracer) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -117,28 +116,6 @@ class Report(_Printed):
             f"{self.model}: {before} operators become {after}, in "
             f"{_many(len(self.fused), 'place')}; refused: {len(self.refused)}"
         )
-
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the tables as one page for a browser; the page of a plan has the graphs, too.
-
-        Args:
-            path: The file to write.
-
-        Raises:
-            ReparamError: If a package is missing that the extra ``html`` installs.
-
-        Examples:
-            >>> import tempfile
-            >>> from pathlib import Path
-            >>> from reparam.report import Report
-            >>> page = Path(tempfile.mkdtemp(), "report.html")
-            >>> Report("Net").to_html(page)
-            >>> "Nothing was refused." in page.read_text(encoding="utf-8")
-            True
-        """
-        from reparam.html.writing import write_report  # needs what not everybody installs
-
-        write_report(path, self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.summary()

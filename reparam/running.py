@@ -1,4 +1,4 @@
-"""Run one operator of a graph by itself."""
+"""Run operators of a graph by themselves, and in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
@@ -28,6 +30,23 @@ def in_float64(value: Any) -> Any:
     """A floating-point tensor in float64; anything else as it is."""
     floats = isinstance(value, Tensor) and value.is_floating_point()
     return value.double() if floats else value
+
+
+class Widened(TorchDispatchMode):
+    """Conversions to a smaller floating-point type give float64."""
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten._assert_tensor_metadata.default:
+            return None
+        dtype = kwargs.get("dtype")
+        if func is torch.ops.aten._to_copy.default and dtype and dtype.is_floating_point:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
 
 
 def copied(structure: Any) -> Any:

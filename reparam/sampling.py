@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.affine import AffineConv
 from reparam.calls import Call
-from reparam.effects import NUMBER_FUNCTIONS, is_torch, operator_name
+from reparam.effects import NUMBER_FUNCTIONS, converts, is_torch, operator_name
 from reparam.modules import fetch, has_hooks
 from reparam.parts import Part
 from reparam.ranks import keeps_shape
+from reparam.rules import Commuting
 from reparam.running import copied, in_float64, run_function
 from reparam.structures import filled, nodes_in
 from reparam.verification import call_exact, relative_error
@@ -271,6 +272,8 @@ def runs_alone(node: fx.Node, part: Part) -> bool:
     name = operator_name(node).strip("_")
     if node in part.facts.numbers:
         return True
+    if converts(node) and isinstance(part.steps.get(node), Commuting):
+        return True
     if name in _DISCONTINUOUS:
         return False
     if node.op == "call_method":
@@ -285,6 +288,8 @@ def _execute(node: fx.Node, values: dict[fx.Node, Any], read: Any, part: Part) -
     if node.op == "call_module":
         module = fetch(part.trace.root, str(node.target))
         result = call_exact(module, args, kwargs)
+    elif converts(node):
+        result = args[0]
     else:
         result = run_function(node, args, kwargs)
     if not torch.equal(torch.get_rng_state(), before):

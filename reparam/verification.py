@@ -7,8 +7,7 @@ rounding whatever the dtype of the model.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from copy import deepcopy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from reparam.copying import copy_model
+from reparam.effects import converts
 from reparam.errors import ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
 from reparam.lowering import run_operator
 from reparam.modules import fetch, has_hooks, join, own_tensors
 from reparam.regions import Absorbed, Region, Share
-from reparam.running import in_float64, run_function
+from reparam.running import Widened, in_float64, run_function
 from reparam.state import undisturbed
 
 REGION_BOUND = 1e-9
@@ -216,7 +217,9 @@ def _run(
             continue
         args = fx.map_arg(node.args, read)
         kwargs = fx.map_arg(node.kwargs, read)
-        if node.op == "call_module":
+        if converts(node):  # a region takes in none that does anything
+            values[node] = args[0]
+        elif node.op == "call_module":
             values[node] = call_exact(fetch(facts.root, str(node.target)), args, kwargs)
         else:
             values[node] = run_function(node, args, kwargs)
@@ -248,8 +251,11 @@ def call_exact(
         for name, tensor in own_tensors(part).items()
         if tensor.is_floating_point()
     }
-    quiet = nullcontext() if _only_computes(module) else undisturbed(module)
-    with quiet, of_any_type():
+    with ExitStack() as around:
+        if not _only_computes(module):
+            around.enter_context(undisturbed(module))
+            around.enter_context(Widened())  # type: ignore[no-untyped-call]
+        around.enter_context(of_any_type())
         return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
 
 
@@ -330,9 +336,9 @@ def verify(
         for model in (original, fused)
     )
     with torch.no_grad(), of_any_type():
-        truth = _outputs(_exact_copy(original), _exact_inputs(inputs))
+        truth = _exact_outputs(original, inputs)
         runs = (
-            _outputs(_exact_copy(fused), _exact_inputs(inputs)),
+            _exact_outputs(fused, inputs),
             _outputs(original, inputs),
             _outputs(fused, inputs),
         )
@@ -365,8 +371,10 @@ def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
     return (example_inputs,)
 
 
-def _exact_copy(model: nn.Module) -> nn.Module:
-    return deepcopy(model).double()
+def _exact_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """What a model returns in float64, also where it converts values to a smaller type."""
+    with Widened():  # type: ignore[no-untyped-call]
+        return _outputs(copy_model(model).double(), _exact_inputs(inputs))
 
 
 def _exact_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""A plan, or a report, as one page of HTML that needs nothing else.
+"""A plan as one page of HTML that needs nothing else.
 
 `branches` and `kernel_pictures` say what one region was made of, `region_details` gathers and
 verifies it, `drawn_graphs` and `graph_layout` say where each operator is drawn, `page_contents` is

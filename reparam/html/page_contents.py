@@ -98,18 +98,6 @@ def plan_page(report: Report, parts: Sequence[Part], *, verify: bool) -> Page:
     return _page(report, pictures, regions)
 
 
-def report_page(report: Report) -> Page:
-    """The page of a report, without graphs.
-
-    Args:
-        report: The report.
-
-    Returns:
-        The page.
-    """
-    return _page(report, (), [RegionDetails(i, row) for i, row in enumerate(report.fused, 1)])
-
-
 def _page(report: Report, parts: Sequence[PartPicture], regions: Sequence[RegionDetails]) -> Page:
     return Page(
         report.model,

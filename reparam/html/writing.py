@@ -1,4 +1,4 @@
-"""Write the page of a plan or of a report; what the extra `html` installs is imported only here."""
+"""Write the page of a plan; what the extra `html` installs is imported only here."""
 
 from __future__ import annotations
 
@@ -30,22 +30,6 @@ def write_plan(
         from reparam.html.page_contents import plan_page
         from reparam.html.rendering import render
     Path(path).write_text(render(plan_page(report, parts, verify=verify)), encoding="utf-8")
-
-
-def write_report(path: str | os.PathLike[str], report: Report) -> None:
-    """Write the page of a report: its tables, without graphs.
-
-    Args:
-        path: The file.
-        report: The report.
-
-    Raises:
-        ReparamError: If a package is missing.
-    """
-    with _needed():
-        from reparam.html.page_contents import report_page
-        from reparam.html.rendering import render
-    Path(path).write_text(render(report_page(report)), encoding="utf-8")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tests.benchmarks.engines import ENGINES
 from tests.benchmarks.forms import AGAIN, FX, LIMIT, OURS, BareConvolutions, forms
 from tests.benchmarks.measuring import interleaved, summary
 from tests.corpora.network import Network
+from tests.support.counting import count_operators
 
 COMPILED = {"repvgg_a0", "mobileone_s0", "repvit_m0_9", "fastvit_t8", "resnet50", "tiny"}
 """The networks that are compiled, which takes minutes each."""
@@ -34,6 +35,11 @@ def measure(
         keep: Takes each result.
     """
     made, missing = forms(network, network.inputs(1, 1))
+    counts = {
+        form: [counted.convolutions, counted.batch_norms, counted.additions, counted.macs]
+        for form, model in made.items()
+        for counted in [count_operators(model, network.inputs(1, 1))]
+    }
     for engine in engines:
         if "compile" in engine and network.name not in COMPILED:
             continue
@@ -75,5 +81,6 @@ def measure(
                     "rounds": min(map(len, times.values()), default=0),
                     "milliseconds": summary(times),
                     "missing": failed,
+                    "operators": counts,
                 }
             )

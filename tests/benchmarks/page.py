@@ -256,6 +256,44 @@ def _gpu(data: Result | None) -> str:
     return f"{table(['network', 'batch', *keys], rows)}\n{_measured(data)}\n"
 
 
+README = ROOT / "README.md"
+_BEGIN, _END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+_SHOWN = (
+    "repvgg_a0", "mobileone_s0", "repvit_m0_9", "fastvit_t8", "ghostnetv3_100", "repghostnet_100",
+    "yolov6n", "resnet50",
+)  # fmt: skip
+
+
+def with_results(readme: str, inference: Result) -> str:
+    """The README with its table of results, from the kept ones."""
+    rows = []
+    for result in inference["results"]:
+        if result["network"] in _SHOWN and (result["engine"], result["batch"]) == ("eager", 1):
+            counts = result["operators"]
+            hand = counts.get(BY_HAND)
+            rows.append(
+                [
+                    result["network"],
+                    *(_counted(one) for one in (counts[TRAINING], counts[OURS])),
+                    "has none" if hand is None else _counted(hand),
+                    f"{counts[OURS][3] / counts[TRAINING][3]:.2f} ×",
+                    f"{_times(result, OURS, TRAINING)} ×",
+                ]
+            )
+    header = [
+        "network", "convolutions / batch norms / additions", "fused",
+        "the library's own conversion", "multiply-adds", "latency",
+    ]  # fmt: skip
+    before, rest = readme.split(_BEGIN)
+    after = rest.split(_END)[1]
+    measured = f"Measured on {_measured(inference)}.\n"
+    return f"{before}{_BEGIN}{table(header, rows)}\n{measured}{_END}{after}"
+
+
+def _counted(counts: list[int]) -> str:
+    return " / ".join(str(count) for count in counts[:3])
+
+
 def load() -> dict[str, Result]:
     """The kept results."""
     paths = {**DATA, "gpu": GPU}
@@ -276,4 +314,6 @@ def write() -> None:
         print(f"no page yet: {', '.join(sorted(missing))} is still to be measured")
         return
     PAGE.write_text(render(data), encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
+    README.write_text(with_results(readme, data["inference"]), encoding="utf-8")
     draw(data, ROOT / "docs" / "benchmarks")

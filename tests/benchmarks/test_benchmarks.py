@@ -162,6 +162,8 @@ def test_results_are_kept(tmp_path: Path) -> None:
 def test_the_page_is_that_of_its_data(tmp_path: Path) -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert text == page.render(DATA)
+    readme = page.README.read_text(encoding="utf-8")
+    assert readme == page.with_results(readme, DATA["inference"])
     assert "{" not in text.replace("${", "")
     plots.draw(DATA, tmp_path)
     for drawn in tmp_path.iterdir():

@@ -233,15 +233,6 @@ def test_a_plan_that_was_applied_is_planned_again(tmp_path: Path) -> None:
     assert len(plan.apply().reparam_report.fused) == 1
 
 
-def test_a_report_has_its_tables(tmp_path: Path) -> None:
-    fused = reparam.fuse(small_repvgg.build("plain"))
-    fused.reparam_report.to_html(tmp_path / "report.html")
-    text = assert_sound((tmp_path / "report.html").read_text(encoding="utf-8")).text()
-    for row in fused.reparam_report.fused:
-        assert row.place in text
-        assert row.name in text
-
-
 def test_a_network_of_a_thousand_operators_stays_small(tmp_path: Path) -> None:
     model = RepVGG(RepVGGConfig((40, 40, 40, 6), (8, 8, 8, 8, 8)), num_classes=5).eval()
     plan = reparam.plan(randomise_batch_norm(model, seed=0))
