@@ -11,6 +11,7 @@ from reparam.atomic_write import check_folder
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
+    cost_option,
     html_option,
     json_option,
     model_options,
@@ -39,6 +40,7 @@ from reparam.cli.progress import working
     is_flag=True,
     help="Let a program take any number of samples, not that of --input.",
 )
+@cost_option
 @json_option
 @html_option
 @require_option
@@ -46,6 +48,7 @@ def fuse(
     request: Request,
     output: Path | None,
     any_batch: bool,
+    cost: str,
     as_json: bool,
     html: Path | None,
     require_fused: bool,
@@ -60,9 +63,10 @@ def fuse(
     for path in (output, html):
         if path is not None:
             check_folder(path.parent)
-    prepared = prepare(request, needs_inputs=output is not None and needs_inputs(output))
+    needed = cost == "latency" or (output is not None and needs_inputs(output))
+    prepared = prepare(request, needs_inputs=needed)
     with working("Fusing"):
-        found = reparam.plan(prepared.model, prepared.inputs)
+        found = reparam.plan(prepared.model, prepared.inputs, cost=cost)
         if html is not None:
             write_page(found, html)
         fused = found.apply()

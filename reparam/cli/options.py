@@ -93,6 +93,12 @@ require_option = click.option(
     is_flag=True,
     help=f"Exit with {NOTHING_FUSED} if nothing can be fused.",
 )
+cost_option = click.option(
+    "--cost",
+    type=click.Choice(["macs", "memory", "latency"]),
+    default="macs",
+    help="What must not rise; latency is measured, on the sizes of the inputs.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=1, help="Number of CPU threads."
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,6 +11,7 @@ from reparam.atomic_write import check_folder, write_files
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
+    cost_option,
     html_option,
     json_option,
     model_options,
@@ -24,10 +24,11 @@ from reparam.cli.progress import working
 
 @click.command()
 @model_options
+@cost_option
 @json_option
 @html_option
 @require_option
-def plan(request: Request, as_json: bool, html: Path | None, require_fused: bool) -> int:
+def plan(request: Request, cost: str, as_json: bool, html: Path | None, require_fused: bool) -> int:
     """Shows what fusing MODEL would do, and changes nothing.
 
     One row for each value that becomes a single operator, and one for each operator that stays,
@@ -45,9 +46,9 @@ def plan(request: Request, as_json: bool, html: Path | None, require_fused: bool
     """  # noqa: D301
     if html is not None:
         check_folder(html.parent)
-    prepared = prepare(request, needs_inputs=False)
+    prepared = prepare(request, needs_inputs=cost == "latency")
     with working("Planning"):
-        found = reparam.plan(prepared.model, prepared.inputs)
+        found = reparam.plan(prepared.model, prepared.inputs, cost=cost)
         if html is not None:
             write_page(found, html)
     if as_json:
@@ -57,7 +58,7 @@ def plan(request: Request, as_json: bool, html: Path | None, require_fused: bool
     return NOTHING_FUSED if require_fused and not found.fused else 0
 
 
-def write_page(found: Any, path: Path) -> None:
+def write_page(found: reparam.Plan, path: Path) -> None:
     """Writes a plan as a page.
 
     Args:

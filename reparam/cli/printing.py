@@ -47,6 +47,7 @@ def report_values(report: Report) -> dict[str, Any]:
         "fused": [_fused_values(row) for row in report.fused],
         "refused": [_refused_values(row) for row in report.refused],
         "notes": list(report.notes),
+        "cost": report.unit,
     }
 
 
@@ -57,6 +58,7 @@ def _fused_values(row: FusedRow) -> dict[str, Any]:
         "becomes": row.result,
         "operators": _change(*row.counts),
         "multiply_adds": _change(*row.multiply_adds),
+        "cost": _change(*row.cost),
         "float64_error": row.error,
         "name": row.name,
     }

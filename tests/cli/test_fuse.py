@@ -155,7 +155,7 @@ def test_nothing_fused(run, tmp_path: Path) -> None:
 
 def test_keys_of_a_plan(run) -> None:
     values = run(f"plan {SMALL} --json").values
-    keys = "reparam command model class operators fused refused notes"
+    keys = "reparam command model class operators fused refused notes cost"
     assert " ".join(values) == keys
     assert values["reparam"] == reparam.__version__
     assert values["operators"] == {"before": 4, "after": 2}
@@ -165,6 +165,7 @@ def test_keys_of_a_plan(run) -> None:
         "becomes": "conv 3x3, 3 -> 8",
         "operators": {"before": 2, "after": 1},
         "multiply_adds": {"before": 216, "after": 216},
+        "cost": {"before": 216, "after": 216},
         "float64_error": None,
         "name": "",
     }
@@ -179,13 +180,12 @@ def test_refusals_are_in_the_result(run) -> None:
 
 
 def test_a_page_is_written_whole(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def to_html(plan: reparam.Plan, path: Path) -> None:
-        Path(path).write_text(f"<p>{len(plan.fused)} places")
-
-    monkeypatch.setattr(reparam.Plan, "to_html", to_html, raising=False)
     for command in ("plan", "fuse"):
         run(f"{command} {SMALL} --html out/{command}.html")
-        assert (tmp_path / "out" / f"{command}.html").read_text() == "<p>2 places"
+        text = (tmp_path / "out" / f"{command}.html").read_text(encoding="utf-8")
+        assert text.startswith("<!DOCTYPE html>")
+        assert "4 operators become 2" in text
+    whole = (tmp_path / "out" / "plan.html").read_bytes()
 
     def fail(plan: reparam.Plan, path: Path) -> None:
         Path(path).write_text("<p>ha")
@@ -194,7 +194,7 @@ def test_a_page_is_written_whole(run, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(reparam.Plan, "to_html", fail)
     error = run(f"plan {SMALL} --html out/plan.html", code=1).err
     assert "cannot write out/plan.html: no more" in error
-    assert (tmp_path / "out" / "plan.html").read_text() == "<p>2 places"
+    assert (tmp_path / "out" / "plan.html").read_bytes() == whole
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
@@ -269,3 +269,12 @@ def test_numbers_that_are_none_are_null(run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(reparam, "verify", lambda *_: found)
     result = run(f"verify {SMALL} {SHAPE} --json", code=3)
     assert json.loads(result.out)["outputs"][0]["fused"] is None
+
+
+def test_what_must_not_rise(run) -> None:
+    pooled = f"{NETWORKS}:pooled"
+    assert len(run(f"plan {pooled} --json").values["fused"]) == 1
+    assert not run(f"plan {pooled} --json --cost memory").values["fused"]
+    assert "microseconds" in run(f"plan {SMALL} {SHAPE} --cost latency").out
+    assert "nothing says which inputs" in run(f"fuse {SMALL} --cost latency", code=1).err
+    run(f"plan {SMALL} --cost flops", code=2)
