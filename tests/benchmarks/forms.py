@@ -54,6 +54,7 @@ class BareConvolutions(nn.Module):
         return result
 
 
+@torch.no_grad()
 def forms(network: Network, inputs: tuple[Any, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """All forms of a network that there are, and why others are not.
 
