@@ -143,9 +143,7 @@ class Weigher:
         multiply_adds = form.multiply_adds * positions
         amount = multiply_adds
         if self.measure is not MACS:
-            amount = float(
-                self.measure.function(self._operator_for(form, multiply_adds, positions, source))
-            )
+            amount = self._ask(self._operator_for(form, multiply_adds, positions, source))
         return Cost(amount, operators(form), multiply_adds)
 
     def _ask(self, operator: Operator) -> float:

@@ -222,6 +222,8 @@ def test_parts_that_are_traced_apart_are_weighed_by_multiply_adds() -> None:
         (None, "cost=None is not known"),
         (lambda operator: "dear", "gives no number for Operator"),
         (lambda operator: nan, "gives NaN for Operator"),
+        (lambda operator: "dear" if operator.planned else 1, "gives no number for Operator"),
+        (lambda operator: nan if operator.planned else 1, "gives NaN for Operator"),
         (lambda operator: 1 / 0, "ZeroDivisionError"),
     ],
 )
