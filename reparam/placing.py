@@ -46,7 +46,6 @@ class Placer:
         )
         self.traced_through = Counter(id(call.module) for call in trace.calls)
         self.held = held_aside(trace.root)
-        self.sites = CallSites(trace.root)
         self.read_directly = {
             id(read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
@@ -180,9 +179,9 @@ class Placer:
 
     def _may_run(self, frame: Call, methods: Collection[str]) -> bool:
         """Whether methods, or what a user calls and calls them, may run parts unseen."""
-        functions = own_methods(type(frame.module))
+        functions, sites = own_methods(type(frame.module)), CallSites(frame.module)
         return any(
-            self.sites.may_call(functions[name])
+            sites.may_call(functions[name])
             for name in methods_running(frame.module, methods) & functions.keys() - {"forward"}
             if not name.startswith("_") or name.endswith("__")
         )
