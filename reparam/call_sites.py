@@ -89,7 +89,7 @@ def _sites(function: FunctionType) -> _Sites:
         return _Sites(frozenset(), frozenset(), frozenset(), anything=True)
     nodes = list(ast.walk(code))
     calls = [node.func for node in nodes if isinstance(node, ast.Call)]
-    bound = {*_bound(nodes), *function.__code__.co_freevars} - {"__class__"}
+    bound = {*_bound(nodes[1:]), *function.__code__.co_freevars} - {"__class__"}
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     called = {call.attr for call in calls if isinstance(call, ast.Attribute)}
     given = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
