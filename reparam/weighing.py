@@ -118,6 +118,9 @@ class Weigher:
             node: The node.
             positions: How many positions it has.
             free: Whether it does no work.
+
+        Raises:
+            ReparamError: If the cost function gives no number for it.
         """
         step = self.steps.get(node)
         form = step if isinstance(step, AffineConv) else None
@@ -137,19 +140,20 @@ class Weigher:
             form: The form.
             positions: How many positions it has.
             source: What the new operator reads.
+
+        Raises:
+            ReparamError: If the cost function gives no number for it.
         """
         if form.identity:
             return NOTHING
         multiply_adds = form.multiply_adds * positions
         amount = multiply_adds
         if self.measure is not MACS:
-            amount = float(
-                self.measure.function(self._operator_for(form, multiply_adds, positions, source))
-            )
+            amount = self._ask(self._operator_for(form, multiply_adds, positions, source))
         return Cost(amount, operators(form), multiply_adds)
 
     def _ask(self, operator: Operator) -> float:
-        """What the cost function gives."""
+        """What the cost function gives for an operator, if that is a number."""
         try:
             amount = float(self.measure.function(operator))
         except Exception as problem:
@@ -222,7 +226,7 @@ def _kind(form: AffineConv) -> str:
 
 
 def _settings(form: AffineConv | None) -> dict[str, Any]:
-    """What an operator and a form have in common."""
+    """The fields of an `Operator` that a form tells."""
     if form is None:
         return {}
     channels: dict[str, Any] = {"in_channels": form.in_channels, "out_channels": form.out_channels}
