@@ -80,12 +80,13 @@ def _sites(function: FunctionType) -> _Sites:
     nodes = list(ast.walk(code))
     calls = [node.func for node in nodes if isinstance(node, ast.Call)]
     bound = {*_bound(nodes), *function.__code__.co_freevars} - {"__class__"}
+    attributes = [call for call in calls if isinstance(call, ast.Attribute)]
+    others = [call for call in calls if not isinstance(call, ast.Attribute)]
     return _Sites(
-        frozenset(call.attr for call in calls if isinstance(call, ast.Attribute)),
-        frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute)),
-        not all(isinstance(call, ast.Attribute) or _is_plain(call, function, bound)
-                for call in calls),
-    )  # fmt: skip
+        called=frozenset(call.attr for call in attributes),
+        read=frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute)),
+        anything=not all(_is_plain(call, function, bound) for call in others),
+    )
 
 
 def _bound(nodes: list[ast.AST]) -> Iterator[str]:
@@ -94,14 +95,16 @@ def _bound(nodes: list[ast.AST]) -> Iterator[str]:
         match node:
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                 yield name
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                yield name
-            case ast.ClassDef(name=name):
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
+            ):
                 yield name
 
 
 def _is_plain(call: ast.expr, function: FunctionType, bound: set[str]) -> bool:
-    """Whether what is called is a function or a class under a name that everybody sees."""
+    """Whether what is called is a function or a class under a global or a builtin name."""
     if not isinstance(call, ast.Name) or call.id in bound:
         return False
     value = function.__globals__.get(call.id, getattr(builtins, call.id, None))
