@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ def compare(
         *inputs: What both are called with; the first axis is the batch.
         rounds: How often each form is timed.
         progress: Called between rounds with the number of those that are done.
+
+    Returns:
+        The latencies of both.
     """
     forms = (trained, fused)
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -79,22 +83,34 @@ def compare(
     return Comparison(batch, rounds, _summarise(seconds[0]), _summarise(seconds[1]))
 
 
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Lets PyTorch use some number of CPU threads meanwhile.
+
+    Args:
+        number: How many; `None` leaves the number as it is.
+    """
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe_machine() -> str:
     """Names what a measurement depends on: processor, threads and the version of PyTorch."""
     threads = torch.get_num_threads()
     plural = "" if threads == 1 else "s"
     return (
-        f"{_processor()} ({os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}), "
+        f"{processor()} ({os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}), "
         f"{threads} thread{plural}, PyTorch {torch.__version__}"
     )
 
 
-def _summarise(seconds: list[float]) -> Latency:
-    low, median, high = statistics.quantiles(seconds, n=4)
-    return Latency(median, low, high)
-
-
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     details = Path("/proc/cpuinfo")
     if details.exists():
         for line in details.read_text(encoding="utf-8").splitlines():
@@ -102,3 +118,8 @@ def _processor() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _summarise(seconds: list[float]) -> Latency:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Latency(median, low, high)

@@ -7,11 +7,10 @@ from torch import nn
 
 import reparam
 from reparam.cli.options import Request, json_option, model_options, threads_option
-from reparam.cli.options import threads as set_threads
 from reparam.cli.preparing import prepare
 from reparam.cli.printing import show, show_json
 from reparam.cli.progress import working
-from reparam.latency import Latency, compare, describe_machine
+from reparam.latency import Latency, compare, cpu_threads, describe_machine
 
 
 @click.command()
@@ -25,7 +24,7 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
     Both forms take turns in one process; how many times faster the fused one is comes first, then
     the medians with their quartiles. `reparam plan --help` lists what MODEL may be.
     """
-    with set_threads(threads):
+    with cpu_threads(threads):
         prepared = prepare(request, needs_inputs=True)
         with working("Fusing"):
             fused = reparam.fuse(prepared.model)

@@ -1,4 +1,4 @@
-"""A fused model in a file: as a program of PyTorch, as ONNX, or its weights."""
+"""What a command writes: a fused model as a program of PyTorch, as ONNX or its weights; a page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from reparam.atomic_write import write_files
+from reparam.driver import Plan
 from reparam.errors import ReparamError
 from reparam.verification import relative_error
 
@@ -44,7 +45,7 @@ def read_output(text: str) -> Path:
     """Reads the name of a file, which says its format.
 
     Raises:
-        ValueError: If it is none of these formats.
+        ValueError: If no format is called like that.
     """
     path = Path(text)
     if path.suffix not in _SUFFIXES:
@@ -53,7 +54,7 @@ def read_output(text: str) -> Path:
 
 
 def needs_inputs(output: Path) -> bool:
-    """Whether a format is made by running the model."""
+    """Whether writing this file means running the model."""
     return output.suffix in _PROGRAMS
 
 
@@ -72,6 +73,9 @@ def write_model(
         inputs: What a program is recorded with and run on.
         any_batch: Whether a program takes any number of samples, the first axis of each input.
 
+    Returns:
+        The file, and by how much the program in it differs from the model.
+
     Raises:
         ReparamError: If the number of samples is fixed already, a package is missing, the program
             returns something else than the model, or the file cannot be written.
@@ -89,6 +93,19 @@ def write_model(
         data = _weights(model)
     write_files(output.parent, {output.name: data})
     return Written(output, difference)
+
+
+def write_page(plan: Plan, path: Path) -> None:
+    """Writes a plan as a page.
+
+    Args:
+        plan: The plan.
+        path: The file; it is there as a whole or not at all.
+
+    Raises:
+        ReparamError: If a package is missing, or the file cannot be written.
+    """
+    write_files(path.parent, {path.name: plan.to_html})
 
 
 def _two_samples(
