@@ -7,7 +7,7 @@ import builtins
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from types import BuiltinFunctionType, FunctionType
 
 from torch import nn
@@ -32,7 +32,7 @@ class _Sites:
 
 
 class CallSites:
-    """Knows under which names a model holds modules, and which functions its classes define.
+    """Knows by which names a model may give modules, and which functions its classes define.
 
     Args:
         model: The model.
@@ -48,8 +48,8 @@ class CallSites:
             self._held.update(name for name, value in vars(module).items() if callable(value))
         for kind in kinds - {object, nn.Module}:
             for name, value in vars(kind).items():
-                if isinstance(value, nn.Module):
-                    self._held.add(name)
+                if isinstance(value, nn.Module | property | cached_property):
+                    self._held.add(name)  # a property may give a module
                 function = value.fget if isinstance(value, property) else value
                 function = getattr(function, "__wrapped__", getattr(function, "__func__", function))
                 if isinstance(function, FunctionType):

@@ -248,3 +248,32 @@ def test_branches_that_methods_run_are_there() -> None:
     with torch.no_grad():
         assert relative_error(fused(images()), model(images())) <= EXACT
     assert torch.equal(fused.run_wide(images()), model.run_wide(images()))
+
+
+class Renaming(nn.Module):
+    """A method calls a part by the name of a property that gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(x))
+        return result
+
+    def features(self, x: Tensor) -> Tensor:
+        result: Tensor = self.stem(x)
+        return result
+
+
+def test_a_part_that_a_method_calls_by_a_property_is_there() -> None:
+    model = ready(Renaming())
+    fused = reparam.fuse(model)
+    assert len(fused.reparam_report.fused) == 1
+    with torch.no_grad():
+        assert torch.equal(fused.features(images()), model.features(images()))
+        assert relative_error(fused(images()), model(images())) <= EXACT
