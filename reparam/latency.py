@@ -36,17 +36,17 @@ class Comparison:
 
     batch: int
     rounds: int
-    trained: Latency
+    original: Latency
     fused: Latency
 
     @property
     def speedup(self) -> float:
         """How many times faster the fused form is, by the medians."""
-        return self.trained.median / self.fused.median
+        return self.original.median / self.fused.median
 
 
 def compare(
-    trained: Callable[..., Any],
+    original: Callable[..., Any],
     fused: Callable[..., Any],
     *inputs: Tensor,
     rounds: int,
@@ -57,8 +57,8 @@ def compare(
     Whatever slows the machine down for a while then slows down both.
 
     Args:
-        trained: The form as trained.
-        fused: The fused form.
+        original: The network as it is.
+        fused: The same network, fused.
         *inputs: What both are called with; the first axis is the batch.
         rounds: How often each form is timed.
         progress: Called between rounds with the number of those that are done.
@@ -66,7 +66,7 @@ def compare(
     Returns:
         The latencies of both.
     """
-    forms = (trained, fused)
+    forms = (original, fused)
     seconds: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for turn in range(-_WARM_UP, rounds):

@@ -188,7 +188,7 @@ class Weigher:
             **_settings(form),
             input_shapes=tuple(tuple(shapes[operand]) for operand in operands) if known else (),
             dtype=self.facts.dtypes.get(operands[0]) if operands else None,
-            run=_Run(node, module, self.facts) if known else None,
+            run=_NodeRun(node, module, self.facts) if known else None,
         )
 
     def _operator_for(
@@ -214,7 +214,7 @@ class Weigher:
             **_settings(form),
             input_shapes=(tuple(shape),) if shape is not None else (),
             dtype=dtype,
-            run=None if shape is None else _NewRun(form, shape, dtype),
+            run=None if shape is None else _FormRun(form, shape, dtype),
             planned=True,
         )
 
@@ -242,7 +242,7 @@ def _settings(form: AffineConv | None) -> dict[str, Any]:
     }
 
 
-class _Run:
+class _NodeRun:
     """Runs an operator of a graph on random values of the sizes that it has there.
 
     Args:
@@ -278,7 +278,7 @@ class _Run:
         )
 
 
-class _NewRun:
+class _FormRun:
     """Runs the operator of a form, its weights random, on random values.
 
     Args:

@@ -40,7 +40,7 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
         values = {
             "model": request.model,
             "speedup": found.speedup,
-            "original": _values(found.trained),
+            "original": _values(found.original),
             "fused": _values(found.fused),
             "rounds": rounds,
             "inputs": [list(value.shape) for value in inputs],
@@ -51,7 +51,7 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
     shapes = " and ".join("×".join(map(str, value.shape)) for value in inputs)
     show(
         f"{request.model}, {shapes}: fused {found.speedup:.2f} times as fast; "
-        f"{found.trained} as it is, {found.fused} fused"
+        f"{found.original} as it is, {found.fused} fused"
     )
     show(f"medians (quartiles) of {rounds} alternating rounds on {machine}")
 
