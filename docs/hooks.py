@@ -24,6 +24,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
     Args:
         markdown: The page.
+
+    Returns:
+        The page with what they name.
+
+    Raises:
+        KeyError: If there is no such figure.
     """
     return _COMMENT.sub(lambda found: _MAKERS[found["kind"]](found["name"]), markdown)
 

@@ -30,7 +30,7 @@ from reparam.repeats import signature
 from reparam.report import RefusedRow, Report
 from reparam.rewriting import rewrite
 from reparam.slicing import GraftError, TornError, UnlikeError
-from reparam.verification import REGION_BOUND, UnverifiableError, region_error
+from reparam.verification import NOT_FINITE, REGION_BOUND, compared, is_finite
 
 _UNCHECKED = (
     "every new operator was compared with what it replaces, but some modules around them could not "
@@ -289,14 +289,12 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
         return module, None
     with torch.no_grad():
         module = lower(form, *form.weights.evaluate(device))
-        error = None
+        error: float | None = None
         if verify:
-            try:
-                error = region_error(region, module, part.facts)
-            except UnverifiableError as problem:
-                return Refusal(f"it could not be verified by itself: {problem}")
-            if not error <= REGION_BOUND and not _is_finite(module):
-                return _NOT_FINITE
+            checked = compared(region, module, part.facts)
+            if isinstance(checked, Refusal):
+                return checked
+            error = checked
             if not error <= REGION_BOUND:
                 taught = taught_rules(part, region)
                 blame = (
@@ -313,26 +311,15 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
                 reason = f"verification failed: a relative difference of {error:.1e}"
                 return Refusal(f"{reason}; it rests on {taught}" if taught else reason)
         take_after(module, form)
-        if not _is_finite(module):
-            if error is None and not _is_finite(lower(form, *form.weights.evaluate(device))):
-                return _NOT_FINITE
+        if not is_finite(module):
+            if error is None and not is_finite(lower(form, *form.weights.evaluate(device))):
+                return NOT_FINITE
             warnings.warn(
                 f"{where}: the fused weights overflow {form.dtype}; it was left alone",
                 stacklevel=5,
             )
             return Refusal(f"the fused weights overflow {form.dtype}")
     return module, error
-
-
-def _is_finite(module: nn.Module) -> bool:
-    # The sum tells in one pass, but for finite numbers whose sum overflows.
-    return all(
-        bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-        for tensor in module.parameters()
-    )
-
-
-_NOT_FINITE = Refusal("a weight is NaN or infinite")
 
 
 def _meta_weights(form: AffineConv) -> tuple[Tensor, Tensor | None]:

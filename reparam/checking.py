@@ -29,7 +29,7 @@ from reparam.sampling import (
     may_run,
     module_error,
     sample_calls,
-)  # fmt: skip
+)
 from reparam.slicing import GraftError
 from reparam.structures import nodes_in
 
@@ -86,10 +86,10 @@ class Check:
         return skipped + len(closed - able)
 
     def _differs(self, call: Call, able: Set[Call], rewritten: Rewrite, root: nn.Module) -> bool:
-        """Whether a module returns something else for a reason that nobody can help: it is chaotic.
+        """Whether a module cannot be compared since it is chaotic: rounding changes its result.
 
         Raises:
-            MismatchError: If it does for another reason.
+            MismatchError: If it is not, and returns something else.
         """
         module, sample = fetch(root, call.path), self.samples[call]
         inner = self._inner(call, able)

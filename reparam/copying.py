@@ -19,6 +19,9 @@ def copy_model(model: nn.Module) -> nn.Module:
     Args:
         model: The model.
 
+    Returns:
+        The copy, in the same mode.
+
     Raises:
         ReparamError: If the model cannot be copied.
     """

@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,17 @@ class Comparison:
 
     batch: int
     rounds: int
-    trained: Latency
+    original: Latency
     fused: Latency
 
     @property
     def speedup(self) -> float:
         """How many times faster the fused form is, by the medians."""
-        return self.trained.median / self.fused.median
+        return self.original.median / self.fused.median
 
 
 def compare(
-    trained: Callable[..., Any],
+    original: Callable[..., Any],
     fused: Callable[..., Any],
     *inputs: Tensor,
     rounds: int,
@@ -56,13 +57,16 @@ def compare(
     Whatever slows the machine down for a while then slows down both.
 
     Args:
-        trained: The form as trained.
-        fused: The fused form.
+        original: The network as it is.
+        fused: The same network, fused.
         *inputs: What both are called with; the first axis is the batch.
         rounds: How often each form is timed.
         progress: Called between rounds with the number of those that are done.
+
+    Returns:
+        The latencies of both.
     """
-    forms = (trained, fused)
+    forms = (original, fused)
     seconds: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for turn in range(-_WARM_UP, rounds):
@@ -79,22 +83,34 @@ def compare(
     return Comparison(batch, rounds, _summarise(seconds[0]), _summarise(seconds[1]))
 
 
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Lets PyTorch use some number of CPU threads meanwhile.
+
+    Args:
+        number: How many; `None` leaves the number as it is.
+    """
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe_machine() -> str:
     """Names what a measurement depends on: processor, threads and the version of PyTorch."""
     threads = torch.get_num_threads()
     plural = "" if threads == 1 else "s"
     return (
-        f"{_processor()} ({os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}), "
+        f"{processor()} ({os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}), "
         f"{threads} thread{plural}, PyTorch {torch.__version__}"
     )
 
 
-def _summarise(seconds: list[float]) -> Latency:
-    low, median, high = statistics.quantiles(seconds, n=4)
-    return Latency(median, low, high)
-
-
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     details = Path("/proc/cpuinfo")
     if details.exists():
         for line in details.read_text(encoding="utf-8").splitlines():
@@ -102,3 +118,8 @@ def _processor() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _summarise(seconds: list[float]) -> Latency:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Latency(median, low, high)

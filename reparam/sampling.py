@@ -82,6 +82,9 @@ def module_error(
         exact: Weights of it that are known more exactly than it holds them.
         inner: Parts of it, by path, that need not run: they are to be given what their sample was
             given, and return what it returned.
+
+    Returns:
+        The largest relative difference, those of what the parts are given included.
     """
     with _standing_in(module, inner or {}) as errors:
         result = _again(module, (sample.args, sample.kwargs), exact, inner or ())
@@ -90,7 +93,7 @@ def module_error(
 
 @contextmanager
 def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[list[float]]:
-    """Let parts of a module return their samples; gives the errors of what they are given."""
+    """Let parts of a module return what they did; collects the errors of what they are given."""
     errors: list[float] = []
     with ExitStack() as stack:
         for path, sample in inner.items():
@@ -307,4 +310,7 @@ def _is_usual(result: Any) -> bool:
 
 
 _FAINT = 1e-290
+"""Values near the smallest that float64 holds have fewer digits."""
+
 _ROUNDING = 2.0**-52
+"""One unit in the last place of 1, in float64."""

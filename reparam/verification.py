@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from reparam.copying import copy_model
 from reparam.effects import converts
-from reparam.errors import ReparamError
+from reparam.errors import Refusal, ReparamError
 from reparam.facts import Facts
 from reparam.fused_forward import of_any_type
 from reparam.lowering import run_operator
@@ -28,6 +28,9 @@ from reparam.state import undisturbed
 
 REGION_BOUND = 1e-9
 """Largest relative difference of a region, in float64."""
+
+
+NOT_FINITE = Refusal("a weight is NaN or infinite")
 
 
 class UnverifiableError(Exception):
@@ -68,6 +71,33 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
             return float("inf")
         return _difference(expected, actual, region)
     raise UnverifiableError(str(problem).split("\n", 1)[0])
+
+
+def compared(region: Region, module: nn.Module, facts: Facts) -> float | Refusal:
+    """Compare a region with what will replace it, as far as that is possible.
+
+    Args:
+        region: The region.
+        module: The new operator, still in float64.
+        facts: What is known of the graph.
+
+    Returns:
+        The error of `region_error`, or why there is none.
+    """
+    try:
+        error = region_error(region, module, facts)
+    except UnverifiableError as problem:
+        return Refusal(f"it could not be verified by itself: {problem}")
+    return error if error <= REGION_BOUND or is_finite(module) else NOT_FINITE
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Whether no parameter of a module is NaN or infinite."""
+    # The sum tells in one pass, but for finite numbers whose sum overflows.
+    return all(
+        bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+        for tensor in module.parameters()
+    )
 
 
 def _difference(expected: Tensor, actual: Tensor, region: Region) -> float:

@@ -118,6 +118,9 @@ class Weigher:
             node: The node.
             positions: How many positions it has.
             free: Whether it does no work.
+
+        Raises:
+            ReparamError: If the cost function gives no number for it.
         """
         step = self.steps.get(node)
         form = step if isinstance(step, AffineConv) else None
@@ -137,6 +140,9 @@ class Weigher:
             form: The form.
             positions: How many positions it has.
             source: What the new operator reads.
+
+        Raises:
+            ReparamError: If the cost function gives no number for it.
         """
         if form.identity:
             return NOTHING
@@ -147,7 +153,7 @@ class Weigher:
         return Cost(amount, operators(form), multiply_adds)
 
     def _ask(self, operator: Operator) -> float:
-        """What the cost function gives."""
+        """What the cost function gives for an operator, if that is a number."""
         try:
             amount = float(self.measure.function(operator))
         except Exception as problem:
@@ -182,7 +188,7 @@ class Weigher:
             **_settings(form),
             input_shapes=tuple(tuple(shapes[operand]) for operand in operands) if known else (),
             dtype=self.facts.dtypes.get(operands[0]) if operands else None,
-            run=_Run(node, module, self.facts) if known else None,
+            run=_NodeRun(node, module, self.facts) if known else None,
         )
 
     def _operator_for(
@@ -208,7 +214,7 @@ class Weigher:
             **_settings(form),
             input_shapes=(tuple(shape),) if shape is not None else (),
             dtype=dtype,
-            run=None if shape is None else _NewRun(form, shape, dtype),
+            run=None if shape is None else _FormRun(form, shape, dtype),
             planned=True,
         )
 
@@ -220,7 +226,7 @@ def _kind(form: AffineConv) -> str:
 
 
 def _settings(form: AffineConv | None) -> dict[str, Any]:
-    """What an operator and a form have in common."""
+    """The fields of an `Operator` that a form tells."""
     if form is None:
         return {}
     channels: dict[str, Any] = {"in_channels": form.in_channels, "out_channels": form.out_channels}
@@ -236,7 +242,7 @@ def _settings(form: AffineConv | None) -> dict[str, Any]:
     }
 
 
-class _Run:
+class _NodeRun:
     """Runs an operator of a graph on random values of the sizes that it has there.
 
     Args:
@@ -272,7 +278,7 @@ class _Run:
         )
 
 
-class _NewRun:
+class _FormRun:
     """Runs the operator of a form, its weights random, on random values.
 
     Args:

@@ -47,7 +47,7 @@ def run_benchmark(
         comparison = compare(network, fused, images, rounds=rounds)
         click.echo(
             f"batch of {batch}: fused {comparison.speedup:.2f} times as fast; "
-            f"{comparison.trained} as trained, {comparison.fused} fused"
+            f"{comparison.original} as trained, {comparison.fused} fused"
         )
         comparisons.append(comparison)
     return comparisons

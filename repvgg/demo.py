@@ -172,6 +172,6 @@ def _print_latencies(comparisons: list[Comparison], machine: str) -> None:
     )
     for comparison in comparisons:
         click.echo(
-            f"{comparison.batch:>6}  {comparison.trained!s:<25}  {comparison.fused!s:<25}  "
+            f"{comparison.batch:>6}  {comparison.original!s:<25}  {comparison.fused!s:<25}  "
             f"{comparison.speedup:.2f}×"
         )

@@ -227,9 +227,9 @@ def _draw_latencies(
     images = "1 image" if comparison.batch == 1 else f"{comparison.batch} images"
     x = _write(page, left, top, f"Latency for {images}", size=11.5, weight="bold")
     _write(page, x + 0.14, top, f"{comparison.speedup:.2f}× faster", size=11)
-    rows = (("as trained", comparison.trained, _TRAINED), ("fused", comparison.fused, _FUSED))
+    rows = (("as trained", comparison.original, _TRAINED), ("fused", comparison.fused, _FUSED))
     start = left + 0.9
-    slowest = max(comparison.trained.median, comparison.fused.median)
+    slowest = max(comparison.original.median, comparison.fused.median)
     inches_per_second = 0.55 * width / slowest
     for index, (name, latency, color) in enumerate(rows):
         y = top - 0.4 - 0.36 * index

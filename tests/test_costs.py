@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import Operator, ReparamError
-from reparam.timing import Latency
+from reparam.timing import LatencyCost
 from tests.random_networks.growing import random_program
 from tests.support.errors import FLOAT64_BOUND, float64_twin, relative_error, run
 from tests.support.randomise import randomise_batch_norm
@@ -150,7 +150,7 @@ def test_latency_is_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_each_operator_is_measured_once() -> None:
-    measure = Latency()
+    measure = LatencyCost()
     model, x = branches(), torch.zeros(1, 4, 8, 8)
     times = [{operator: measure(operator) for operator in seen(model, x)} for _ in range(2)]
     assert times[0] == times[1]
@@ -161,7 +161,7 @@ def test_what_cannot_be_run_is_never_worth_it() -> None:
     def broken() -> None:
         raise ValueError
 
-    measure = Latency()
+    measure = LatencyCost()
     there = Operator("a", "other", 0.0, 0, 0.0, run=broken)
     planned = Operator("b", "other", 0.0, 0, 0.0, run=broken, planned=True)
     assert (measure(there), measure(planned)) == (0.0, inf)
@@ -225,6 +225,8 @@ def test_parts_that_are_traced_apart_are_weighed_by_multiply_adds() -> None:
         (lambda operator: "dear" if operator.planned else 1, "gives no number for Operator"),
         (lambda operator: nan if operator.planned else 1, "gives NaN for Operator"),
         (lambda operator: 1 / 0, "ZeroDivisionError"),
+        (lambda operator: 1 / (not operator.planned), "ZeroDivisionError"),
+        (lambda operator: nan if operator.planned else 1.0, "gives NaN for Operator"),
     ],
 )
 def test_what_is_no_cost(cost: Any, problem: str) -> None:

@@ -45,8 +45,8 @@ def test_both_forms_take_turns_and_the_medians_are_compared(
     comparison = compare(trained, fused, torch.zeros(3, 1), rounds=5)
 
     assert (comparison.batch, comparison.rounds) == (3, 5)
-    assert comparison.trained.median == 6
-    assert comparison.trained.low == pytest.approx(4.5)
+    assert comparison.original.median == 6
+    assert comparison.original.low == pytest.approx(4.5)
     assert comparison.fused == Latency(median=2, low=2, high=2)
     assert comparison.speedup == 3
 
@@ -62,7 +62,7 @@ def test_a_latency_prints_its_spread() -> None:
 
 def test_the_speedup_is_how_many_times_faster_the_fused_form_is() -> None:
     slow, fast = Latency(0.004, 0.004, 0.004), Latency(0.001, 0.001, 0.001)
-    assert Comparison(batch=1, rounds=2, trained=slow, fused=fast).speedup == 4
+    assert Comparison(batch=1, rounds=2, original=slow, fused=fast).speedup == 4
 
 
 def test_the_machine_is_described_with_threads_and_version() -> None:

@@ -82,6 +82,9 @@ def render(name: str) -> str:
 
     Args:
         name: Its path in the folder of the documentation.
+
+    Returns:
+        The Markdown.
     """
     parts: list[str] = []
     for shown in run(DOCS / name):

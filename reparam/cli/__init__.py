@@ -15,6 +15,7 @@ from reparam.cli.bench import bench
 from reparam.cli.fuse import fuse
 from reparam.cli.options import Settings
 from reparam.cli.plan import plan
+from reparam.cli.printing import error_line
 from reparam.cli.rules import rules
 from reparam.cli.verify import verify
 
@@ -75,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, ReparamError):
         return " ".join(str(error).split())
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first} (--debug shows where)"
+    return f"{error_line(error)} (--debug shows where)"
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -7,11 +7,10 @@ from torch import nn
 
 import reparam
 from reparam.cli.options import Request, json_option, model_options, threads_option
-from reparam.cli.options import threads as set_threads
 from reparam.cli.preparing import prepare
 from reparam.cli.printing import show, show_json
 from reparam.cli.progress import working
-from reparam.latency import Latency, compare, describe_machine
+from reparam.latency import Latency, compare, cpu_threads, describe_machine
 
 
 @click.command()
@@ -25,7 +24,7 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
     Both forms take turns in one process; how many times faster the fused one is comes first, then
     the medians with their quartiles. `reparam plan --help` lists what MODEL may be.
     """
-    with set_threads(threads):
+    with cpu_threads(threads):
         prepared = prepare(request, needs_inputs=True)
         with working("Fusing"):
             fused = reparam.fuse(prepared.model)
@@ -41,7 +40,7 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
         values = {
             "model": request.model,
             "speedup": found.speedup,
-            "original": _values(found.trained),
+            "original": _values(found.original),
             "fused": _values(found.fused),
             "rounds": rounds,
             "inputs": [list(value.shape) for value in inputs],
@@ -52,7 +51,7 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
     shapes = " and ".join("×".join(map(str, value.shape)) for value in inputs)
     show(
         f"{request.model}, {shapes}: fused {found.speedup:.2f} times as fast; "
-        f"{found.trained} as it is, {found.fused} fused"
+        f"{found.original} as it is, {found.fused} fused"
     )
     show(f"medians (quartiles) of {rounds} alternating rounds on {machine}")
 

@@ -18,8 +18,7 @@ from reparam.cli.options import (
     read_by,
     require_option,
 )
-from reparam.cli.outputs import Written, needs_inputs, read_output, write_model
-from reparam.cli.plan import write_page
+from reparam.cli.outputs import Written, needs_inputs, read_output, write_model, write_page
 from reparam.cli.preparing import prepare
 from reparam.cli.printing import report_values, show, show_json
 from reparam.cli.progress import working

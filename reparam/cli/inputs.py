@@ -53,7 +53,7 @@ def read_shape(text: str) -> InputShape:
     """Reads a shape such as ``1,3,224,224`` or ``1,16:int64``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is no shape, or of no known type.
     """
     sizes, colon, dtype = text.partition(":")
     numbers = [size.strip() for size in sizes.split(",")]

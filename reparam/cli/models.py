@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from reparam.cli.inputs import InputShape
+from reparam.cli.printing import error_line
 from reparam.cli.programs import load_program
 from reparam.errors import ReparamError
 
@@ -54,6 +55,9 @@ def build_model(name: str, arguments: Arguments) -> Built:
     Args:
         name: The MODEL of a command; see `FORMS`.
         arguments: What is passed to the function that builds it.
+
+    Returns:
+        The model, not in eval mode yet, and the inputs that it is known to take.
 
     Raises:
         ReparamError: If there is no such model, or what is needed for it is missing.
@@ -186,7 +190,7 @@ def _ultralytics(name: str, arguments: Arguments) -> Built:
             description = tasks.yaml_model_load(name)
         except Exception as error:  # of the reader of .yaml files, too
             reason = "describes no network of ultralytics" if local else "is not in ultralytics"
-            raise ReparamError(f"{name} {reason} ({_first_line(error)})") from error
+            raise ReparamError(f"{name} {reason} ({error_line(error)})") from error
         _check_description(description, name, tasks)
         kinds = {
             "classify": tasks.ClassificationModel,
@@ -260,14 +264,14 @@ def _factory(name: str, arguments: Arguments) -> Built:
             raise ReparamError(f"{name} is a model, not a function: it takes no --arg")
         return Built(target)
     if not callable(target):
-        raise ReparamError(f"{name} is a {type(target).__name__}, not a function or a model")
+        raise ReparamError(f"{name} is of type {type(target).__name__}, no function and no model")
     try:
         model = target(**arguments)
     except SystemExit as error:  # else the exit code would be its own
         raise ReparamError(f"{name} ended the program instead of returning a model") from error
     if not isinstance(model, nn.Module | ExportedProgram):
         raise ReparamError(
-            f"{name} returned a {type(model).__name__}; a factory must return a torch.nn.Module"
+            f"{name} returned {type(model).__name__}, not a torch.nn.Module or an ExportedProgram"
         )
     return Built(model)
 
@@ -284,10 +288,10 @@ _SOURCES: Mapping[str, Callable[[str, Arguments], Built]] = {
 
 
 def read_argument(word: str) -> tuple[str, Any]:
-    """Reads a ``key=value``: a Python literal, or else a string.
+    """Reads ``key=value``, where the value is a Python literal, or else a string.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If there is no ``=``, or no name before it.
     """
     key, equals, text = word.partition("=")
     if not equals or not key.isidentifier():
@@ -308,10 +312,6 @@ def _import(name: str, package: str | None = None) -> ModuleType:
             f"{package} cannot be imported ({error}); install it, and the torchvision that was "
             f"built for your PyTorch: pip install {package}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _refuse_weights(arguments: Arguments, *names: str) -> None:

@@ -1,29 +1,22 @@
-"""A fused model in a file: as a program of PyTorch, as ONNX, or its weights."""
+"""What a command writes: a fused model as a program of PyTorch, as ONNX or its weights; a page."""
 
 from __future__ import annotations
 
 import importlib
-import io
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 from reparam.atomic_write import write_files
+from reparam.driver import Plan
 from reparam.errors import ReparamError
-from reparam.verification import relative_error
+from reparam.program_files import SUFFIXES as PROGRAMS
+from reparam.program_files import compare, record
 
-_BOUND = 1e-4
-"""Largest difference of a program's outputs, relative to the largest output."""
-
-_SUFFIXES = (".pt2", ".onnx", ".safetensors")
-_Axes = tuple[dict[int, Any], ...]
-_Run = Callable[..., Sequence[Any]]
+_SUFFIXES = (*PROGRAMS, ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ def read_output(text: str) -> Path:
     """Reads the name of a file, which says its format.
 
     Raises:
-        ValueError: If it is none of these formats.
+        ValueError: If no format is called like that.
     """
     path = Path(text)
     if path.suffix not in _SUFFIXES:
@@ -53,8 +46,8 @@ def read_output(text: str) -> Path:
 
 
 def needs_inputs(output: Path) -> bool:
-    """Whether a format is made by running the model."""
-    return output.suffix in _PROGRAMS
+    """Whether writing this file means running the model."""
+    return output.suffix in PROGRAMS
 
 
 def write_model(
@@ -72,23 +65,38 @@ def write_model(
         inputs: What a program is recorded with and run on.
         any_batch: Whether a program takes any number of samples, the first axis of each input.
 
+    Returns:
+        The file, and by how much the program in it differs from the model.
+
     Raises:
         ReparamError: If the number of samples is fixed already, a package is missing, the program
             returns something else than the model, or the file cannot be written.
     """
     difference = None
-    if output.suffix in _PROGRAMS:
+    if output.suffix in PROGRAMS:
         given = inputs or ()
         if any_batch:
             given = _two_samples(model, given)
-        data, run = _PROGRAMS[output.suffix](model, given, _axes(given) if any_batch else None)
-        if run is not None:
-            cases = [given, tuple(one[:1] for one in given)] if any_batch else [given]
-            difference = max(_check(model, run, case) for case in cases)
+        program = record(model, given, output.suffix, any_batch=any_batch)
+        cases = [given, tuple(one[:1] for one in given)] if any_batch else [given]
+        data, difference = program.data, compare(model, program, cases)
     else:
         data = _weights(model)
     write_files(output.parent, {output.name: data})
     return Written(output, difference)
+
+
+def write_page(plan: Plan, path: Path) -> None:
+    """Writes a plan as a page.
+
+    Args:
+        plan: The plan.
+        path: The file; it is there as a whole or not at all.
+
+    Raises:
+        ReparamError: If a package is missing, or the file cannot be written.
+    """
+    write_files(path.parent, {path.name: plan.to_html})
 
 
 def _two_samples(
@@ -102,14 +110,14 @@ def _two_samples(
     return tuple(torch.cat([one, one]) if len(one) == 1 else one for one in inputs)
 
 
-def _axes(inputs: tuple[Tensor, ...]) -> _Axes:
-    batch = torch.export.Dim("batch")
-    return tuple({0: batch} for _ in inputs)
-
-
 def _weights(model: nn.Module | ExportedProgram) -> bytes:
     """The state dict, each of its tensors by itself: a loader then needs to know of no sharing."""
-    safetensors = _import("safetensors.torch", "safetensors", ".safetensors files need")
+    try:
+        safetensors = importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise ReparamError(
+            ".safetensors files need the package safetensors: pip install 'reparam[cli]'"
+        ) from error
     state = model.state_dict() if isinstance(model, nn.Module) else model.state_dict
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
@@ -122,71 +130,3 @@ def _weights(model: nn.Module | ExportedProgram) -> bytes:
     }
     data: bytes = safetensors.save(tensors, metadata={"format": "pt"})
     return data
-
-
-def _to_exported_program(
-    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...], axes: _Axes | None
-) -> tuple[bytes, _Run]:
-    program = (
-        model
-        if isinstance(model, ExportedProgram)
-        else torch.export.export(model, inputs, dynamic_shapes=axes)
-    )
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    data = buffer.getvalue()
-    read = torch.export.load(io.BytesIO(data)).module(check_guards=False)
-    return data, lambda *values: tree_leaves(read(*values))
-
-
-def _to_onnx(
-    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...], axes: _Axes | None
-) -> tuple[bytes, _Run | None]:
-    for package in ("onnx", "onnxscript"):
-        _import(package, package, ".onnx files need")
-    given = () if isinstance(model, ExportedProgram) else inputs
-    program = torch.onnx.export(model, given, dynamo=True, dynamic_shapes=axes, verbose=False)
-    if program is None:
-        raise ReparamError("torch.onnx.export returned no program")
-    data: bytes = program.model_proto.SerializeToString()
-    try:
-        import onnxruntime
-    except ImportError:
-        return data, None
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-
-    def run(*values: Tensor) -> list[Tensor]:
-        feed = {name: value.numpy() for name, value in zip(names, values, strict=True)}
-        return [torch.from_numpy(output) for output in session.run(None, feed)]
-
-    return data, run
-
-
-_PROGRAMS: dict[str, Callable[..., tuple[bytes, _Run | None]]] = {
-    ".onnx": _to_onnx,
-    ".pt2": _to_exported_program,
-}
-
-
-def _check(model: nn.Module | ExportedProgram, run: _Run, inputs: tuple[Tensor, ...]) -> float:
-    """Runs the program once and compares all outputs with those of the model."""
-    call = model if isinstance(model, nn.Module) else model.module(check_guards=False)
-    with torch.no_grad():
-        expected = [one for one in tree_leaves(call(*inputs)) if isinstance(one, Tensor)]
-        found = [one for one in run(*inputs) if isinstance(one, Tensor)]
-    same = [one.shape for one in found] == [one.shape for one in expected]
-    worst = max(map(relative_error, found, expected), default=0.0) if same else float("inf")
-    if not worst <= _BOUND:
-        raise ReparamError(
-            f"the program returns something else than the fused model, by {worst:.1e} of the "
-            "largest output; nothing was written. Please report it"
-        )
-    return worst
-
-
-def _import(module: str, package: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ReparamError(f"{purpose} the package {package}: pip install {package}") from error

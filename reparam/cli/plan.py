@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import reparam
-from reparam.atomic_write import check_folder, write_files
+from reparam.atomic_write import check_folder
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
@@ -17,6 +17,7 @@ from reparam.cli.options import (
     model_options,
     require_option,
 )
+from reparam.cli.outputs import write_page
 from reparam.cli.preparing import prepare
 from reparam.cli.printing import report_values, show, show_json
 from reparam.cli.progress import working
@@ -56,13 +57,3 @@ def plan(request: Request, cost: str, as_json: bool, html: Path | None, require_
     else:
         show(found)
     return NOTHING_FUSED if require_fused and not found.fused else 0
-
-
-def write_page(found: reparam.Plan, path: Path) -> None:
-    """Writes a plan as a page.
-
-    Args:
-        found: The plan.
-        path: The file; it is there as a whole or not at all.
-    """
-    write_files(path.parent, {path.name: found.to_html})

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from reparam.cli.inputs import make_inputs
 from reparam.cli.models import Built, build_model
 from reparam.cli.options import Request
+from reparam.cli.printing import error_line
 from reparam.cli.progress import working
 from reparam.cli.randomising import is_untrained, randomise_batch_norm
 from reparam.cli.weights import load_weights
@@ -37,6 +38,9 @@ def prepare(request: Request, *, needs_inputs: bool, randomise: bool = False) ->
         request: Which model.
         needs_inputs: Whether to make inputs although the user gave no shapes.
         randomise: Whether fresh batch norms get values of their own where the user does not say.
+
+    Returns:
+        The model in eval mode; inputs where they are needed, or where the user gave shapes.
 
     Raises:
         ReparamError: If the model cannot be built, its weights do not fit, it takes no such
@@ -77,15 +81,14 @@ def _try(model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]) -> None
             call(*inputs)
     except Exception as error:
         shapes = " and ".join(str(tuple(value.shape)) for value in inputs)
-        reason = str(error).strip().partition("\n")[0]
         raise ReparamError(
             f"the model cannot be run on inputs of the shape {shapes} "
-            f"({type(error).__name__}: {reason}); choose others by --input"
+            f"({error_line(error)}); choose others by --input"
         ) from error
 
 
 def _several(inputs: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-    """Inputs to take statistics from, if the model can be run on more than one at a time."""
+    """Twice as many samples, mirrored: networks normalised to a single image are chaotic."""
     if inputs is None:
         return None
     return tuple(

@@ -37,6 +37,12 @@ def show_json(command: str, values: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n")
 
 
+def error_line(error: BaseException) -> str:
+    """The class of an error, and the first line of its message."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
+
+
 def report_values(report: Report) -> dict[str, Any]:
     """The values of a report, by the keys that docs/command-line.md lists."""
     return {

@@ -23,6 +23,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils._sympy import functions as size_functions
 
+from reparam.cli.printing import error_line
 from reparam.errors import ReparamError
 
 _DATA = ("data/weights/", "data/constants/", "data/sample_inputs/")
@@ -36,6 +37,9 @@ def load_program(path: Path) -> ExportedProgram:
     Args:
         path: A file that `torch.export.save` wrote.
 
+    Returns:
+        The program.
+
     Raises:
         ReparamError: If there is no such file, it is none of these, or reading it would run code.
     """
@@ -46,10 +50,9 @@ def load_program(path: Path) -> ExportedProgram:
         with _only_weights(), _without_log():
             return torch.export.load(path)
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
         raise ReparamError(
             f"{path} cannot be read by PyTorch {torch.__version__} "
-            f"({type(error).__name__}: {first}); export the model again"
+            f"({error_line(error)}); export the model again"
         ) from error
 
 

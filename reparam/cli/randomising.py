@@ -6,6 +6,7 @@ forgets any of them would pass. Here they all get values of their own, the same 
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -137,26 +138,29 @@ def _calibrate(
 
     hooks = [norm.register_forward_pre_hook(observe, with_kwargs=True) for norm in norms]
     try:
-        for _ in _silently(model):
+        with _attributes_kept(model):
             model(*(x.clone() if isinstance(x, Tensor) else x for x in example_inputs))
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _silently(model: nn.Module) -> Iterator[None]:
-    """One pass after which the model's plain attributes (cached grids, counters) are as before."""
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the model's plain attributes (cached grids, counters) back after a forward."""
     before = [
         (module, {name: _held(v) for name, v in vars(module).items()}) for module in model.modules()
     ]
-    yield
-    for module, attributes in before:
-        vars(module).clear()
-        for name, (value, content) in attributes.items():
-            vars(module)[name] = value
-            if isinstance(value, dict):  # of hooks, which some models register when first run
-                value.clear()
-                value.update(content)
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            for name, (value, content) in attributes.items():
+                vars(module)[name] = value
+                if isinstance(value, dict):  # of hooks, which some models register when first run
+                    value.clear()
+                    value.update(content)
 
 
 def _held(value: Any) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from reparam.errors import ReparamError
 
 _DIFFERENT = 3
 _BOUND, _FLOAT64_BOUND = 1e-4, 1e-9
-_OWN = 4
+_TIMES_OWN = 4
 """How many times the error of the model itself the fused one may have: deep networks amplify it."""
 
 
@@ -38,7 +38,7 @@ _OWN = 4
     "--bound",
     type=click.FloatRange(min=0),
     help="Largest error of the fused model, relative to the largest output.  "
-    f"[default: {_BOUND:g} or {_OWN} times the model's own error, with --float64 "
+    f"[default: {_BOUND:g} or {_TIMES_OWN} times the model's own error, with --float64 "
     f"{_FLOAT64_BOUND:g}]",
 )
 @json_option
@@ -63,7 +63,7 @@ def verify(
     if not result.fused:
         raise ReparamError(f"{request.model} returns no tensors, so nothing can be compared")
     least = _FLOAT64_BOUND if float64 else _BOUND
-    bounds = [max(least, _OWN * own) if bound is None else bound for own in result.original]
+    bounds = [max(least, _TIMES_OWN * own) if bound is None else bound for own in result.original]
     equal = all(error <= most for error, most in zip(result.fused, bounds, strict=True))
     places = len(fused.reparam_report.fused)
     if as_json:
@@ -73,7 +73,7 @@ def verify(
             "model": request.model,
             "places": places,
             "equal": equal,
-            "outputs": [dict(zip(keys, values, strict=True)) for values in outputs],
+            "outputs": [dict(zip(keys, row, strict=True)) for row in outputs],
         }
         show_json("verify", values)
     else:

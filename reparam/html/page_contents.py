@@ -36,7 +36,7 @@ class Page:
     Args:
         model: The class of the model.
         summary: The result in one line.
-        parts: The graphs; none if only the report is known.
+        parts: The graphs; none where no part of the model can be traced.
         regions: One entry per value that becomes one operator.
         refused: One row per operator that stays, or that has no graph.
         notes: What else a user should know.
@@ -95,14 +95,10 @@ def plan_page(report: Report, parts: Sequence[Part], *, verify: bool) -> Page:
                 lay_out(graph_after(part, numbers, refusals, results)),
             )
         )
-    return _page(report, pictures, regions)
-
-
-def _page(report: Report, parts: Sequence[PartPicture], regions: Sequence[RegionDetails]) -> Page:
     return Page(
         report.model,
         report.summary(),
-        tuple(parts),
+        tuple(pictures),
         tuple(regions),
         tuple(report.refused),
         tuple(report.notes),

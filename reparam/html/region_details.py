@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-import torch
-
 from reparam.affine import AffineConv
 from reparam.costs import unsupported
 from reparam.describing import fused_row, operator_kind, place
+from reparam.errors import Refusal
 from reparam.html.branches import Formula, composed, formula
 from reparam.html.kernel_pictures import KernelPicture, draw, picture
 from reparam.lowering import lower
@@ -17,7 +16,7 @@ from reparam.parts import Part
 from reparam.regions import Region
 from reparam.repeats import signature
 from reparam.report import FusedRow
-from reparam.verification import REGION_BOUND, UnverifiableError, region_error
+from reparam.verification import REGION_BOUND, compared
 
 _MOST_DYING = 60
 
@@ -49,17 +48,17 @@ class RegionDetails:
         base: Where the value is computed that the new operator reads, and by what.
         dying: Kind and place of the operators that die, as many as are shown.
         left_out: How many more die.
-        formula: How its value comes from its base; None where only the row is known.
-        computed: What was computed of its weights; None where only the row is known.
+        formula: How its value comes from its base.
+        computed: What was computed of its weights.
     """
 
     number: int
     row: FusedRow
-    base: str = ""
-    dying: tuple[tuple[str, str], ...] = ()
-    left_out: int = 0
-    formula: Formula | None = None
-    computed: Computed | None = None
+    base: str
+    dying: tuple[tuple[str, str], ...]
+    left_out: int
+    formula: Formula
+    computed: Computed
 
 
 def region_details(
@@ -118,13 +117,9 @@ def _compute(part: Part, region: Region, written: Formula, *, verify: bool) -> C
     after = picture(kernel, depthwise=form.depthwise)
     if not verify or unsupported(form) is not None:
         return Computed(None, "not verified", after, (*before,))
-    if not kernel.isfinite().all() or not (bias is None or bias.isfinite().all()):
-        return Computed(None, "a weight is NaN or infinite: it stays as it is", after, (*before,))
-    module: torch.nn.Module = lower(form, kernel, bias)
-    try:
-        error = region_error(region, module, part.facts)
-    except UnverifiableError as problem:
-        return Computed(None, f"it could not be verified by itself: {problem}", after, (*before,))
+    error = compared(region, lower(form, kernel, bias), part.facts)
+    if isinstance(error, Refusal):
+        return Computed(None, f"it will be left alone: {error.reason}", after, (*before,))
     said = "verified in float64 on a random input"
     if not error <= REGION_BOUND:
         said = "it differs: it will be left alone; please report it"

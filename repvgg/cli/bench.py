@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from reparam.latency import cpu_threads
 from repvgg.cli.options import model_argument
-from repvgg.cli.options import threads as set_threads
 
 
 @click.command()
@@ -42,5 +42,5 @@ def bench(
     """
     from repvgg.benchmark import run_benchmark
 
-    with set_threads(threads):
+    with cpu_threads(threads):
         run_benchmark(model, batch_sizes, size=size, rounds=rounds, channels_last=channels_last)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from reparam.latency import cpu_threads
 from repvgg.cli.options import seed_option
-from repvgg.cli.options import threads as set_threads
 
 
 @click.command()
@@ -42,5 +42,5 @@ def demo(output: Path, epochs: int, seed: int, threads: int) -> None:
     """
     from repvgg.demo import run_demo
 
-    with set_threads(threads):
+    with cpu_threads(threads):
         run_demo(output, epochs=epochs, seed=seed)

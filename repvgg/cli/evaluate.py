@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from reparam.latency import cpu_threads
 from repvgg.cli.options import (
     data_option,
     device_option,
@@ -15,7 +16,6 @@ from repvgg.cli.options import (
     weights_option,
     workers_option,
 )
-from repvgg.cli.options import threads as set_threads
 
 
 @click.command()
@@ -51,7 +51,7 @@ def evaluate(
     from repvgg.processes import join
     from repvgg.recipes import recipe_for
 
-    with set_threads(threads_for(data, threads)), join(device) as processes:
+    with cpu_threads(threads_for(data, threads)), join(device) as processes:
         evaluate_weights(
             model,
             weights,

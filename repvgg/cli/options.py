@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import torch
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -56,18 +54,6 @@ def weights_option(text: str, *, required: bool) -> Callable[[CommandT], Command
         help=f"{text} A .safetensors file, or a .pth of the authors, of timm or under "
         "DistributedDataParallel.",
     )
-
-
-@contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Sets the number of CPU threads meanwhile."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def threads_for(data: str, number: int | None) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from reparam.latency import cpu_threads
 from repvgg.cli.options import (
     data_option,
     device_option,
@@ -18,7 +19,6 @@ from repvgg.cli.options import (
     weights_option,
     workers_option,
 )
-from repvgg.cli.options import threads as set_threads
 from repvgg.recipes import PRECISIONS, Recipe, recipe_for
 
 
@@ -105,5 +105,5 @@ def train(
     recipe = recipe_for(name, digits=data == "digits").changed(**chosen)
     run = Run(name, data, recipe, seed=seed, weights=weights)
     habits = Habits(save_every, log_every, workers, tensorboard, restart)
-    with set_threads(threads_for(data, threads)), join(device) as processes:
+    with cpu_threads(threads_for(data, threads)), join(device) as processes:
         train_run(output, run, habits, processes)

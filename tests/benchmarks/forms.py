@@ -15,7 +15,7 @@ from tests.corpora.network import Network
 TRAINING, BY_HAND, FX, OURS, AGAIN, LIMIT = (
     "training form", "by hand", "torch.fx", "reparam", "reparam again", "bare convolutions",
 )  # fmt: skip
-"""Another copy of our form is there to see how far one form is from itself."""
+"""What the forms are called; `AGAIN`, a copy of ours, shows how far a form is from itself."""
 
 
 class BareConvolutions(nn.Module):
@@ -54,13 +54,21 @@ class BareConvolutions(nn.Module):
         return result
 
 
+def reason(problem: Exception) -> str:
+    """Why a form is missing, as the beginning of an error."""
+    return f"{type(problem).__name__}: {problem}".strip().split("\n", 1)[0][:160]
+
+
 @torch.no_grad()
 def forms(network: Network, inputs: tuple[Any, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """All forms of a network that there are, and why others are not.
+    """All forms of a network that there are, and why others are missing.
 
     Args:
         network: The network.
-        inputs: What it will run on.
+        inputs: What each form is tried on.
+
+    Returns:
+        The forms, and the reasons, by the names of the forms.
     """
     training = network.build(0)
     ours = reparam.fuse(training)
@@ -78,7 +86,7 @@ def forms(network: Network, inputs: tuple[Any, ...]) -> tuple[dict[str, nn.Modul
                 continue
             made(*deepcopy(inputs))
         except Exception as problem:  # the fuser cannot trace it, or breaks it
-            missing[form] = f"{type(problem).__name__}: {problem}".split("\n", 1)[0][:160]
+            missing[form] = reason(problem)
         else:
             found[form] = made
     return {**found, OURS: ours, AGAIN: deepcopy(ours)}, missing

@@ -1,7 +1,6 @@
 """The same comparison on a GPU: `python -m tests.benchmarks.gpu`, on any machine with CUDA."""
 
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -10,18 +9,13 @@ import torch
 from torch import nn
 
 from tests.benchmarks import page
-from tests.benchmarks.forms import FX, LIMIT, OURS, BareConvolutions, forms
+from tests.benchmarks.engines import Engine, Runner, compiled, eager
+from tests.benchmarks.forms import FX, LIMIT, OURS, BareConvolutions, forms, reason
 from tests.benchmarks.measuring import interleaved, summary
 from tests.benchmarks.networks import TIMM
 from tests.benchmarks.results import Kept
 from tests.corpora.network import Network
 from tests.support.correctness_page import run_versions
-
-Runner = Callable[[], Any]
-
-
-def eager(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
-    return lambda: model(*inputs)
 
 
 def graphed(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
@@ -38,19 +32,13 @@ def graphed(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
     return graph.replay
 
 
-def compiled(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
-    run = torch.compile(model, dynamic=False)
-    run(*inputs)
-    return lambda: run(*inputs)
-
-
 def tuned(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
     run = torch.compile(model, dynamic=False, mode="max-autotune")
     run(*inputs)
     return lambda: run(*inputs)
 
 
-ENGINES: dict[str, Callable[[nn.Module, tuple[Any, ...]], Runner]] = {
+ENGINES: dict[str, Engine] = {
     "eager": eager,
     "CUDA graph": graphed,
     "torch.compile": compiled,
@@ -94,7 +82,7 @@ def measure(
                 runners[form]()
             except Exception as problem:  # an engine that does not know an operator
                 runners.pop(form, None)
-                failed[form] = f"{type(problem).__name__}: {problem}".split("\n", 1)[0][:160]
+                failed[form] = reason(problem)
         finish = torch.cuda.synchronize if device == "cuda" else lambda: None
         times = interleaved(runners, rounds, seconds, finish)
     return {
@@ -121,7 +109,7 @@ def main(
     rounds: int,
     again: bool,
 ) -> None:
-    """Measures on the GPU and adds the results to docs/data/gpu.json and docs/benchmarks.md."""
+    """Measures on the GPU, for docs/data/gpu.json and docs/benchmarks.md."""
     if not torch.cuda.is_available():
         raise click.ClickException("no CUDA device: it takes a GPU and a CUDA build")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

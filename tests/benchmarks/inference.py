@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.engines import ENGINES
-from tests.benchmarks.forms import AGAIN, FX, LIMIT, OURS, BareConvolutions, forms
+from tests.benchmarks.forms import AGAIN, FX, LIMIT, OURS, BareConvolutions, forms, reason
 from tests.benchmarks.measuring import interleaved, summary
 from tests.corpora.network import Network
 from tests.support.counting import count_operators
@@ -60,8 +60,7 @@ def measure(
                         runners[form]()
                     except Exception as problem:  # an engine that does not know an operator
                         runners.pop(form, None)
-                        text = f"{type(problem).__name__}: {problem}"
-                        failed[form] = text.strip().split("\n", 1)[0][:160]
+                        failed[form] = reason(problem)
                 if OURS in runners and "eager" not in engine:
                     runners[AGAIN] = runners[OURS]
                 if OURS in runners and "eager" in engine:

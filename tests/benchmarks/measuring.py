@@ -1,6 +1,5 @@
 """Interleaved timing, peak memory, and the name of the hardware."""
 
-import platform
 import random
 import re
 import time
@@ -11,19 +10,18 @@ from typing import Any
 
 import torch
 
+from reparam.latency import processor
+
 
 def hardware() -> str:
     """The processor, the threads and the version that a number belongs to."""
-    return f"{processor()}, torch {torch.__version__}"
+    return f"{processor_and_threads()}, torch {torch.__version__}"
 
 
-def processor() -> str:
+def processor_and_threads() -> str:
     """The processor and the number of threads."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def interleaved(
@@ -39,8 +37,11 @@ def interleaved(
     Args:
         contenders: What to run.
         rounds: How many rounds.
-        seconds: For how long at most, but for three rounds.
+        seconds: For how long at most; three rounds are run in any case.
         finish: Waits until what was started is done.
+
+    Returns:
+        For each contender, by name, the seconds of its rounds.
     """
     order = random.Random(0)
     for function in contenders.values():
@@ -57,11 +58,6 @@ def interleaved(
             finish()
             taken[name].append(time.perf_counter() - start)
     return taken
-
-
-def medians(taken: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each."""
-    return {name: median(times) for name, times in taken.items()}
 
 
 def summary(taken: Mapping[str, list[float]]) -> dict[str, list[float]]:

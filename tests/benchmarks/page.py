@@ -305,7 +305,7 @@ def load() -> dict[str, Result]:
 
 
 def write() -> None:
-    """Write the page and its plots."""
+    """Write the page, its plots and the table of the README."""
     from tests.benchmarks.plots import draw
 
     data = load()

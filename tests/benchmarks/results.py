@@ -11,13 +11,11 @@ class Kept:
     Args:
         path: The file.
         head: What the results have in common.
-        anew: Whether to begin again.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any], *, anew: bool = False) -> None:
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.path = path
-        there = path.exists() and not anew
-        before = json.loads(path.read_text(encoding="utf-8")) if there else {}
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.results: list[dict[str, Any]] = before.get("results", [])
         self.data = {**before, **head, "results": self.results}
 

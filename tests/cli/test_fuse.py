@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 import pytest
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import reparam
-import reparam.cli.outputs
+import reparam.program_files
 from reparam.cli.inputs import InputShape, make_inputs
 from reparam.cli.randomising import is_untrained, randomise_batch_norm
 from tests.cli.networks import small, tied, words
@@ -207,7 +207,7 @@ def test_a_failure_half_way_leaves_what_was_there(
     if suffix == ".safetensors":
         monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     else:
-        monkeypatch.setattr(reparam.cli.outputs, "_BOUND", -1.0)
+        monkeypatch.setattr(reparam.program_files, "_BOUND", -1.0)
     error = run(f"fuse {SMALL} {SHAPE} -o {path.name}", code=1).err
     assert ("full" if suffix == ".safetensors" else "nothing was written") in error
     assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"old"]
@@ -238,22 +238,15 @@ def test_inputs_that_do_not_fit(run, tmp_path: Path, words: str, message: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "package"),
-    [("a.onnx", "onnxscript"), ("a.safetensors", "safetensors")],
+    ("name", "module", "extra"),
+    [("a.onnx", "onnxscript", "interop"), ("a.safetensors", "safetensors.torch", "cli")],
 )
 def test_a_missing_package_is_named(
-    run, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+    run, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
 ) -> None:
-    import_module = reparam.cli.outputs.importlib.import_module
-
-    def without(module: str) -> Any:
-        if module.startswith(package):
-            raise ImportError
-        return import_module(module)
-
-    monkeypatch.setattr(reparam.cli.outputs.importlib, "import_module", without)
+    monkeypatch.setitem(sys.modules, module, None)
     error = run(f"fuse {SMALL} {SHAPE} -o {name}", code=1).err
-    assert f"pip install {package}" in error
+    assert f"pip install 'reparam[{extra}]'" in error
 
 
 def test_fresh_batch_norms_are_told_from_trained_ones() -> None:

@@ -90,7 +90,7 @@ def test_a_type_of_transformers_has_its_default_configuration() -> None:
     assert built.inputs is None
 
 
-def saved_resnet(folder: Path, **options: object) -> nn.Module:
+def saved_resnet(folder: Path) -> nn.Module:
     import transformers
 
     model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**RESNET))
@@ -195,8 +195,8 @@ def test_factories() -> None:
         ("ultralytics/yolov8n.pt", "give a .yaml file"),
         ("ultralytics/https://a.net/b.yaml", "nothing is downloaded"),
         (f"{NETWORKS}:nothing", f"{NETWORKS} has no nothing"),
-        (f"{NETWORKS}:number", "is a int, not a function"),
-        (f"{NETWORKS}:no_module", "returned a dict; a factory must return a torch.nn.Module"),
+        (f"{NETWORKS}:number", "is of type int, no function and no model"),
+        (f"{NETWORKS}:no_module", "returned dict, not a torch.nn.Module or an ExportedProgram"),
         (f"{NETWORKS}:ending", "ended the program"),
         ("nowhere:f", "there is no module nowhere"),
         ("nowhere.pt2", "there is no file nowhere.pt2"),

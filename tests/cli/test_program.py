@@ -136,9 +136,9 @@ def test_help_and_version() -> None:
     result = runner.invoke(_commands, ["--version"])
     assert (result.exit_code, result.output) == (0, f"reparam, version {reparam.__version__}\n")
     for command in ("plan", "fuse", "verify", "bench", "rules"):
-        result = runner.invoke(_commands, [command, "--help"])
+        result = runner.invoke(_commands, [command, "--help"], prog_name="reparam")
         assert result.exit_code == 0
-        assert result.output.startswith(f"Usage: reparam {command}".replace("reparam", "-commands"))
+        assert result.output.startswith(f"Usage: reparam {command} ")
 
 
 @pytest.mark.parametrize(

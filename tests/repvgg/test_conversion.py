@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import reparam.program_files
 import repvgg
-import repvgg.conversion
 from reparam import ReparamError
 from repvgg.conversion import convert_weights
 from repvgg.layouts import find_layout
@@ -83,7 +84,7 @@ def test_an_exported_program_computes_the_same(
 def test_a_program_that_differs_is_not_written(
     trained: tuple[repvgg.RepVGG, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repvgg.conversion, "_BOUND", -1.0)
+    monkeypatch.setattr(reparam.program_files, "_BOUND", -1.0)
     with pytest.raises(ReparamError, match="nothing was written"):
         convert_weights("small", trained[1], tmp_path / "network.pt2")
     assert not (tmp_path / "network.pt2").exists()
@@ -119,7 +120,7 @@ def test_what_cannot_be_written_is_said(
 def test_a_missing_package_is_named(
     trained: tuple[repvgg.RepVGG, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repvgg.conversion.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(
         ReparamError, match=r"need the package onnx: pip install 'reparam\[interop\]'"
     ):

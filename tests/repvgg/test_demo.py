@@ -76,7 +76,7 @@ def test_the_findings_are_printed(once: Run) -> None:
         assert line in once.printed
     assert str(reparam.plan(small_repvgg(seed=3).eval())) in once.printed
     for comparison in result.comparisons:
-        assert f"{comparison.trained}  " in once.printed
+        assert f"{comparison.original}  " in once.printed
         assert f"{comparison.speedup:.2f}×" in once.printed
 
 
