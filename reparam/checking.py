@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Set
+from types import NoneType
 
 from torch import Tensor, nn
 
@@ -177,7 +178,8 @@ def _may_stay_in_place(region: Region) -> bool:
 def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:
     """Whether the new operator is where one of a chain was, and nothing where the others were."""
     new = rewritten.names[region.value]
-    others = {str(node.target) for node in (region.value, *region.dying)} - {new}
+    operators = set(rewritten.names.values())  # another region's may be where one of this was
+    others = {str(node.target) for node in (region.value, *region.dying)} - operators
     return fetch(root, new) is rewritten.modules[new] and all(
-        type(fetch(root, path)) is nn.Identity for path in others
+        type(fetch(root, path)) in (nn.Identity, NoneType) for path in others
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,10 +44,13 @@ class LateCopy:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        at_once = {id(parameter) for parameter in _met_while_copied(model)}
         memo: dict[int, Any] = {
             id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
             for parameter in model.parameters()
-            if type(parameter) is nn.Parameter and not parameter.is_inference()
+            if type(parameter) is nn.Parameter
+            and not parameter.is_inference()
+            and id(parameter) not in at_once
         }
         self._parameters = [weakref.ref(parameter) for parameter in memo.values()]
         self.model = _deep_copy(model, memo)
@@ -74,6 +78,23 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if module.training != modes.get(path, module.training):
             module.training = modes[path]
     return copied
+
+
+def _met_while_copied(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that somebody's code gets to see, and may write to, while they are copied."""
+    for module in model.modules():
+        if any(map(_is_foreign, _copiers(module))):
+            yield from module.parameters()
+
+
+def _copiers(module: nn.Module) -> Iterator[Any]:
+    for name in ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__"):
+        yield getattr(module, name, None)
+
+
+def _is_foreign(copier: Any) -> bool:
+    home = getattr(copier, "__module__", None)  # python's own have none
+    return home is not None and home.partition(".")[0] != "torch"
 
 
 def _tree_structures(model: nn.Module) -> list[Any]:

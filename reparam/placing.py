@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
+from reparam.call_sites import CallSites
 from reparam.calls import Call, Trace
 from reparam.edits import Rewrite
 from reparam.facts import Facts
@@ -15,6 +16,7 @@ from reparam.frames import calls_between, common_caller, held_aside, knows_only_
 from reparam.methods import methods_naming, methods_running, runs_as_one
 from reparam.modules import fetch, has_hooks
 from reparam.regions import Region
+from reparam.source import own_methods
 from reparam.structures import nodes_in
 
 
@@ -154,7 +156,8 @@ class Placer:
             or serves
         ):
             # A method that only reads the weights of what is gone, to convert them say, will raise.
-            self._keep_parts(region, frame, names if callers or serves else set())
+            needed = callers or serves or self._may_run(frame, methods)
+            self._keep_parts(region, frame, names if needed else set())
             return False
         mixing = {
             self.trace.caller[link.value]
@@ -173,6 +176,15 @@ class Placer:
         """Whether parts are run by other modules' methods, or by those that do not name them."""
         known = methods_running(frame.module, methods) if callers else ()
         return any(key != id(frame.module) or name not in known for key, name in callers)
+
+    def _may_run(self, frame: Call, methods: Collection[str]) -> bool:
+        """Whether methods, or what a user calls and calls them, may run parts unseen."""
+        functions, sites = own_methods(type(frame.module)), CallSites(frame.module)
+        return any(
+            sites.may_call(functions[name])
+            for name in methods_running(frame.module, methods) & functions.keys() - {"forward"}
+            if not name.startswith("_") or name.endswith("__")
+        )
 
     def _serves_other_calls(self, crossed: Collection[Call], frame: Call) -> bool:
         """Whether some part has calls that want it as it was: so may a user who calls it alone."""

@@ -59,6 +59,7 @@ def reason(problem: Exception) -> str:
     return f"{type(problem).__name__}: {problem}".strip().split("\n", 1)[0][:160]
 
 
+@torch.no_grad()
 def forms(network: Network, inputs: tuple[Any, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """All forms of a network that there are, and why others are missing.
 

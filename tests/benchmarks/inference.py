@@ -34,6 +34,9 @@ def measure(
         seconds: How long the rounds of one comparison may take.
         keep: Takes each result.
     """
+    engines = [e for e in engines if "compile" not in e or network.name in COMPILED]
+    if not engines:
+        return
     made, missing = forms(network, network.inputs(1, 1))
     counts = {
         form: [counted.convolutions, counted.batch_norms, counted.additions, counted.macs]
@@ -41,8 +44,6 @@ def measure(
         for counted in [count_operators(model, network.inputs(1, 1))]
     }
     for engine in engines:
-        if "compile" in engine and network.name not in COMPILED:
-            continue
         for batch in batches:
             if "compile" in engine and batch > 1:
                 continue

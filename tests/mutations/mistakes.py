@@ -243,8 +243,8 @@ MISTAKES = [
     Mistake(
         "a block that other calls want as it was is changed",
         "placing.py",
-        "            or self._serves_other_calls(crossed, frame)\n",
-        "",
+        "        serves = self._serves_other_calls(crossed, frame)\n",
+        "        serves = False\n",
     ),
     Mistake(
         "a method that may run a part alone is not asked",
