@@ -76,9 +76,7 @@ def test_something_that_is_no_module(model: Any) -> None:
 
 @pytest.mark.parametrize("cost", ["flops", None, 3])
 def test_an_unknown_cost(cost: Any) -> None:
-    with pytest.raises(
-        Error, match=r"^cost=.* is not known; give one of 'macs', .* function$"
-    ):
+    with pytest.raises(Error, match=r"^cost=.* is not known; give one of 'macs', .* function$"):
         reparam.fuse(conv_and_norm(), cost=cost)
 
 
