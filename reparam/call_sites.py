@@ -34,7 +34,7 @@ class _Sites:
 
 
 class CallSites:
-    """Knows by which names a model may give modules, and which functions its classes define.
+    """Knows under which names a model holds modules, and which functions its classes define.
 
     Args:
         model: The model.

@@ -226,7 +226,6 @@ def test_parts_that_are_traced_apart_are_weighed_by_multiply_adds() -> None:
         (lambda operator: nan if operator.planned else 1, "gives NaN for Operator"),
         (lambda operator: 1 / 0, "ZeroDivisionError"),
         (lambda operator: 1 / (not operator.planned), "ZeroDivisionError"),
-        (lambda operator: nan if operator.planned else 1.0, "gives NaN for Operator"),
     ],
 )
 def test_what_is_no_cost(cost: Any, problem: str) -> None:
