@@ -22,7 +22,7 @@ from reparam.facts import Facts
 from reparam.forest import Candidate, Forest, Link
 from reparam.hazards import hazard
 from reparam.main_link import main_link, placed_at
-from reparam.regions import Absorbed, Region, Share
+from reparam.regions import Absorbed, Region, Share, sized_as_operand
 from reparam.rules import Several, Step
 from reparam.weighing import MACS, Measure, Weigher
 
@@ -68,7 +68,8 @@ class Appraiser:
         """
         if node in self.fused:
             region = self.fused[node]
-            return self.weigher.form(region.form, positions, region.source)
+            operand = sized_as_operand(region.base, region.path, region.main)
+            return self.weigher.form(region.form, positions, operand)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
             first = node.args[0] if node.args else None
@@ -286,8 +287,8 @@ class Appraiser:
         current, before = current + constants, before + constants
         dtype = form.dtype or (None if form.like is None else form.like.dtype)
         converts = not holds_type(candidate.base, dtype, self.facts)
-        source = main.base if collapses else candidate.base
-        after = self.weigher.form(form, own, source) + Cost(operators=int(converts))
+        operand = sized_as_operand(candidate.base, path if collapses else (main,), main)
+        after = self.weigher.form(form, own, operand) + Cost(operators=int(converts))
         dying = frozenset(gone).union(*(region.dying for region in taken))
         return Region(
             value,

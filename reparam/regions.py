@@ -126,6 +126,18 @@ class Region:
         return all(link.value in self.dying for link in self.path)
 
 
+def sized_as_operand(base: fx.Node, path: tuple[Link, ...], main: Link) -> fx.Node:
+    """A value of the size that a new operator reads, but for the channels.
+
+    Args:
+        base: What the form of the new operator is over.
+        path: The links from there to its value, of which the others become the identity.
+        main: The link whose place it takes.
+    """
+    before = path[: path.index(main)]
+    return main.base if any(link.form is None for link in before) else base
+
+
 def _flat(adjustments: Iterable[Absorbed | Share]) -> Iterator[Absorbed | Share]:
     for one in adjustments:
         if isinstance(one, Absorbed):

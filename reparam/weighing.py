@@ -133,13 +133,13 @@ class Weigher:
             amount = self._ask(self._operator_of(node, form, multiply_adds))
         return Cost(amount, 0 if free else 1, multiply_adds)
 
-    def form(self, form: AffineConv, positions: float, source: fx.Node) -> Cost:
+    def form(self, form: AffineConv, positions: float, operand: fx.Node) -> Cost:
         """What a form costs once it is an operator.
 
         Args:
             form: The form.
             positions: How many positions it has.
-            source: What the new operator reads.
+            operand: A value of the size that the new operator reads, but for the channels.
 
         Raises:
             ReparamError: If the cost function gives no number for it.
@@ -149,7 +149,7 @@ class Weigher:
         multiply_adds = form.multiply_adds * positions
         amount = multiply_adds
         if self.measure is not MACS:
-            amount = self._ask(self._operator_for(form, multiply_adds, positions, source))
+            amount = self._ask(self._operator_for(form, multiply_adds, positions, operand))
         return Cost(amount, operators(form), multiply_adds)
 
     def _ask(self, operator: Operator) -> float:
@@ -192,10 +192,10 @@ class Weigher:
         )
 
     def _operator_for(
-        self, form: AffineConv, multiply_adds: float, positions: float, source: fx.Node
+        self, form: AffineConv, multiply_adds: float, positions: float, operand: fx.Node
     ) -> Operator:
         """The operator that a form would be."""
-        shape = self.facts.shapes.get(source)
+        shape = _with_channels(self.facts.shapes.get(operand), form)
         taps = prod(axis.kernel for axis in form.axes or ())
         rows, columns = form.out_channels or 1, form.in_channels or 1
         kernel = rows * (columns // (form.groups or columns)) * taps
@@ -212,11 +212,19 @@ class Weigher:
             kernel + rows * form.has_bias,
             values if shape is not None else 0.0,
             **_settings(form),
-            input_shapes=(tuple(shape),) if shape is not None else (),
+            input_shapes=(shape,) if shape is not None else (),
             dtype=dtype,
             run=None if shape is None else _FormRun(form, shape, dtype),
             planned=True,
         )
+
+
+def _with_channels(shape: torch.Size | None, form: AffineConv) -> tuple[int, ...] | None:
+    """The shape of what the operator of a form reads."""
+    if shape is None or form.in_channels is None:
+        return shape
+    axis = len(shape) - len(form.axes or ()) - 1
+    return (*shape[:axis], form.in_channels, *shape[axis + 1 :])
 
 
 def _kind(form: AffineConv) -> str:
@@ -287,7 +295,7 @@ class _FormRun:
         dtype: The type of its weights.
     """
 
-    def __init__(self, form: AffineConv, shape: torch.Size, dtype: torch.dtype | None) -> None:
+    def __init__(self, form: AffineConv, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
         self.form = form
         self.shape = shape
         self.dtype = dtype

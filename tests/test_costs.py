@@ -97,6 +97,20 @@ def test_what_a_function_sees_can_be_run() -> None:
         assert operator.run().shape == (2, 4, 6, 5)
 
 
+def test_a_planned_operator_reads_what_the_first_of_its_chain_read() -> None:
+    """The new convolution stands where the second one was, which read more channels."""
+    first, second = nn.Conv2d(4, 16, 1, 2, bias=False), nn.Conv2d(16, 4, 3, padding=1)
+    model, x = nn.Sequential(first, second, nn.ReLU()).eval(), torch.zeros(2, 4, 12, 10)
+    both = [one for one in seen(model, x) if one.planned and one.kernel_size == (3, 3)]
+    both = [one for one in both if one.in_channels == 4]
+    assert both
+    for operator in both:
+        assert operator.input_shapes == ((2, 4, 12, 10),)
+        assert operator.run is not None
+        assert operator.run().shape == model(x).shape
+    assert len(reparam.plan(model, x, cost="latency").fused) == 1
+
+
 def test_without_inputs_a_function_sees_no_sizes() -> None:
     operators = seen(branches())
     assert not any(one.values or one.input_shapes or one.run for one in operators)
