@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import fx, nn
 
@@ -135,6 +135,10 @@ class Placer:
                 order[path[len(prefix) :].split(".")[0]] = None
         names = set(order)
         methods = methods_naming(frame.module, names)
+        if not in_code and region.main.value.op == "call_module":
+            kept = str(region.main.value.target).removeprefix(prefix).split(".")[0]
+            for name in self._reading_what_goes(frame, methods, kept):
+                del methods[name]
         partial = {name for name, used in methods.items() if used != names}
         public = {name for name in methods if name != "forward" and not name.startswith("_")}
         if names and not knows_only_tensors(frame):
@@ -176,6 +180,20 @@ class Placer:
         """Whether parts are run by other modules' methods, or by those that do not name them."""
         known = methods_running(frame.module, methods) if callers else ()
         return any(key != id(frame.module) or name not in known for key, name in callers)
+
+    def _reading_what_goes(
+        self, frame: Call, methods: Mapping[str, set[str]], kept: str
+    ) -> list[str]:
+        """The methods that read the weights of parts that become nothing, and run none.
+
+        Such a method raises afterwards, wherever the new operator is.
+        """
+        functions, sites = own_methods(type(frame.module)), CallSites(frame.module)
+        return [
+            name
+            for name, used in methods.items()
+            if name != "forward" and kept not in used and not sites.may_call(functions[name])
+        ]
 
     def _may_run(self, frame: Call, methods: Collection[str]) -> bool:
         """Whether methods, or what a user calls and calls them, may run parts unseen."""

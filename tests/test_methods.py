@@ -352,3 +352,42 @@ def _assert_start_is_as_it_was(network: Any) -> None:
     with torch.no_grad():
         assert relative_error(fused(x), model(x)) < EXACT
         assert relative_error(fused.start(x), model.start(x)) < EXACT
+
+
+class Initialised(nn.Module):
+    """A block with a method that initialises a norm, as residual networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).relu()
+
+    def zero_init_last(self) -> None:
+        nn.init.zeros_(self.norm.weight)
+
+
+class ReadsKernel(Initialised):
+    """The same with a method that returns a weight of the convolution."""
+
+    def kernel(self) -> Tensor:
+        return self.conv.weight
+
+
+def test_a_method_that_reads_what_goes_does_not_matter() -> None:
+    fused = reparam.fuse(ready(nn.Sequential(Initialised())))
+    assert [name for name, _ in fused.named_parameters()] == ["0.conv.weight", "0.conv.bias"]
+    assert "forward" not in vars(fused[0])
+    with pytest.raises(AttributeError):
+        fused[0].zero_init_last()
+
+
+def test_a_method_never_reads_another_weight() -> None:
+    fused = reparam.fuse(ready(nn.Sequential(ReadsKernel())))
+    assert [name for name, _ in fused.named_parameters()] == [
+        "0.fused_conv.weight",
+        "0.fused_conv.bias",
+    ]
+    with pytest.raises(AttributeError):
+        fused[0].kernel()
