@@ -46,6 +46,7 @@ class Placer:
         )
         self.traced_through = Counter(id(call.module) for call in trace.calls)
         self.held = held_aside(trace.root)
+        self.sites: dict[Call, CallSites] = {}
         self.read_directly = {
             id(read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
@@ -188,18 +189,25 @@ class Placer:
 
         Such a method raises afterwards, wherever the new operator is.
         """
-        functions, sites = own_methods(type(frame.module)), CallSites(frame.module)
+        functions = own_methods(type(frame.module))
         return [
             name
             for name, used in methods.items()
-            if name != "forward" and kept not in used and not sites.may_call(functions[name])
+            if name != "forward"
+            and kept not in used
+            and not self._sites(frame).may_call(functions[name])
         ]
+
+    def _sites(self, frame: Call) -> CallSites:
+        if frame not in self.sites:
+            self.sites[frame] = CallSites(frame.module)
+        return self.sites[frame]
 
     def _may_run(self, frame: Call, methods: Collection[str]) -> bool:
         """Whether methods, or what a user calls and calls them, may run parts unseen."""
-        functions, sites = own_methods(type(frame.module)), CallSites(frame.module)
+        functions = own_methods(type(frame.module))
         return any(
-            sites.may_call(functions[name])
+            self._sites(frame).may_call(functions[name])
             for name in methods_running(frame.module, methods) & functions.keys() - {"forward"}
             if not name.startswith("_") or name.endswith("__")
         )
