@@ -7,7 +7,7 @@ from typing import Any
 from tests.benchmarks.forms import AGAIN, BY_HAND, FX, LIMIT, OURS, TRAINING
 from tests.benchmarks.planning import AGAIN as ALONE_AGAIN
 from tests.benchmarks.planning import ALONE, COSTS
-from tests.support.correctness_page import ROOT, table, versions
+from tests.support.correctness_page import ROOT, table
 
 DATA = {
     part: ROOT / "docs" / "data" / f"{part}.json" for part in ("inference", "fusing", "planning")
@@ -58,7 +58,8 @@ def render(data: dict[str, Result]) -> str:
 
 
 def _measured(data: Result) -> str:
-    return f"{data['hardware']}; {versions(data)}, {data['date']}"
+    names = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    return f"{data['hardware']}; {names}; {data['date']}"
 
 
 def _hand(results: list[Result]) -> str:
