@@ -22,6 +22,7 @@ from reparam.exported import as_module, rebuild
 from reparam.frames import frame_of
 from reparam.graft import graft
 from reparam.judging import DifferenceError, Judge
+from reparam.laws import kernel_shape
 from reparam.lowering import lower, take_after
 from reparam.modules import fetch, join, own_tensors
 from reparam.parts import Part
@@ -323,10 +324,9 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
 
 
 def _meta_weights(form: AffineConv) -> tuple[Tensor, Tensor | None]:
-    taps = [axis.kernel for axis in form.axes or ()]
-    rows, columns = form.out_channels or 1, (form.in_channels or 1) // (form.groups or 1)
-    kernel = torch.empty(rows, columns, *taps, dtype=torch.float64, device="meta")
-    bias = torch.empty(rows, dtype=torch.float64, device="meta") if form.has_bias else None
+    shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+    kernel = torch.empty(shape, dtype=torch.float64, device="meta")
+    bias = torch.empty(shape[0], dtype=torch.float64, device="meta") if form.has_bias else None
     return kernel, bias
 
 

@@ -183,7 +183,7 @@ def plan(
             parts, failures = find_parts(model, Rules(rules), inputs)
         apart = False
         for part in parts:
-            if cost == "latency" and not part.facts.shapes:
+            if measure.needs_sizes and not part.facts.shapes:
                 apart = True  # its sizes are not known
             else:
                 part.measure = measure

@@ -65,7 +65,7 @@ def sequence(inner: F, outer: F) -> F | Refusal:
     ]
     compute = partial(
         kernels.compose,
-        shape=_shape(inner.in_channels, outer.out_channels, groups, axes),
+        shape=kernel_shape(inner.in_channels, outer.out_channels, groups, axes),
         groups=groups or 1,
         inner_groups=inner_groups,
         outer_groups=outer_groups,
@@ -114,7 +114,7 @@ def parallel(first: F, second: F) -> F | Refusal:
     groups = None if first.groups is None else gcd(first.groups, second.groups or 1)
     compute = partial(
         kernels.add,
-        shape=_shape(first.in_channels, first.out_channels, groups, axes),
+        shape=kernel_shape(first.in_channels, first.out_channels, groups, axes),
         groups=groups or 1,
         lattices=[_lattice(form, axes) for form in (first, second)],
     )
@@ -240,7 +240,7 @@ def _taken_after(first: Form, second: Form) -> tuple[torch.dtype | None, Tensor 
     return dtype, first.like if ours >= theirs else second.like
 
 
-def _shape(
+def kernel_shape(
     in_channels: int | None,
     out_channels: int | None,
     groups: int | None,

@@ -20,13 +20,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from reparam.affine import AffineConv
 from reparam.calls import Call
 from reparam.effects import NUMBER_FUNCTIONS, converts, is_torch, operator_name
+from reparam.exact_calls import call_exact
 from reparam.modules import fetch, has_hooks
 from reparam.parts import Part
 from reparam.ranks import keeps_shape
 from reparam.rules import Commuting
 from reparam.running import copied, in_float64, run_function
 from reparam.structures import filled, nodes_in
-from reparam.verification import call_exact, relative_error
+from reparam.verification import relative_error
 
 MODULE_BOUND = 1e-6
 """Largest relative difference of a module, in float64; regions have a bound near rounding."""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, fx
 
 from reparam.describing import described
+from reparam.exact_calls import call_exact
 from reparam.modules import fetch
 from reparam.parts import Part
 from reparam.rescaling import Rescaling
 from reparam.running import in_float64, run_function
 from reparam.sampling import is_known, random_inputs, runs_alone
-from reparam.verification import REGION_BOUND, call_exact, relative_error
+from reparam.verification import REGION_BOUND, relative_error
 
 
 class ScaleError(Exception):

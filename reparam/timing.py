@@ -43,4 +43,4 @@ def _time(operator: Operator) -> float:
 
 def latency() -> Measure:
     """The time that operators take on this machine; every call measures anew."""
-    return Measure(LatencyCost(), "microseconds")
+    return Measure(LatencyCost(), "microseconds", needs_sizes=True)

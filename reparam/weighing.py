@@ -16,6 +16,7 @@ from reparam.costs import NOTHING, Cost, explicit_padding, operators
 from reparam.effects import operator_name
 from reparam.errors import ReparamError
 from reparam.facts import Facts
+from reparam.laws import kernel_shape
 from reparam.lowering import lower, run_operator, take_after
 from reparam.modules import fetch, own_tensors
 from reparam.report import MULTIPLY_ADDS
@@ -86,11 +87,13 @@ class Measure:
         unit: What it counts.
         counts_positions: Whether it is in proportion to a number of positions, so that no shapes
             have to be known.
+        needs_sizes: Whether it says nothing of operators whose sizes are not known.
     """
 
     function: CostFunction
     unit: str
     counts_positions: bool = False
+    needs_sizes: bool = False
 
 
 MACS = Measure(multiply_adds, MULTIPLY_ADDS, counts_positions=True)
@@ -196,9 +199,8 @@ class Weigher:
     ) -> Operator:
         """The operator that a form would be."""
         shape = _with_channels(self.facts.shapes.get(operand), form)
-        taps = prod(axis.kernel for axis in form.axes or ())
-        rows, columns = form.out_channels or 1, form.in_channels or 1
-        kernel = rows * (columns // (form.groups or columns)) * taps
+        kernel = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+        rows = kernel[0]
         padding = explicit_padding(form)
         values = positions * rows
         if shape is not None and padding:
@@ -209,7 +211,7 @@ class Weigher:
             names.replace("Conv", "ConvTranspose") if form.transposed else names,
             _kind(form),
             multiply_adds,
-            kernel + rows * form.has_bias,
+            prod(kernel) + rows * form.has_bias,
             values if shape is not None else 0.0,
             **_settings(form),
             input_shapes=(shape,) if shape is not None else (),
@@ -305,12 +307,9 @@ class _FormRun:
         form = self.form
         if self.made is None:
             device = None if form.like is None else form.like.device
-            rows, columns = form.out_channels or 1, form.in_channels or 1
-            taps = (axis.kernel for axis in form.axes or ())
-            kernel = _random(
-                (rows, columns // (form.groups or columns), *taps), torch.float32, device
-            )
-            bias = _random((rows,), torch.float32, device) if form.has_bias else None
+            shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+            kernel = _random(shape, torch.float32, device)
+            bias = _random(shape[:1], torch.float32, device) if form.has_bias else None
             module = lower(form, kernel, bias)
             take_after(module, form)
             self.made = module, _random(self.shape, self.dtype or torch.float32, device)

@@ -58,11 +58,8 @@ def randomise_batch_norm(
     return model
 
 
-def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    mean, var = norm.running_mean, norm.running_var
-    assert isinstance(mean, Tensor)
-    assert isinstance(var, Tensor)
-    return mean, var
+def _statistics(norm: Any) -> tuple[Tensor, Tensor]:
+    return norm.running_mean, norm.running_var
 
 
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reparam.affine import AffineConv
+from reparam.laws import kernel_shape
 
 _MOST_TAPS = 24
 _MOST_CHANNELS = 12
@@ -46,8 +47,8 @@ def draw(form: AffineConv) -> KernelPicture | None:
     Returns:
         The picture; None where the kernel is too large, or where it lies on the meta device.
     """
-    known = (form.in_channels or 1, (form.out_channels or 1) // (form.groups or 1))
-    if prod(known) * prod(axis.kernel for axis in form.axes or ()) > _MOST_ENTRIES:
+    shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+    if prod(shape) > _MOST_ENTRIES:
         return None
     kernel, _ = form.weights.evaluate()
     return picture(kernel, depthwise=form.depthwise)

@@ -53,12 +53,15 @@ def main(
             planning.measure_all(kept, rounds=rounds)
         else:
             for network in networks():
-                for engine in engines or ENGINES:
-                    done = kept.has(network=network.name, engine=engine) and not again
-                    if (names and network.name not in names) or done:
-                        continue
-                    inference.measure(network, batches, [engine], rounds, seconds, kept.add)
-                    print(f"{time.perf_counter() - start:6.0f} s  {network.name}: {engine}")
+                if names and network.name not in names:
+                    continue
+                left = [
+                    engine
+                    for engine in engines or ENGINES
+                    if again or not kept.has(network=network.name, engine=engine)
+                ]
+                inference.measure(network, batches, left, rounds, seconds, kept.add)
+                print(f"{time.perf_counter() - start:6.0f} s  {network.name}: {', '.join(left)}")
         kept.write()
     page.write()
 

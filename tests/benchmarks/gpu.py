@@ -2,6 +2,7 @@
 
 import time
 from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 import click
@@ -48,6 +49,12 @@ TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}
 
 
+@lru_cache(maxsize=1)
+def forms_of(network: Network) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The forms of the network that is measured now: making them takes longer than running them."""
+    return forms(network, network.inputs(1, 1))
+
+
 def measure(
     network: Network,
     batch: int,
@@ -60,7 +67,7 @@ def measure(
     seconds: float = 10,
 ) -> dict[str, Any]:
     """Measure all forms of one network in one engine, type and layout."""
-    made, missing = forms(network, network.inputs(1, 1))
+    made, missing = forms_of(network)
     inputs = tuple(
         value.to(device, TYPES[dtype]).contiguous(memory_format=LAYOUTS[layout])
         for value in network.inputs(batch, 1)

@@ -55,8 +55,7 @@ def measure(
                     if "eager" not in engine and form in (FX, AGAIN):
                         continue
                     try:
-                        copy = model if engine == "eager" else deepcopy(model)
-                        runners[form] = ENGINES[engine](copy, inputs)
+                        runners[form] = ENGINES[engine](deepcopy(model), inputs)
                         runners[form]()
                     except Exception as problem:  # an engine that does not know an operator
                         runners.pop(form, None)
@@ -66,9 +65,7 @@ def measure(
                 if OURS in runners and "eager" in engine:
                     last = engine.endswith("channels_last")
                     layout = torch.channels_last if last else torch.contiguous_format
-                    ours = made[OURS]
-                    if last:
-                        ours = deepcopy(ours).to(memory_format=torch.channels_last)
+                    ours = deepcopy(made[OURS]).to(memory_format=layout)
                     runners[LIMIT] = BareConvolutions(ours, inputs, layout)
                 times = interleaved(runners, rounds, seconds) if len(runners) > 1 else {}
             keep(

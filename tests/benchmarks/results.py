@@ -39,5 +39,5 @@ class Kept:
 
 
 def _kind(result: dict[str, Any]) -> tuple[Any, ...]:
-    keys = ("network", "engine", "batch", "what", "cost", "block")
+    keys = ("network", "engine", "batch", "what", "block")
     return tuple(result.get(key) for key in keys)
