@@ -6,14 +6,14 @@ cheaper.
 """
 
 from reparam import testing
-from reparam.affine import AffineConv
-from reparam.driver import Plan, fuse, plan
-from reparam.equalization import equalize
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.geometry import Axis
+from reparam.equalization.equalize import equalize
 from reparam.errors import Refusal, ReparamError
-from reparam.geometry import Axis
+from reparam.fusing.driver import Plan, fuse, plan
+from reparam.planning.cost_functions import Operator
 from reparam.rules import register_rule
-from reparam.verification import Verification, verify
-from reparam.weighing import Operator
+from reparam.verification.model_check import Verification, verify
 
 __version__ = "0.1.0"
 

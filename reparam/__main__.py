@@ -1,5 +1,7 @@
 """`python -m reparam`, and the command `reparam`: the command line of `reparam.cli`."""
 
+from __future__ import annotations
+
 import sys
 
 

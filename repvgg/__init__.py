@@ -4,7 +4,7 @@ from types import ModuleType
 
 from wrapt import when_imported
 
-from reparam.checkpoint_files import read_state_dict
+from reparam.deployment.checkpoints import read_state_dict
 from repvgg.blocks import RepVGGBlock, SqueezeExcitation
 from repvgg.checkpoints import load_checkpoint, save_checkpoint
 from repvgg.config import RepVGGConfig

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import reparam
 from reparam import ReparamError
-from reparam.atomic_write import write_files
-from reparam.checkpoint_files import read_state_dict, weights_writer
+from reparam.deployment.atomic_write import write_files
+from reparam.deployment.checkpoints import read_state_dict, weights_writer
 from repvgg.backbone import Backbone
 from repvgg.layouts import FUSED, Layout, convert_state_dict, find_layout, is_auxiliary
 from repvgg.model import RepVGG

@@ -9,9 +9,9 @@ import torch
 
 import reparam
 from reparam import ReparamError
-from reparam.atomic_write import check_folder, write_files
-from reparam.program_files import SUFFIXES as PROGRAMS
-from reparam.program_files import compare, record
+from reparam.deployment.atomic_write import check_folder, write_files
+from reparam.deployment.programs import SUFFIXES as PROGRAMS
+from reparam.deployment.programs import compare, record
 from repvgg.checkpoints import save_checkpoint
 from repvgg.layouts import FUSED, Layout, find_layout
 from repvgg.networks import image_size, network_of

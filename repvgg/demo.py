@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import ReparamError
-from reparam.atomic_write import check_folder, write_files
-from reparam.latency import Comparison, compare, describe_machine
+from reparam.deployment.atomic_write import check_folder, write_files
+from reparam.deployment.latency import Comparison, compare, describe_machine
 from repvgg.digits import Digits, predict, small_repvgg, split_digits, training_digits
 from repvgg.operations import list_operations, operations_inside
 from repvgg.picture import Form, draw, render

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reparam import ReparamError
-from reparam.atomic_write import write_files
-from reparam.checkpoint_files import read_state_dict, weights_writer
+from reparam.deployment.atomic_write import write_files
+from reparam.deployment.checkpoints import read_state_dict, weights_writer
 from repvgg.checkpoints import load_fresh
 from repvgg.config import RepVGGConfig
 from repvgg.model import RepVGG

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reparam import ReparamError
-from reparam.checkpoint_files import read_state_dict
+from reparam.deployment.checkpoints import read_state_dict
 from repvgg.checkpoints import load_fresh
 from repvgg.layouts import FUSED, convert_state_dict, find_layout
 from repvgg.model import RepVGG, RepVGGConfig

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from reparam import ReparamError
-from reparam.atomic_write import check_folder
+from reparam.deployment.atomic_write import check_folder
 from repvgg.datasets import check_same_classes, held_out_samples, training_samples
 from repvgg.evaluation import Accuracy, evaluate
 from repvgg.layouts import FUSED, find_layout

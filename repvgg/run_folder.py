@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reparam import ReparamError
-from reparam.atomic_write import remove_partial_files
+from reparam.deployment.atomic_write import remove_partial_files
 from repvgg.backbone import Backbone
 from repvgg.checkpoints import save_checkpoint
 from repvgg.snapshots import read_snapshot, write_snapshot

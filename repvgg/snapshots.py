@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from reparam import ReparamError
-from reparam.atomic_write import write_files
-from reparam.checkpoint_files import save_pickle
+from reparam.deployment.atomic_write import write_files
+from reparam.deployment.checkpoints import save_pickle
 
 _FORMAT = "repvgg training state, version 1"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reparam import ReparamError
-from reparam.atomic_write import check_folder, write_files
+from reparam.deployment.atomic_write import check_folder, write_files
 
 CONTENTS = {"first.bin": b"1" * 1000, "second.bin": b"2" * 1000}
 

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam import graft, rewriting, slicing
-from reparam.calls import Call
+from reparam.capture.trace import Call
+from reparam.rewriting import graft
+from reparam.rewriting import new_code as slicing
+from reparam.rewriting import rewriter as rewriting
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import Operator, ReparamError
-from reparam.timing import LatencyCost
+from reparam.planning.cost_functions import LatencyCost
 from tests.random_networks.growing import random_program
 from tests.support.errors import FLOAT64_BOUND, float64_twin, relative_error, run
 from tests.support.randomise import randomise_batch_norm

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.latency import Comparison, Latency, compare, describe_machine
+from reparam.deployment.latency import Comparison, Latency, compare, describe_machine
 
 
 class Clock:

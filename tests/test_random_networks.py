@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.report import RefusedRow, Report
+from reparam.report.tables import RefusedRow, Report
 from tests.random_networks import vocabulary
 from tests.random_networks.campaign import CHUNK, Result, summary, try_seeds
 from tests.random_networks.checking import Passed, check

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam.geometry import Axis
-from reparam.testing import RuleCheckError, rulecheck
+from reparam.algebra.geometry import Axis
+from reparam.testing.rule_checks import RuleCheckError, rulecheck
 
 EXACT = 1e-12
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import reparam
 from generate.svg import Grid, Sign, figure, number, spoken
 from reparam import AffineConv, Axis, Refusal
-from reparam.affine import Affine, AffineSum, identity
-from reparam.laws import stacked
+from reparam.algebra.affine import Affine, AffineSum, identity
+from reparam.algebra.laws import stacked
 
 _SMALL = 24.0
 

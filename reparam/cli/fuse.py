@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 import reparam
-from reparam.atomic_write import check_folder
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
@@ -22,6 +21,7 @@ from reparam.cli.outputs import Written, needs_inputs, read_output, write_model,
 from reparam.cli.preparing import prepare
 from reparam.cli.printing import report_values, show, show_json
 from reparam.cli.progress import working
+from reparam.deployment.atomic_write import check_folder
 
 
 @click.command()

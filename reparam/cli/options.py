@@ -14,7 +14,6 @@ from reparam.cli.inputs import InputShape, read_shape
 from reparam.cli.models import FORMS, is_known_form, read_argument
 
 NOTHING_FUSED = 3
-"""Exit code where nothing was fused although it had to be."""
 
 
 @dataclass
@@ -79,24 +78,29 @@ debug_option = click.option(
     callback=_set_debug,
     help="Show the traceback of an error.",
 )
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
 html_option = click.option(
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write the plan as a page, too.",
 )
+
 require_option = click.option(
     "--require-fused",
     is_flag=True,
     help=f"Exit with {NOTHING_FUSED} if nothing can be fused.",
 )
+
 cost_option = click.option(
     "--cost",
     type=click.Choice(["macs", "memory", "latency"]),
     default="macs",
     help="What must not rise; latency is measured, on the sizes of the inputs.",
 )
+
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=1, help="Number of CPU threads."
 )
@@ -164,3 +168,6 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+"""Exit code where nothing was fused although it had to be."""

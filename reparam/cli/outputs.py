@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.atomic_write import write_files
-from reparam.driver import Plan
+from reparam.deployment.atomic_write import write_files
+from reparam.deployment.programs import SUFFIXES as PROGRAMS
+from reparam.deployment.programs import compare, record
 from reparam.errors import ReparamError
-from reparam.program_files import SUFFIXES as PROGRAMS
-from reparam.program_files import compare, record
+from reparam.fusing.driver import Plan
 
 _SUFFIXES = (*PROGRAMS, ".safetensors")
 

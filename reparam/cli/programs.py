@@ -27,7 +27,9 @@ from reparam.cli.printing import error_line
 from reparam.errors import ReparamError
 
 _DATA = ("data/weights/", "data/constants/", "data/sample_inputs/")
+
 _PICKLED = ("custom_obj_", "opaque_obj_")
+
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 

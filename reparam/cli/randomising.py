@@ -4,6 +4,8 @@ Freshly built batch norms are the identity, layer scales are 1e-6 and biases are
 forgets any of them would pass. Here they all get values of their own, the same for the same seed.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -9,22 +9,17 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.cli.options import (
-    NOTHING_FUSED,
-    Request,
-    json_option,
-    model_options,
-    require_option,
-)
+from reparam.cli.options import NOTHING_FUSED, Request, json_option, model_options, require_option
 from reparam.cli.preparing import Prepared, prepare
 from reparam.cli.printing import show, show_json
 from reparam.cli.progress import working
 from reparam.errors import ReparamError
 
 _DIFFERENT = 3
+
 _BOUND, _FLOAT64_BOUND = 1e-4, 1e-9
+
 _TIMES_OWN = 4
-"""How many times the error of the model itself the fused one may have: deep networks amplify it."""
 
 
 @click.command()
@@ -92,3 +87,6 @@ def _in_float64(prepared: Prepared) -> Prepared:
     inputs = prepared.inputs or ()
     doubled = (value.double() if value.is_floating_point() else value for value in inputs)
     return Prepared(prepared.model.to(torch.float64), tuple(doubled))
+
+
+"""How many times the error of the model itself the fused one may have: deep networks amplify it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam.checkpoint_files import read_state_dict
+from reparam.deployment.checkpoints import read_state_dict
 from reparam.errors import ReparamError
 
 

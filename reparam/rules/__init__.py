@@ -13,20 +13,14 @@ from reparam.rules import (  # noqa: F401  (importing a family registers its rul
 from reparam.rules.calling import call_rule
 from reparam.rules.entry_points import load_rules
 from reparam.rules.registry import (
-    UNKNOWN,
-    Commuting,
-    Extent,
     Rules,
-    Selecting,
-    Several,
-    Stacked,
-    Step,
     describe_rule,
     describe_target,
     is_built_in,
     register_rule,
     registered_rules,
 )
+from reparam.rules.steps import UNKNOWN, Commuting, Extent, Selecting, Several, Stacked, Step
 
 __all__ = [
     "UNKNOWN",

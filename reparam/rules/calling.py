@@ -11,18 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reparam.affine import AffineConv, AffineStack, AffineSum
+from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
 from reparam.errors import Refusal, ReparamError
-from reparam.rules.registry import (
-    Rule,
-    Selecting,
-    Several,
-    Stacked,
-    Step,
-    describe_rule,
-    describe_target,
-    is_built_in,
-)
+from reparam.rules.registry import Rule, describe_rule, describe_target, is_built_in
+from reparam.rules.steps import Selecting, Several, Stacked, Step
 
 _EXPECTED = "a rule must return a form, such as x.scale(...), or a reparam.Refusal with a reason"
 
@@ -34,7 +26,6 @@ _OTHER_NAMES = {
     "axis": "dim",
     "keepdims": "keepdim",
 }
-"""The names that ATen and NumPy have for arguments, by which PyTorch can be called, too."""
 
 
 def call_rule(
@@ -176,3 +167,6 @@ def _check_weights(step: Any) -> None:
             raise ValueError(
                 f"a bias of shape {tuple(bias.shape)} for {kernel.shape[0]} output channels"
             )
+
+
+"""The names that ATen and NumPy have for arguments, by which PyTorch can be called, too."""

@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, AffineStack
+from reparam.algebra.affine import AffineConv, AffineStack
 from reparam.errors import Refusal
-from reparam.rules.registry import UNKNOWN_RANK, Selecting, register_rule
+from reparam.rules.registry import register_rule
+from reparam.rules.steps import UNKNOWN_RANK, Selecting
 
 aten = torch.ops.aten
+
 Parts = Sequence[Sequence[int]]
 
 _BATCH = Refusal("values side by side, or a part of them, along the batch")
+
 _UNKNOWN = Refusal("its axis or its sizes are known only at run time")
 
 

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.geometry import Axis, PaddingMode
 from reparam.errors import Refusal
-from reparam.geometry import Axis, PaddingMode
 from reparam.rules.registry import register_rule
 
 aten = torch.ops.aten
+
 Sizes = int | Sequence[int]
 
 

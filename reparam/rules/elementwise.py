@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.affine import Affine, AffineConv, AffineSum
+from reparam.algebra.affine import Affine, AffineConv, AffineSum
 from reparam.errors import Refusal
-from reparam.rules.registry import Stacked, register_rule
+from reparam.rules.registry import register_rule
+from reparam.rules.steps import Stacked
 
 aten = torch.ops.aten
 

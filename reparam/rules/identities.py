@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.geometry import Axis
 from reparam.errors import Refusal
-from reparam.geometry import Axis
-from reparam.rules.registry import UNKNOWN_RANK, Commuting, Selecting, register_rule
+from reparam.rules.registry import register_rule
+from reparam.rules.steps import UNKNOWN_RANK, Commuting, Selecting
 
 aten = torch.ops.aten
 

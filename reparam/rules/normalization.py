@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
 from reparam.errors import Refusal
-from reparam.rules.registry import Several, register_rule
+from reparam.rules.registry import register_rule
+from reparam.rules.steps import Several
 
 aten = torch.ops.aten
 

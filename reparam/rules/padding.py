@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.geometry import Axis, PaddingMode
 from reparam.errors import Refusal
-from reparam.geometry import Axis, PaddingMode
 from reparam.rules.convolution import spread
-from reparam.rules.registry import Commuting, register_rule
+from reparam.rules.registry import register_rule
+from reparam.rules.steps import Commuting
 from reparam.rules.views import spatial
 
 aten = torch.ops.aten

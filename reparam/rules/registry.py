@@ -7,8 +7,7 @@ it is registered for module types, functions, tensor methods and ATen operators 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
@@ -16,97 +15,13 @@ import torch
 from torch import nn
 from torch._library.custom_ops import CustomOpDef
 
-from reparam.affine import Affine, AffineConv, AffineStack
-from reparam.errors import Refusal, ReparamError
+from reparam.errors import ReparamError
 
 Rule = Callable[..., Any]
+
 Target = Any
+
 RuleFunction = TypeVar("RuleFunction", bound=Rule)
-
-
-@dataclass(frozen=True)
-class Commuting:
-    """What a rule returns for an operator that any affine map of the channels may cross.
-
-    Views are the common case; pooling to a fixed size and interpolation are others. The operator
-    stays where it is; a scale, a shift or a mixing of channels after it may move before it.
-
-    Args:
-        input_axis: From the channel axis of the value and its number of channels to the channel
-            axis of the operand, axes counted from the end; a Refusal where the channels cannot be
-            told apart.
-        scales_only: Whether only a scale and a shift may cross: the operator names the number of
-            channels, or mixing the channels on its other side would cost more or less.
-        copies: Whether the value is the operand itself, in another place of memory.
-        constants: Whether a constant may cross too, not only a factor: not where zeros are padded.
-        refusal: Why the operator is no convolution itself, where that is not plain.
-    """
-
-    input_axis: Callable[[int, int | None], int | Refusal]
-    scales_only: bool = False
-    copies: bool = False
-    constants: bool = True
-    refusal: Refusal | None = None
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """What a rule returns for branches stacked along a new axis, to be summed later.
-
-    Args:
-        branches: The forms of the branches.
-        dim: The new axis.
-    """
-
-    branches: tuple[AffineConv, ...]
-    dim: int
-
-
-@dataclass(frozen=True)
-class Selecting:
-    """What a rule returns for an operator that takes parts of the channels.
-
-    Args:
-        axis: The channel axis, counted from the end.
-        parts: From the number of channels to the numbers of those in each part.
-        single: Whether there is one result and no tuple of them.
-    """
-
-    axis: int
-    parts: Callable[[int], Sequence[Sequence[int]]]
-    single: bool = True
-
-
-@dataclass(frozen=True)
-class Several:
-    """What a rule returns for an operator with several results, which are read one by one.
-
-    Args:
-        results: The form of each result, or why it has none.
-    """
-
-    results: tuple[Affine | Refusal, ...]
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """What a rule sees in place of a value that only a run of the model tells."""
-
-
-@dataclass(frozen=True)
-class Extent:
-    """What a rule sees in place of the size of one axis of its first operand.
-
-    Args:
-        axis: The axis, counted from the end.
-    """
-
-    axis: int
-
-
-UNKNOWN = Unknown()
-UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
-Step = Affine | AffineStack | Commuting | Stacked | Several | Refusal
 
 _RULES: dict[Target, Rule] = {}
 
@@ -234,6 +149,7 @@ def is_built_in(rule: Rule) -> bool:
 
 
 _OPERATORS_OF = {"torch", "_operator", "None"}  # the methods of tensors have no module
+
 _LEAVES_FORWARD_ALONE = {"__init__", "extra_repr", "__repr__", "reset_parameters"}
 
 

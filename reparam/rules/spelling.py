@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 _HOMES = {"nn": nn, "F": F, "torch": torch, "Tensor": torch.Tensor, "operator": operator}
-"""Where a target may be found, the place that people write first."""
 
 
 def spelled(target: Any) -> str:
@@ -26,3 +25,6 @@ def spelled(target: Any) -> str:
 def first_line(documented: Any) -> str:
     """The first line of a docstring."""
     return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+"""Where a target may be found, the place that people write first."""

@@ -12,15 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import Affine, AffineConv
+from reparam.algebra.affine import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
-from reparam.rules.registry import UNKNOWN_RANK, Commuting, Extent, Stacked, register_rule
+from reparam.rules.registry import register_rule
+from reparam.rules.steps import UNKNOWN_RANK, Commuting, Extent, Stacked
 
 aten = torch.ops.aten
+
 Step = Commuting | Refusal
 
 _MERGED = Refusal("its channels are merged with another axis")
+
 _UNKNOWN_SIZES = Refusal("the axes of its result are known only at run time")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from reparam.latency import cpu_threads
+from reparam.deployment.latency import cpu_threads
 from repvgg.cli.options import model_argument
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from reparam.latency import processor
+from reparam.deployment.latency import processor
 
 
 def hardware() -> str:

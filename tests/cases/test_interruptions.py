@@ -235,7 +235,7 @@ class Interrupter:
         above: types.FrameType | None = frame
         while above is not None:
             code = above.f_code
-            if code.co_name in ("__exit__", "restore", "_refill", "_all_or_nothing"):
+            if code.co_name in ("__exit__", "restore", "_refill", "all_or_nothing"):
                 return True
             above = above.f_back
         return False

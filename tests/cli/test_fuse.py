@@ -8,12 +8,12 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import reparam.program_files
 import safetensors.torch
 import torch
 from torch import nn
 
 import reparam
-import reparam.program_files
 from reparam.cli.inputs import InputShape, make_inputs
 from reparam.cli.randomising import is_untrained, randomise_batch_norm
 from tests.cli.networks import small, tied, words

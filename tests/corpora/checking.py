@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import reparam
-from reparam.report import RefusedRow, Report
+from reparam.report.tables import RefusedRow, Report
 from tests.corpora.network import STAYING, Network
 from tests.support.counting import OperatorCounts, count_operators
 from tests.support.errors import (

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 import reparam
-from reparam.judging import Judge
+from reparam.verification.model_check import Judge
 from tests.equalization.spreading import equalized, image, scaled, spread
 from tests.support.errors import run
 from tests.support.snapshot import Snapshot
@@ -56,7 +56,7 @@ def test_failure_half_way_leaves_the_model(inplace: bool) -> None:
 
 def test_wrong_scales_are_noticed() -> None:
     """The check of every value is the last line: a law that is wrong changes nothing."""
-    from reparam import homogeneous
+    from reparam.equalization import homogeneous
 
     model = spread(nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 2)))
     wrong = {**homogeneous._LAWS, nn.Sigmoid: homogeneous._LAWS[nn.ReLU]}
@@ -72,7 +72,7 @@ def test_wrong_scales_are_noticed() -> None:
 
 
 def test_wrong_outputs_are_noticed() -> None:
-    from reparam import homogeneous
+    from reparam.equalization import homogeneous
 
     model = spread(nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 2)))
     wrong = {**homogeneous._LAWS, nn.Sigmoid: homogeneous._LAWS[nn.ReLU]}

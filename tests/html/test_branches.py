@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.affine import AffineConv, identity
-from reparam.html.branches import Formula, composed, formula
-from reparam.parts import Part
-from reparam.regions import Region
+from reparam.algebra.affine import AffineConv, identity
+from reparam.planning.parts import Part
+from reparam.planning.regions import Region
+from reparam.report.html.branches import Formula, composed, formula
 from tests.models.block import Block
 from tests.models.catalogue import BLOCKS
 from tests.support.randomise import randomise_batch_norm

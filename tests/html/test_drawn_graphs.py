@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.html.drawn_graphs import DrawnGraph
-from reparam.html.page_contents import Page, plan_page
+from reparam.report.html.drawn_graphs import DrawnGraph
+from reparam.report.html.page_contents import Page, plan_page
 from tests.models.block import Block
 from tests.models.catalogue import BLOCKS
 from tests.support import small_repvgg

@@ -8,8 +8,8 @@ from itertools import combinations
 
 import pytest
 
-from reparam.html.drawn_graphs import DrawnGraph, Vertex
-from reparam.html.graph_layout import BOX, Layout, lay_out
+from reparam.report.html.drawn_graphs import DrawnGraph, Vertex
+from reparam.report.html.graph_layout import BOX, Layout, lay_out
 
 
 def graph(count: int, edges: list[tuple[int, int]]) -> DrawnGraph:

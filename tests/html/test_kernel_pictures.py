@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from reparam.affine import AffineConv, identity
-from reparam.html import kernel_pictures
-from reparam.html.kernel_pictures import draw, picture
+from reparam.algebra.affine import AffineConv, identity
+from reparam.report.html import kernel_pictures
+from reparam.report.html.kernel_pictures import draw, picture
 
 
 def test_taps_are_means_of_absolute_weights() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reparam import AffineConv, Refusal
-from reparam.affine import AffineStack, identity
+from reparam.algebra.affine import AffineStack, identity
 from tests.laws.forms import (
     Operator,
     apply,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reparam import AffineConv, Refusal
-from reparam.affine import identity
-from reparam.geometry import Axis
+from reparam.algebra.affine import identity
+from reparam.algebra.geometry import Axis
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 MODES = ("reflect", "circular", "replicate")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reparam import AffineConv
-from reparam.affine import identity
-from reparam.geometry import Axis
+from reparam.algebra.affine import identity
+from reparam.algebra.geometry import Axis
 from tests.laws.forms import Operator, apply, close, random_tensor, seeds
 
 SAME = (Axis(3, 1, 1, 1, 1), Axis(3, 1, 1, 1, 1))

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam import AffineConv
-from reparam.affine import identity
-from reparam.costs import explicit_padding, unsupported
-from reparam.geometry import Axis
-from reparam.lowering import lower
+from reparam.algebra.affine import identity
+from reparam.algebra.geometry import Axis
+from reparam.algebra.lowering import explicit_padding, lower, unsupported
 from tests.laws.forms import (
     MODES,
     Operator,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reparam import AffineConv
-from reparam.affine import AffineSum, identity
-from reparam.geometry import Axis
+from reparam.algebra.affine import AffineSum, identity
+from reparam.algebra.geometry import Axis
 from tests.laws.forms import (
     Operator,
     apply,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reparam import AffineConv, Refusal
-from reparam.affine import identity
-from reparam.geometry import Axis
+from reparam.algebra.affine import identity
+from reparam.algebra.geometry import Axis
 from tests.laws.forms import (
     MODES,
     Operator,

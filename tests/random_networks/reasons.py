@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from reparam.report import RefusedRow, Report
+from reparam.report.tables import RefusedRow, Report
 from tests.random_networks.neighbours import Operator, affine_pairs, has_hooks
 
 NAMES = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import reparam.program_files
 import torch
 from torch import Tensor
 
-import reparam.program_files
 import repvgg
 from reparam import ReparamError
 from repvgg.conversion import convert_weights

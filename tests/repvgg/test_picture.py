@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from reparam.latency import Comparison, Latency
+from reparam.deployment.latency import Comparison, Latency
 from repvgg.operations import INPUT, Operation
 from repvgg.picture import Form, arrange, draw, render
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.describing import fused_row
-from reparam.html.drawn_graphs import graph_after, graph_before
-from reparam.html.graph_layout import BOX, Layout, lay_out
+from reparam.report.html.drawn_graphs import graph_after, graph_before
+from reparam.report.html.graph_layout import BOX, Layout, lay_out
+from reparam.report.rows import fused_row
 from tests.support.blocks import ThreeBranches
 from tests.support.randomise import randomise_batch_norm
 

@@ -1,0 +1,339 @@
+r"""Affine forms and their laws; knows torch tensors, but no graphs.
+
+A value v of a network is an affine form over another value x if, along the channel axis and the
+spatial axes after it,
+
+    v[o] = c + sum over t of K[t] * x~[s * o + t]
+
+with a kernel K, a constant c per channel, and x extended by its padding. Two laws do all the work:
+
+* ``inner.then(outer)`` for a sequence, refused where a border would differ;
+* ``first.plus(second)`` for two branches over the same base.
+
+A form is a specification without tensors, cheap to compose and to compare, and weights that are
+computed in float64 only once somebody wants them. A law that does not hold returns a `Refusal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from reparam.algebra.forms import Columns, Form
+from reparam.algebra.geometry import Axis
+from reparam.algebra.kernels import Lazy, Weights, exact
+from reparam.algebra.laws import parallel, sequence, stacked
+from reparam.errors import Refusal
+
+Number = int | float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AffineConv(Form):
+    """One convolution of one base, plus a constant per channel; its fields are those of `Form`."""
+
+    # -- Laws -----------------------------------------------------------------------------------
+
+    def then(self, outer: AffineConv) -> AffineConv | Refusal:
+        """The form of a sequence: this one first, the outer one on its result.
+
+        Args:
+            outer: The form that acts on this form's value.
+
+        Returns:
+            One form over this form's base, or the reason why there is none.
+        """
+        return sequence(self, outer)
+
+    def plus(self, other: AffineConv | AffineSum) -> AffineConv | AffineSum | Refusal:
+        """The form of a sum of two branches.
+
+        Args:
+            other: The form of the other branch.
+
+        Returns:
+            One form if both have the same base, a sum of forms if not, or the reason why the
+            branches do not add up.
+        """
+        if isinstance(other, AffineSum):
+            return other.plus(self)
+        return parallel(self, other) if self.base == other.base else AffineSum((self, other))
+
+    # -- What rules are written with ------------------------------------------------------------
+
+    def scale(self, factor: Number | Tensor, axis: int | None = None) -> AffineConv | Refusal:
+        """Multiply by a number or by one number per channel.
+
+        Args:
+            factor: A number, a tensor of one element, or one entry per channel.
+            axis: The channel axis of the value, counted from the end (-3 for images); needed only
+                if no neighbouring convolution tells.
+        """
+        if not isinstance(factor, Tensor) and factor == 1:
+            return self
+        return self.then(_diagonal(scale=factor, axis=axis))
+
+    def shift(self, constant: Number | Tensor, axis: int | None = None) -> AffineConv | Refusal:
+        """Add a number or one number per channel; the arguments are those of `scale`."""
+        if not isinstance(constant, Tensor) and constant == 0:
+            return self
+        return self.then(_diagonal(shift=constant, axis=axis))
+
+    def normalize(
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        axis: int | None = None,
+    ) -> AffineConv | Refusal:
+        """Normalise by given statistics, as batch norm does at inference (arXiv 1502.03167)."""
+
+        def compute() -> Weights:
+            factor = (exact(variance) + eps).rsqrt()
+            if weight is not None:
+                factor = factor * exact(weight)
+            constant = -exact(mean) * factor
+            if bias is not None:
+                constant = constant + exact(bias)
+            return factor.view(-1, 1, *(1,) * count), constant
+
+        count = 0 if axis is None else -1 - axis
+        channels = mean.numel()
+        return self.then(
+            AffineConv(
+                Lazy(compute),
+                None if axis is None else (Axis(),) * count,
+                channels,
+                channels,
+                channels,
+                has_bias=True,
+                like=mean if weight is None else weight,
+            )
+        )
+
+    def convolve(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        axes: Sequence[Axis] | None = None,
+        groups: int = 1,
+        transposed: bool = False,
+    ) -> AffineConv | Refusal:
+        """Apply a convolution, a transposed convolution or, without axes, a linear layer.
+
+        Args:
+            weight: The weight as the torch operator takes it.
+            bias: One entry per output channel.
+            axes: Stride, dilation and padding per spatial axis; by default 1, 1 and none.
+            groups: Groups of the convolution.
+            transposed: Whether the convolution is a transposed one.
+
+        Shape:
+            weight ``(out_channels, in_channels / groups, *kernel)``; transposed
+            ``(in_channels, out_channels / groups, *kernel)``.
+        """
+        taps = tuple(weight.shape[2:])
+        if axes is None:
+            axes = [Axis(kernel) for kernel in taps]
+        rows, columns = weight.shape[0], weight.shape[1] * groups
+        if transposed:
+            rows, columns = columns, rows
+
+        def compute() -> Weights:
+            kernel = exact(weight)
+            if transposed:
+                kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2)
+                kernel = kernel.reshape(rows, columns // groups, *taps)
+            return kernel, None if bias is None else exact(bias)
+
+        return self.then(
+            AffineConv(
+                Lazy(compute),
+                tuple(axes),
+                columns,
+                rows,
+                groups,
+                bias is not None,
+                transposed,
+                dtype=weight.dtype,
+                like=weight,
+            )
+        )
+
+    def select(
+        self, channels: Sequence[int], total: int, axis: int | None = None
+    ) -> AffineConv | Refusal:
+        """Take some of the channels, in any order.
+
+        Args:
+            channels: Their numbers.
+            total: How many channels there are.
+            axis: The channel axis of the value, counted from the end; needed only if no
+                neighbouring convolution tells.
+        """
+        indices = tuple(range(total)[channel] for channel in channels)
+        if indices == tuple(range(total)):
+            return self
+        count = None if axis is None else -1 - axis
+        part = AffineConv(
+            Lazy(lambda: _ones((len(indices), 1, *(1,) * (count or 0)))),
+            None if count is None else (Axis(),) * count,
+            len(indices),
+            len(indices),
+            len(indices),
+            columns=Columns(indices, total),
+        )
+        return self.then(part)
+
+    def pool(self, axes: Sequence[Axis]) -> AffineConv | Refusal:
+        """Average over a window: a depthwise convolution with equal taps (DBB, transform VI)."""
+        taps = [axis.kernel for axis in axes]
+        return self._uniform(axes, 1 / prod(taps))
+
+    def pad(self, axes: Sequence[Axis], value: Number | Tensor = 0) -> AffineConv | Refusal:
+        """Pad or crop.
+
+        Args:
+            axes: Padding and its mode per spatial axis, one tap each.
+            value: What padding of mode "value" holds: a number or one entry per channel.
+        """
+        return self._uniform(axes, 1.0, torch.as_tensor(value, dtype=torch.float64).flatten())
+
+    def _uniform(
+        self, axes: Sequence[Axis], tap: float, value: Tensor | None = None
+    ) -> AffineConv | Refusal:
+        taps = [axis.kernel for axis in axes]
+
+        def compute() -> Weights:
+            return torch.full((1, 1, *taps), tap, dtype=torch.float64, device="cpu"), None
+
+        return self.then(AffineConv(Lazy(compute), tuple(axes), pad_value=value))
+
+
+@dataclass(frozen=True, eq=False)
+class AffineSum:
+    """A sum of forms over different bases.
+
+    Args:
+        terms: One form per base.
+    """
+
+    terms: tuple[AffineConv, ...]
+
+    def plus(self, other: AffineConv | AffineSum) -> AffineConv | AffineSum | Refusal:
+        """Add a branch or another sum; forms over one base become one form."""
+        terms = {term.base: term for term in self.terms}
+        for term in other.terms if isinstance(other, AffineSum) else (other,):
+            if term.base in terms:
+                merged = terms[term.base].plus(term)
+                if not isinstance(merged, AffineConv):
+                    return merged
+                term = merged
+            terms[term.base] = term
+        return AffineSum(tuple(terms.values()))
+
+    def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
+        """The sum of what the terms are over one base.
+
+        Args:
+            branches: The form of each term over it.
+        """
+        total: AffineConv | AffineSum | Refusal = branches[0]
+        for branch in branches[1:]:
+            if isinstance(total, AffineConv):
+                total = total.plus(branch)
+        if isinstance(total, AffineSum):
+            return Refusal("its branches do not come from one value by affine operators")
+        return total
+
+    def scale(self, factor: Number | Tensor, axis: int | None = None) -> AffineSum | Refusal:
+        """Multiply every term."""
+        return self._each([term.scale(factor, axis) for term in self.terms])
+
+    def shift(self, constant: Number | Tensor, axis: int | None = None) -> AffineSum | Refusal:
+        """Add to the first term, and so to the sum."""
+        return self._each([self.terms[0].shift(constant, axis), *self.terms[1:]])
+
+    def _each(self, terms: list[AffineConv | Refusal]) -> AffineSum | Refusal:
+        for term in terms:
+            if isinstance(term, Refusal):
+                return term
+        return AffineSum(tuple(term for term in terms if isinstance(term, AffineConv)))
+
+
+@dataclass(frozen=True, eq=False)
+class AffineStack:
+    """Forms side by side along the channels, perhaps over different bases.
+
+    Args:
+        terms: The forms.
+        axis: The channel axis, counted from the end.
+    """
+
+    terms: tuple[AffineConv, ...]
+    axis: int
+
+    def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
+        """One form of what the parts are over one base.
+
+        Args:
+            branches: The form of each part over it.
+        """
+        count = -1 - self.axis
+        if any(branch.axes is not None and len(branch.axes) != count for branch in branches):
+            return Refusal("values side by side along another axis than their channels")
+        if len(branches) == 1:
+            return branches[0]
+        return stacked([branch.with_axes(count) for branch in branches])
+
+
+Affine = AffineConv | AffineSum
+
+
+def identity(base: Hashable = None, rank: int | None = None, ones: int = 0) -> AffineConv:
+    """The form of a value over itself."""
+    return AffineConv(Lazy(lambda: _ones((1, 1))), identity=True, rank=rank, ones=ones, base=base)
+
+
+def _ones(shape: tuple[int, ...]) -> Weights:
+    return torch.ones(shape, dtype=torch.float64, device="cpu"), None
+
+
+def _diagonal(
+    scale: Number | Tensor = 1, shift: Number | Tensor = 0, axis: int | None = None
+) -> AffineConv:
+    """A scale and a shift per channel, or the same for all."""
+    tensors = [part for part in (scale, shift) if isinstance(part, Tensor)]
+    channels = max((tensor.numel() for tensor in tensors), default=1)
+    known = channels if channels > 1 or axis is not None else None
+    count = None if axis is None or known is None else -1 - axis
+    has_bias = isinstance(shift, Tensor) or shift != 0
+
+    def vector(part: Number | Tensor) -> Tensor:
+        if isinstance(part, Tensor):
+            tensor = exact(part).flatten()
+        else:
+            tensor = torch.tensor([part], dtype=torch.float64, device="cpu")
+        return tensor.expand(known or 1).clone() if tensor.numel() == 1 else tensor
+
+    def compute() -> Weights:
+        kernel = vector(scale).view(-1, 1, *(1,) * (count or 0))
+        return kernel, vector(shift) if has_bias else None
+
+    return AffineConv(
+        Lazy(compute),
+        None if count is None else (Axis(),) * count,
+        known,
+        known,
+        known,
+        has_bias,
+        dtype=tensors[0].dtype if tensors else None,
+        like=tensors[0] if tensors else None,
+    )

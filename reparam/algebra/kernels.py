@@ -1,0 +1,315 @@
+r"""Arithmetic on convolution kernels, in float64 and differentiable.
+
+A kernel has the shape ``(out_channels, in_channels / groups, *taps)``, for transposed
+convolutions too, so that every law is written once. A depthwise kernel whose number of channels
+is not known yet has the shape ``(1, 1, *taps)`` and broadcasts.
+
+With taps at the offsets ``index * step + start`` of a lattice, the laws are
+
+* addition (RepVGG, arXiv 2101.03697, section 3.3; ACNet, arXiv 1908.03930, section 3.2)::
+
+      (A + B)[o, i, t] = A[o, i, t] + B[o, i, t]
+
+* composition (DBB, arXiv 2103.13425, transforms III and V, for any number of taps)::
+
+      (B . A)[o, i, t] = sum over m, t1 + s * t2 = t of B[o, m, t2] * A[m, i, t1]
+
+Kernels stay as sparse as their groups: a depthwise factor is never made dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import gcd
+
+import torch
+from torch import Tensor
+
+Weights = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """A pair of kernel and bias that is computed only when somebody asks for it.
+
+    Every result is fresh memory that the next step may overwrite.
+
+    Args:
+        compute: Makes the pair from the pairs of ``operands``.
+        operands: What has to be computed before.
+    """
+
+    compute: Callable[..., Weights]
+    operands: tuple[Lazy, ...] = ()
+
+    def evaluate(self, device: torch.device | None = None) -> Weights:
+        """Compute kernel and bias, without recursion: chains may be thousands of steps long.
+
+        Args:
+            device: Where to compute; by default where the parameters are.
+        """
+        pending: list[tuple[Lazy, bool]] = [(self, False)]
+        done: list[Weights] = []
+        while pending:
+            node, operands_are_done = pending.pop()
+            if not operands_are_done:
+                pending.append((node, True))
+                pending.extend((operand, False) for operand in reversed(node.operands))
+                continue
+            split = len(done) - len(node.operands)
+            arguments = done[split:]
+            del done[split:]
+            kernel, bias = node.compute(*arguments)
+            if device is not None:
+                kernel = kernel.to(device)
+                bias = None if bias is None else bias.to(device)
+            done.append((kernel, bias))
+        return done.pop()
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """A fresh float64 copy of a parameter."""
+    return tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+
+
+def broadcast_channels(kernel: Tensor, channels: int | None) -> Tensor:
+    """Give a depthwise kernel of unknown width its number of channels."""
+    if channels is None or kernel.shape[0] == channels:
+        return kernel
+    return kernel.expand(channels, *kernel.shape[1:]).contiguous()
+
+
+def place(
+    target: Tensor,
+    groups: int,
+    kernel: Tensor,
+    kernel_groups: int,
+    starts: Sequence[int],
+    steps: Sequence[int],
+) -> None:
+    """Add a kernel into a larger one, in place.
+
+    Args:
+        target: The kernel to add to, of shape ``(out, in / groups, *taps)``.
+        groups: The groups of the target.
+        kernel: The kernel to add, of shape ``(out, in / kernel_groups, *taps)``.
+        kernel_groups: A multiple of ``groups``.
+        starts: Per axis, the index in the target of the kernel's first tap.
+        steps: Per axis, the distance in the target between two taps of the kernel.
+    """
+    window: tuple[slice, ...] = tuple(
+        slice(start, start + step * (size - 1) + 1, step)
+        for start, step, size in zip(starts, steps, kernel.shape[2:], strict=True)
+    )
+    target = target[(slice(None), slice(None), *window)]
+    taps = target.shape[2:]
+    merged = kernel_groups // groups
+    rows, columns = target.shape[0] // kernel_groups, target.shape[1] // merged
+    # Block (j, j) of every target group is the kernel of its j-th smaller group.
+    blocks = target.unflatten(1, (merged, columns)).unflatten(0, (groups, merged, rows))
+    diagonal = blocks.diagonal(0, 1, 3).movedim(-1, 1)
+    diagonal += kernel.reshape(groups, merged, rows, columns, *taps)
+
+
+def add(
+    first: Weights,
+    second: Weights,
+    *,
+    shape: tuple[int, ...],
+    groups: int,
+    lattices: Sequence[tuple[int, Sequence[int], Sequence[int]]],
+) -> Weights:
+    """Add two kernels on a common lattice.
+
+    Args:
+        first: Kernel and bias.
+        second: Kernel and bias.
+        shape: Shape of the result.
+        groups: Groups of the result.
+        lattices: For either operand its groups, and per axis its first index and its step in the
+            result.
+    """
+    operands = [(first[0], *lattices[0]), (second[0], *lattices[1])]
+    operands.sort(key=lambda operand: operand[0].numel(), reverse=True)
+    kernel = operands[0][0]
+    if tuple(kernel.shape) == shape and operands[0][1] == groups:
+        del operands[0]
+    else:
+        kernel = kernel.new_zeros(shape)
+    for part, part_groups, starts, steps in operands:
+        place(kernel, groups, part, part_groups, starts, steps)
+    biases = [bias for _, bias in (first, second) if bias is not None]
+    if len(biases) == 2:
+        return kernel, biases[0] + biases[1]
+    return kernel, biases[0].expand(shape[0]).clone() if biases else None
+
+
+def stack(
+    *parts: Weights,
+    taps: Sequence[int],
+    lattices: Sequence[tuple[int, Sequence[int], Sequence[int]]],
+) -> Weights:
+    """Put the rows of kernels below each other on a common lattice.
+
+    Args:
+        parts: Kernels and biases.
+        taps: Numbers of taps of the result.
+        lattices: For each part its groups if they become one, and per axis its first index and its
+            step in the result.
+    """
+    rows = sum(kernel.shape[0] for kernel, _ in parts)
+    first, groups = parts[0][0], lattices[0][0]
+    result = first.new_zeros((rows, first.shape[1] * groups, *taps))
+    at = 0
+    for (kernel, _), (own, starts, steps) in zip(parts, lattices, strict=True):
+        place(result[at : at + kernel.shape[0]], 1, kernel, own, starts, steps)
+        at += kernel.shape[0]
+    if all(bias is None for _, bias in parts):
+        return result, None
+    zeros = (first.new_zeros(1) if bias is None else bias for _, bias in parts)
+    biases = [bias.expand(kernel.shape[0]) for bias, (kernel, _) in zip(zeros, parts, strict=True)]
+    return result, torch.cat(biases)
+
+
+def compose(
+    inner: Weights,
+    outer: Weights,
+    *,
+    shape: tuple[int, ...],
+    groups: int,
+    inner_groups: int,
+    outer_groups: int,
+    inner_steps: Sequence[int],
+    outer_steps: Sequence[int],
+) -> Weights:
+    """Compose two kernels, the outer one reading what the inner one writes.
+
+    Args:
+        inner: Kernel and bias.
+        outer: Kernel and bias.
+        shape: Shape of the result.
+        groups: Groups of the result.
+        inner_groups: Groups of the inner kernel.
+        outer_groups: Groups of the outer kernel.
+        inner_steps: Per axis, the distance in the result between two taps of the inner kernel.
+        outer_steps: Likewise for the outer kernel.
+    """
+    kernel, bias = inner
+    outer_kernel, outer_bias = outer
+    channels = kernel.shape[0]
+    constant = _response(outer_kernel, outer_groups, bias)
+    if outer_bias is not None:
+        constant = outer_bias if constant is None else constant + outer_bias
+    if constant is not None:
+        constant = constant.expand(shape[0]).clone()
+    outer_taps = outer_kernel.shape[2:]
+    if outer_groups == channels == outer_kernel.shape[0] and outer_taps.numel() == 1:
+        kernel *= outer_kernel.view(-1, 1, *(1,) * (kernel.dim() - 2))  # no second large kernel
+        result = _spread(kernel, shape, inner_steps)
+        return result, constant
+    multiply = _multiplication(kernel, inner_groups, outer_kernel, outer_groups, groups, channels)
+    if outer_taps.numel() == 1:
+        result = _spread(multiply(outer_kernel.flatten(1)), shape, inner_steps)
+        return result, constant
+    result = kernel.new_zeros(shape)
+    for tap in product(*(range(size) for size in outer_taps)):
+        index: tuple[slice | int, ...] = (slice(None), slice(None), *tap)
+        term = multiply(outer_kernel[index])
+        window: tuple[slice, ...] = tuple(
+            slice(at * step, at * step + inner_step * (size - 1) + 1, inner_step)
+            for at, step, inner_step, size in zip(
+                tap, outer_steps, inner_steps, term.shape[2:], strict=True
+            )
+        )
+        result[(slice(None), slice(None), *window)] += term
+    return result, constant
+
+
+def _spread(term: Tensor, shape: tuple[int, ...], steps: Sequence[int]) -> Tensor:
+    if tuple(term.shape) == shape:
+        return term
+    result = term.new_zeros(shape)
+    result[(slice(None), slice(None), *(slice(None, None, step) for step in steps))] = term
+    return result
+
+
+def _response(kernel: Tensor, groups: int, constant: Tensor | None) -> Tensor | None:
+    """What a kernel gives for a constant input, away from every border."""
+    if constant is None:
+        return None
+    total = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
+    rows, columns = total.shape
+    constant = constant.expand(columns * groups)
+    return (total.view(groups, rows // groups, columns) @ constant.view(groups, columns, 1)).view(
+        rows
+    )
+
+
+def _multiplication(
+    inner: Tensor,
+    inner_groups: int,
+    outer: Tensor,
+    outer_groups: int,
+    groups: int,
+    channels: int,
+) -> Callable[[Tensor], Tensor]:
+    """How one tap of the outer kernel, of shape (out, channels / groups), multiplies the inner."""
+    taps = inner.shape[2:]
+    ones = (1,) * len(taps)
+    if outer_groups == channels == outer.shape[0]:
+        return lambda tap: inner * tap.view(-1, 1, *ones)
+    if inner_groups == channels and inner.shape[1] == 1:
+        columns = channels // outer_groups
+        scale = inner.view(outer_groups, 1, columns, *taps)
+
+        def scale_columns(tap: Tensor) -> Tensor:
+            rows = tap.shape[0]
+            blocks = tap.view(outer_groups, rows // outer_groups, columns, *ones)
+            return (blocks * scale).view(rows, columns, *taps)
+
+        return scale_columns
+    inner = regroup(inner, inner_groups, groups)
+    right = inner.reshape(groups, channels // groups, -1)
+
+    def mix(tap: Tensor) -> Tensor:
+        tap = regroup(tap, outer_groups, groups)
+        left = tap.view(groups, -1, channels // groups)
+        return (left @ right).view(tap.shape[0], inner.shape[1], *taps)
+
+    return mix
+
+
+def regroup(kernel: Tensor, kernel_groups: int, groups: int) -> Tensor:
+    """Write a grouped kernel with fewer groups, zeros between the old ones."""
+    if kernel_groups == groups:
+        return kernel
+    shape = (kernel.shape[0], kernel.shape[1] * (kernel_groups // groups), *kernel.shape[2:])
+    axes = kernel.dim() - 2
+    result = kernel.new_zeros(shape)
+    place(result, groups, kernel, kernel_groups, (0,) * axes, (1,) * axes)
+    return result
+
+
+def lattice(*parts: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The coarsest lattice that holds the taps of all parts.
+
+    Args:
+        parts: For each part the offset of its first tap, the distance of its taps, their number.
+
+    Returns:
+        First offset, distance and number of taps.
+    """
+    first = min(start for start, _, _ in parts)
+    last = max(start + step * (size - 1) for start, step, size in parts)
+    distance = 0
+    for start, step, size in parts:
+        distance = gcd(distance, start - first)
+        if size > 1:
+            distance = gcd(distance, step)
+    distance = distance or 1
+    return first, distance, (last - first) // distance + 1
+
+
+"""A kernel and its bias, or None where there is none."""

@@ -1,0 +1,318 @@
+r"""The laws of affine forms.
+
+* `sequence`: K2 * (K1 * x + c1) + c2, refused where a border would differ;
+* `parallel`: K1 * x + c1 + K2 * x + c2, on the lattice that holds the taps of both.
+
+And a third for branches side by side:
+
+* `stacked`: the rows of K1 above those of K2; grouped where each reads channels of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from math import gcd
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from reparam.algebra import kernels
+from reparam.algebra.forms import Form
+from reparam.algebra.geometry import Axis, add_axes, common_mode, compose_axes
+from reparam.algebra.kernels import Lazy
+from reparam.algebra.selection import in_order, partition, taken
+from reparam.errors import Refusal
+
+F = TypeVar("F", bound=Form)
+
+
+def sequence(inner: F, outer: F) -> F | Refusal:
+    """The form of an outer form on an inner one's value, or why there is none.
+
+    Exact where for each spatial axis by itself the outer kernel does not read outside the inner
+    value, or what it sees there is what the inner formula gives there.
+    """
+    if inner.identity and not outer.identity:
+        return replace(outer, base=inner.base, rank=inner.rank)
+    if outer.identity:
+        return inner
+    if outer.columns is not None:
+        selected = taken(inner, outer.columns)
+        if isinstance(selected, Refusal):
+            return selected
+        inner, outer = selected, replace(outer, columns=None)
+    pair = _side_by_side(inner, outer)
+    if isinstance(pair, Refusal):
+        return pair
+    inner, outer = pair
+    outer = outer.with_channels(inner.out_channels)
+    inner = inner.with_channels(outer.in_channels)
+    if inner.out_channels != outer.in_channels:
+        return Refusal(
+            f"{inner.out_channels} channels flow into an operator of {outer.in_channels}"
+        )
+    axes = _composed_axes(inner, outer)
+    if isinstance(axes, Refusal):
+        return axes
+    inner_groups, outer_groups = inner.groups or 1, outer.groups or 1
+    groups = None if inner.groups is None else gcd(inner_groups, outer_groups)
+    steps = [
+        _steps(a, b, c)
+        for a, b, c in zip(inner.axes or (), outer.axes or (), axes or (), strict=True)
+    ]
+    compute = partial(
+        kernels.compose,
+        shape=kernel_shape(inner.in_channels, outer.out_channels, groups, axes),
+        groups=groups or 1,
+        inner_groups=inner_groups,
+        outer_groups=outer_groups,
+        inner_steps=[step for step, _ in steps],
+        outer_steps=[step for _, step in steps],
+    )
+    value_stays = any(axis.mode == "value" and axis.padded for axis in axes or ())
+    dtype, like = _taken_after(inner, outer)
+    form = replace(
+        inner,
+        weights=Lazy(compute, (inner.weights, outer.weights)),
+        axes=axes,
+        out_channels=outer.out_channels,
+        groups=groups,
+        has_bias=inner.has_bias or outer.has_bias,
+        transposed=inner.transposed or outer.transposed,
+        dtype=dtype,
+        like=like,
+        pad_value=inner.pad_value if value_stays else None,
+        ones=0,
+    )
+    return in_order(form)
+
+
+def parallel(first: F, second: F) -> F | Refusal:
+    """The form of the sum of two forms over one base, or why the branches do not add up."""
+    if first.transposed != second.transposed and not (first.diagonal and second.diagonal):
+        return Refusal("a convolution and a transposed convolution do not add up to one")
+    pair = _side_by_side(first, second)
+    if isinstance(pair, Refusal):
+        return pair
+    first, second = pair
+    second = second.with_channels(first.in_channels)
+    first = first.with_channels(second.in_channels)
+    if (first.in_channels, first.out_channels) != (second.in_channels, second.out_channels):
+        return Refusal(
+            "the branches differ in channels "
+            f"({first.in_channels} to {first.out_channels}, "
+            f"{second.in_channels} to {second.out_channels}), so their sum broadcasts"
+        )
+    if first.columns != second.columns:
+        return Refusal("the branches read different channels")
+    axes = _common_axes(first, second)
+    if isinstance(axes, Refusal):
+        return axes
+    groups = None if first.groups is None else gcd(first.groups, second.groups or 1)
+    compute = partial(
+        kernels.add,
+        shape=kernel_shape(first.in_channels, first.out_channels, groups, axes),
+        groups=groups or 1,
+        lattices=[_lattice(form, axes) for form in (first, second)],
+    )
+    dtype, like = _taken_after(first, second)
+    return replace(
+        first,
+        weights=Lazy(compute, (first.weights, second.weights)),
+        axes=None if first.axes is None else axes,
+        groups=groups,
+        has_bias=first.has_bias or second.has_bias,
+        identity=False,
+        dtype=dtype,
+        like=like,
+        pad_value=None,
+        ones=0,
+    )
+
+
+def stacked(forms: Sequence[F]) -> F | Refusal:
+    """The form of values side by side along the channels, or why there is none.
+
+    Args:
+        forms: The forms of the values over one base, with as many axes each.
+    """
+    known = next((form.in_channels for form in forms if form.in_channels is not None), None)
+    parts = [form.with_channels(known) for form in forms]
+    total = partition([part.columns for part in parts])
+    problem = _not_side_by_side(parts, total)
+    if problem is not None:
+        return problem
+    whole = parts[0]
+    for part in parts[1:]:
+        problem = _disagreement(whole, part)
+        axes = _common_axes(whole, part)
+        if problem is not None:
+            return problem
+        if isinstance(axes, Refusal):
+            return axes
+        dtype, like = _taken_after(whole, part)
+        whole = replace(whole, axes=axes, dtype=dtype, like=like)
+    axes = whole.axes or ()
+    # Branches that read channels of their own are groups; others become dense.
+    merged = [1 if total is not None else part.groups or 1 for part in parts]
+    compute = partial(
+        kernels.stack,
+        taps=[axis.kernel for axis in axes],
+        lattices=[(own, *_lattice(p, axes)[1:]) for own, p in zip(merged, parts, strict=True)],
+    )
+    return replace(
+        whole,
+        weights=Lazy(compute, tuple(part.weights for part in parts)),
+        in_channels=whole.in_channels if total is None else total,
+        out_channels=sum(part.out_channels or 0 for part in parts),
+        groups=1 if total is None else len(parts) * (whole.groups or 1),
+        has_bias=any(part.has_bias for part in parts),
+        identity=False,
+        pad_value=None,
+        ones=0,
+        columns=None,
+    )
+
+
+def _not_side_by_side(parts: Sequence[Form], total: int | None) -> Refusal | None:
+    """Why values are not the rows of one kernel."""
+    if any(part.transposed for part in parts):
+        return Refusal("transposed convolutions side by side")
+    if any(part.in_channels is None or part.out_channels is None for part in parts):
+        return Refusal("the number of channels of a value in a concatenation is not known")
+    if total is not None:
+        shapes = {(part.in_channels, part.out_channels, part.groups) for part in parts}
+        return Refusal("groups of different size") if len(shapes) > 1 else None
+    if any(part.columns is not None for part in parts):
+        return Refusal("the branches read different channels")
+    if len({part.in_channels for part in parts}) > 1:
+        return Refusal("the branches read different numbers of channels")
+    return None
+
+
+def _common_axes(first: Form, second: Form) -> tuple[Axis, ...] | Refusal:
+    """The lattice that holds the taps of two forms, axis by axis."""
+    axes: list[Axis] = []
+    for one, two in zip(first.axes or (), second.axes or (), strict=True):
+        axis = add_axes(one, two, transposed=first.transposed)
+        if isinstance(axis, Refusal):
+            return axis
+        axes.append(axis)
+    mode = common_mode(tuple(axes))
+    if isinstance(mode, Refusal):
+        return mode
+    if mode == "value":
+        return Refusal("branches that pad with a value")
+    return tuple(axes)
+
+
+def _side_by_side(first: F, second: F) -> tuple[F, F] | Refusal:
+    """Two forms over the same number of axes, if their parameters agree."""
+    problem = _disagreement(first, second)
+    if problem is not None:
+        return problem
+    one, two = first.beside(second), second.beside(first)
+    if isinstance(one, Refusal):
+        return one
+    return two if isinstance(two, Refusal) else (one, two)
+
+
+def _disagreement(first: Form, second: Form) -> Refusal | None:
+    if first.dtype is not None and second.dtype is not None and first.dtype != second.dtype:
+        return Refusal(f"parameters of different dtypes ({first.dtype} and {second.dtype})")
+    one, two = first.like, second.like
+    if one is not None and two is not None and one.device != two.device:
+        return Refusal(f"parameters on different devices ({one.device} and {two.device})")
+    return None
+
+
+def _taken_after(first: Form, second: Form) -> tuple[torch.dtype | None, Tensor | None]:
+    """The common dtype of two forms, and the larger of the parameters they take after."""
+    dtype = second.dtype if first.dtype is None else first.dtype
+    if first.like is None or second.like is None:
+        return dtype, second.like if first.like is None else first.like
+    # A parameter that sets the dtype goes first, then the larger one.
+    ours = first.dtype is not None, first.like.numel()
+    theirs = second.dtype is not None, second.like.numel()
+    return dtype, first.like if ours >= theirs else second.like
+
+
+def kernel_shape(
+    in_channels: int | None,
+    out_channels: int | None,
+    groups: int | None,
+    axes: Sequence[Axis] | None,
+) -> tuple[int, ...]:
+    """The shape of a kernel; a depthwise one of unknown width has one channel."""
+    taps = (axis.kernel for axis in axes or ())
+    return out_channels or 1, (in_channels or 1) // (groups or 1), *taps
+
+
+def _lattice(form: Form, axes: Sequence[Axis]) -> tuple[int, list[int], list[int]]:
+    """Groups of a form, and where its taps lie on the axes of a sum."""
+    pairs = list(zip(axes, form.axes or (), strict=True))
+    starts = [(axis.before - own.before) // axis.dilation for axis, own in pairs]
+    steps = [max(own.dilation // axis.dilation, 1) for axis, own in pairs]
+    return form.groups or 1, starts, steps
+
+
+def _composed_axes(inner: Form, outer: Form) -> tuple[Axis, ...] | Refusal | None:
+    if inner.axes is None or outer.axes is None:
+        return None
+    if outer.transposed:
+        if inner.transposed or not inner.pointwise:
+            return Refusal("a transposed convolution after a kernel with taps or a stride")
+        if inner.has_bias:
+            return Refusal("a transposed convolution after a bias: the border would differ")
+        return outer.axes
+    if inner.transposed:
+        if not outer.pointwise:
+            return Refusal("a kernel with taps or a stride after a transposed convolution")
+        return inner.axes
+    axes: list[Axis] = []
+    for one, two in zip(inner.axes, outer.axes, strict=True):
+        axis = compose_axes(one, two, inner_constant=inner.has_bias)
+        if isinstance(axis, Refusal):
+            return axis
+        axes.append(axis)
+    if any(axis.mode == "value" and axis.padded for axis in outer.axes):
+        problem = _pads_with_own_constant(inner, outer)
+        if problem is not None:
+            return problem
+    mode = common_mode(tuple(axes))
+    if isinstance(mode, Refusal):
+        return Refusal(f"one convolution cannot pad its axes differently: {mode}")
+    return tuple(axes)
+
+
+def _pads_with_own_constant(inner: Form, outer: Form) -> Refusal | None:
+    """Law 4: is the padded value what the inner form gives outside, in every channel?"""
+    value = outer.pad_value
+    if value is None:
+        return Refusal("padding with an unknown value")
+    if inner.like is not None and inner.like.is_meta:
+        return Refusal("padding with a value, which weights on the meta device cannot tell")
+    _, bias = inner.weights.evaluate()
+    constant = torch.zeros(1, dtype=torch.float64) if bias is None else bias
+    value = value.to(constant)
+    if len({value.numel(), constant.numel()} - {1}) > 1:
+        return Refusal("padding with a value of another number of channels")
+    dtype = inner.dtype or torch.float32
+    # 4 units in the last place: the value was computed in the model's own precision.
+    bound = 4 * torch.finfo(dtype).eps * torch.maximum(value.abs(), constant.abs())
+    if bool(((value - constant).abs() <= bound).all()):
+        return None
+    return Refusal(
+        "padding with a value that is not the constant of what it pads: the border would differ"
+    )
+
+
+def _steps(inner: Axis, outer: Axis, result: Axis) -> tuple[int, int]:
+    """Distance of the inner and of the outer taps on the lattice of the composition."""
+    return (
+        max(inner.dilation // result.dilation, 1),
+        max(inner.stride * outer.dilation // result.dilation, 1),
+    )

@@ -1,0 +1,158 @@
+"""From a form to the torch module that computes it, and how to run that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.algebra.affine import AffineConv
+from reparam.errors import Refusal
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
+    """Make the module of a form.
+
+    Args:
+        form: The form; `reparam.costs.unsupported` has nothing against it.
+        kernel: Its kernel, which becomes the module's weight without a copy where possible.
+        bias: Its bias.
+
+    Returns:
+        A convolution, a transposed convolution or a linear layer in eval mode, in the dtype of
+        the kernel. What it does not pad by itself, `reparam.costs.explicit_padding` says.
+    """
+    axes = form.axes or ()
+    channels: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": kernel.dtype}
+    module: nn.Module
+    if not axes:
+        module = nn.Linear(_known(form.in_channels), _known(form.out_channels), **channels)
+    else:
+        groups = form.groups or 1
+        settings: dict[str, Any] = {
+            "in_channels": form.in_channels,
+            "out_channels": form.out_channels,
+            "kernel_size": tuple(axis.kernel for axis in axes),
+            "stride": tuple(axis.stride for axis in axes),
+            "dilation": tuple(axis.dilation for axis in axes),
+            "groups": groups,
+            **channels,
+        }
+        if form.transposed:
+            settings["padding"] = tuple(axis.before for axis in axes)
+            settings["output_padding"] = tuple(axis.output_padding for axis in axes)
+            module = _TRANSPOSED[len(axes) - 1](**settings)
+            kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+        else:
+            settings["padding"] = _padding(form)
+            if not explicit_padding(form):
+                modes = {axis.mode for axis in axes if axis.padded}
+                settings["padding_mode"] = modes.pop() if modes else "zeros"
+            module = _CONVOLUTIONS[len(axes) - 1](**settings)
+    module.register_parameter("weight", nn.Parameter(kernel, requires_grad=False))
+    if bias is not None:
+        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    return module.eval()
+
+
+def run_operator(module: nn.Module, x: Tensor, form: AffineConv) -> Tensor:
+    """What the module of a form computes, with the padding that it does not do by itself."""
+    for sides in explicit_padding(form):
+        x = nn.functional.pad(x, sides, mode=pad_mode(form, sides))
+    result: Tensor = module(x)
+    return result
+
+
+def pad_mode(form: AffineConv, sides: Sequence[int]) -> str:
+    """The mode of an explicit padding, as ``F.pad`` takes it."""
+    modes = {axis.mode for axis in form.axes or () if axis.padded}
+    mode = modes.pop() if modes and max(sides) > 0 else "zeros"
+    return "constant" if mode == "zeros" else mode
+
+
+def take_after(module: nn.Module, form: AffineConv) -> None:
+    """Round a module's weights once, to the type, layout and device of what it replaces."""
+    like = form.like
+    if like is None:
+        return
+    layout = torch.contiguous_format
+    for rank, candidate in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == rank and not like.is_contiguous():
+            layout = candidate if like.is_contiguous(memory_format=candidate) else layout
+    dtype = form.dtype or like.dtype
+    for name, parameter in list(module.named_parameters()):
+        value = parameter.detach()
+        if value.dim() == like.dim():
+            value = value.to(device=like.device, dtype=dtype, memory_format=layout)
+        else:
+            value = value.to(device=like.device, dtype=dtype)
+        fresh = nn.Parameter(value, requires_grad=like.requires_grad)
+        module.register_parameter(name, fresh)
+
+
+def _padding(form: AffineConv) -> Any:
+    axes = form.axes or ()
+    if explicit_padding(form):
+        return 0
+    if all(axis.before == axis.after for axis in axes):
+        return tuple(axis.before for axis in axes)
+    return "same" if pads_same(form) else 0
+
+
+def _known(channels: int | None) -> int:
+    if channels is None:
+        raise ValueError("a form of unknown channels has no module")
+    return channels
+
+
+def operators(form: AffineConv) -> int:
+    """How many operators compute a form: itself, and the padding that it does not do by itself."""
+    return 0 if form.identity else 1 + len(explicit_padding(form))
+
+
+def explicit_padding(form: AffineConv) -> list[tuple[int, ...]]:
+    """The paddings, as ``F.pad`` takes them, that a convolution module cannot do by itself."""
+    axes = form.axes or ()
+    if form.transposed or pads_same(form):
+        return []
+    if all(axis.before == axis.after >= 0 for axis in axes):
+        return []
+    sides = [side for axis in reversed(axes) for side in (axis.before, axis.after)]
+    if all(axis.mode == "zeros" for axis in axes if axis.padded) or min(sides) >= 0:
+        return [tuple(sides)]
+    # Only zeros can be padded and cropped in one go.
+    return [tuple(max(side, 0) for side in sides), tuple(min(side, 0) for side in sides)]
+
+
+def pads_same(form: AffineConv) -> bool:
+    """Whether torch's ``padding="same"`` says it."""
+    return all(
+        axis.stride == 1
+        and axis.before == axis.reach // 2
+        and axis.after == axis.reach - axis.reach // 2
+        for axis in form.axes or ()
+    )
+
+
+def unsupported(form: AffineConv) -> Refusal | None:
+    """Why no torch module computes a form, if none does."""
+    axes = form.axes or ()
+    if form.columns is not None:
+        return Refusal("it reads a part of the channels, or in another order")
+    if len(axes) > 3:
+        return Refusal(f"torch has no convolution over {len(axes)} axes")
+    if any(axis.mode == "value" and axis.padded for axis in axes):
+        return Refusal("padding with a value other than zero is no convolution")
+    if form.transposed and not all(
+        axis.before == axis.after >= 0
+        and 0 <= axis.output_padding < max(axis.stride, axis.dilation)
+        for axis in axes
+    ):
+        return Refusal("torch has no transposed convolution of this size")
+    return None

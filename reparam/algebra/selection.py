@@ -1,0 +1,110 @@
+r"""Parts of the channels: rows of a kernel, and columns of the next one.
+
+v[i] = x[index[i]], so a kernel before it loses rows and keeps its columns, unless it is depthwise::
+
+    (select . K)[i, j] = K[index[i], j]        (select . diag(k))[i] = k[index[i]] * x[index[i]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from reparam.algebra import kernels
+from reparam.algebra.forms import Columns, Form
+from reparam.algebra.kernels import Lazy, Weights
+from reparam.errors import Refusal
+
+F = TypeVar("F", bound=Form)
+
+
+def taken(form: F, columns: Columns) -> F | Refusal:
+    """Some channels of a form's value.
+
+    Args:
+        form: The form.
+        columns: Which of the channels of its value.
+    """
+    form = form.with_channels(columns.total)
+    if form.out_channels != columns.total:
+        return Refusal(
+            f"{form.out_channels} channels flow into an operator that takes some of {columns.total}"
+        )
+    indices = torch.tensor(columns.indices, dtype=torch.long, device="cpu")
+    count, groups, pad_value = len(columns.indices), form.groups or 1, form.pad_value
+
+    def rows(weights: Weights) -> Weights:
+        kernel, bias = weights
+        if groups > 1 and not form.depthwise:
+            kernel = kernels.regroup(kernel, groups, 1)
+        at = indices.to(kernel.device)
+        return kernel[at], None if bias is None else bias[at]
+
+    weights = Lazy(rows, (form.weights,))
+    if not form.depthwise:
+        return replace(form, weights=weights, out_channels=count, groups=1, identity=False)
+    if pad_value is not None and pad_value.numel() > 1:
+        pad_value = pad_value[indices.to(pad_value.device)]
+    if form.columns is not None:
+        columns = Columns(
+            tuple(form.columns.indices[index] for index in columns.indices), form.columns.total
+        )
+    return replace(
+        form,
+        weights=weights,
+        in_channels=count,
+        out_channels=count,
+        groups=count,
+        identity=False,
+        pad_value=pad_value,
+        columns=columns if columns.indices != tuple(range(columns.total)) else None,
+    )
+
+
+def without_constant(form: F) -> F:
+    """The same form without its constant.
+
+    Args:
+        form: The form.
+    """
+    return replace(
+        form, weights=Lazy(lambda weights: (weights[0], None), (form.weights,)), has_bias=False
+    )
+
+
+def in_order(form: F) -> F:
+    """The same form, reading all channels in order, if it reads each once and mixes them anyway.
+
+    Args:
+        form: The form.
+    """
+    columns = form.columns
+    if columns is None or form.groups != 1:
+        return form
+    if sorted(columns.indices) != list(range(columns.total)):
+        return form
+    order = sorted(range(columns.total), key=columns.indices.__getitem__)
+
+    def permute(weights: Weights) -> Weights:
+        kernel, bias = weights
+        return kernel[:, torch.tensor(order, device=kernel.device)], bias
+
+    return replace(form, weights=Lazy(permute, (form.weights,)), columns=None)
+
+
+def partition(several: Sequence[Columns | None]) -> int | None:
+    """How many channels forms read together if they read one after the other, and all; else None.
+
+    Args:
+        several: The channels that each reads.
+    """
+    known = [columns for columns in several if columns is not None]
+    together = tuple(index for columns in known for index in columns.indices)
+    totals = {columns.total for columns in known}
+    if len(known) < len(several) or len(totals) != 1:
+        return None
+    total = totals.pop()
+    return total if together == tuple(range(total)) else None

@@ -1,0 +1,202 @@
+"""The number of channels of a value, as far as its producers tell, and whether it holds floats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+
+from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.analysis.facts import Facts
+from reparam.analysis.ranks import BROADCASTING, keeps_shape, keeps_type
+from reparam.capture.operators import CONVERSIONS, computes, converts, is_torch, operator_name
+from reparam.errors import Refusal
+from reparam.modules.tree import fetch
+from reparam.rules import Commuting, Step
+
+
+def known_channels(
+    node: fx.Node, axis: int, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
+) -> int | None:
+    """The size of one axis of a value, if its producers tell.
+
+    Args:
+        node: The value.
+        axis: The axis, counted from the end.
+        taken: The size that the model's own inputs are taken to have, if any.
+        steps: What the operators before do to the forms of their operands.
+        facts: What is known of the graph.
+    """
+    pending = [(node, axis)]
+    sizes: list[int | None] = []
+    seen: set[tuple[fx.Node, int]] = set()
+    while pending:
+        place = pending.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        found = _size_or_operands(*place, taken, steps, facts)
+        if isinstance(found, list):
+            pending.extend(found)
+        else:
+            sizes.append(found)
+    # Of the operands of a sum or a product one that is longer than 1 tells.
+    longer = next((size for size in sizes if size is not None and size > 1), None)
+    if longer is None and None not in sizes:
+        return next(iter(sizes), None)
+    return longer
+
+
+def _size_or_operands(
+    value: fx.Node, axis: int, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
+) -> int | list[tuple[fx.Node, int]] | None:
+    """The size of one axis of a value, or else the operands, and their axes, that it depends on."""
+    shape = facts.shapes.get(value)
+    if shape is not None:
+        return shape[axis] if -axis <= len(shape) else None
+    if value.op == "placeholder":
+        return taken
+    step = steps.get(value)
+    operands = facts.operands(value)
+    if isinstance(step, AffineConv):
+        here = step.axes is None or len(step.axes) == -axis - 1
+        if here and step.out_channels is not None:
+            return step.out_channels
+        if step.out_channels is None and isinstance(step.base, fx.Node):
+            return [(step.base, axis)]
+        return None
+    if isinstance(step, AffineSum):
+        return [(term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)]
+    if isinstance(step, AffineStack):
+        if step.axis == axis:
+            return _side_by_side(step, taken, steps, facts)
+        return [(operands[0], axis)]
+    if isinstance(step, Commuting):
+        operand = step.input_axis(axis, None)
+        return [(operands[0], operand)] if isinstance(operand, int) and operands else None
+    if operator_name(value) in BROADCASTING and operands:
+        return [(operand, axis) for operand in operands]
+    return [(operands[0], axis)] if operands and keeps_shape(value, facts.root) else None
+
+
+def _side_by_side(
+    stack: AffineStack, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
+) -> int | None:
+    total = 0
+    for part in stack.terms:
+        operand = part.base
+        here = part.out_channels
+        if here is None and isinstance(operand, fx.Node) and operand.op != "placeholder":
+            here = known_channels(operand, stack.axis, taken, steps, facts)
+        if here is None:
+            return None
+        total += here
+    return total
+
+
+def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
+    """Whether a value surely has the type of the model's parameters.
+
+    What a convolution, a linear layer or a norm makes or reads has; the model's input may be bytes.
+    """
+    pending, seen = [node], set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in facts.dtypes:
+            return facts.dtypes[value] == dtype
+        name = _torch_name(value, facts.root)
+        if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
+            return True
+        factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
+        if any(facts.constant(factor).is_floating_point() for factor in factors):
+            return True  # both factors have the type of the parameter
+        if keeps_type(value, facts.root):
+            pending.extend(facts.operands(value))
+    return False
+
+
+def conversion(node: fx.Node, facts: Facts) -> Step | None:
+    """What a conversion does: nothing, if its operand surely has the type it asks for already.
+
+    It stays where it is, since the model may be converted later.
+    """
+    name = operator_name(node)
+    operand = node.args[0] if node.args else None
+    if not converts(node) or not isinstance(operand, fx.Node):
+        return None
+    own = {
+        parameter.dtype for parameter in facts.root.parameters() if parameter.is_floating_point()
+    }
+    dtype = next(iter(own), None)
+    refusal = Refusal("a conversion to another type or device, or to one known at run time")
+    if len(own) != 1 or not holds_type(operand, dtype, facts):
+        return refusal
+    for entry in (*node.args[1:], *node.kwargs.values(), CONVERSIONS[name]):
+        if isinstance(entry, fx.Node):
+            asks = entry.op == "call_function" and entry.args[1:] == ("dtype",)
+            source = entry.args[0] if asks else entry
+            same = isinstance(source, fx.Node) and holds_type(source, dtype, facts)
+        else:
+            same = entry in (dtype, None) or isinstance(entry, bool | torch.memory_format)
+        if not same:
+            return refusal
+    return Commuting(lambda axis, channels: axis, copies=True)
+
+
+def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
+    """Whether a value meets parameters as it is, or after what leaves its type alone."""
+    pending, seen = list(node.users), set(node.users)
+    while pending:
+        user = pending.pop()
+        name = _torch_name(user, facts.root)
+        if _READS_FLOATS.search(name):
+            return True
+        if name in _LEAVES_TYPE:
+            pending.extend(reader for reader in user.users if reader not in seen)
+            seen.update(user.users)
+    return False
+
+
+_LEAVES_TYPE = set(
+    "pad flatten reshape view permute transpose contiguous clone detach relu dropout identity "
+    "zeropad2d max_pool1d max_pool2d max_pool3d maxpool1d maxpool2d maxpool3d".split()
+)
+
+_READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
+
+_MAKES_FLOATS = re.compile(
+    _READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"
+)
+
+
+def _torch_name(node: fx.Node, root: nn.Module) -> str:
+    """The name of torch's own operators in small letters; nothing for others."""
+    if node.op == "call_module":
+        kind = type(fetch(root, str(node.target)))
+        return kind.__name__.lower() if kind.__module__.startswith("torch.nn.modules") else ""
+    if node.op == "call_method" or (node.op == "call_function" and is_torch(node.target)):
+        return operator_name(node)
+    return ""
+
+
+def promotes(node: fx.Node) -> bool:
+    """Whether an operator on integers computes in floating point from the start.
+
+    A sum or a product with an integer may overflow before anything becomes a float.
+    """
+    if operator_name(node).strip("_") in ("truediv", "itruediv", "div", "divide", "true_divide"):
+        return True
+    if not computes(node):
+        return True
+    arguments = (*node.args, *node.kwargs.values())
+    if any(isinstance(value, int) for value in arguments):
+        return False
+    constants = [
+        value for value in arguments if isinstance(value, fx.Node) and value.op == "get_attr"
+    ]
+    return bool(constants) or any(isinstance(value, float) for value in arguments)

@@ -1,0 +1,117 @@
+"""Which axes of two values have the same size, for every input."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.analysis.facts import Facts
+from reparam.analysis.ranks import keeps_shape
+from reparam.rules import UNKNOWN, Commuting, Extent, Step
+from reparam.rules.steps import Unknown
+
+_Place = tuple[fx.Node, int]
+
+
+class Extents:
+    """Follows axes up to the value that decides their size.
+
+    Args:
+        steps: What the operators seen so far do to the forms of their operands.
+        facts: What is known of the graph.
+    """
+
+    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
+        self.steps = steps
+        self.facts = facts
+        self._origins: dict[_Place, _Place] = {}
+
+    def of(self, number: fx.Node, node: fx.Node) -> Extent | Unknown:
+        """Which axis of a node's first operand surely has the size that a number is, if any."""
+        read = self._read(number)
+        first = node.args[0] if node.args else None
+        rank = self.facts.ranks.get(first) if isinstance(first, fx.Node) else None
+        if read is None or rank is None or not isinstance(first, fx.Node):
+            return UNKNOWN
+        origin = self.origin(*read)
+        for axis in range(-rank, 0):
+            if self.origin(first, axis) == origin:
+                return Extent(axis)
+        return UNKNOWN
+
+    def _read(self, number: fx.Node) -> _Place | None:
+        """The value and the axis that a number is the size of."""
+        position: Any = None
+        source: Any = number
+        if number.op == "call_function" and number.target is operator.getitem:
+            source, position = number.args
+        elif number.op == "call_method" and number.target == "size" and len(number.args) == 2:
+            source, position = number.args
+            return self._place(source, position)
+        if not isinstance(source, fx.Node) or source is number:
+            return None
+        shape = source.op == "call_function" and source.target is getattr
+        if shape and source.args[1] == "shape":
+            return self._place(source.args[0], position)
+        if source.op == "call_method" and source.target == "size" and len(source.args) == 1:
+            return self._place(source.args[0], position)
+        return None
+
+    def _place(self, value: Any, position: Any) -> _Place | None:
+        rank = self.facts.ranks.get(value) if isinstance(value, fx.Node) else None
+        if rank is None or not isinstance(position, int):
+            return None
+        return value, position % rank - rank
+
+    def origin(self, value: fx.Node, axis: int) -> _Place:
+        """The first value, going up, that has an axis of this size, and the axis."""
+        passed: list[_Place] = []
+        place: _Place | None = (value, axis)
+        while place is not None:
+            place = self._origins.get(place, place)
+            passed.append(place)
+            place = self._above(*place)
+        for one in passed:
+            self._origins[one] = passed[-1]
+        self._origins[value, axis] = passed[-1]
+        return passed[-1]
+
+    def _above(self, value: fx.Node, axis: int) -> _Place | None:
+        """The operand and its axis that an axis takes its size from."""
+        step = self.steps.get(value)
+        if isinstance(step, AffineSum):
+            above = [self._across(term, axis) for term in step.terms]
+            places = {None if place is None else self.origin(*place) for place in above}
+            return places.pop() if len(places) == 1 else None
+        if isinstance(step, AffineStack):
+            return None if axis == step.axis else self._across(step.terms[0], axis)
+        if isinstance(step, AffineConv):
+            return self._across(step, axis)
+        operands = self.facts.operands(value)
+        if isinstance(step, Commuting) and operands:
+            operand = step.input_axis(axis, None)
+            return (operands[0], operand) if isinstance(operand, int) else None
+        if operands and keeps_shape(value, self.facts.root):
+            return operands[0], axis
+        return None
+
+    def _across(self, form: AffineConv, axis: int) -> _Place | None:
+        """The same axis of a form's base, if the form leaves its size alone."""
+        base = form.base
+        rank = self.facts.ranks.get(base) if isinstance(base, fx.Node) else None
+        if not isinstance(base, fx.Node) or rank is None or -axis > rank:
+            return None
+        if form.axes is None:
+            kept = form.in_channels == form.out_channels
+        elif axis < -len(form.axes) - 1:
+            kept = True
+        elif axis == -len(form.axes) - 1:
+            kept = form.depthwise
+        else:
+            along = form.axes[axis]
+            kept = not form.transposed and along.stride == 1 and along.excess == 0
+        return (base, axis) if kept else None

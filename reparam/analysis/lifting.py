@@ -1,0 +1,321 @@
+"""Lift every operator of a graph that has a rule to what it does to the forms of its operands."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.algebra.affine import Affine, AffineConv, AffineStack, AffineSum, identity
+from reparam.analysis.borders import assigned_border
+from reparam.analysis.channels import conversion, known_channels
+from reparam.analysis.effects import reads_layout
+from reparam.analysis.extents import Extents
+from reparam.analysis.facts import Facts
+from reparam.capture.operators import operator_name
+from reparam.capture.writes import assign
+from reparam.errors import Refusal
+from reparam.modules.state import undisturbed
+from reparam.modules.tree import fetch, has_hooks, join, special_tensor
+from reparam.rules import (
+    UNKNOWN,
+    Commuting,
+    Rules,
+    Selecting,
+    Several,
+    Stacked,
+    Step,
+    call_rule,
+    is_built_in,
+)
+from reparam.rules.registry import Rule
+
+Lifted = Step | Selecting | None
+
+
+def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx.Node, Step]:
+    """Apply the rules, once per node.
+
+    Args:
+        graph: The flat graph.
+        facts: What is known of it.
+        rules: The rules of this call.
+        path: Where in the user's model the module is whose graph it is.
+
+    Returns:
+        For each node with a rule the form of its value over its operands, or a refusal.
+
+    Raises:
+        ReparamError: If a rule raises, or returns something that is no form.
+    """
+    steps: dict[fx.Node, Step] = {}
+    extents = Extents(steps, facts)
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output") or node in facts.sources:
+            continue
+        if node in facts.numbers:
+            continue
+        whole = steps.get(node.all_input_nodes[0]) if node.target is operator.getitem else None
+        if isinstance(whole, Several):
+            index = node.args[1]
+            whole_read = Refusal("several results of an operator are read at once")
+            steps[node] = whole.results[index] if isinstance(index, int) else whole_read
+            continue
+        if node.target is assign:
+            border = assigned_border(node, steps, facts)
+            if border is not None:
+                steps[node] = border
+            continue
+        found = _find_rule(node, facts, rules)
+        if found is None:
+            follows_affine = any(
+                isinstance(steps.get(arg), Affine | Commuting) for arg in node.args[:1]
+            )
+            converted = conversion(node, facts) if follows_affine else None
+            if converted is not None:
+                steps[node] = converted
+            continue
+        if isinstance(found, Refusal):
+            steps[node] = found
+            continue
+        rule, leading = found
+        step = _apply(rule, leading, node, facts, steps, extents, path)
+        if isinstance(step, Selecting):
+            step = _selected(step, node, facts, steps)
+        if step is None:
+            continue
+        if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
+            step = identity(node.all_input_nodes[0])
+        if node in facts.written and not isinstance(step, Refusal):
+            problem = facts.overwrites(node)
+            step = step if problem is None else problem
+        steps[node] = step
+    return steps
+
+
+_RESHAPES = ("view", "reshape")
+
+
+def _is_free(node: fx.Node, facts: Facts) -> bool:
+    """Whether nobody sees that a copy is one: no reader asks for its layout in memory."""
+    if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
+        return False
+    readers = {reader for member in facts.alias_class(node) for reader in member.users}
+    return not any(reads_layout(reader, facts.root) for reader in readers)
+
+
+def _find_rule(
+    node: fx.Node, facts: Facts, rules: Rules
+) -> tuple[Rule, tuple[Any, ...]] | Refusal | None:
+    """The rule of a node and the arguments that come before its own."""
+    target = target_of(node, facts.root)
+    if rules.switched_off(target):
+        return Refusal("its rule is switched off for this call")
+    rule = rules.find(target)
+    if rule is None:
+        return None
+    if node.op == "call_module":
+        module = fetch(facts.root, str(node.target))
+        if has_hooks(module):
+            return Refusal("it has hooks, which would not see the same values any more")
+        if "forward" in vars(module):
+            return Refusal("its forward is set on the instance")
+        given = (*node.args, *node.kwargs.values())
+        if any(isinstance(value, tuple | list | dict) for value in given):
+            return Refusal("it is called with several values in one argument")
+        if any(value is None for value in given):
+            return Refusal("it is called with None")
+        if (special := special_tensor(module)) is not None:
+            return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
+        if facts.is_written(module):
+            return Refusal("its parameters or buffers may be written to in forward")
+        return rule, (module,)
+    return rule, ()
+
+
+def target_of(node: fx.Node, root: nn.Module) -> Any:
+    """What the rule of a node would be registered for."""
+    if node.op == "call_module":
+        return type(fetch(root, str(node.target)))
+    if node.op == "call_method":
+        return getattr(torch.Tensor, str(node.target), None)
+    return node.target
+
+
+def _apply(
+    rule: Rule,
+    leading: tuple[Any, ...],
+    node: fx.Node,
+    facts: Facts,
+    steps: Mapping[fx.Node, Step],
+    extents: Extents,
+    path: str,
+) -> Lifted:
+    def lifted(argument: fx.Node) -> Any:
+        if argument in facts.sources:
+            return facts.constant(argument)
+        if argument in facts.numbers:
+            return extents.of(argument, node) if operator_name(node) in _RESHAPES else UNKNOWN
+        step = steps.get(argument)
+        if isinstance(step, Stacked):
+            return step
+        return identity(argument, facts.ranks.get(argument), facts.ones.get(argument, 0))
+
+    args = _map_nodes(node.args, lifted)
+    kwargs = {name: _map_nodes(value, lifted) for name, value in node.kwargs.items()}
+    target = target_of(node, facts.root)
+    where = f"at {join(path, str(node.target) if leading else node.name)}"
+    taught = bool(leading) and not is_built_in(rule)
+    try:
+        if leading:
+            args, kwargs = _by_position(leading[0], args, kwargs)
+    except TypeError as error:
+        return Refusal(f"its rule does not know how it is called ({error})")
+    with holding_float64(leading[0]) if taught else nullcontext():
+        step = call_rule(rule, target, where, (*leading, *args), kwargs)
+    if taught:
+        step = _taken_after(step, [*leading[0].parameters(), *leading[0].buffers()], taught=True)
+    elif not leading and isinstance(step, AffineConv):
+        made = not facts.made.isdisjoint(node.all_input_nodes)
+        step = _taken_after(step, _sources(node, facts), made=made)
+    if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
+        problem = _may_broadcast(step, node, facts, steps)
+        if problem is not None:
+            return problem
+    return step
+
+
+@contextmanager
+def holding_float64(module: nn.Module) -> Iterator[None]:
+    """Let a module hold its parameters and buffers in float64 while its rule reads them.
+
+    So what a rule computes of them is as exact as what they are compared with. Whatever the rule
+    changes in the module is put back.
+
+    Args:
+        module: The module.
+    """
+    with undisturbed(module):
+        exact: dict[int, Any] = {}
+        for part in module.modules():
+            for held in (part._parameters, part._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        held[name] = exact.setdefault(id(tensor), tensor.detach().double())
+        yield
+
+
+def _selected(
+    selecting: Selecting, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> Step | None:
+    """The parts of the channels of a value, if it is known how many there are."""
+    base = facts.operands(node)[0]
+    channels = known_channels(base, selecting.axis, None, steps, facts)
+    if not channels:
+        return None
+    x = identity(base, facts.ranks.get(base))
+    wanted = selecting.parts(channels)
+    if not all(wanted):
+        return Refusal("a part without channels")
+    parts = [x.select(part, channels, selecting.axis) for part in wanted]
+    return parts[0] if selecting.single else Several(tuple(parts))
+
+
+def _counts_channels(node: fx.Node, leading: tuple[Any, ...]) -> bool:
+    """Whether an operator raises unless its input has as many channels as its parameters."""
+    name = type(leading[0]).__name__ if leading else operator_name(node)
+    return any(part in name.lower() for part in ("conv", "linear", "batch_norm", "batchnorm"))
+
+
+def _may_broadcast(
+    step: AffineConv, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> Refusal | None:
+    """One factor per channel must not meet a value of one channel, which it would widen.
+
+    Of the model's own input it is taken that it has as many channels as it is normalised by.
+    """
+    base, axes = step.base, step.axes
+    if step.out_channels is None or axes is None or not isinstance(base, fx.Node):
+        return None
+    channels = known_channels(base, -len(axes) - 1, step.out_channels, steps, facts)
+    if channels == step.out_channels:
+        return None
+    if channels is None:
+        return Refusal(
+            "the number of channels that a factor per channel meets is not known; pass "
+            "example_inputs"
+        )
+    return Refusal(f"{step.out_channels} factors meet {channels} channels: a sum that broadcasts")
+
+
+def _by_position(
+    module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pass a module's inputs by position, however the call wrote them."""
+    if not kwargs:
+        return args, kwargs
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    return bound.args[1:], bound.kwargs
+
+
+def _sources(node: fx.Node, facts: Facts) -> list[Any]:
+    """The parameters that the constants of a call are made of, and what is made of numbers."""
+    constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
+    names = {name for arg in constants for name in facts.sources[arg]}
+    # What is made of numbers is seen in a run. A scalar takes on another's type.
+    made = [facts.constant_as_it_runs(arg) for arg in constants if arg in facts.made]
+    several = [value for value in made if isinstance(value, Tensor) and value.dim()]
+    return [*(fetch(facts.root, name) for name in sorted(names)), *several]
+
+
+def _taken_after(
+    step: Lifted, tensors: Iterable[Any], *, taught: bool = False, made: bool = False
+) -> Lifted:
+    """Take dtype and device from the parameters themselves, not from what was computed of them.
+
+    Args:
+        step: What a rule said.
+        tensors: The parameters.
+        taught: Whether the rule saw none of them, only copies.
+        made: Whether it saw tensors that are made of numbers.
+    """
+    floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
+    if isinstance(step, AffineSum | AffineStack):
+        found = [_taken_after(form, floats, taught=taught, made=made) for form in step.terms]
+        same = tuple(form for form in found if isinstance(form, AffineConv))
+        refusals = (form for form in found if isinstance(form, Refusal))
+        return next(refusals, replace(step, terms=same))
+    if not isinstance(step, AffineConv):
+        return step
+    if not floats and made and step.dtype is not None:
+        return replace(step, dtype=None, like=None)
+    if not floats:
+        return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
+    like = max(floats, key=Tensor.numel)
+    if step.dtype is None:
+        return replace(step, like=like) if taught and step.like is not None else step
+    dtypes = {tensor.dtype for tensor in floats}
+    if len(dtypes) > 1:
+        return Refusal(f"parameters of different dtypes ({', '.join(sorted(map(str, dtypes)))})")
+    return replace(step, dtype=like.dtype, like=like)
+
+
+def _map_nodes(value: Any, function: Any) -> Any:
+    """Replace the nodes in an argument, keeping lists and tuples ordinary ones."""
+    if isinstance(value, fx.Node):
+        return function(value)
+    if isinstance(value, tuple | list):
+        return (
+            type(value)([_map_nodes(entry, function) for entry in value])
+            if not hasattr(value, "_fields")
+            else value
+        )
+    if isinstance(value, dict):
+        return {key: _map_nodes(entry, function) for key, entry in value.items()}
+    return value

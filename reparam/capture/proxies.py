@@ -1,0 +1,375 @@
+"""The values that tracing sends through a model's code in place of tensors.
+
+What a proxy cannot know it must not pretend to know. It answers where the answer is certain, and
+refuses where the code would otherwise take a wrong turn.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import importlib
+import inspect
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from functools import cache, wraps
+from types import CodeType, FrameType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx
+
+from reparam.capture.structures import proxies_in
+from reparam.capture.writes import CONSTANT_FACTORIES, assign
+
+_NEVER_ASKS = (
+    "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
+)  # fmt: skip
+
+
+class _Reserved:
+    """What Python asks of a value by itself, and what code assigns to it: refused.
+
+    Python answers with exceptions that a model's code may catch, and go on as if it knew better.
+    """
+
+    def _refuse(self, what: str, frame: FrameType | None = None) -> NoReturn:
+        tracer: Any = vars(self)["tracer"]
+        tracer.refuse(frame)
+        raise UnknownValueError(f"a value that only a run of the model tells cannot {what}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _user_asks(sys._getframe(1)):
+            self._refuse(f"get another {name}")
+        super().__setattr__(name, value)
+
+    def __index__(self) -> int:  # noqa: PLE0305
+        self._refuse("be an index", sys._getframe(1))
+
+    def __int__(self) -> int:
+        self._refuse("become a number")
+
+    def __float__(self) -> float:
+        self._refuse("become a number")
+
+    def __complex__(self) -> complex:
+        self._refuse("become a number")
+
+    def __hash__(self) -> int:
+        if _user_asks(sys._getframe(1)):
+            self._refuse("be the key of a dictionary")
+        return id(self)
+
+    def __str__(self) -> str:
+        return self._written(sys._getframe(1))
+
+    def __format__(self, format_spec: str) -> str:
+        return self._written(sys._getframe(1))
+
+    def _written(self, frame: FrameType) -> str:
+        tracer: Any = vars(self)["tracer"]
+        if vars(self).get("attr") == "device" and tracer.device is not None:
+            return str(tracer.device)
+        # The message of an assertion is made although nobody reads it.
+        if _user_asks(frame) and "_assert" not in frame.f_code.co_names:
+            self._refuse("be written into a text")
+        return repr(self)
+
+
+class UnknownValueError(fx.proxy.TraceError, TypeError):
+    """Code asks for what only a run of the model tells."""
+
+
+class Proxy(_Reserved, fx.Proxy):
+    """A value of the graph."""
+
+    def __getattr__(self, k: str) -> Any:
+        if _user_asks(sys._getframe(1)) and not hasattr(Tensor, k):
+            tracer: Any = self.tracer
+            if tracer.is_tensor(self.node) or self.node.op == "placeholder":
+                tracer.refuse()
+                raise AttributeError(f"a tensor has no attribute {k!r}")
+        return Attribute(self, k)
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return _unpack(self, inspect.currentframe())
+
+    def __len__(self) -> int:
+        known = _known_length(self.node)
+        if known is not None:
+            return known
+        tracer: Any = self.tracer
+        tracer.refuse()
+        return super().__len__()
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        orig_method: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> fx.Proxy:
+        tracer: Any = next(proxies_in((args, kwargs))).tracer
+        tracer.forgive(sys._getframe(1))
+        return super().__torch_function__(orig_method, types, args, kwargs)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", assign, (self, key, value), {})
+
+
+def _record_inplace(name: str) -> Callable[[fx.Proxy, Any], Any]:
+    """``x += y`` writes to x; a plain proxy would record ``x + y``."""
+    function = getattr(operator, name)
+
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split():
+    setattr(Proxy, f"__{_name}__", _record_inplace(_name))
+
+
+class Attribute(_Reserved, fx.proxy.Attribute):
+    """An attribute of a value, such as its shape."""
+
+    attr: str
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return _unpack(self, inspect.currentframe())
+
+
+class ConstantProxy(Proxy):
+    """A parameter or buffer, whose shape and type are known."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
+        super().__init__(node, tracer)
+        self._known = {
+            "shape": value.shape,
+            "ndim": value.ndim,
+            "dtype": value.dtype,
+            "device": value.device,
+            "dim": value.dim,
+            "numel": value.numel,
+            "size": value.size,
+        }
+        self.kind = type(value)
+
+    def __getattr__(self, k: str) -> Any:
+        known = self.__dict__.get("_known", {})
+        return known[k] if k in known else super().__getattr__(k)
+
+
+@contextmanager
+def answering_for_proxies(tracer: Any) -> Iterator[None]:
+    """Let what knows nothing of proxies take one for what it stands for.
+
+    That is ``isinstance`` and ``zip``, and torch's functions that make a tensor of a given size.
+
+    Args:
+        tracer: Whoever records.
+    """
+    # torch.compile takes down the builtins when it is first imported: they have to be Python's own.
+    importlib.import_module("torch._dynamo")
+    factories = {name: getattr(torch, name) for name in _FACTORIES}
+    with _answering_builtins():
+        for name, factory in factories.items():
+            setattr(torch, name, _recorded(factory, tracer))
+        try:
+            yield
+        finally:
+            for name, factory in factories.items():
+                setattr(torch, name, factory)
+
+
+_FACTORIES = "zeros ones empty full arange linspace logspace eye rand randn tensor".split()
+
+
+def _recorded(factory: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
+    """A function that becomes a node if a size it gets is one, or if the tracer asks for that."""
+
+    @wraps(factory)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        proxy = next(proxies_in((args, kwargs)), None)
+        if proxy is not None:
+            return proxy.tracer.create_proxy("call_function", factory, args, kwargs)
+        value = factory(*args, **kwargs)
+        records = factory in CONSTANT_FACTORIES and _user_asks(sys._getframe(1))
+        return tracer.made(factory, args, kwargs, value) if records else value
+
+    return made
+
+
+@contextmanager
+def _answering_builtins() -> Iterator[None]:
+    original, originally_zip = builtins.isinstance, builtins.zip
+
+    def asked(value: Any, kinds: Any, /) -> bool:
+        if not original(value, fx.Proxy) or not _user_asks(sys._getframe(1)):
+            return original(value, kinds)
+        tracer: Any = value.tracer
+        return issubclass(tracer.class_of(value), kinds)
+
+    def zipped(*several: Any, strict: bool = False) -> Any:
+        proxies = [value for value in several if original(value, fx.Proxy)]
+        sized = [
+            len(value)
+            for value in several
+            if original(value, Sized) and not original(value, fx.Proxy)
+        ]
+        if proxies and sized and not strict and _user_asks(sys._getframe(1)):
+            several = tuple(
+                value.tracer.first_of(value, min(sized)) if original(value, fx.Proxy) else value
+                for value in several
+            )
+        return originally_zip(*several, strict=strict)
+
+    builtins.isinstance, builtins.zip = asked, zipped  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        builtins.isinstance, builtins.zip = original, originally_zip  # type: ignore[misc]
+
+
+_TYPES = {"dtype", "device", "__class__", "layout"}
+
+
+@cache
+def asks_for_identity(code: CodeType) -> bool:
+    """Whether code compares types by ``is`` or asks for ``type(x)``: a proxy cannot answer these.
+
+    Args:
+        code: The code of a forward.
+    """
+    instructions = list(dis.get_instructions(code))
+    for index, instruction in enumerate(instructions):
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "type":
+            following = [other.argval for other in instructions[index + 1 : index + 3]]
+            if "self" not in following:
+                return True
+        if instruction.opname == "IS_OP":
+            before = instructions[max(0, index - 5) : index]
+            constant = before[-1].opname == "LOAD_CONST"
+            if not constant and any(other.argval in _TYPES for other in before):
+                return True
+    return False
+
+
+def _user_asks(frame: FrameType) -> bool:
+    """Whether it is a model's code that runs in a frame."""
+    module = str(frame.f_globals.get("__name__", ""))
+    return not module.startswith(_NEVER_ASKS)
+
+
+def _unpack(proxy: Any, frame: FrameType | None) -> Iterator[fx.Proxy]:
+    """The values of an assignment such as ``b, c, h, w = x.shape``."""
+    count = _known_length(proxy.node)
+    caller = None if frame is None else frame.f_back
+    if count is None and caller is not None:
+        for instruction in dis.get_instructions(caller.f_code):
+            unpacks = instruction.opname == "UNPACK_SEQUENCE"
+            if unpacks and instruction.offset == caller.f_lasti:
+                count = int(instruction.argval)
+                proxy.node.meta["length"] = count
+    if count is not None:
+        return iter([proxy[index] for index in range(count)])
+    values: Iterator[fx.Proxy] = proxy.tracer.iter(proxy)
+    return values
+
+
+def _known_length(node: fx.Node) -> int | None:
+    """How many values an operator returns, if that does not depend on its input."""
+    name = getattr(node.target, "__name__", node.target)
+    if node.op not in ("call_function", "call_method") or len(node.args) < 2:
+        return None
+    pieces = node.args[1]
+    if name == "tensor_split" and isinstance(pieces, int):
+        return pieces
+    if name in ("split", "split_with_sizes") and isinstance(pieces, tuple | list):
+        return len(pieces)
+    return None
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether the value of a node is a tensor, whatever the model's input is.
+
+    Args:
+        node: The node; not a placeholder.
+    """
+    if node.op == "get_attr" or "tensor" in node.meta:
+        return True
+    if node.op == "call_method":
+        return hasattr(Tensor, str(node.target)) and _returns_a_tensor(str(node.target))
+    if node.op != "call_function":
+        return False
+    target: Any = node.target
+    if target is operator.getitem:
+        first = node.args[0]
+        return isinstance(first, fx.Node) and (is_tensor(first) or _returns_tensors(first))
+    if getattr(operator, str(getattr(target, "__name__", "")), None) is target:
+        return any(is_tensor(argument) for argument in node.all_input_nodes)
+    module = str(getattr(target, "__module__", "") or "torch")
+    declared = getattr(target, "__annotations__", {}).get("return")
+    return module.partition(".")[0] == "torch" and (
+        declared is Tensor or _returns_a_tensor(target.__name__)
+    )
+
+
+def comes_of_tensors(node: fx.Node, known: Callable[[fx.Node], bool]) -> bool:
+    """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one.
+
+    Args:
+        node: The value.
+        known: Whether a value is one by itself.
+    """
+    while not known(node):
+        target = node.target
+        name = str(getattr(target, "__name__", ""))
+        arithmetic = getattr(operator, name, None) is target
+        if arithmetic and any(map(known, node.all_input_nodes)):
+            return True
+        if getattr(torch, name, None) is target and _makes_a_tensor_of_one(name):
+            return True  # torch's own functions take no numbers alone
+        method = node.op == "call_method" and _makes_a_tensor_of_one(str(target))
+        if not (arithmetic or method) or not node.all_input_nodes:
+            return False
+        node = node.all_input_nodes[0]
+    return True
+
+
+def _returns_tensors(node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op != "call_module" and name in ("chunk", "split", "unbind", "tensor_split")
+
+
+@cache
+def _returns_a_tensor(name: str) -> bool:
+    """Whether every overload of one of torch's operators returns exactly one tensor."""
+    return _return_a_tensor(_schemas(name))
+
+
+@cache
+def _makes_a_tensor_of_one(name: str) -> bool:
+    """Whether a tensor's method returns exactly one tensor, whatever else it is called with."""
+    of_tensors = [
+        schema
+        for schema in _schemas(name)
+        if schema.arguments and str(schema.arguments[0].type) == "Tensor"
+    ]
+    return hasattr(Tensor, name) and _return_a_tensor(of_tensors)
+
+
+def _schemas(name: str) -> list[Any]:
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [] if packet is None else packet.overloads()
+    return [getattr(packet, overload)._schema for overload in overloads]
+
+
+def _return_a_tensor(schemas: list[Any]) -> bool:
+    results = [schema.returns for schema in schemas]
+    single = (len(several) == 1 and str(several[0].type) == "Tensor" for several in results)
+    return bool(results) and all(single)

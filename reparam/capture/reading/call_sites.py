@@ -1,0 +1,128 @@
+"""Which methods may call a module at all: told from how their code calls, not from values."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from reparam.capture.reading.source import definition
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """How one function calls.
+
+    Args:
+        called: Names of the attributes that it calls.
+        read: Names of all attributes that it reads.
+        functions: Functions outside classes that it calls.
+        anything: Whether it calls something that has no such name.
+    """
+
+    called: frozenset[str]
+    read: frozenset[str]
+    functions: frozenset[FunctionType]
+    anything: bool
+
+
+class CallSites:
+    """Knows under which names a model holds modules, and which functions its classes define.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = {"forward", "__call__", "_call_impl", *_CALL_WHAT_THEY_GET}
+        self._functions: dict[str, set[FunctionType]] = defaultdict(set)
+        kinds: set[type] = set()
+        for module in model.modules():
+            kinds.update(type(module).__mro__)
+            self._held.update(module._modules.keys())
+            self._held.update(name for name, value in vars(module).items() if callable(value))
+        for kind in kinds - {object, nn.Module}:
+            for name, value in vars(kind).items():
+                if isinstance(value, nn.Module | property | cached_property):
+                    self._held.add(name)
+                function = value.fget if isinstance(value, property) else value
+                function = getattr(function, "__wrapped__", getattr(function, "__func__", function))
+                if isinstance(function, FunctionType):
+                    self._functions[name].add(function)
+
+    def may_call(self, function: FunctionType) -> bool:
+        """Whether a function, or a method or property that it uses, may call a module.
+
+        Args:
+            function: The function.
+        """
+        pending, seen = [function], {function}
+        while pending:
+            sites = _sites(pending.pop())
+            if sites.anything or not self._held.isdisjoint(sites.called):
+                return True
+            named = (self._functions[name] for name in sites.read & self._functions.keys())
+            found = sites.functions.union(*named) - seen
+            pending.extend(found)
+            seen |= found
+        return False
+
+
+_CALL_WHAT_THEY_GET = set(
+    "checkpoint checkpoint_sequential functional_call data_parallel parallel_apply compile trace "
+    "script vmap jvp vjp jacrev jacfwd grad map filter reduce accumulate starmap call".split()
+)
+
+
+@cache
+def _sites(function: FunctionType) -> _Sites:
+    code = definition(function)
+    if code is None:
+        return _Sites(frozenset(), frozenset(), frozenset(), anything=True)
+    nodes = list(ast.walk(code))
+    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+    bound = {*_bound(nodes[1:]), *function.__code__.co_freevars} - {"__class__"}
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    called = {call.attr for call in calls if isinstance(call, ast.Attribute)}
+    given = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+    plain = [_plain(call, function, bound) for call in calls if not isinstance(call, ast.Attribute)]
+    return _Sites(
+        frozenset(called),
+        frozenset(node.attr for node in attributes),
+        frozenset(value for value in plain if isinstance(value, FunctionType)),
+        anything=None in plain or not called.isdisjoint(given),
+    )
+
+
+def _bound(nodes: list[ast.AST]) -> Iterator[str | None]:
+    """The names that a function gives to values."""
+    for node in nodes:
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.ClassDef(name=name) | ast.MatchAs(name=name) | ast.MatchStar(name=name):
+                yield name
+            case ast.alias(name=name, asname=known):
+                yield known or name
+
+
+def _plain(call: ast.expr, function: FunctionType, bound: set[str | None]) -> Any:
+    """What is called, if it is a function or a class under a name that everybody sees."""
+    if not isinstance(call, ast.Name) or call.id in bound:
+        return None
+    value = function.__globals__.get(call.id, getattr(builtins, call.id, None))
+    if getattr(value, "__name__", None) in _CALL_WHAT_THEY_GET:
+        return None
+    return value if isinstance(value, type | FunctionType | BuiltinFunctionType) else None
+
+
+"""Names of functions that call one of their arguments."""

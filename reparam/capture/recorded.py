@@ -1,0 +1,132 @@
+"""Graphs that somebody else recorded, taken as they are: flat graph modules, exported programs.
+
+They are not traced again, so that what they say of themselves stays: the names of values, their
+metadata, how arguments and results are packed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_unflatten
+
+from reparam.capture.operators import operator_name
+from reparam.capture.trace import Call, Trace
+from reparam.modules.tree import fetch
+from reparam.rules import Rules
+
+
+@dataclass(eq=False)
+class RecordedTrace(Trace):
+    """A trace whose graph is a copy of a recorded one: edited, it is the root's whole code."""
+
+
+@dataclass(frozen=True)
+class RecordedValues:
+    """What a graph's metadata tell of its values.
+
+    Args:
+        shapes: Shapes, if all of them are fixed.
+        dtypes: Types.
+        ranks: Numbers of axes.
+    """
+
+    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
+    dtypes: dict[fx.Node, torch.dtype] = field(default_factory=dict)
+    ranks: dict[fx.Node, int] = field(default_factory=dict)
+
+
+def recorded_trace(root: nn.Module, rules: Rules, path: str) -> RecordedTrace | None:
+    """The trace of a graph module all of whose operators its graph names.
+
+    Args:
+        root: A module.
+        rules: The rules of this call.
+        path: Where it is registered in the user's model.
+
+    Returns:
+        None if the module has no such graph and must be traced.
+    """
+    if not isinstance(root, fx.GraphModule) or "forward" in vars(root):
+        return None
+    if not all(_is_operator(node, root, rules) for node in root.graph.nodes):
+        return None
+    if root.graph.python_code("self").src != root.code:
+        return None  # edited since it was compiled: what runs is the code
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(root.graph, {}))
+    graph.set_codegen(copy.copy(root.graph._codegen))
+    return as_trace(root, graph, path)
+
+
+def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
+    """A trace with one call, the root's own.
+
+    Args:
+        root: What the graph's paths refer to.
+        graph: The graph; it will be edited.
+        path: Where the root is registered in the user's model.
+    """
+    nodes = list(graph.nodes)
+    arguments = {str(node.target): node for node in nodes if node.op == "placeholder"}
+    args, kwargs = _as_called(graph, list(arguments.values()))
+    call = Call("", root, None, arguments, args, kwargs)
+    call.result = nodes[-1].args[0]
+    contexts = any(operator_name(node).strip("_") in _CONTEXTS for node in nodes)
+    return RecordedTrace(
+        root, path, graph, [call], dict.fromkeys(nodes, call), {call} if contexts else set()
+    )
+
+
+def recorded_values(graph: fx.Graph) -> RecordedValues:
+    """What the metadata of a graph tell of its values."""
+    found = RecordedValues()
+    fixed = True
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            found.dtypes[node] = value.dtype
+            found.ranks[node] = value.dim()
+            if all(isinstance(size, int) for size in value.shape):
+                found.shapes[node] = torch.Size(value.shape)
+            else:
+                fixed = False
+    if not fixed:
+        found.shapes.clear()
+    return found
+
+
+def _as_called(graph: fx.Graph, inputs: list[fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, as a caller packs them."""
+    codegen = graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen):
+        return tuple(inputs), {}
+    packed: Any = tree_unflatten(inputs, codegen.pytree_info.in_spec)
+    if len(packed) == 2 and isinstance(packed[0], tuple) and isinstance(packed[1], dict):
+        return packed[0], packed[1]
+    return tuple(packed), {}
+
+
+_CONTEXTS = {"set_grad_enabled", "enter_autocast", "exit_autocast", "enter_inference_mode"}
+
+
+def _is_operator(node: fx.Node, root: nn.Module, rules: Rules) -> bool:
+    """Whether a node runs one operator, not a module with code of its own."""
+    if node.op != "call_module":
+        return True
+    module: Any = fetch(root, str(node.target))
+    home = type(module).__module__
+    if home == "torch.export._unlift":
+        return True  # it checks the sizes of the inputs
+    if "forward" in vars(module) or parametrize.is_parametrized(module):
+        return False
+    if rules.find(type(module)) is not None:
+        return True
+    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
+    return home.startswith("torch.nn.modules") and not isinstance(module, containers)

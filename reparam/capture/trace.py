@@ -1,0 +1,124 @@
+"""Which code made which nodes: the calls of modules that were traced through."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+from torch import fx, nn
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module that was traced through.
+
+    Args:
+        path: Where the module is registered in the root.
+        module: The module.
+        parent: The call whose forward made this call; None for the root.
+        arguments: What every parameter of the module's forward was given.
+        args: The positional arguments as the caller wrote them.
+        kwargs: The keyword arguments as the caller wrote them.
+        optional: Whether the forward has parameters that a caller may leave out.
+        tensors: The parameters that were taken for tensors because the code asks what they are.
+        lengths: How many values a parameter has to hold at least, since the code takes as many.
+        typed: Weights, by path, whose type was taken for the type of a value.
+        result: What the forward returned, nodes in place of proxies.
+    """
+
+    path: str
+    module: nn.Module
+    parent: Call | None
+    arguments: dict[str, Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    optional: bool = False
+    tensors: set[str] = field(default_factory=set)
+    lengths: dict[str, int] = field(default_factory=dict)
+    typed: set[str] = field(default_factory=set)
+    result: Any = None
+
+    def ancestry(self) -> Iterator[Call]:
+        """This call, its caller, and so on up to the root."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Trace:
+    """The traced graph of one module.
+
+    Args:
+        root: The module, as it was.
+        path: Where the root is registered in the user's model.
+        graph: The flat graph; its nodes name modules and tensors by their path in the root.
+        calls: The root's own call and every call that was traced through, in order.
+        caller: For each node the innermost call that made it.
+        stateful: Calls of modules whose code must stay: it changes the module, or enters a context
+            such as ``torch.no_grad``.
+        by_methods: For each module, by identity, the methods other than ``forward`` that call it:
+            the identity of their module, and their name.
+    """
+
+    root: nn.Module
+    path: str
+    graph: fx.Graph
+    calls: list[Call]
+    caller: dict[fx.Node, Call]
+    stateful: set[Call]
+    by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
+
+
+def bound(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What each parameter of a forward is given, defaults included."""
+    arguments = inspect.signature(forward).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    return dict(arguments.arguments)
+
+
+def surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
+    """The first parameter, where all may be left out: with none at all there is nothing to do."""
+    parameters = inspect.signature(forward).parameters.values()
+    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if named:
+        return {named[0].name: None} if all(p.default is not p.empty for p in named) else {}
+    return {p.name: (None,) for p in parameters if p.kind is p.VAR_POSITIONAL}
+
+
+def knows_only_tensors(call: Call) -> bool:
+    """Whether a call runs the same code whatever its arguments: each is a value of the graph."""
+    arguments = call.arguments.values()
+    return (
+        not call.optional
+        and not call.tensors
+        and not call.lengths
+        and not call.typed
+        and all(isinstance(value, fx.Node) for value in arguments)
+    )
+
+
+def common_caller(callers: Iterable[Call]) -> Call:
+    """The innermost call that all of the calls were made in."""
+    iterator = iter(callers)
+    common = list(next(iterator).ancestry())[::-1]
+    for call in iterator:
+        ancestry = list(call.ancestry())[::-1]
+        length = 0
+        for one, two in zip(common, ancestry, strict=False):
+            if one is not two:
+                break
+            length += 1
+        common = common[:length]
+    return common[-1]
+
+
+def calls_between(inner: Call, outer: Call) -> Iterator[Call]:
+    """A call and its callers up to one of them, which is left out."""
+    return takewhile(lambda call: call is not outer, inner.ancestry())

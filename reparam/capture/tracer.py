@@ -1,0 +1,393 @@
+"""The tracer: what it looks into, what it takes for certain, and who made each node."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from threading import get_ident
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from reparam.capture.known_types import KnownType, KnownTypes
+from reparam.capture.proxies import (
+    Attribute,
+    ConstantProxy,
+    Proxy,
+    asks_for_identity,
+    comes_of_tensors,
+    is_tensor,
+)
+from reparam.capture.reading.source import code_below
+from reparam.capture.structures import without_proxies
+from reparam.capture.trace import Call, bound, surely_given
+from reparam.capture.writes import assign, returns_what_it_wrote
+from reparam.errors import MadeTensorError, UntraceableError
+from reparam.modules.state import Watch, random_state
+from reparam.modules.tree import fetch, has_hooks, has_own_call, names_of_tensors
+from reparam.rules import Rules
+
+_RETURN_A_TENSOR = {
+    kind
+    for name in ("activation", "batchnorm", "conv", "dropout", "linear", "normalization", "pooling")
+    for kind in vars(getattr(nn.modules, name)).values()
+    if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.MultiheadAttention
+}
+
+_ATTRIBUTES: dict[str, type] = {
+    "shape": torch.Size,
+    "dtype": torch.dtype,
+    "device": torch.device,
+    "ndim": int,
+}
+
+
+class Tracer(fx.Tracer):
+    """Records a module's forward, and which call made each node.
+
+    Args:
+        root: The module.
+        rules: The rules of this call; a module type with a rule is a leaf.
+        opaque: Identities and types of modules that are leaves.
+        given: Parameters of the forward that the user gives.
+        watch: Knows what changes meanwhile.
+        making: Identities of modules of which what makes tensors of numbers is recorded.
+        notices_random: Whether to find out which module draws random numbers.
+    """
+
+    trace_asserts = True
+
+    def __init__(
+        self,
+        root: nn.Module,
+        rules: Rules,
+        opaque: set[Any],
+        given: Mapping[str, Any],
+        watch: Watch,
+        making: Collection[int] = (),
+        *,
+        notices_random: bool,
+    ) -> None:
+        super().__init__()
+        self.rules = rules
+        self.opaque = opaque
+        self.given = given
+        self.model = root
+        self.names = names_of_tensors(root)
+        self.registered = set(root.modules())
+        # Where its parameters are a value has to be, too.
+        devices = {tensor.device for tensor in (*root.parameters(), *root.buffers())}
+        self.device = devices.pop() if len(devices) == 1 else None
+        self.calls: list[Call] = []
+        self.stack: list[Call] = []
+        self.in_context: set[Call] = set()
+        self.random_modules: list[nn.Module] = []
+        self.writing_modules: list[nn.Module] = []
+        self.refused: set[int] = set()
+        self.tried: tuple[Any, set[int]] = None, set()
+        self.thread = get_ident()
+        self.caller: dict[fx.Node, Call] = {}
+        self.types = KnownTypes()
+        self.failed: nn.Module | None = None
+        self.watch = watch
+        self.making = making
+        self.makers: set[int] = set()
+        self.notices_random = notices_random
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module stays one node."""
+        if id(m) in self.opaque or type(m) in self.opaque or has_hooks(m):
+            return True
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
+        if "forward" in vars(m) or parametrize.is_parametrized(m):
+            return False
+        if type(m).__module__.startswith("torch.nn.utils"):
+            return False  # what computes a parametrized weight
+        if self.rules.find(type(m)) is not None:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Record a leaf, or run a module's forward."""
+        if get_ident() != self.thread:
+            return forward(*args, **kwargs)  # somebody else's call: torch.fx patches all threads
+        if has_own_call(m):
+            raise UntraceableError("it runs a module whose __call__ is its own")
+        if type(m) is nn.Sequential and m not in self.registered:
+            return forward(*args, **kwargs)  # a slice of one: its parts are registered
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            result = super().call_module(m, forward, args, kwargs)
+            self.types.passed(m, path, (*args, result))
+            return result
+        return self._enter(path, m, m.forward, args, kwargs, lambda: forward(*args, **kwargs))
+
+    def _enter(
+        self,
+        path: str,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[[], Any],
+    ) -> Any:
+        if not _is_torch(module) and any(map(asks_for_identity, code_below(module, forward))):
+            self.failed = self.failed or module
+            raise UntraceableError("its forward asks for the type of a value, or for its identity")
+        parent = self.stack[-1] if self.stack else None
+        # Now, since the forward may append to a list that it was given.
+        given = without_proxies((bound(forward, args, kwargs), args, kwargs))
+        call = Call(path, module, parent, *given)
+        call.optional = any(
+            parameter.default is not parameter.empty
+            for parameter in inspect.signature(forward).parameters.values()
+        )
+        self.calls.append(call)
+        self.stack.append(call)
+        before = random_state() if self.notices_random else None
+        writes = self.watch.writes
+        try:
+            result = run()
+            call.result = without_proxies(result)
+        except Exception:
+            if self.failed is None:
+                self.failed = module
+            raise
+        finally:
+            self.stack.pop()
+        if self.notices_random and random_state() != before:
+            self.random_modules.append(module)
+        if self.watch.writes != writes:
+            self.writing_modules.append(module)
+        return result
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The truth of a value: that of a comparison of types, if it is certain."""
+        node = obj.node
+        if node.target in (operator.eq, operator.ne):
+            equal = self._are_equal(*map(self.types.named_by, node.args))
+            if equal is not None:
+                return equal == (node.target is operator.eq)
+        self.refuse()
+        return super().to_bool(obj)
+
+    def _are_equal(self, *types: KnownType | None) -> bool | None:
+        """Whether types are equal; None where that is not certain, or cannot be checked again.
+
+        Whoever's code depends on the answer has to check it when the new code is called.
+        """
+        known = [one for one in types if one is not None]
+        weights = {one.weight for one in known if one.weight is not None}
+        prefixes = [f"{call.path}." for call in self.stack if call.path]
+        below = all(weight.startswith(prefix) for weight in weights for prefix in prefixes)
+        if len(known) < len(types) or not below:
+            return None
+        for call in self.stack:
+            call.typed.update(weights)
+        return len({one.dtype for one in known}) == 1
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        """Record an operator; a conversion to the type at hand is none."""
+        asked = (*args[1:], *kwargs.values())
+        if target == "to" and len(asked) == 1 and kwargs.keys() <= {"dtype"}:
+            dtype = self.types.named_by(without_proxies(asked[0]))
+            if dtype and self._are_equal(self.types.of(args[0].node), dtype):
+                return args[0]
+        result = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        written = args[0] if args else None
+        if isinstance(written, Proxy) and returns_what_it_wrote(kind, target, kwargs):
+            self._rebind(written, result, anything=target is assign)
+        return result
+
+    def _rebind(self, written: Proxy, result: fx.Proxy, *, anything: bool) -> None:
+        """Let what reads a value from now on read what was made of it in place.
+
+        Values of a caller stay as they are: its code cannot name what another's code made.
+        """
+        old, new = written.node, result.node
+        call, tensor = self.caller.get(old), comes_of_tensors(old, self.is_tensor)
+        here = call is not None and self.stack[-1:] and self.stack[-1] in call.ancestry()
+        if here and old.op not in ("placeholder", "get_attr") and (anything or tensor):
+            if tensor:
+                new.meta["tensor"] = True
+            self.types.written(old, new)
+            written.node = new
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        """The values in a value, whose number is not known."""
+        self.refuse()
+        return super().iter(obj)
+
+    def refuse(self, frame: FrameType | None = None) -> None:
+        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception.
+
+        Args:
+            frame: The frame that asked, where it may be torch itself that tries.
+        """
+        fresh = {id(call.module) for call in self.stack[-1:]} - self.refused
+        self.refused |= fresh
+        if frame is not None:
+            place = frame, frame.f_lasti
+            self.tried = place, fresh | (self.tried[1] if self.tried[0] == place else set())
+
+    def forgive(self, frame: FrameType) -> None:
+        """Forget what one of torch's functions asked before it found that it got a proxy."""
+        place, fresh = self.tried
+        if place == (frame, frame.f_lasti):
+            self.refused -= fresh
+
+    def note_context(self) -> None:
+        """Remember whose code enters a context: a graph has none."""
+        self.in_context.update(self.stack[-1:])
+
+    def class_of(self, proxy: fx.Proxy) -> type:
+        """The class that a value has for code that asks for it, if that is certain."""
+        node = proxy.node if type(proxy) is not Attribute else None
+        if isinstance(proxy, ConstantProxy):
+            return proxy.kind
+        if isinstance(proxy, Attribute) and proxy.attr in _ATTRIBUTES:
+            return _ATTRIBUTES[proxy.attr]
+        if node is not None and node.op == "placeholder":
+            named = self._named_in_all_calls(node)
+            for call, name in named:
+                call.tensors.add(name)
+            if named:
+                return Tensor
+        elif node is not None and self.is_tensor(node):
+            return Tensor
+        self.refuse()
+        raise fx.proxy.TraceError("what a value is cannot be told")
+
+    def _named_in_all_calls(self, node: fx.Node) -> list[tuple[Call, str]]:
+        """The parameters by which a placeholder came here; none if one call hid it in a container.
+
+        Whatever is assumed of its value can then be checked when the new code is called.
+        """
+        named = [
+            (call, name)
+            for call in self.stack
+            for name, value in call.arguments.items()
+            if value is node
+        ]
+        return named if {call for call, _ in named} == set(self.stack) else []
+
+    def first_of(self, proxy: fx.Proxy, count: int) -> list[fx.Proxy]:
+        """The first values of a container, all that ``zip`` with something shorter takes."""
+        placeholder = type(proxy) is Proxy and proxy.node.op == "placeholder"
+        named = self._named_in_all_calls(proxy.node) if placeholder else []
+        if not named:
+            return list(self.iter(proxy))
+        for call, name in named:
+            call.lengths[name] = max(count, call.lengths.get(name, 0))
+        value: Any = proxy
+        return [value[index] for index in range(count)]
+
+    def made(
+        self, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, value: Any
+    ) -> Any:
+        """A tensor made of numbers alone: as it is, or a node in code that cannot do with that."""
+        if get_ident() != self.thread or not self.stack:
+            return value
+        maker = id(self.stack[-1].module)
+        self.makers.add(maker)
+        if maker not in self.making:
+            return value
+        recorded = self.create_proxy("call_function", factory, args, kwargs)
+        recorded.node.meta["tensor"] = True
+        return ConstantProxy(recorded.node, self, value)
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether the value of a node is a tensor, whatever the model's input is."""
+        if node.op != "call_module":
+            return is_tensor(node)
+        module = fetch(self.model, str(node.target))
+        known = type(module) in _RETURN_A_TENSOR or self.rules.find(type(module)) is not None
+        return known and not getattr(module, "return_indices", False)
+
+    def create_arg(self, a: Any) -> fx.node.Argument:
+        """An argument as a graph holds it."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, nn.Module):
+            return self.create_node("get_attr", self.path_of_module(a), (), {})
+        if isinstance(a, Tensor) and id(a) not in self.names:
+            # A graph could only hold it as a constant of the whole model.
+            raise MadeTensorError("its forward makes a tensor that does not depend on its input")
+        return super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Remember which call made a node."""
+        node = super().create_node(*args, **kwargs)
+        if self.stack:
+            self.caller[node] = self.stack[-1]
+        self.types.computed(node)
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The value of a node."""
+        return Proxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter or buffer as a value of the graph."""
+        if get_ident() != self.thread:
+            return attr_val
+        if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
+            node = self.create_node("get_attr", self.names[id(attr_val)], (), {})
+            return ConstantProxy(node, self, attr_val)
+        return attr_val
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """What the root's forward is given."""
+        del root_fn, is_module, concrete_args
+        forward = self.model.forward
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        given = self.given or surely_given(forward)
+        for parameter in inspect.signature(forward).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names = [f"{parameter.name}_{n}" for n in range(len(given.get(parameter.name, ())))]
+                positional.extend(self.create_proxy("placeholder", name, (), {}) for name in names)
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            everything = isinstance(self.model, fx.GraphModule)
+            required = everything or parameter.default is parameter.empty
+            if required or parameter.name in given:
+                value: Any = self.create_proxy("placeholder", parameter.name, (), {})
+            else:
+                value = parameter.default
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                keywords[parameter.name] = value
+            else:
+                positional.append(value)
+
+        def run(*args: Any) -> Any:
+            return self._enter(
+                "", self.model, forward, args, keywords, lambda: forward(*args, **keywords)
+            )
+
+        return run, positional
+
+
+def _is_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")

@@ -1,0 +1,165 @@
+"""Files of programs: a model recorded for PyTorch or ONNX, run once and compared with the model."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from reparam.errors import ReparamError
+from reparam.verification.model_check import relative_error
+
+_BOUND = 1e-4
+
+SUFFIXES = (".pt2", ".onnx")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that was recorded from a model.
+
+    Args:
+        data: What its file holds.
+        run: Runs what is read back of that; None where nothing here can run it.
+    """
+
+    data: bytes
+    run: Callable[..., list[Tensor]] | None
+
+
+def record(
+    model: nn.Module | ExportedProgram,
+    inputs: tuple[Tensor, ...],
+    suffix: str,
+    *,
+    any_batch: bool = False,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Program:
+    """Records a program.
+
+    Args:
+        model: The model.
+        inputs: What it is recorded with.
+        suffix: The format, one of `SUFFIXES`.
+        any_batch: Whether it takes any number of samples, the first axis of each input.
+        input_names: What inputs are called in ONNX.
+        output_names: What outputs are called there.
+
+    Returns:
+        The program.
+
+    Raises:
+        ReparamError: If a package is missing.
+    """
+    batch = torch.export.Dim("batch")
+    axes = tuple({0: batch} for _ in inputs) if any_batch else None
+    if suffix == ".pt2":
+        return _record_for_pytorch(model, inputs, axes)
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ReparamError(
+                f".onnx files need the package {package}: pip install 'reparam[interop]'"
+            ) from error
+    with warnings.catch_warnings():
+        # torch.export copies its own tree structures
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+        program = torch.onnx.export(
+            model,
+            () if isinstance(model, ExportedProgram) else inputs,
+            dynamo=True,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=axes,
+            verbose=False,
+        )
+    if program is None:
+        raise ReparamError("torch.onnx.export returned no program")
+    data: bytes = program.model_proto.SerializeToString()
+    return Program(data, _in_onnxruntime(data))
+
+
+def compare(
+    model: nn.Module | ExportedProgram, program: Program, cases: Iterable[tuple[Tensor, ...]]
+) -> float | None:
+    """Runs a program and compares all its outputs with those of its model.
+
+    Args:
+        model: The model.
+        program: The program.
+        cases: Inputs of both.
+
+    Returns:
+        The largest difference, relative to the largest output; None where nothing can run it.
+
+    Raises:
+        ReparamError: If the program returns something else.
+    """
+    if program.run is None:
+        return None
+    call = model if isinstance(model, nn.Module) else model.module(check_guards=False)
+    worst = 0.0
+    for inputs in cases:
+        with torch.no_grad():
+            expected, found = _tensors(call(*inputs)), program.run(*inputs)
+        same = [one.shape for one in found] == [one.shape for one in expected]
+        errors = [*map(relative_error, found, expected)] if same else [float("inf")]
+        for error in errors:
+            if not error <= _BOUND:
+                raise ReparamError(
+                    f"the program returns something else than the model, by {error:.1e} of the "
+                    "largest output; nothing was written. Please report it"
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def _record_for_pytorch(
+    model: nn.Module | ExportedProgram,
+    inputs: tuple[Tensor, ...],
+    axes: tuple[dict[int, torch.export.Dim], ...] | None,
+) -> Program:
+    program = (
+        model
+        if isinstance(model, ExportedProgram)
+        else torch.export.export(model, inputs, dynamic_shapes=axes)
+    )
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    data = buffer.getvalue()
+    read = torch.export.load(io.BytesIO(data)).module(check_guards=program is not model)
+    return Program(data, lambda *values: _tensors(read(*values)))
+
+
+def _in_onnxruntime(data: bytes) -> Callable[..., list[Tensor]] | None:
+    """What runs a program of ONNX; None where onnxruntime is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*values: Tensor) -> list[Tensor]:
+        feed = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
+
+    return run
+
+
+def _tensors(outputs: object) -> list[Tensor]:
+    return [one for one in tree_leaves(outputs) if isinstance(one, Tensor)]
+
+
+"""Largest difference of a program's outputs, relative to the largest output."""
+
+"""What the names of the files end with."""

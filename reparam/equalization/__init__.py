@@ -1,0 +1,5 @@
+"""The ranges of channels made even across layers: the public call `equalize`.
+
+Files, in the order in which data flows: `channel_layouts`, `homogeneous`, `scalable_weights`,
+`scale_flow`, `seen_values`, `ranges`, `new_weights`, `value_check`, `equalize`.
+"""

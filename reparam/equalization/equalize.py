@@ -1,0 +1,230 @@
+"""The public call that equalises the ranges of channels across layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from reparam.capture.programs import as_module
+from reparam.equalization.new_weights import Rescaling, rescale, spread_of
+from reparam.equalization.scalable_weights import find_weights, shared_memory
+from reparam.equalization.scale_flow import follow_scales
+from reparam.equalization.seen_values import fix_seen_values
+from reparam.equalization.value_check import ScaleError, check_scales
+from reparam.errors import Refusal, ReparamError
+from reparam.modules.at_work import at_work, check_model
+from reparam.modules.copying import copy_model
+from reparam.modules.tree import fetch, join
+from reparam.planning.parts import Part, find_parts, program_part
+from reparam.report.rows import operator_kind, place, untraced_row
+from reparam.report.tables import EqualizationReport, EqualizedRow, RefusedRow
+from reparam.rewriting.programs import rebuild
+from reparam.rewriting.rewriter import rewrite
+from reparam.rules import Rules, load_rules
+from reparam.verification.model_check import DifferenceError, Judge, as_arguments
+
+ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
+
+_UNCHECKED = (
+    "some layers could not be run by themselves on random inputs to compare their values; with "
+    "example_inputs the whole model is compared"
+)
+
+
+def equalize(
+    model: ModelT,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    powers_of_two: bool = False,
+    verify: bool = True,
+) -> ModelT:
+    """Move scales between layers until the ranges of their channels are equal.
+
+    Quantisation with one scale per tensor rounds a channel of small weights beside one of large
+    weights to little or nothing. A scale per channel moves from the weights that read a channel to
+    those that make it wherever all that lies between lets a positive factor pass, such as a ReLU,
+    so that the model computes the same. This is cross-layer equalisation (arXiv 1906.04721, section
+    4.1). It works best on a fused model: a batch norm between two layers keeps the scales apart.
+
+    Args:
+        model: Any module in eval mode, a graph module or an exported program.
+        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
+            needed, but with them shapes are known and the whole model is compared.
+        inplace: Change the model itself, not a copy of it.
+        powers_of_two: Whether to round each scale to a power of two. No weight and no value is then
+            rounded anew, so that outputs stay the same bit for bit, but each scale is up to a
+            factor of the square root of two from the best one.
+        verify: Compare every value of the graph in float64 before a scale is applied.
+
+    Returns:
+        The model with other weights, of the kind that was given. What was scaled and what was not
+        is its attribute ``reparam_report``.
+
+    Raises:
+        ReparamError: If the model is no module, is in training mode, has a lazy module that was
+            never run, cannot be copied or not be changed in place, or does not run on the inputs.
+
+    Examples:
+        >>> import torch
+        >>> import reparam
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        >>> equal = reparam.equalize(model)
+        >>> made, read = equal[0].weight.abs().amax(1), equal[2].weight.abs().amax(0)
+        >>> torch.allclose(made, read, rtol=0.01)
+        True
+        >>> x = torch.randn(3, 4)
+        >>> torch.equal(model(x), reparam.equalize(model, powers_of_two=True)(x))
+        True
+    """
+    check_model(model)
+    inputs = None if example_inputs is None else as_arguments(example_inputs)
+    if inplace and isinstance(model, ExportedProgram):
+        raise ReparamError(
+            "an ExportedProgram cannot be changed in place; take the one that is returned"
+        )
+    load_rules()
+    report = EqualizationReport(type(model).__name__)
+    with at_work():
+        if isinstance(model, ExportedProgram):
+            part = program_part(model, Rules())
+            new = _new_weights([part], part.trace.root, report, powers_of_two, verify)
+            called = model.example_inputs if inputs is None else (inputs, {})
+            program: ModelT = _as_program(model, part, new, report, called if verify else None)
+            return program
+        parts, untraced = find_parts(model, Rules(), inputs)
+        report.refused.extend(map(untraced_row, untraced))
+        new = _new_weights(parts, model, report, powers_of_two, verify)
+        target: ModelT = _as_module(model, new, report, inputs if verify else None, inplace=inplace)
+        return target
+
+
+def _new_weights(
+    parts: list[Part],
+    model: nn.Module,
+    report: EqualizationReport,
+    powers_of_two: bool,
+    verify: bool,
+) -> dict[str, Tensor]:
+    """The new parameters by path, in their own type."""
+    shared = shared_memory(model)
+    new: dict[str, Tensor] = {}
+    for part in parts:
+        scaling = follow_scales(part, find_weights(part, shared))
+        fix_seen_values(scaling, model)
+        rescaling = rescale(scaling, powers_of_two=powers_of_two)
+        if verify and rescaling.changed():
+            try:
+                if not check_scales(rescaling) and _UNCHECKED not in report.notes:
+                    report.notes.append(_UNCHECKED)
+            except ScaleError as problem:
+                reason = f"verification failed: {problem}"
+                warnings.warn(f"{reason}; it was left alone. Please report it", stacklevel=4)
+                for layer in scaling.layers.values():
+                    scaling.groups.fix((*layer.inputs, *layer.outputs), Refusal(reason))
+                rescaling = rescale(scaling, powers_of_two=powers_of_two)
+        _describe(rescaling, report)
+        for layer in rescaling.changed():
+            for path, exact in rescaling.tensors(layer).items():
+                old = fetch(part.trace.root, path)
+                new[join(part.trace.path, path)] = exact.to(old.dtype)
+    return new
+
+
+def _describe(rescaling: Rescaling, report: EqualizationReport) -> None:
+    """Write down what happens to the layers of a part, in the order in which they run."""
+    scaling = rescaling.scaling
+    trace, groups = scaling.part.trace, scaling.groups
+    changed = set(rescaling.changed())
+    for layer in scaling.layers.values():
+        where, kind = place(trace, layer.node), operator_kind(trace, layer.node)
+        if layer in changed:
+            scales = rescaling.of(layer.outputs)
+            count = int((scales != 1).sum())
+            channels = count, len(scales)
+            report.equalized.append(
+                EqualizedRow(where, kind, channels, spread_of(layer, rescaling))
+            )
+        reasons = [groups.why_fixed(channel) for channel in layer.outputs]
+        fixed = [reason for reason in reasons if reason is not None]
+        if fixed and len(fixed) == len(reasons):
+            report.refused.append(RefusedRow(where, kind, fixed[0].reason))
+    for node, reason in scaling.refused.items():
+        row = RefusedRow(place(trace, node), operator_kind(trace, node), reason.reason)
+        report.refused.append(row)
+
+
+def _as_module(
+    model: Any,
+    new: Mapping[str, Tensor],
+    report: EqualizationReport,
+    inputs: tuple[Any, ...] | None,
+    *,
+    inplace: bool,
+) -> Any:
+    judge = None if inputs is None else Judge(model, inputs, inplace=inplace)
+    target = model if inplace else copy_model(model)
+    try:
+        with all_or_nothing({path: fetch(target, path) for path in new}):
+            for path, tensor in new.items():
+                _write(fetch(target, path), tensor)
+            if judge is not None:
+                judge.compare(target, report.notes)
+    except DifferenceError as problem:
+        _refuse_all(report, problem)
+    vars(target)["reparam_report"] = report  # its class may forbid to set attributes
+    return target
+
+
+def _as_program(
+    program: Any,
+    part: Part,
+    new: Mapping[str, Tensor],
+    report: EqualizationReport,
+    called: tuple[tuple[Any, ...], dict[str, Any]] | None,
+) -> Any:
+    result = rebuild(program, part, rewrite(part.trace, [], part.facts))
+    old = {name: result.state_dict[name].detach().clone() for name in new}
+    for name, tensor in new.items():
+        _write(result.state_dict[name], tensor)
+    if called is not None:
+        try:
+            Judge(as_module(program), *called).compare(as_module(result), report.notes)
+        except DifferenceError as problem:
+            _refuse_all(report, problem)
+            for name, tensor in old.items():
+                _write(result.state_dict[name], tensor)
+    result.reparam_report = report  # type: ignore[attr-defined]
+    return result
+
+
+@contextmanager
+def all_or_nothing(parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put every parameter back as it was if anything is raised."""
+    saved = [(parameter, parameter.detach().clone()) for parameter in parameters.values()]
+    try:
+        yield
+    except BaseException:
+        for parameter, values in saved:
+            _write(parameter, values)
+        raise
+
+
+def _write(parameter: Tensor, values: Tensor) -> None:
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        parameter.copy_(values)
+
+
+def _refuse_all(report: EqualizationReport, problem: DifferenceError) -> None:
+    warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=4)
+    report.refused.extend(
+        RefusedRow(row.place, row.operator, str(problem)) for row in report.equalized
+    )
+    report.equalized.clear()

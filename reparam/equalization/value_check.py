@@ -1,0 +1,158 @@
+r"""Check scaled weights: run a graph with the old and the new ones, and compare every value.
+
+With scales s each value v has to become s * v, so that a wrong law shows where it is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam.equalization.new_weights import Rescaling
+from reparam.modules.float64 import call_exact, in_float64, run_function
+from reparam.modules.tree import fetch
+from reparam.planning.parts import Part
+from reparam.report.rows import described
+from reparam.verification.model_check import relative_error
+from reparam.verification.random_runs import is_known, random_inputs, runs_alone
+from reparam.verification.region_check import REGION_BOUND
+
+
+class ScaleError(Exception):
+    """A value is not what its scale says."""
+
+
+def check_scales(rescaling: Rescaling) -> bool:
+    """Run the graph of a part in float64 on a random input, before and after.
+
+    Args:
+        rescaling: The scales.
+
+    Returns:
+        Whether all layers that changed could be run.
+
+    Raises:
+        ScaleError: If a value is not its scale times what it was.
+    """
+    part = rescaling.scaling.part
+    changed = rescaling.changed()
+    new = {path: tensor for layer in changed for path, tensor in rescaling.tensors(layer).items()}
+    for inputs in _inputs(part):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                reached = _compare(part, inputs, new, rescaling)
+        except ScaleError:
+            raise
+        except Exception:  # another size, perhaps
+            continue
+        return all(layer.node in reached for layer in changed)
+    return not changed
+
+
+def _inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
+    """Random inputs: of the known shapes, for which alone a view may be known, or of usual ones."""
+    shapes, dtypes = part.facts.shapes, part.facts.dtypes
+    floats = [
+        node
+        for node in part.trace.graph.find_nodes(op="placeholder")
+        if node in shapes and dtypes[node].is_floating_point
+    ]
+    if not floats:
+        yield from random_inputs(part)
+        return
+    generator = torch.Generator("cpu").manual_seed(0)
+    device = next((tensor.device for tensor in part.trace.root.parameters()), None)
+    yield {
+        node: torch.randn(shapes[node], generator=generator, dtype=torch.float64, device="cpu").to(
+            device
+        )
+        for node in floats
+    }
+
+
+def _compare(
+    part: Part, inputs: Mapping[fx.Node, Tensor], new: Mapping[str, Tensor], rescaling: Rescaling
+) -> set[fx.Node]:
+    """The values that were compared."""
+    sources = part.facts.sources
+    by_identity = {id(fetch(part.trace.root, path)): tensor for path, tensor in new.items()}
+    before: dict[fx.Node, Any] = {}
+    after: dict[fx.Node, Any] = {}
+    reached: set[fx.Node] = set()
+    last = {operand: node for node in part.facts.order for operand in node.all_input_nodes}
+    for node in part.facts.order:
+        if node in inputs:
+            before[node], after[node] = inputs[node], inputs[node].clone()
+            continue
+        if node.op in ("placeholder", "output", "get_attr") or node in sources:
+            continue
+        if not is_known((node.args, node.kwargs), before, part) or not runs_alone(node, part):
+            continue
+        state = torch.get_rng_state()
+        before[node] = _run(node, before, {}, part)
+        if not torch.equal(torch.get_rng_state(), state):
+            del before[node]
+            continue
+        after[node] = _run(node, after, by_identity, part)
+        _compare_value(node, before[node], after[node], rescaling)
+        reached.add(node)
+        for operand in node.all_input_nodes:
+            if last[operand] is node:
+                before.pop(operand, None)
+                after.pop(operand, None)
+    return reached
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any], new: Mapping[int, Tensor], part: Part) -> Any:
+    root = part.trace.root
+
+    def read(operand: fx.Node) -> Any:
+        if operand in values:
+            return values[operand]
+        if operand.op == "get_attr" and id(held := fetch(root, str(operand.target))) in new:
+            return new[id(held)]
+        return in_float64(part.facts.constant(operand))
+
+    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
+    if node.op != "call_module":
+        return run_function(node, args, kwargs)
+    module = fetch(root, str(node.target))
+    exact = {name: new[id(t)] for name, t in module.named_parameters() if id(t) in new}
+    return call_exact(module, args, kwargs, exact)
+
+
+def _compare_value(node: fx.Node, before: Any, after: Any, rescaling: Rescaling) -> None:
+    """Compare what a node returns; of several results the parts that are read are compared."""
+    if not isinstance(before, Tensor) or not before.is_floating_point():
+        return
+    layout = rescaling.scaling.layouts.get(node)
+    trace = rescaling.scaling.part.trace
+    expected = before
+    if layout is not None:
+        scales = rescaling.of(layout.channels).to(before.device)
+        if layout.spread:
+            scales = scales.repeat_interleave(before.shape[layout.axis] // len(scales))
+        expected = before * scales.view(-1, *(1,) * (-layout.axis - 1))
+    if expected.shape != after.shape:
+        raise ScaleError(f"{described(trace, node)}: with scaled weights its shape differs")
+    if bool(expected.isfinite().all()):
+        error = _largest_error(after, expected, None if layout is None else layout.axis)
+        if not error <= REGION_BOUND:
+            raise ScaleError(
+                f"{described(trace, node)}: with scaled weights its value differs by {error:.1e}"
+            )
+
+
+def _largest_error(actual: Tensor, expected: Tensor, axis: int | None) -> float:
+    """The largest difference of any channel, relative to it: a louder one hides none."""
+    if axis is None or not expected.numel():
+        return relative_error(actual, expected)
+    channel = expected.dim() + axis
+    others = [at for at in range(expected.dim()) if at != channel] or [0]
+    difference = (actual - expected).abs().amax(others)
+    size = expected.abs().amax(others)
+    # What cancels within a channel is rounded as its operands are.
+    return float((difference / (size + 1e-5 * size.max()).clamp_min(1e-300)).max())

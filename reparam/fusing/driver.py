@@ -1,0 +1,259 @@
+"""The public calls: plan a model, and apply the plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from torch import nn
+from torch.export import ExportedProgram
+
+from reparam.errors import ReparamError
+from reparam.fusing.applying import apply_parts, apply_to_program
+from reparam.modules.at_work import at_work, check_model
+from reparam.planning.cost_functions import MACS, MEMORY, CostFunction, Measure, latency
+from reparam.planning.parts import Part, Untraced, find_parts, program_part
+from reparam.report.rows import fused_row, refused_rows, untraced_row
+from reparam.report.tables import FusedRow, RefusedRow, Report
+from reparam.rules import Rules, load_rules
+from reparam.rules.registry import Rule, Target
+from reparam.verification.model_check import as_arguments
+
+ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
+
+
+@dataclass(eq=False)
+class Plan:
+    """What `fuse` would do to a model: print it, look at it, apply it.
+
+    Args:
+        model: The model or exported program; it is not changed by planning.
+        report: The tables that `print` shows.
+    """
+
+    model: nn.Module | ExportedProgram
+    report: Report
+    _untraced: list[RefusedRow] = field(repr=False)
+    _options: dict[str, Any] = field(repr=False)
+    _parts: list[Part] | None = field(repr=False)
+
+    @property
+    def fused(self) -> list[FusedRow]:
+        """One row per value that becomes one operator."""
+        return self.report.fused
+
+    @property
+    def refused(self) -> list[RefusedRow]:
+        """One row per operator that stays, with the reason."""
+        return self.report.refused
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.report
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def to_html(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        """Write the plan as one page for a browser, which loads nothing else.
+
+        It shows the graph before and after, for each region its branches, formula, kernels, cost
+        and exactness, and every refusal. It needs ``pip install 'reparam[html]'``.
+
+        Args:
+            path: The file to write.
+            verify: Compare every region in float64 with what will replace it, and show the
+                difference.
+
+        Raises:
+            ReparamError: If a package is missing.
+
+        Examples:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> import torch
+            >>> import reparam
+            >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            >>> page = Path(tempfile.mkdtemp(), "plan.html")
+            >>> reparam.plan(torch.nn.Sequential(*layers).eval()).to_html(page)
+            >>> "K<sub>0 → 1</sub> ⋆ x + c" in page.read_text(encoding="utf-8")
+            True
+        """
+        from reparam.report.html.writing import write_plan  # needs what not everybody installs
+
+        with at_work():
+            parts = self._planned()
+            write_plan(path, self.report, parts, verify=verify)
+
+    def _planned(self) -> list[Part]:
+        """The parts; planned again if an earlier call used their graphs up."""
+        if self._parts is None:
+            fresh = plan(self.model, **self._options)
+            self._parts, self.report = fresh._parts or [], fresh.report
+        return self._parts
+
+    def apply(self, *, inplace: bool = False, verify: bool = True) -> Any:
+        """Carry the plan out.
+
+        Args:
+            inplace: Change the model itself, not a copy of it.
+            verify: Compare every region in float64 before it is replaced, and leave alone what
+                differs.
+
+        Returns:
+            The fused model, of the kind that was planned; its report is the attribute
+            ``reparam_report``.
+
+        Raises:
+            ReparamError: If the model cannot be copied, or not be changed in place.
+        """
+        if inplace and isinstance(self.model, ExportedProgram):
+            raise ReparamError(
+                "an ExportedProgram cannot be changed in place; take the one that is returned"
+            )
+        parts, self._parts = self._planned(), None
+        report = Report(self.report.model, [], list(self._untraced), [], self.report.unit)
+        report.notes.extend(note for note in self.report.notes if note == _APART)
+        inputs = self._options["example_inputs"]
+        arguments = None if inputs is None else as_arguments(inputs)
+        with at_work():
+            if isinstance(self.model, ExportedProgram):
+                return apply_to_program(
+                    self.model, parts[0], report, verify=verify, inputs=arguments
+                )
+            return apply_parts(
+                self.model, parts, report, inplace=inplace, verify=verify, inputs=arguments
+            )
+
+
+def plan(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Any = None,
+    *,
+    rules: Mapping[Target, Rule | None] | None = None,
+    cost: str | CostFunction = "macs",
+) -> Plan:
+    """Find out what can be fused, exactly and cheaper, without touching the model.
+
+    Args:
+        model: Any module in eval mode, a graph module or an exported program.
+        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
+            needed, but with them shapes are known and the whole model is compared.
+        rules: Rules for this call only, by module type, function, method or ATen operator; None
+            switches a rule off.
+        cost: What must not rise, as must the number of operators not: ``"macs"``, the multiply-adds
+            of convolutions and linear layers; ``"memory"``, the numbers that operators hold as
+            weights and, with example inputs, write; ``"latency"``, the time that each takes by
+            itself here and now, on random values of the sizes that the example inputs lead to; or a
+            function that gives a number for an `Operator`.
+
+    Returns:
+        The plan; print it.
+
+    Raises:
+        ReparamError: If the model is no module, is in training mode, has a lazy module that was
+            never run, or if an argument is not understood.
+
+    Examples:
+        >>> import torch
+        >>> import reparam
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+        >>> len(reparam.plan(model).fused)
+        1
+    """
+    check_model(model)
+    if rules is not None and not isinstance(rules, Mapping):
+        raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
+    measure = _measure(cost)
+    inputs = None if example_inputs is None else as_arguments(example_inputs)
+    load_rules()
+    with at_work():
+        if isinstance(model, ExportedProgram):
+            parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
+        else:
+            parts, failures = find_parts(model, Rules(rules), inputs)
+        apart = False
+        for part in parts:
+            if measure.needs_sizes and not part.facts.shapes:
+                apart = True  # its sizes are not known
+            else:
+                part.measure = measure
+            part.decide()
+    if apart and inputs is None and not any(part.facts.shapes for part in parts):
+        raise ReparamError("cost='latency' is measured on the sizes of inputs: pass example_inputs")
+    untraced = [untraced_row(failure) for failure in failures]
+    report = Report(type(model).__name__, [], list(untraced), unit=measure.unit)
+    if apart:
+        report.notes.append(_APART)
+    for part in parts:
+        report.fused.extend(fused_row(part, region) for region in part.decision.regions)
+        report.refused.extend(refused_rows(part))
+    options = {"example_inputs": example_inputs, "rules": rules, "cost": cost}
+    return Plan(model, report, untraced, options, parts)
+
+
+def fuse(
+    model: ModelT,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    rules: Mapping[Target, Rule | None] | None = None,
+    cost: str | CostFunction = "macs",
+    verify: bool = True,
+) -> ModelT:
+    """Replace linear branches by the one convolution that computes the same.
+
+    Args:
+        model: Any module in eval mode, a graph module or an exported program.
+        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
+            needed, but with them shapes are known and the whole model is compared.
+        inplace: Change the model itself, not a copy of it.
+        rules: Rules for this call only; None switches a rule off.
+        cost: What must not rise; see `plan`.
+        verify: Compare every region in float64 before it is replaced.
+
+    Returns:
+        The fused model, of the kind that was given. What was fused and what was not is its
+        attribute ``reparam_report``. Where nothing can be fused, an equal copy.
+
+    Raises:
+        ReparamError: If the model is no module, is in training mode, has a lazy module that was
+            never run, or if an argument is not understood.
+
+    Examples:
+        >>> import torch
+        >>> import reparam
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+        >>> reparam.fuse(model)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+        )
+    """
+    with at_work():
+        planned = plan(model, example_inputs, rules=rules, cost=cost)
+        fused: ModelT = planned.apply(inplace=inplace, verify=verify)
+    return fused
+
+
+def _measure(cost: Any) -> Measure:
+    """By what a plan weighs."""
+    if isinstance(cost, str) and cost in _MEASURES:
+        return _MEASURES[cost]()
+    if callable(cost):
+        return Measure(cost, getattr(cost, "__name__", "cost"))
+    known = ", ".join(map(repr, _MEASURES))
+    raise ReparamError(f"cost={cost!r} is not known; give one of {known}, or a function")
+
+
+_MEASURES = {"macs": lambda: MACS, "memory": lambda: MEMORY, "latency": latency}
+
+_APART = (
+    "parts of the model were traced apart, and the sizes in them are not known: they were weighed "
+    "by multiply-adds"
+)

@@ -1,0 +1,105 @@
+"""The new operators of a part: made of their forms, and compared with what they replace."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.laws import kernel_shape
+from reparam.algebra.lowering import lower, take_after
+from reparam.errors import Refusal
+from reparam.planning.parts import Part
+from reparam.planning.regions import Region
+from reparam.report.rows import place, taught_rules
+from reparam.report.tables import Report
+from reparam.rewriting.repeats import signature
+from reparam.verification.region_check import NOT_FINITE, REGION_BOUND, compared, is_finite
+
+Made = tuple[nn.Module, float | None]
+
+
+def make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:
+    """The operators of all regions; plan anew without those that cannot be."""
+    made: dict[Hashable, Made] = {}
+    alike: dict[Hashable, Made] = {}
+    while True:
+        failed = False
+        for region in part.decision.regions:
+            key = region.key
+            if key in made:
+                continue
+            same = signature(region, part.facts)
+            result = alike.get(same) or _make(region, part, verify, report)
+            if isinstance(result, Refusal):
+                part.ban(region, result)
+                failed = True
+            else:
+                made[key] = result
+                if same is not None:
+                    alike[same] = result
+        if not failed:
+            return made
+        part.decide()
+
+
+def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Refusal:
+    """Compute the weights of a region's operator, verify them, round them."""
+    form, where = region.form, place(part.trace, region.value)
+    device = None if form.like is None else form.like.device
+    if device is not None and device.type == "meta":
+        module = lower(form, *_meta_weights(form))
+        take_after(module, form)
+        add_note(
+            report, "weights on the meta device: only the structure is fused, nothing verified"
+        )
+        return module, None
+    with torch.no_grad():
+        module = lower(form, *form.weights.evaluate(device))
+        error: float | None = None
+        if verify:
+            checked = compared(region, module, part.facts)
+            if isinstance(checked, Refusal):
+                return checked
+            error = checked
+            if not error <= REGION_BOUND:
+                taught = taught_rules(part, region)
+                blame = (
+                    f"It rests on {taught}: check that with reparam.testing.rulecheck, and if it "
+                    "holds, please report this"
+                    if taught
+                    else "A rule of reparam is wrong: please report it"
+                )
+                warnings.warn(
+                    f"{where}: the fused operator differs by {error:.1e} and was left alone. "
+                    f"{blame}",
+                    stacklevel=5,
+                )
+                reason = f"verification failed: a relative difference of {error:.1e}"
+                return Refusal(f"{reason}; it rests on {taught}" if taught else reason)
+        take_after(module, form)
+        if not is_finite(module):
+            if error is None and not is_finite(lower(form, *form.weights.evaluate(device))):
+                return NOT_FINITE
+            warnings.warn(
+                f"{where}: the fused weights overflow {form.dtype}; it was left alone",
+                stacklevel=5,
+            )
+            return Refusal(f"the fused weights overflow {form.dtype}")
+    return module, error
+
+
+def _meta_weights(form: AffineConv) -> tuple[Tensor, Tensor | None]:
+    shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+    kernel = torch.empty(shape, dtype=torch.float64, device="meta")
+    bias = torch.empty(shape[0], dtype=torch.float64, device="meta") if form.has_bias else None
+    return kernel, bias
+
+
+def add_note(report: Report, text: str) -> None:
+    """Add a note to a report that does not have it yet."""
+    if text not in report.notes:
+        report.notes.append(text)

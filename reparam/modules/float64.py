@@ -1,0 +1,127 @@
+"""Run operators of a graph by themselves, and in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from reparam.modules.state import undisturbed
+from reparam.modules.tree import fetch, has_hooks, join, own_tensors
+
+
+def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a function or a tensor method returns for other operands.
+
+    Args:
+        node: The node that calls it.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+    target: Any = node.target
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def in_float64(value: Any) -> Any:
+    """A floating-point tensor in float64; anything else as it is."""
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floats else value
+
+
+class Widened(TorchDispatchMode):
+    """Conversions to a smaller floating-point type give float64."""
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten._assert_tensor_metadata.default:
+            return None
+        dtype = kwargs.get("dtype")
+        if func is torch.ops.aten._to_copy.default and dtype and dtype.is_floating_point:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+def copied(structure: Any) -> Any:
+    """A structure with tensors of its own, of which those share memory that did before."""
+    leaves, layout = tree_flatten(structure)
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    tensors = deepcopy([leaves[place].detach() for place in places])
+    for place, tensor in zip(places, tensors, strict=True):
+        leaves[place] = tensor.requires_grad_(leaves[place].requires_grad)
+    return tree_unflatten(leaves, layout)
+
+
+def call_exact(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    exact: Mapping[str, Tensor] | None = None,
+    without: Collection[str] = (),
+) -> Any:
+    """Call a module in float64, without a copy of it.
+
+    Args:
+        module: The module.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        exact: Parameters of it that are known more exactly than it holds them.
+        without: Paths of its parts whose tensors are not used.
+    """
+    unused = tuple(f"{path}." for path in without)
+    better = {id(fetch(module, name)): tensor for name, tensor in (exact or {}).items()}
+    given = {
+        join(path, name): better[id(tensor)] if id(tensor) in better else tensor.detach().double()
+        for path, part in module.named_modules()  # each once, since each is put back once
+        if not f"{path}.".startswith(unused)
+        for name, tensor in own_tensors(part).items()
+        if tensor.is_floating_point()
+    }
+    with ExitStack() as around:
+        if not _only_computes(module):
+            around.enter_context(undisturbed(module))
+            around.enter_context(Widened())  # type: ignore[no-untyped-call]
+        around.enter_context(of_any_type())
+        return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
+
+
+def _only_computes(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers in eval mode; a user's may count its calls."""
+    return (
+        type(module).__module__ in _LAYERS
+        and not module.training
+        and not module._modules
+        and not has_hooks(module)
+        and "forward" not in vars(module)
+    )
+
+
+_LAYERS = {
+    f"torch.nn.modules.{name}"
+    for name in "activation batchnorm conv dropout flatten linear padding pooling".split()
+}
+
+
+@contextmanager
+def of_any_type() -> Iterator[None]:
+    """Run fused code in another type than it was traced with, to see what it computes."""
+    token = TYPES_MAY_DIFFER.set(True)
+    try:
+        yield
+    finally:
+        TYPES_MAY_DIFFER.reset(token)
+
+
+TYPES_MAY_DIFFER = ContextVar("TYPES_MAY_DIFFER", default=False)

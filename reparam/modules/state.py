@@ -1,0 +1,272 @@
+"""What running a forward may change besides its result: remembered, and put back."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, UntypedStorage, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from reparam.modules.tree import is_plain, memory
+
+_FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a model and leave its attributes, its tensors and the random numbers as they were.
+
+    Args:
+        model: The model.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
+    with Watch(model), torch.inference_mode() if inference else nullcontext():
+        yield
+
+
+def random_state() -> tuple[bytes, Any, bytes]:
+    """The states of torch's, Python's and numpy's random numbers, to compare and to restore."""
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        pickle.dumps(np.random.get_state()),
+    )
+
+
+def tensors_held(root: nn.Module) -> list[Tensor]:
+    """All tensors below a module, each once: registered, or in attributes and containers."""
+    return [holder for _, holder in _holders(root) if isinstance(holder, Tensor)]
+
+
+class Watch:
+    """A context that remembers the state which a forward may change, and puts it back at its end.
+
+    That is what the modules hold in attributes, containers and objects of their own, the memory of
+    their tensors, and the random numbers.
+
+    Args:
+        root: The module whose forward runs.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.random = random_state()
+        self.drew = False
+        """Whether random numbers were drawn."""
+        self.changed: list[nn.Module] = []
+        """The modules whose attributes or tensors were changed."""
+        self._contents: list[tuple[nn.Module, Any, Any]] = []
+        self._tensors: list[tuple[nn.Module, Tensor, Tensor, bool]] = []
+        for owner, holder in _holders(root):
+            if isinstance(holder, Tensor):
+                self._tensors.append((owner, holder, holder.detach(), holder.requires_grad))
+            else:
+                self._contents.append((owner, holder, _content(holder)))
+        self._memory = _Memory(_storage(tensor) for _, tensor, _, _ in self._tensors)
+
+    @property
+    def writes(self) -> int:
+        """How many pieces of the model's memory were written to so far."""
+        return len(self._memory.originals)
+
+    def __enter__(self) -> Watch:
+        self._memory.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._memory.__exit__(*problem)  # type: ignore[no-untyped-call]
+        self.drew = random_state() != self.random
+        torch_state, python_state, numpy_state = self.random
+        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+        random.setstate(python_state)
+        np.random.set_state(pickle.loads(numpy_state))
+        written = set(self._memory.originals)
+        self._memory.restore()
+        for owner, holder, content in self._contents:
+            if not _same(_content(holder), content):
+                self.changed.append(owner)
+                _refill(holder, content)
+        for owner, tensor, alias, requires_grad in self._tensors:
+            moved = _place(tensor) != _place(alias)
+            if moved:
+                tensor.data = alias
+            if tensor.requires_grad != requires_grad:
+                moved = True
+                tensor.requires_grad_(requires_grad)
+            if moved or memory(tensor) in written:
+                self.changed.append(owner)
+
+
+class _Memory(TorchDispatchMode):
+    """Copies memory before an operator writes to it for the first time.
+
+    So nothing is copied of what is only read, and no write is missed, through whatever view.
+    """
+
+    supports_higher_order_operators = True  # such as torch.cond
+
+    def __init__(self, storages: Iterator[UntypedStorage]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watched = {storage._cdata for storage in storages}
+        self.originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+            for index, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    given = args[index] if index < len(args) else kwargs.get(argument.name)
+                    for tensor in tree_leaves(given):
+                        if _has_memory(tensor):
+                            self._keep(_storage(tensor))
+        return func(*args, **kwargs)
+
+    def _keep(self, storage: UntypedStorage) -> None:
+        if storage._cdata in self.watched and storage._cdata not in self.originals:
+            self.originals[storage._cdata] = storage, storage.clone()
+
+    def restore(self) -> None:
+        for storage, original in self.originals.values():
+            storage.copy_(original)
+
+
+def _storage(tensor: Tensor) -> UntypedStorage:
+    return tensor.untyped_storage()
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Which memory a tensor looks at, and how."""
+    return memory(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
+
+
+def _has_memory(value: Any) -> bool:
+    """Whether a value is a tensor with memory of its own: not sharded, quantised or sparse."""
+    return isinstance(value, Tensor) and is_plain(value) and value.layout is torch.strided
+
+
+def _holders(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Everything below a module that can be changed, and the module that holds it."""
+    pending: list[tuple[nn.Module, Any]] = [(module, module) for module in root.modules()]
+    pending.reverse()
+    seen: set[int] = set()
+    while pending:
+        owner, value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        entries: Any = ()
+        if isinstance(value, nn.Module):
+            owner = value
+            kinds = [kind for kind in type(value).__mro__ if not _is_foreign(kind)]
+            entries = [*vars(value).values(), *kinds]
+        elif isinstance(value, dict):
+            entries = value.values()
+        elif isinstance(value, list | set | deque | tuple):
+            entries = value
+        elif isinstance(value, Tensor):
+            if not _has_memory(value):
+                continue
+        elif isinstance(value, type):
+            if not issubclass(value, nn.Module):
+                continue
+            entries = vars(value).values()
+        elif (
+            not hasattr(value, "__dict__")
+            or isinstance(value, FunctionType | MethodType | ModuleType)
+            or _is_foreign(type(value))
+        ):
+            continue
+        else:
+            entries = vars(value).values()
+        if not isinstance(value, tuple):
+            yield owner, value
+        pending.extend((owner, entry) for entry in entries if not _is_constant(entry))
+
+
+def _is_foreign(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _FOREIGN
+
+
+def _is_constant(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | bytes)
+
+
+def _content(holder: Any) -> Any:
+    """A shallow copy of what something holds."""
+    if isinstance(holder, dict):
+        return dict(holder)
+    if isinstance(holder, list | deque):
+        return list(holder)
+    return set(holder) if isinstance(holder, set) else dict(vars(holder))
+
+
+def _same(now: Any, then: Any) -> bool:
+    """Whether two contents are made of the same things."""
+    if isinstance(now, dict):
+        return now.keys() == then.keys() and all(map(_equal, now.values(), map(then.get, now)))
+    if isinstance(now, list):
+        return len(now) == len(then) and all(map(_equal, now, then))
+    return bool(now == then)
+
+
+def _equal(now: Any, then: Any) -> bool:
+    return now is then or (_is_constant(then) and type(now) is type(then) and bool(now == then))
+
+
+def _refill(holder: Any, content: Any) -> None:
+    """Put back what something held."""
+    if isinstance(holder, type):
+        for name in vars(holder).keys() - content.keys():
+            delattr(holder, name)
+        for name, value in content.items():
+            if name not in vars(holder) or not _equal(vars(holder)[name], value):
+                setattr(holder, name, value)
+        return
+    target = holder if isinstance(holder, dict | list | deque | set) else vars(holder)
+    target.clear()
+    target.extend(content) if isinstance(target, list | deque) else target.update(content)
+
+
+@contextmanager
+def all_or_nothing(target: nn.Module) -> Iterator[None]:
+    """Put every module back as it was if anything is raised."""
+    saved = [
+        (
+            module,
+            type(module),
+            dict(vars(module)),
+            dict(module._modules),
+            dict(module._parameters),
+            dict(module._buffers),
+        )
+        for module in target.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes, children, parameters, buffers in saved:
+            if type(module) is not kind:
+                module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            if isinstance(module, fx.GraphModule):
+                module.recompile()
+        raise

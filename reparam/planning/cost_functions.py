@@ -1,0 +1,365 @@
+"""What the operators of a graph, and those that might replace them, cost by a cost function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from math import inf, isnan, prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.benchmark import Timer
+
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.laws import kernel_shape
+from reparam.algebra.lowering import explicit_padding, lower, operators, run_operator, take_after
+from reparam.analysis.facts import Facts
+from reparam.capture.operators import operator_name
+from reparam.errors import ReparamError
+from reparam.modules.float64 import run_function
+from reparam.modules.tree import fetch, own_tensors
+from reparam.planning.costs import MULTIPLY_ADDS, NOTHING, Cost
+from reparam.rules import Step
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator, as a cost function sees it.
+
+    Args:
+        name: The class of the module, or the name of the function or method.
+        kind: ``"conv"``, ``"conv_transpose"`` or ``"linear"``; ``"other"`` for what is none.
+        multiply_adds: Multiply-adds of a convolution or a linear layer, at all positions; 0 for all
+            others. Without example inputs in units of one output position of the value that is
+            decided on.
+        weights: How many weights it holds, the bias and statistics included.
+        values: How many values it writes; 0 if that is not known.
+        in_channels: Channels that it reads, where known.
+        out_channels: Channels that it writes, where known.
+        kernel_size: One size per spatial axis.
+        stride: One stride per spatial axis.
+        dilation: One dilation per spatial axis.
+        groups: Groups of a convolution.
+        input_shapes: Shapes of the tensors that it reads; empty if they are not known.
+        dtype: Type of what it reads, where known.
+        run: Runs it once on random values of these shapes; None if the shapes are not known.
+        planned: Whether it is not in the model yet.
+    """
+
+    name: str
+    kind: str
+    multiply_adds: float
+    weights: int
+    values: float
+    in_channels: int | None = None
+    out_channels: int | None = None
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int | None = None
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    dtype: torch.dtype | None = None
+    run: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+    planned: bool = field(default=False, compare=False)
+
+
+CostFunction = Callable[[Operator], float]
+
+
+def multiply_adds(operator: Operator) -> float:
+    """Multiply-adds of convolutions and linear layers: the cost function ``"macs"``."""
+    return operator.multiply_adds
+
+
+def memory(operator: Operator) -> float:
+    """Numbers that an operator holds and writes: the cost function ``"memory"``."""
+    return operator.weights + operator.values
+
+
+@dataclass(frozen=True)
+class Measure:
+    """By what the planner weighs.
+
+    Args:
+        function: The cost function.
+        unit: What it counts.
+        counts_positions: Whether it is in proportion to a number of positions, so that no shapes
+            have to be known.
+        needs_sizes: Whether it says nothing of operators whose sizes are not known.
+    """
+
+    function: CostFunction
+    unit: str
+    counts_positions: bool = False
+    needs_sizes: bool = False
+
+
+MACS = Measure(multiply_adds, MULTIPLY_ADDS, counts_positions=True)
+
+MEMORY = Measure(memory, "numbers in memory")
+
+
+class Weigher:
+    """Says what operators cost.
+
+    Args:
+        measure: By what.
+        steps: What each operator does to the forms of its operands.
+        facts: What is known of the graph.
+    """
+
+    def __init__(self, measure: Measure, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
+        self.measure = measure
+        self.steps = steps
+        self.facts = facts
+
+    def node(self, node: fx.Node, positions: float, *, free: bool) -> Cost:
+        """What a node costs as it stands.
+
+        Args:
+            node: The node.
+            positions: How many positions it has.
+            free: Whether it does no work.
+
+        Raises:
+            ReparamError: If the cost function gives no number for it.
+        """
+        step = self.steps.get(node)
+        form = step if isinstance(step, AffineConv) else None
+        multiply_adds = form.multiply_adds * positions if form is not None else 0.0
+        if free and not multiply_adds:
+            return NOTHING
+        # Multiply-adds are not asked for: every candidate of every value is weighed.
+        amount = multiply_adds
+        if self.measure is not MACS:
+            amount = self._ask(self._operator_of(node, form, multiply_adds))
+        return Cost(amount, 0 if free else 1, multiply_adds)
+
+    def form(self, form: AffineConv, positions: float, operand: fx.Node) -> Cost:
+        """What a form costs once it is an operator.
+
+        Args:
+            form: The form.
+            positions: How many positions it has.
+            operand: A value of the size that the new operator reads, but for the channels.
+
+        Raises:
+            ReparamError: If the cost function gives no number for it.
+        """
+        if form.identity:
+            return NOTHING
+        multiply_adds = form.multiply_adds * positions
+        amount = multiply_adds
+        if self.measure is not MACS:
+            amount = self._ask(self._operator_for(form, multiply_adds, positions, operand))
+        return Cost(amount, operators(form), multiply_adds)
+
+    def _ask(self, operator: Operator) -> float:
+        """What the cost function gives for an operator, if that is a number."""
+        try:
+            amount = float(self.measure.function(operator))
+        except Exception as problem:
+            raise ReparamError(
+                f"the cost function {self.measure.unit} gives no number for {operator}: "
+                f"{type(problem).__name__}: {problem}"
+            ) from problem
+        if isnan(amount):
+            raise ReparamError(f"the cost function {self.measure.unit} gives NaN for {operator}")
+        return amount
+
+    def _operator_of(
+        self, node: fx.Node, form: AffineConv | None, multiply_adds: float
+    ) -> Operator:
+        """An operator of the graph."""
+        operands = self.facts.operands(node)
+        shapes = self.facts.shapes
+        known = node in shapes and all(operand in shapes for operand in operands)
+        module = None
+        constants = [arg for arg in node.all_input_nodes if arg in self.facts.sources]
+        held: list[Any] = [self.facts.constant_as_it_runs(constant) for constant in constants]
+        if node.op == "call_module":
+            module = fetch(self.facts.root, str(node.target))
+            held.extend(own_tensors(module).values())
+        weights = (value for value in held if isinstance(value, Tensor))
+        return Operator(
+            operator_name(node) if module is None else type(module).__name__,
+            _kind(form) if form is not None and form.multiply_adds else "other",
+            multiply_adds,
+            sum(weight.numel() for weight in weights if weight.is_floating_point()),
+            prod(shapes[node]) if known else 0.0,
+            **_settings(form),
+            input_shapes=tuple(tuple(shapes[operand]) for operand in operands) if known else (),
+            dtype=self.facts.dtypes.get(operands[0]) if operands else None,
+            run=_NodeRun(node, module, self.facts) if known else None,
+        )
+
+    def _operator_for(
+        self, form: AffineConv, multiply_adds: float, positions: float, operand: fx.Node
+    ) -> Operator:
+        """The operator that a form would be."""
+        shape = _with_channels(self.facts.shapes.get(operand), form)
+        kernel = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+        rows = kernel[0]
+        padding = explicit_padding(form)
+        values = positions * rows
+        if shape is not None and padding:
+            values += prod(shape) * len(padding)
+        names = "Linear" if not form.axes else f"Conv{len(form.axes)}d"
+        dtype = form.dtype or (None if form.like is None else form.like.dtype)
+        return Operator(
+            names.replace("Conv", "ConvTranspose") if form.transposed else names,
+            _kind(form),
+            multiply_adds,
+            prod(kernel) + rows * form.has_bias,
+            values if shape is not None else 0.0,
+            **_settings(form),
+            input_shapes=(shape,) if shape is not None else (),
+            dtype=dtype,
+            run=None if shape is None else _FormRun(form, shape, dtype),
+            planned=True,
+        )
+
+
+def _with_channels(shape: torch.Size | None, form: AffineConv) -> tuple[int, ...] | None:
+    """The shape of what the operator of a form reads."""
+    if shape is None or form.in_channels is None:
+        return shape
+    axis = len(shape) - len(form.axes or ()) - 1
+    return (*shape[:axis], form.in_channels, *shape[axis + 1 :])
+
+
+def _kind(form: AffineConv) -> str:
+    if not form.axes:
+        return "linear"
+    return "conv_transpose" if form.transposed else "conv"
+
+
+def _settings(form: AffineConv | None) -> dict[str, Any]:
+    """The fields of an `Operator` that a form tells."""
+    if form is None:
+        return {}
+    channels: dict[str, Any] = {"in_channels": form.in_channels, "out_channels": form.out_channels}
+    if not form.multiply_adds:
+        return channels
+    axes = form.axes or ()
+    return {
+        **channels,
+        "kernel_size": tuple(axis.kernel for axis in axes),
+        "stride": tuple(axis.stride for axis in axes),
+        "dilation": tuple(axis.dilation for axis in axes),
+        "groups": form.groups,
+    }
+
+
+class _NodeRun:
+    """Runs an operator of a graph on random values of the sizes that it has there.
+
+    Args:
+        node: The operator.
+        module: Its module, if it is one.
+        facts: What is known of the graph.
+    """
+
+    def __init__(self, node: fx.Node, module: nn.Module | None, facts: Facts) -> None:
+        self.node = node
+        self.module = module
+        self.facts = facts
+        self.arguments: tuple[Any, Any] | None = None
+
+    def __call__(self) -> Any:
+        if self.arguments is None:
+            self.arguments = fx.map_arg((self.node.args, self.node.kwargs), self._value)
+            if not type(self.module).__module__.startswith("torch.nn.modules"):
+                self.module = deepcopy(self.module)  # it may count its calls
+        args, kwargs = self.arguments
+        if self.module is not None:
+            return self.module(*args, **kwargs)
+        return run_function(self.node, args, kwargs)
+
+    def _value(self, node: fx.Node) -> Any:
+        if node in self.facts.sources:
+            return self.facts.constant_as_it_runs(node)
+        like = next(self.facts.root.parameters(), None)
+        return _random(
+            self.facts.shapes[node],
+            self.facts.dtypes[node],
+            None if like is None else like.device,
+        )
+
+
+class _FormRun:
+    """Runs the operator of a form, its weights random, on random values.
+
+    Args:
+        form: The form.
+        shape: The shape of what it reads.
+        dtype: The type of its weights.
+    """
+
+    def __init__(self, form: AffineConv, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+        self.form = form
+        self.shape = shape
+        self.dtype = dtype
+        self.made: tuple[nn.Module, Tensor] | None = None
+
+    def __call__(self) -> Any:
+        form = self.form
+        if self.made is None:
+            device = None if form.like is None else form.like.device
+            shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+            kernel = _random(shape, torch.float32, device)
+            bias = _random(shape[:1], torch.float32, device) if form.has_bias else None
+            module = lower(form, kernel, bias)
+            take_after(module, form)
+            self.made = module, _random(self.shape, self.dtype or torch.float32, device)
+        module, x = self.made
+        return run_operator(module, x, form)
+
+
+def _random(
+    shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device | None
+) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    value = torch.rand(shape, generator=generator, device="cpu")
+    return value.to(device=device, dtype=dtype)
+
+
+_SECONDS = 0.02
+
+
+class LatencyCost:
+    """Measures each operator once, by itself, on random values of the sizes that it has.
+
+    An operator that does not run by itself costs nothing if it is in the model, and is infinitely
+    slow if it is planned: nothing is replaced for a gain that was not measured.
+    """
+
+    def __init__(self) -> None:
+        self._measured: dict[Operator, float] = {}
+
+    def __call__(self, operator: Operator) -> float:
+        """The median time of an operator, in microseconds."""
+        if operator not in self._measured:
+            self._measured[operator] = _time(operator)
+        return self._measured[operator]
+
+
+def _time(operator: Operator) -> float:
+    unknown = inf if operator.planned else 0.0
+    if operator.run is None:
+        return unknown
+    timer = Timer("run()", globals={"run": operator.run}, num_threads=torch.get_num_threads())
+    try:
+        return timer.blocked_autorange(min_run_time=_SECONDS).median * 1e6
+    except Exception:  # it needs more than tensors of its sizes
+        return unknown
+
+
+def latency() -> Measure:
+    """The time that operators take on this machine; every call measures anew."""
+    return Measure(LatencyCost(), "microseconds", needs_sizes=True)
+
+
+"""How long an operator is run again and again."""

@@ -1,0 +1,236 @@
+"""A scale and a shift move into the operands of a sum, or of values side by side.
+
+A sum of two values is affine over neither, but a batch norm after it can be taken in by what makes
+them; one of them takes the constant, one that the sum does not multiply::
+
+    s * (A(x) + t * B(y)) + c = (s * A(x) + c) + t * (s * B(y))
+
+    s * [A(x), B(y)] + c = [s1 * A(x) + c1, s2 * B(y) + c2]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from torch import fx
+
+from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.algebra.forms import Columns
+from reparam.algebra.selection import taken, without_constant
+from reparam.errors import Refusal
+from reparam.planning.appraiser import Appraiser, moves_kernels
+from reparam.planning.costs import NOTHING
+from reparam.planning.dominators import Candidate, Link
+from reparam.planning.hazards import hazard
+from reparam.planning.regions import Region, Share
+
+
+@dataclass(frozen=True, eq=False)
+class _Operand:
+    """One of the values that a scale moves into.
+
+    Args:
+        value: The value.
+        candidates: Its forms that can take a scale in.
+        start: Its first channel among those of the whole.
+        width: How many channels it has.
+        shifts: Whether it takes the constant in, too.
+        within: The sums, and values side by side, that it is an operand of.
+    """
+
+    value: fx.Node
+    candidates: Sequence[Candidate]
+    start: int
+    width: int
+    shifts: bool = True
+    within: tuple[fx.Node, ...] = ()
+
+
+def adopt_distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
+    """Move scales into the operands before them where that gains; say whether there was anything.
+
+    Args:
+        nodes: The nodes of the graph, in order.
+        appraiser: What has been decided so far.
+    """
+    found = False
+    for node in reversed(nodes):
+        link = appraiser.forest.links.get(node)
+        if link is None or node in appraiser.dead:
+            continue
+        regions = _distributed(link, appraiser)
+        if isinstance(regions, Refusal):
+            continue
+        for region in regions:
+            appraiser.adopt(region)
+            found = True
+    return found
+
+
+def why_not_distributed(link: Link, appraiser: Appraiser) -> Refusal | None:
+    """Why what is before a scale cannot take it in; None if that is no sum and nothing alike.
+
+    Args:
+        link: The link of the scale.
+        appraiser: What has been decided.
+    """
+    regions = _distributed(link, appraiser)
+    return regions if isinstance(regions, Refusal) else None
+
+
+def _distributed(link: Link, appraiser: Appraiser) -> list[Region] | Refusal:
+    """One region per operand, if all take their share in and nothing is lost by that."""
+    scale = link.form
+    if scale is None or scale.identity or not scale.diagonal or scale.columns is not None:
+        return []
+    if link.value in appraiser.fused or not _alone(link, appraiser):
+        return []
+    whole = _behind_identities(link.base, set(link.inner), appraiser)
+    if isinstance(whole, Refusal):
+        return whole if _joint(link.base, appraiser) else []
+    if _joint(whole, appraiser) is None:
+        return []
+    operands = _opened(whole, appraiser)
+    if isinstance(operands, Refusal):
+        return operands
+    total = _width(operands)
+    shifted = sum(operand.width for operand in operands if operand.shifts)
+    if scale.out_channels not in (None, total) or (scale.has_bias and shifted != total):
+        return Refusal(f"{whole} has no term that could take its constant in as it is")
+    if len({operand.value for operand in operands}) < len(operands):
+        return Refusal(f"{whole} takes the same value twice")
+    regions: list[Region] = []
+    for operand in operands:
+        share = Share(link, operand.within, shifts=operand.shifts)
+        if operand.width < total:
+            channels = range(operand.start, operand.start + operand.width)
+            share = replace(share, channels=channels, total=total)
+        drafts = (_drafted(operand.value, one, share, appraiser) for one in operand.candidates)
+        fitting = [region for region in drafts if region is not None]
+        if not fitting:
+            return Refusal(f"{operand.value}, of which {whole} is made, cannot take it in for free")
+        regions.append(max(fitting, key=lambda region: region.gain))
+    cost = sum((appraiser.node_cost(node, 1.0) for node in link.inner), start=NOTHING)
+    regions[0] = replace(regions[0], before=regions[0].before + cost, gain=regions[0].gain + cost)
+    together = frozenset[fx.Node]().union(*(region.dying for region in regions))
+    return [replace(region, together=together) for region in regions]
+
+
+def _alone(link: Link, appraiser: Appraiser) -> bool:
+    """Whether nobody else reads what is computed on the way to a link's value."""
+    between = (node for node in link.inner if node is not link.value)
+    return all(appraiser.readers_of_value(node) <= set(link.inner) for node in between)
+
+
+def _behind_identities(
+    value: fx.Node, readers: Set[fx.Node], appraiser: Appraiser
+) -> fx.Node | Refusal:
+    """What a value is but for identities; a refusal if others read any of them, too."""
+    node = appraiser.current(value)
+    while appraiser.readers_of_value(node) <= readers:
+        link = appraiser.forest.links.get(node)
+        if link is None or link.form is None or not link.form.identity:
+            return node
+        readers, node = {node}, appraiser.current(link.base)
+    others = sorted(map(str, appraiser.readers_of_value(node) - readers))
+    return Refusal(f"{node} is also read by {', '.join(others[:3])}")
+
+
+def _joint(node: fx.Node, appraiser: Appraiser) -> AffineSum | AffineStack | None:
+    """What makes a value that is a sum, or values side by side, and not one operator already."""
+    step = appraiser.steps.get(node)
+    gone = node in appraiser.dead or node in appraiser.fused
+    return step if isinstance(step, AffineSum | AffineStack) and not gone else None
+
+
+def _opened(node: fx.Node, appraiser: Appraiser) -> list[_Operand] | Refusal:
+    """The operands of a sum, or of values side by side, those among them opened, too.
+
+    A refusal if one of them can take no scale in.
+    """
+    step = _joint(node, appraiser)
+    if step is None:
+        candidates = _candidates(node, appraiser)
+        width = candidates[0].form.out_channels if candidates else None
+        if width is None:
+            return Refusal(f"{node} is no convolution and no linear layer, which could take it in")
+        return [_Operand(node, candidates, 0, width)]
+    terms: list[list[_Operand]] = []
+    for term in step.terms:
+        if not isinstance(term.base, fx.Node) or not term.diagonal or term.has_bias:
+            return Refusal(f"{node} does more than add up its operands")
+        value = _behind_identities(term.base, {node}, appraiser)
+        inside = value if isinstance(value, Refusal) else _opened(value, appraiser)
+        if isinstance(inside, Refusal):
+            return inside
+        inside = [replace(one, within=(node, *one.within)) for one in inside]
+        # A constant that is multiplied afterwards would be another one.
+        terms.append(inside if term.identity else [replace(one, shifts=False) for one in inside])
+    if isinstance(step, AffineStack):
+        if any(len(one.axes or ()) != -1 - step.axis for part in terms for one in _forms(part)):
+            return Refusal(f"{node} puts values side by side along another axis")
+        starts = accumulate(map(_width, terms), initial=0)
+        moved = zip(starts, terms, strict=False)
+        return [replace(one, start=start + one.start) for start, part in moved for one in part]
+    if len(set(map(_width, terms))) > 1:
+        return Refusal(f"{node} adds values of different numbers of channels")
+    first = next((index for index, term in enumerate(terms) if any(o.shifts for o in term)), 0)
+    return [
+        one if index == first else replace(one, shifts=False)
+        for index, part in enumerate(terms)
+        for one in part
+    ]
+
+
+def _forms(operands: Iterable[_Operand]) -> Iterator[AffineConv]:
+    return (candidate.form for operand in operands for candidate in operand.candidates)
+
+
+def _width(operands: Sequence[_Operand]) -> int:
+    """How many channels operands have side by side."""
+    return max((operand.start + operand.width for operand in operands), default=0)
+
+
+def _candidates(operand: fx.Node, appraiser: Appraiser) -> list[Candidate]:
+    """The forms of an operand that can take a scale in."""
+    return [
+        candidate
+        for candidate in appraiser.forest.candidates(operand)
+        if isinstance(candidate, Candidate)
+        and not candidate.form.diagonal
+        and candidate.form.out_channels is not None
+    ]
+
+
+def _drafted(
+    operand: fx.Node, candidate: Candidate, share: Share, appraiser: Appraiser
+) -> Region | None:
+    """The region of one operand with its share of the scale, if it costs no more than before."""
+    scale = share.link.form
+    if scale is None:
+        return None
+    part: AffineConv | Refusal = scale
+    if share.channels is not None and share.total is not None:
+        part = taken(scale, Columns(tuple(share.channels), share.total))
+    if isinstance(part, Refusal):
+        return None
+    if not share.shifts:
+        part = without_constant(part)
+    form = candidate.form.then(replace(part, columns=None))
+    if isinstance(form, Refusal):
+        return None
+    scaled = replace(candidate, form=form)
+    gone = appraiser.dying([(operand, scaled)], metadata=moves_kernels(scaled))
+    region = appraiser.draft(scaled, operand, gone)
+    if isinstance(region, Refusal) or region.gain.loses:
+        return None
+    dies = frozenset(share.link.inner)
+    region = replace(
+        region,
+        dying=region.dying | dies,
+        shared=region.shared | dies,
+        adjustments=(*region.adjustments, share),
+    )
+    return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region

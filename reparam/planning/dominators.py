@@ -1,0 +1,348 @@
+"""The affine dominators of a graph: for each value the nearest value it is an affine form over.
+
+A unary operator depends on its operand; a sum depends on the nearest value that all its branches
+come from. Following these links from a value gives all bases that its form may be written over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from torch import fx
+
+from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.analysis.facts import Facts
+from reparam.capture.writes import assign, assignments
+from reparam.errors import Refusal
+from reparam.rules import Commuting, Several, Stacked, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """How one value depends on its nearest affine dominator.
+
+    Args:
+        value: The value.
+        base: The dominator.
+        form: The value's form over the base; None if the operator only lets forms pass.
+        commuting: How the operator moves the channel axis, if it lets forms pass.
+        inner: The nodes between base and value, the value included, in order.
+        crossed: Operators between that let forms pass, the nearest to the value first; the form
+            acts before them.
+    """
+
+    value: fx.Node
+    base: fx.Node
+    form: AffineConv | None
+    commuting: Commuting | None
+    inner: tuple[fx.Node, ...]
+    crossed: tuple[Commuting, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A value written over one of its bases.
+
+    Args:
+        base: The base.
+        form: The value's form over it.
+        path: The links from the base to the value, in this order.
+    """
+
+    base: fx.Node
+    form: AffineConv
+    path: tuple[Link, ...]
+
+    @property
+    def joins(self) -> int:
+        """How many operators that do something the form joins."""
+        return sum(link.form is not None and not link.form.identity for link in self.path)
+
+
+class Forest:
+    """The links of a graph.
+
+    Args:
+        steps: What each operator does to the forms of its operands.
+        facts: What is known of the graph.
+        longest: How many links that do something a candidate may span.
+    """
+
+    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 8) -> None:
+        self.links: dict[fx.Node, Link] = {}
+        self.passing: dict[fx.Node, Link] = {}
+        self.refused: dict[fx.Node, Refusal] = {}
+        self._depth: dict[fx.Node, int] = {}
+        self._order = facts.order
+        self._longest = longest
+        self._split = {node for node, step in steps.items() if isinstance(step, Several)}
+        for node, step in steps.items():
+            link = self._link(node, step, facts)
+            if isinstance(step, Commuting) and step.refusal is not None:
+                self.refused[node] = step.refusal
+            if isinstance(link, Refusal):
+                self.refused[node] = link
+            elif link is not None:
+                self.links[node] = link
+                self._depth[node] = self._depth.get(link.base, 0) + 1
+                commuting = None if link.form is None else _commuting(link.form)
+                if commuting is not None:
+                    self.passing[node] = replace(link, form=None, commuting=commuting)
+
+    def _link(self, node: fx.Node, step: Step, facts: Facts) -> Link | Refusal | None:
+        if isinstance(step, Refusal):
+            return step
+        if isinstance(step, Stacked | Several):
+            return None
+        if isinstance(step, Commuting):
+            operands = facts.operands(node)
+            return Link(node, operands[0], None, step, (node,)) if operands else None
+        if isinstance(step, AffineConv):
+            if not isinstance(step.base, fx.Node):
+                return Refusal("its rule returned a form over nothing; build it from x")
+            if node.target is assign:
+                return Link(node, step.base, step, None, assignments(node))
+            whole = [operand for operand in node.all_input_nodes if operand in self._split]
+            return Link(node, step.base, step, None, (*whole, node))
+        return self._joined(node, step)
+
+    def _joined(self, node: fx.Node, step: AffineSum | AffineStack) -> Link | Refusal | None:
+        """The link of a sum, or of values side by side: over the nearest value all come from."""
+        operands = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
+        base: fx.Node | None = operands[0]
+        for operand in operands[1:]:
+            base = None if base is None else self.meet(base, operand)
+        if isinstance(step, AffineStack) and (base is None or base in operands):
+            return None  # most concatenations are of other values
+        if base is None:
+            return Refusal("its branches do not come from one value by affine operators")
+        nearest = self._over(base, node, step, operands)
+        if isinstance(nearest, Link):
+            return nearest
+        # Padding that fits no sum by itself may fit what it pads: look further up.
+        for further in islice(self._up(base), self._longest):
+            link = self._over(further.base, node, step, operands)
+            if isinstance(link, Link):
+                return link
+        return nearest
+
+    def _over(
+        self,
+        base: fx.Node,
+        node: fx.Node,
+        step: AffineSum | AffineStack,
+        operands: Sequence[fx.Node],
+    ) -> Link | Refusal:
+        """The link of a sum, or of values side by side, over one value that all come from."""
+        branches: list[AffineConv] = []
+        inner = {node}
+        for term, operand in zip(step.terms, operands, strict=True):
+            inner.update(
+                arg
+                for arg in node.all_input_nodes
+                if self._order[arg] > self._order[base]
+                and arg not in self._depth
+                and arg in operand.users
+            )
+            branch, between = self.branch(operand, base, term)
+            inner.update(between)
+            if isinstance(branch, Refusal):
+                return branch
+            branches.append(branch)
+        whole = step.join(branches)
+        if isinstance(whole, Refusal):
+            return whole
+        return Link(node, base, whole, None, tuple(sorted(inner, key=self._order.__getitem__)))
+
+    def _up(self, value: fx.Node, base: fx.Node | None = None) -> Iterator[Link]:
+        """The links from a value towards the root of its tree, up to a base."""
+        while value is not base and value in self.links:
+            link = self.links[value]
+            yield link
+            value = link.base
+
+    def branch(
+        self, value: fx.Node, base: fx.Node, term: AffineConv
+    ) -> tuple[AffineConv | Refusal, list[fx.Node]]:
+        """The form of a term of a sum over a base of its operand, and the nodes between."""
+        path = list(self._up(value, base))
+        between = [node for link in path for node in link.inner]
+        views = [link.commuting for link in path if link.commuting is not None]
+        if any(link.crossed for link in path) or not all(view.copies for view in views):
+            return Refusal("a view lies between its branches and their common value"), between
+        branch: AffineConv | Refusal = replace(term, base=base)
+        for crossed in _climb(path, replace(term, base=base)):
+            branch = crossed
+        return branch, between
+
+    def root(self, value: fx.Node) -> fx.Node:
+        """The furthest value that a value is affine over."""
+        while value in self.links:
+            value = self.links[value].base
+        return value
+
+    def meet(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
+        """The nearest value that both come from."""
+        depth = self._depth
+        while first is not second:
+            if depth.get(first, 0) < depth.get(second, 0):
+                first, second = second, first
+            if first not in self.links:
+                return None
+            first = self.links[first].base
+        return first
+
+    def candidates(self, value: fx.Node) -> Iterator[Candidate | Refusal]:
+        """A value's forms over its bases, the nearest first; a refusal ends them.
+
+        Where pools or paddings lie between, there are two kinds: what takes them into the form, and
+        what leaves them where they are and crosses them.
+        """
+        links = self._within_reach(value)
+        if not links:
+            return
+        refusal = yield from _forms(links)
+        across = [links[0], *(self.passing.get(link.value, link) for link in links[1:])]
+        for index, (link, own) in enumerate(zip(across, links, strict=True)):
+            if link is not own:
+                yield from (
+                    found
+                    for found in _forms(across)
+                    if isinstance(found, Candidate) and len(found.path) > index + 1
+                )
+                break
+        if refusal is not None:
+            yield refusal
+
+    def _within_reach(self, value: fx.Node) -> list[Link]:
+        """The links above a value that its forms may span."""
+        links: list[Link] = []
+        spanned = 0
+        for link in self._up(value):
+            links.append(link)
+            spanned += link.form is None or not link.form.identity
+            if spanned == self._longest:
+                break
+        return links
+
+    def contract(
+        self, value: fx.Node, base: fx.Node, form: AffineConv, path: Sequence[Link]
+    ) -> None:
+        """Make one link of a whole path, so that longer ones come within reach.
+
+        Args:
+            value: The value.
+            base: Its base.
+            form: Its form, laid out as the base is.
+            path: The links from the base to the value.
+        """
+        crossed = tuple(link.commuting for link in reversed(path) if link.commuting is not None)
+        self.links[value] = Link(value, base, form, None, (value,), crossed)
+        self.passing.pop(value, None)
+
+    def cut(self, changed: Set[fx.Node], spare: fx.Node) -> None:
+        """Forget the links that were made of values that are other values now.
+
+        Args:
+            changed: These values.
+            spare: The value whose own link is right.
+        """
+        for value, link in list(self.links.items()):
+            if value is not spare and not changed.isdisjoint(link.inner):
+                del self.links[value]
+                self.passing.pop(value, None)
+
+
+def _forms(links: Sequence[Link]) -> Generator[Candidate | Refusal, None, Refusal | None]:
+    """The forms of a value over the bases of its links; returns why there are no more."""
+    refusal: Refusal | None = None
+    path: list[Link] = []
+    for link, crossed in zip(links, _climb(links, None), strict=False):
+        path.append(link)
+        if isinstance(crossed, Refusal):
+            refusal = crossed
+        else:
+            refusal = None
+            yield Candidate(link.base, crossed, tuple(reversed(path)))
+    return refusal
+
+
+def _commuting(form: AffineConv) -> Commuting | None:
+    """How a pool or a padding lets maps of the channels pass: it treats all channels alike.
+
+    A factor crosses it. A constant does if the taps sum to one and no zeros are padded::
+
+        sum over t of K[t] * (a * x[o + t] + c) = a * (sum over t of K[t] * x[o + t]) + c
+    """
+    axes = form.axes
+    if not axes or form.groups is not None or form.pointwise or form.transposed or form.has_bias:
+        return None
+    modes = {axis.mode for axis in axes if axis.padded}
+    if "value" in modes:
+        return None
+    kernel, _ = form.weights.evaluate()
+    keeps = "zeros" not in modes and abs(float(kernel.sum()) - 1) < 1e-12
+
+    def input_axis(axis: int, channels: int | None) -> int | Refusal:
+        del channels
+        return axis if axis == -len(axes) - 1 else Refusal("a pool along the channels")
+
+    return Commuting(input_axis, scales_only=True, constants=keeps)
+
+
+def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineConv | Refusal]:
+    """Move a form from base to base, up a path.
+
+    A law may hold for two links together although it does not for the nearer one alone: a causal
+    kernel and its padding, for example. So a refused link is joined with those above it.
+
+    Args:
+        links: The links, the nearest to the value first.
+        form: The form over the first link's value; None if it is the value itself.
+
+    Yields:
+        For each link the form over its base, or why there is none yet.
+    """
+    waiting: AffineConv | None = None
+    for link in links:
+        commuting = link.crossed if link.commuting is None else (link.commuting,)
+        if commuting and (link.form is None or form is not None):
+            crossed = _cross(commuting, form) if waiting is None else Refusal("a view of a kernel")
+            if link.form is None or isinstance(crossed, Refusal):
+                yield crossed
+            if isinstance(crossed, Refusal):
+                return
+            form = crossed
+        if link.form is None:
+            continue
+        inner = link.form if waiting is None else link.form.then(waiting)
+        if isinstance(inner, Refusal):
+            yield inner
+            return
+        composed = inner if form is None else inner.then(form)
+        if isinstance(composed, Refusal):
+            waiting = inner
+            yield composed
+            continue
+        form, waiting = replace(composed, base=link.base), None
+        yield form
+
+
+def _cross(crossed: Iterable[Commuting], form: AffineConv | None) -> AffineConv | Refusal:
+    """Move a form across operators that let forms pass, the last one first."""
+    if form is None:
+        return Refusal("a view is no convolution")
+    for commuting in crossed:
+        if commuting.copies:
+            continue
+        if not form.pointwise:
+            return Refusal("a kernel with several taps after a view")
+        if form.axes is None:
+            continue
+        axis = commuting.input_axis(-len(form.axes) - 1, form.in_channels)
+        if isinstance(axis, Refusal):
+            return axis
+        form = form.with_axes(-axis - 1)
+    return form

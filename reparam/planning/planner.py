@@ -1,0 +1,222 @@
+"""Decide which values become which convolutions.
+
+Walking back from the outputs, a value is replaced by the convolution of its form over one of its
+bases where that costs less than the nodes that die. Whether more is gained further up is known
+beforehand, from dynamic programming along the affine dominators. What was decided becomes one link,
+and the walk is repeated until it finds nothing more. Then values with several readers are weighed,
+all their readers together, and the walk begins again; then sums of several values, and what scales
+them. At last comes what nobody reads, but code computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from torch import fx
+
+from reparam.analysis.facts import Facts
+from reparam.capture.operators import computes
+from reparam.errors import Refusal
+from reparam.planning.appraiser import Appraiser
+from reparam.planning.cost_functions import MACS, Measure
+from reparam.planning.costs import NOTHING, Cost
+from reparam.planning.distributed_scales import adopt_distributed_scales, why_not_distributed
+from reparam.planning.dominators import Candidate, Link
+from reparam.planning.joint_readers import adopt_joint_regions
+from reparam.planning.regions import Region
+from reparam.planning.regrouped_sums import adopt_regrouped_sums
+from reparam.rules import Step
+
+
+@dataclass
+class Decision:
+    """What the planner found for one graph.
+
+    Args:
+        regions: The values that become one operator, in the order of the graph.
+        refused: For each value that stays, the reason why.
+    """
+
+    regions: list[Region] = field(default_factory=list)
+    refused: dict[fx.Node, Refusal] = field(default_factory=dict)
+
+
+def decide(
+    graph: fx.Graph,
+    steps: Mapping[fx.Node, Step],
+    facts: Facts,
+    banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
+    measure: Measure = MACS,
+) -> Decision:
+    """Plan one graph.
+
+    Args:
+        graph: The flat graph.
+        steps: What each operator does to the forms of its operands.
+        facts: What is known of the graph.
+        banned: Regions, by value and base, that must not be, and why.
+        measure: By what it is weighed.
+    """
+    appraiser = Appraiser(graph, steps, facts, banned, measure)
+    nodes = list(graph.nodes)
+    while True:
+        walk = _Walk(nodes, appraiser)
+        if walk.run() or adopt_joint_regions(nodes, appraiser):
+            continue
+        if adopt_regrouped_sums(nodes, appraiser) or adopt_distributed_scales(nodes, appraiser):
+            continue
+        if not appraiser.revive():
+            break
+    refused = {**appraiser.forest.refused, **walk.refused}
+    return Decision(
+        sorted(appraiser.fused.values(), key=lambda region: facts.order[region.value]),
+        {
+            node: refused[node]
+            for node in nodes
+            if node in refused and node not in appraiser.dead and node not in appraiser.fused
+        },
+    )
+
+
+class _Walk:
+    """One walk over the graph."""
+
+    def __init__(self, nodes: list[fx.Node], appraiser: Appraiser) -> None:
+        self.nodes = nodes
+        self.appraiser = appraiser
+        self.forest = appraiser.forest
+        self.candidates: dict[fx.Node, list[Candidate]] = {}
+        self.stops: dict[fx.Node, Refusal] = {}
+        self.best: dict[fx.Node, Cost] = {}
+        self.area: dict[fx.Node, float] = {}
+        self.refused: dict[fx.Node, Refusal] = {}
+
+    def run(self) -> bool:
+        """Rewrite what gains; say whether there was anything."""
+        self._prepare()
+        found = False
+        for node in reversed(self.nodes):
+            link = self.forest.links.get(node)
+            if link is None or link.form is None or node in self.appraiser.dead:
+                continue
+            region, reason = self._choose(node, link)
+            if region is not None:
+                self.appraiser.adopt(region)
+                found = True
+            elif reason is not None:
+                self.refused[node] = reason
+        return found
+
+    def _prepare(self) -> None:
+        """List the candidates and what is gained from each value upwards."""
+        partial = self._partial_sums()
+        for node in self.nodes:
+            link = self.forest.links.get(node)
+            if link is None or node in self.appraiser.dead:
+                self.area[node] = 1.0
+                continue
+            strides = prod(axis.stride for axis in (link.form.axes or ())) if link.form else 1
+            above = self.area.get(link.base, 1.0)
+            transposed = link.form is not None and link.form.transposed
+            self.area[node] = above * strides if transposed else above / strides
+            found: list[Candidate] = []
+            free = link.form is not None and link.form.identity and not computes(node)
+            if link.form is not None and not free and node not in partial:
+                for candidate in self.forest.candidates(node):
+                    if isinstance(candidate, Refusal):
+                        self.stops[node] = candidate
+                        break
+                    found.append(candidate)
+            self.candidates[node] = found
+            self.best[node] = self._keep(node, link)
+            for candidate in found:
+                region = self.appraiser.region(candidate, node)
+                if isinstance(region, Region):
+                    self.best[node] = max(self.best[node], self._worth(region))
+
+    def _partial_sums(self) -> set[fx.Node]:
+        """Sums that a larger sum, which gains, takes in: not worth a look of their own."""
+        links, appraiser = self.forest.links, self.appraiser
+        gaining: set[fx.Node] = set()
+        partial: set[fx.Node] = set()
+        for node in reversed(self.nodes):
+            link = links.get(node)
+            if link is None or len(link.inner) == 1 or node in appraiser.dead:
+                continue
+            readers = appraiser.readers[node] - appraiser.dead
+            if len(readers) == 1 and readers <= gaining:
+                partial.add(node)
+                gaining.add(node)
+            elif link.form is not None and not link.form.diagonal:
+                candidate = next(iter(self.forest.candidates(node)), None)
+                if isinstance(candidate, Candidate) and isinstance(
+                    appraiser.region(candidate, node), Region
+                ):
+                    gaining.add(node)
+        return partial
+
+    def _keep(self, node: fx.Node, link: Link) -> Cost:
+        """What can be gained above a value that stays as it is."""
+        above = [self.best.get(link.base, NOTHING)]
+        if len(link.inner) > 1:
+            above.extend(self.best.get(operand, NOTHING) for operand in node.all_input_nodes)
+        return max(above)
+
+    def _worth(self, region: Region) -> Cost:
+        """What a region gains, with what can still be gained above it."""
+        unit = region.base if region.form.transposed else region.value
+        known = region.value in self.appraiser.facts.shapes
+        relative = self.appraiser.weigher.measure.counts_positions and not known
+        scale = self.area[unit] if relative else 1.0
+        survivor = region.base
+        for link in region.path:
+            if link.value not in region.dying:
+                survivor = link.value
+        return region.gain.times(scale) + self.best.get(survivor, NOTHING)
+
+    def _choose(self, node: fx.Node, link: Link) -> tuple[Region | None, Refusal | None]:
+        worth = self._keep(node, link)
+        chosen: Region | None = None
+        reason: Refusal | None = None
+        across: Refusal | None = None
+        for candidate in self.candidates.get(node, ()):
+            region = self.appraiser.region(candidate, node)
+            if isinstance(region, Refusal):
+                joins = candidate.joins > 1 or len(link.inner) > 1
+                if joins and not (candidate.joins == 1 and candidate.form.columns):
+                    reason = reason or region
+                kernels = sum(1 for one in candidate.path if one.form and not one.form.identity)
+                if kernels > 1:
+                    across = across or region
+                continue
+            value = self._worth(region)
+            if value > worth or (chosen is None and value >= worth):
+                chosen, worth = region, value
+        if chosen is not None or (link.form is not None and link.form.identity):
+            return chosen, None
+        return None, reason or self._why_not(node, link, across)
+
+    def _why_not(self, node: fx.Node, link: Link, across: Refusal | None) -> Refusal | None:
+        above = self.forest.links.get(link.base)
+        while above is not None and above.form is None:  # what forms cross
+            above = self.forest.links.get(above.base)
+        follows_affine = above is not None and above.form is not None
+        form = link.form
+        alone = len(link.inner) == 1
+        stands_alone = form is None or form.columns or (alone and not form.diagonal)
+        if stands_alone and not follows_affine:
+            return None  # a convolution after something else: nothing to fuse it with
+        if node in self.stops:
+            return self.stops[node]
+        return (
+            why_not_distributed(link, self.appraiser)
+            or self.forest.refused.get(link.base)
+            or across
+            or Refusal(f"it follows {_describe(link.base)}, which is not affine")
+        )
+
+
+def _describe(node: fx.Node) -> str:
+    return f"the input {node.name}" if node.op == "placeholder" else node.name

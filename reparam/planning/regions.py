@@ -1,0 +1,198 @@
+"""What the planner decides on: values that become one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.lowering import operators
+from reparam.errors import Refusal
+from reparam.planning.costs import Cost
+from reparam.planning.dominators import Link
+
+
+@dataclass(frozen=True, eq=False)
+class Absorbed:
+    """A term that leaves a sum and joins another term of it.
+
+    Args:
+        total: The sum that has one term less.
+        kept: Its other operand, which stands for it from now on.
+        term: The term.
+        adjustments: What had joined the term before.
+    """
+
+    total: fx.Node
+    kept: fx.Node
+    term: fx.Node
+    adjustments: tuple[Absorbed | Share, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """The part of a scale and a shift that one operand of a sum, or of a concatenation, takes in.
+
+    Args:
+        link: The link of the scale; its base is the sum or the concatenation, or an identity of it.
+        within: The sums and concatenations that the operand is scaled for.
+        channels: The channels of the whole that the operand is; None for a sum.
+        total: How many channels the whole has; None for a sum.
+        shifts: Whether the operand takes the constant in, too.
+    """
+
+    link: Link
+    within: tuple[fx.Node, ...]
+    channels: range | None = None
+    total: int | None = None
+    shifts: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One value that becomes one operator.
+
+    Args:
+        value: The value.
+        base: What the new operator reads, directly or through what remains of the path.
+        form: The value's form over the base, laid out as the new operator needs it.
+        plain: The same form, laid out as the base is.
+        main: The link whose place the new operator takes.
+        path: The links from the base to the value.
+        dying: The nodes that nobody reads any more, the value included.
+        before: Cost of the dying nodes.
+        after: Cost of the new operator.
+        gain: What is saved beyond what was saved before.
+        converts: Whether the base may hold integers, which the dying nodes made floats.
+        shared: The dying nodes that die for other regions too.
+        adjustments: What the new operator does to the value besides, in order: it adds terms of the
+            sum that the value is a term of, and scales what other regions scale, too.
+        together: The nodes that die for all regions that take in one scale.
+    """
+
+    value: fx.Node
+    base: fx.Node
+    form: AffineConv
+    plain: AffineConv
+    main: Link
+    path: tuple[Link, ...]
+    dying: frozenset[fx.Node]
+    before: Cost
+    after: Cost
+    gain: Cost
+    converts: bool = False
+    shared: frozenset[fx.Node] = frozenset()
+    adjustments: tuple[Absorbed | Share, ...] = ()
+    together: frozenset[fx.Node] = frozenset()
+
+    @property
+    def key(self) -> Hashable:
+        """What tells this region from others, also from one of another plan."""
+        terms = tuple(absorbed.term for absorbed in self.absorbed)
+        scales = tuple(share.link.value for share in self.shares)
+        return self.value, self.base, self.form.axes, terms, scales
+
+    @property
+    def source(self) -> fx.Node:
+        """What the new operator reads: the base, or what remains of the path before its place."""
+        return self.main.base if self.collapses else self.base
+
+    @property
+    def kept(self) -> fx.Node:
+        """The dying node whose value is still there, under whatever name."""
+        last = self.adjustments[-1] if self.adjustments else None
+        if isinstance(last, Share):
+            return last.link.value
+        return self.value if last is None else last.total
+
+    @property
+    def absorbed(self) -> list[Absorbed]:
+        """The terms that the new operator adds."""
+        return [one for one in _flat(self.adjustments) if isinstance(one, Absorbed)]
+
+    @property
+    def shares(self) -> list[Share]:
+        """The scales that the new operator takes in with others."""
+        return [one for one in _flat(self.adjustments) if isinstance(one, Share)]
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """All links that become one operator: the path, and the scales after it."""
+        return (*self.path, *(share.link for share in self.shares))
+
+    @property
+    def collapses(self) -> bool:
+        """Whether every other link of the path becomes the identity where it stands."""
+        return all(link.value in self.dying for link in self.path)
+
+
+def sized_as_operand(base: fx.Node, path: tuple[Link, ...], main: Link) -> fx.Node:
+    """A value of the size that a new operator reads, but for the channels.
+
+    Args:
+        base: What the form of the new operator is over.
+        path: The links from there to its value, of which the others become the identity.
+        main: The link whose place it takes.
+    """
+    before = path[: path.index(main)]
+    return main.base if any(link.form is None for link in before) else base
+
+
+def _flat(adjustments: Iterable[Absorbed | Share]) -> Iterator[Absorbed | Share]:
+    for one in adjustments:
+        if isinstance(one, Absorbed):
+            yield from _flat(one.adjustments)
+        yield one
+
+
+def main_link(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
+    """The link whose place the new operator takes: the dearest of its own that it can replace.
+
+    Args:
+        own: The links that no other region takes in.
+        path: All links from the base to the value.
+        form: The form of the new operator.
+    """
+    barriers = [index for index, link in enumerate(path) if link.commuting is not None]
+    eligible: list[tuple[tuple[int, int], int, Link]] = []
+    crossed = False
+    for index, link in enumerate(path):
+        if link.form is None:
+            crossed = True
+        elif link in own and (form.pointwise or not crossed) and _may_move(path, index, barriers):
+            size = link.form.multiply_adds, operators(link.form)
+            eligible.append((size, -index, link))
+    if not eligible:
+        return Refusal("an operator between lets scales pass, but no constant or no mixing")
+    return max(eligible, key=lambda entry: entry[:2])[2]
+
+
+def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[int]) -> bool:
+    """Whether the other links may move to the main one across the operators between them."""
+    for barrier in barriers:
+        commuting = path[barrier].commuting
+        for index, moved in enumerate(path):
+            if moved.form is None or not min(index, main) < barrier < max(index, main):
+                continue
+            if commuting is not None and commuting.scales_only and not moved.form.diagonal:
+                return False
+            if commuting is not None and not commuting.constants and moved.form.has_bias:
+                return False
+    return True
+
+
+def placed_at(path: tuple[Link, ...], main: Link) -> fx.Node:
+    """The last value before an operator that may change the number of positions.
+
+    Args:
+        path: All links from the base to the value.
+        main: The link whose place the new operator takes.
+    """
+    placed = main.value
+    for link in path[path.index(main) + 1 :]:
+        if link.commuting is not None and link.commuting.scales_only:
+            break
+        placed = link.value
+    return placed

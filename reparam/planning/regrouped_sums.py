@@ -1,0 +1,137 @@
+"""Terms of a sum over one base join, however the sum is associated.
+
+In ``x + conv1(y) + conv2(y)`` neither addition is affine over one value, the convolutions are::
+
+    (x + A(y)) + B(y) = x + (A + B)(y)
+
+The second addition then is the first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from reparam.algebra.affine import AffineConv, AffineSum
+from reparam.errors import Refusal
+from reparam.planning.appraiser import Appraiser
+from reparam.planning.dominators import Candidate, Link
+from reparam.planning.hazards import hazard
+from reparam.planning.regions import Absorbed, Region
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A term of a sum.
+
+    Args:
+        value: The term.
+        total: The addition that reads it.
+        kept: The other operand of the addition.
+        form: What the addition does to it: nothing.
+        alone: Whether nobody else reads the term.
+    """
+
+    value: fx.Node
+    total: fx.Node
+    kept: fx.Node
+    form: AffineConv
+    alone: bool
+
+
+def adopt_regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
+    """Join the terms of sums where that gains; say whether there was anything.
+
+    Args:
+        nodes: The nodes of the graph, in order.
+        appraiser: What has been decided so far.
+    """
+    found = False
+    seen: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if node in seen or not _is_sum(node, appraiser):
+            continue
+        groups: dict[fx.Node, list[_Term]] = {}
+        for term in _terms(node, appraiser, seen):
+            groups.setdefault(appraiser.forest.root(term.value), []).append(term)
+        for group in groups.values():
+            found |= _join(group, appraiser)
+    return found
+
+
+def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
+    """Whether a node adds two values as they are."""
+    step = appraiser.steps.get(node)
+    return (
+        isinstance(step, AffineSum)
+        and len(step.terms) == 2
+        and all(term.identity and term.base in node.all_input_nodes for term in step.terms)
+        and node not in appraiser.dead
+        and node not in appraiser.fused
+    )
+
+
+def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[_Term]:
+    """The terms of a sum of sums, the first ones first."""
+    pending = [node]
+    found: list[_Term] = []
+    while pending:
+        total = pending.pop()
+        seen.add(total)
+        step = appraiser.steps[total]
+        if not isinstance(step, AffineSum):
+            continue
+        bases = [term.base for term in step.terms if isinstance(term.base, fx.Node)]
+        operands = [appraiser.current(base) for base in bases]
+        for term, operand, other in zip(step.terms, operands, reversed(operands), strict=True):
+            alone = appraiser.readers[operand] - appraiser.dead == {total}
+            if alone and _is_sum(operand, appraiser):
+                pending.append(operand)
+            else:
+                found.append(_Term(operand, total, other, term, alone))
+    return reversed(found)
+
+
+def _join(group: Sequence[_Term], appraiser: Appraiser) -> bool:
+    """Let terms over one base join the first that they may; say whether any did."""
+    found = False
+    remaining = sorted(group, key=lambda term: not term.alone)
+    while remaining:
+        first = remaining.pop(0)
+        if not first.alone:
+            continue
+        for other in list(remaining):
+            region = _joined(first, other, appraiser)
+            if region is not None:
+                appraiser.adopt(region)
+                remaining.remove(other)
+                found = True
+    return found
+
+
+def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
+    """The region in which one term takes another in, if that saves anything."""
+    forest = appraiser.forest
+    base = forest.meet(first.value, other.value)
+    kept = appraiser.current(other.kept)
+    if base is None or base is first.value or other.total in appraiser.dead:
+        return None
+    ours, between = forest.branch(first.value, base, first.form)
+    theirs, besides = forest.branch(other.value, base, other.form)
+    if isinstance(ours, Refusal) or isinstance(theirs, Refusal):
+        return None
+    form = ours.plus(theirs)
+    if not isinstance(form, AffineConv):
+        return None
+    order = appraiser.facts.order
+    inner = sorted({*between, *besides, other.total}, key=order.__getitem__)
+    link = Link(first.value, base, form, None, tuple(inner))
+    candidate = Candidate(base, form, (link,))
+    gone = appraiser.dying([(first.value, candidate), (other.total, candidate)], metadata=True)
+    absorbed = (Absorbed(other.total, kept, other.value),)
+    region = appraiser.draft(candidate, first.value, gone, absorbed=absorbed)
+    if isinstance(region, Refusal) or not region.gain.saves:
+        return None
+    return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region

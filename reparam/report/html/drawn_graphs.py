@@ -1,0 +1,181 @@
+"""The graph of a part before and after, as what is drawn: operators and what they read.
+
+Parameters, sizes, assertions and what nobody reads are not drawn. The graph after fusing is told
+from the plan, without changing anything: each region is one operator that reads its base, what else
+it takes in stands for what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import fx
+
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.lowering import explicit_padding
+from reparam.planning.parts import Part
+from reparam.planning.regions import Region
+from reparam.report.rows import operator_kind, place
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """One operator.
+
+    Args:
+        title: What it is.
+        place: Where it is.
+        region: Number of the region that it belongs to, or is what becomes of.
+        refusal: Number of the refusal that says why it stays.
+    """
+
+    title: str
+    place: str
+    region: int | None = None
+    refusal: int | None = None
+
+
+@dataclass(frozen=True)
+class DrawnGraph:
+    """Operators and what they read.
+
+    Args:
+        vertices: The operators, each after what it reads.
+        edges: For each value that is read the positions of its operator and of its reader.
+    """
+
+    vertices: tuple[Vertex, ...]
+    edges: tuple[tuple[int, int], ...]
+
+    @property
+    def operators(self) -> int:
+        """How many vertices compute something."""
+        return sum(vertex.title not in ("input", "output") for vertex in self.vertices)
+
+
+def graph_before(
+    part: Part, numbers: Mapping[Region, int], refusals: Mapping[fx.Node, int]
+) -> DrawnGraph:
+    """What is drawn of a part as it is.
+
+    Args:
+        part: The part.
+        numbers: The numbers of its regions.
+        refusals: The numbers of its refusals, by node.
+
+    Returns:
+        The graph.
+    """
+    owner: dict[fx.Node, int] = {}
+    for region, number in numbers.items():
+        for node in region.dying:
+            owner.setdefault(node, number)
+    nodes = _shown(part)
+    places = {node: index for index, node in enumerate(nodes)}
+    vertices = [_vertex(part, node, owner.get(node), refusals.get(node)) for node in nodes]
+    edges = [
+        (places[operand], places[node])
+        for node in nodes
+        for operand in node.all_input_nodes
+        if operand in places
+    ]
+    return DrawnGraph(tuple(vertices), tuple(edges))
+
+
+def graph_after(
+    part: Part,
+    numbers: Mapping[Region, int],
+    refusals: Mapping[fx.Node, int],
+    results: Mapping[int, str],
+) -> DrawnGraph:
+    """What is drawn of a part once its regions are one operator each.
+
+    Args:
+        part: The part.
+        numbers: The numbers of its regions.
+        refusals: The numbers of its refusals, by node.
+        results: By number what each region becomes.
+
+    Returns:
+        The graph.
+    """
+    shown = _shown(part)
+    drawn = set(shown)
+    stands_for, made = _replaced(part.decision.regions)
+    dying = {node for region in part.decision.regions for node in region.dying}
+
+    def current(node: fx.Node) -> fx.Node:
+        while node in stands_for and node not in made:
+            node = stands_for[node]
+        return node
+
+    def reads(node: fx.Node) -> list[fx.Node]:
+        operands = [made[node][1]] if node in made else node.all_input_nodes
+        return list(dict.fromkeys(current(operand) for operand in operands))
+
+    kept: set[fx.Node] = set()
+    pending = [node for node in shown if node not in dying]
+    while pending:
+        node = pending.pop()
+        if node in drawn and node not in kept:
+            kept.add(node)
+            pending.extend(reads(node))
+    nodes = [node for node in shown if node in kept]  # what stands for another was there before
+    places = {node: index for index, node in enumerate(nodes)}
+    vertices = []
+    for node in nodes:
+        if node in made:
+            region = made[node][0]
+            number = numbers[region]
+            steps = ["type_as"] * region.converts + ["pad"] * len(explicit_padding(region.form))
+            title = " + ".join([*steps, results[number]])
+            vertices.append(Vertex(title, place(part.trace, node), number))
+        else:
+            vertices.append(_vertex(part, node, None, refusals.get(node)))
+    edges = [
+        (places[operand], places[node])
+        for node in nodes
+        for operand in reads(node)
+        if operand in places
+    ]
+    return DrawnGraph(tuple(vertices), tuple(edges))
+
+
+def _replaced(
+    regions: Sequence[Region],
+) -> tuple[dict[fx.Node, fx.Node], dict[fx.Node, tuple[Region, fx.Node]]]:
+    """What stands for what afterwards, and where the new operators are with what they read."""
+    stands_for: dict[fx.Node, fx.Node] = {}
+    made: dict[fx.Node, tuple[Region, fx.Node]] = {}
+    for region in regions:
+        if region.collapses:
+            made[region.main.value] = region, region.main.base
+            for link in region.path:
+                if link.form is not None and link is not region.main:
+                    stands_for[link.value] = link.base
+        else:
+            made[region.value] = region, region.base
+        for share in region.shares:
+            stands_for.setdefault(share.link.value, share.link.base)
+        for absorbed in region.absorbed:
+            stands_for[absorbed.total] = absorbed.kept
+    return stands_for, made
+
+
+def _shown(part: Part) -> list[fx.Node]:
+    facts = part.facts
+    hidden = facts.sources.keys() | facts.numbers | facts.asserted | facts.idle
+    return [node for node in part.trace.graph.nodes if node.op != "get_attr" and node not in hidden]
+
+
+def _vertex(part: Part, node: fx.Node, region: int | None, refusal: int | None) -> Vertex:
+    if node.op in ("placeholder", "output"):
+        name = "input" if node.op == "placeholder" else "output"
+        return Vertex(name, node.name if node.op == "placeholder" else part.trace.path)
+    title = operator_kind(part.trace, node)
+    step = part.steps.get(node)
+    if isinstance(step, AffineConv) and step.axes and prod(axis.kernel for axis in step.axes) > 1:
+        title += " " + "×".join(str(axis.kernel) for axis in step.axes)
+    return Vertex(title, place(part.trace, node), region, refusal)

@@ -1,0 +1,105 @@
+"""What is on the page, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from reparam.planning.parts import Part
+from reparam.report.html.drawn_graphs import graph_after, graph_before
+from reparam.report.html.graph_layout import Layout, lay_out
+from reparam.report.html.region_details import Computed, RegionDetails, region_details
+from reparam.report.tables import RefusedRow, Report
+
+
+@dataclass(frozen=True)
+class PartPicture:
+    """The graphs of one part.
+
+    Args:
+        name: Where in the model the part is.
+        before: Its graph as it is.
+        after: Its graph once it is fused.
+    """
+
+    name: str
+    before: Layout
+    after: Layout
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page shows.
+
+    Args:
+        model: The class of the model.
+        summary: The result in one line.
+        parts: The graphs; none where no part of the model can be traced.
+        regions: One entry per value that becomes one operator.
+        refused: One row per operator that stays, or that has no graph.
+        notes: What else a user should know.
+    """
+
+    model: str
+    summary: str
+    parts: tuple[PartPicture, ...]
+    regions: tuple[RegionDetails, ...]
+    refused: tuple[RefusedRow, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def operators(self) -> tuple[int, int]:
+        """Operators that are drawn, before and after."""
+        return (
+            sum(part.before.graph.operators for part in self.parts),
+            sum(part.after.graph.operators for part in self.parts),
+        )
+
+
+def plan_page(report: Report, parts: Sequence[Part], *, verify: bool) -> Page:
+    """The page of a plan.
+
+    Args:
+        report: The tables of the plan.
+        parts: The planned parts; they are not changed.
+        verify: Compare every region in float64 with what will replace it.
+
+    Returns:
+        The page.
+    """
+    pictures: list[PartPicture] = []
+    regions: list[RegionDetails] = []
+    refused = len(report.refused) - sum(len(part.decision.refused) for part in parts)
+    for part in parts:
+        known: dict[Hashable, Computed] = {}
+        refusals: dict[fx.Node, int] = {}
+        for node in part.decision.refused:
+            refused += 1
+            refusals[node] = refused
+        own = [
+            region_details(part, number, region, known, verify=verify)
+            for number, region in enumerate(part.decision.regions, len(regions) + 1)
+        ]
+        numbers = {
+            region: details.number
+            for region, details in zip(part.decision.regions, own, strict=True)
+        }
+        results = {details.number: details.row.result for details in own}
+        regions.extend(own)
+        pictures.append(
+            PartPicture(
+                part.trace.path or "the model",
+                lay_out(graph_before(part, numbers, refusals)),
+                lay_out(graph_after(part, numbers, refusals, results)),
+            )
+        )
+    return Page(
+        report.model,
+        report.summary(),
+        tuple(pictures),
+        tuple(regions),
+        tuple(report.refused),
+        tuple(report.notes),
+    )

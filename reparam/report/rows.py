@@ -1,0 +1,104 @@
+"""The rows of a report, from the decisions of the planner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from torch import fx
+
+from reparam.algebra.affine import AffineConv
+from reparam.analysis.lifting import target_of
+from reparam.capture.trace import Trace
+from reparam.modules.tree import fetch, join
+from reparam.planning.parts import Part, Untraced
+from reparam.planning.regions import Region
+from reparam.report.tables import FusedRow, RefusedRow
+from reparam.rules import describe_rule, describe_target, is_built_in
+
+
+def fused_row(part: Part, region: Region) -> FusedRow:
+    """The row of one region, before it is applied."""
+    kinds = Counter(
+        operator_kind(part.trace, node)
+        for node in sorted(region.dying, key=part.facts.order.__getitem__)
+        if node in part.steps
+    )
+    return FusedRow(
+        place(part.trace, region.value),
+        " + ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items()),
+        _form_name(region.form),
+        (region.before.multiply_adds, region.after.multiply_adds),
+        (region.before.operators, region.after.operators),
+        cost=(region.before.amount, region.after.amount),
+    )
+
+
+def refused_rows(part: Part) -> list[RefusedRow]:
+    """One row per operator that the planner leaves."""
+    return [
+        RefusedRow(place(part.trace, node), operator_kind(part.trace, node), refusal.reason)
+        for node, refusal in part.decision.refused.items()
+    ]
+
+
+def untraced_row(untraced: Untraced) -> RefusedRow:
+    """The row of a module that stays as it is."""
+    return RefusedRow(untraced.path or "the model", type(untraced.module).__name__, untraced.reason)
+
+
+def applied_row(row: FusedRow, error: float | None, name: str) -> FusedRow:
+    """The row of one region once it is applied."""
+    return replace(row, error=error, name=name)
+
+
+def taught_rules(part: Part, region: Region) -> str:
+    """The rules that a region rests on and that are not the library's own, with their places."""
+    pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
+    nodes = {region.base} | {share.link.value for share in region.shares}
+    while pending:
+        node = pending.pop()
+        if node not in nodes:
+            nodes.add(node)
+            pending.extend(node.all_input_nodes)
+    found: dict[str, None] = {}
+    for node in sorted(nodes - {region.base}, key=part.facts.order.__getitem__):
+        target = target_of(node, part.trace.root)
+        rule = part.rules.find(target)
+        if rule is not None and not is_built_in(rule):
+            where = f"{describe_target(target)} ({place(part.trace, node)})"
+            found[f"the rule {describe_rule(rule)} of {where}"] = None
+    return ", ".join(found)
+
+
+def place(trace: Trace, node: fx.Node) -> str:
+    """Where in the model a value is computed."""
+    if node.op == "call_module":
+        return join(trace.path, str(node.target))
+    path = join(trace.path, trace.caller[node].path)
+    return f"{path} ({node.name})" if path else node.name
+
+
+def described(trace: Trace, node: fx.Node) -> str:
+    """What kind of operator a node runs, and where."""
+    return f"{operator_kind(trace, node)} ({place(trace, node)})"
+
+
+def operator_kind(trace: Trace, node: fx.Node) -> str:
+    """What kind of operator a node runs."""
+    if node.op == "call_module":
+        return type(fetch(trace.root, str(node.target))).__name__
+    return str(node.target) if node.op == "call_method" else describe_target(node.target)
+
+
+def _form_name(form: AffineConv) -> str:
+    sizes = f"{form.in_channels} -> {form.out_channels}"
+    if not form.axes:
+        return f"linear {sizes}"
+    taps = "x".join(str(axis.kernel) for axis in form.axes)
+    kind = "transposed conv" if form.transposed else "conv"
+    if form.depthwise:
+        kind, sizes = f"depthwise {kind}", str(form.out_channels)
+    elif form.groups != 1:
+        sizes += f", {form.groups} groups"
+    return f"{kind} {taps}, {sizes}"

@@ -1,0 +1,213 @@
+"""What was fused, what was not and why: plain data that prints itself as tables."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+from reparam.planning.costs import MULTIPLY_ADDS
+
+
+@dataclass(frozen=True)
+class FusedRow:
+    """One value that became one operator.
+
+    Args:
+        place: Where in the model the value is computed.
+        operators: What was there, by kind and number.
+        result: What is there now.
+        multiply_adds: Multiply-adds per output position before and after (in all, if the shapes
+            were known).
+        counts: Number of operators before and after.
+        error: Relative difference on a random input in float64; None if not verified.
+        name: Where the new operator is registered; empty before it is applied.
+        cost: What the cost function gives, before and after.
+    """
+
+    place: str
+    operators: str
+    result: str
+    multiply_adds: tuple[float, float]
+    counts: tuple[int, int]
+    error: float | None = None
+    name: str = ""
+    cost: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """One operator that stays, and why.
+
+    Args:
+        place: Where in the model it is.
+        operator: What it is.
+        reason: Why it stays.
+    """
+
+    place: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EqualizedRow:
+    """One layer with scaled weights.
+
+    Args:
+        place: Where in the model it is.
+        operator: What it is.
+        channels: How many of its output channels have a scale other than 1, and all.
+        spread: The largest range of an output channel over the smallest one, before and after;
+            channels without weights do not count.
+    """
+
+    place: str
+    operator: str
+    channels: tuple[int, int]
+    spread: tuple[float, float]
+
+
+class _Printed(ABC):
+    """Prints as a table in a terminal, as text and in a notebook."""
+
+    @abstractmethod
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult: ...
+
+    def __str__(self) -> str:
+        output = io.StringIO()
+        Console(file=output, width=120, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), width=120, record=True)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+@dataclass
+class Report(_Printed):
+    """What one call of `fuse` or `plan` found.
+
+    Args:
+        model: The class of the model.
+        fused: One row per value that became one operator.
+        refused: One row per operator that stays although it is affine, or that has no graph.
+        notes: What else a user should know.
+        unit: What the cost function counts.
+    """
+
+    model: str
+    fused: list[FusedRow] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unit: str = MULTIPLY_ADDS
+
+    def summary(self) -> str:
+        """The result in one line."""
+        before = sum(row.counts[0] for row in self.fused)
+        after = sum(row.counts[1] for row in self.fused)
+        return (
+            f"{self.model}: {before} operators become {after}, in "
+            f"{_many(len(self.fused), 'place')}; refused: {len(self.refused)}"
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.summary()
+        if self.fused:
+            columns: dict[str, list[str]] = {
+                "where": [row.place for row in self.fused],
+                "was": [row.operators for row in self.fused],
+                "becomes": [row.result for row in self.fused],
+                "ops": [f"{row.counts[0]} -> {row.counts[1]}" for row in self.fused],
+                MULTIPLY_ADDS: [change(*row.multiply_adds) for row in self.fused],
+            }
+            if self.unit != MULTIPLY_ADDS:
+                columns[self.unit] = [change(*row.cost) for row in self.fused]
+            errors = [row.error for row in self.fused]
+            if any(error is not None for error in errors):
+                columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
+            yield _table(list(columns), zip(*columns.values(), strict=True))
+        yield from _rest(self.refused, "stays", self.notes)
+
+
+@dataclass
+class EqualizationReport(_Printed):
+    """What one call of `equalize` did.
+
+    Args:
+        model: The class of the model.
+        equalized: One row per layer with scaled weights.
+        refused: One row per layer whose outputs are not scaled, or that has no graph.
+        notes: What else a user should know.
+    """
+
+    model: str
+    equalized: list[EqualizedRow] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The result in one line."""
+        channels = sum(row.channels[0] for row in self.equalized)
+        return (
+            f"{self.model}: {_many(channels, 'channel')} scaled, in "
+            f"{_many(len(self.equalized), 'layer')}; refused: {len(self.refused)}"
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.summary()
+        if self.equalized:
+            yield _table(
+                ("where", "layer", "channels scaled", "largest / smallest range"),
+                (
+                    (
+                        row.place,
+                        row.operator,
+                        f"{row.channels[0]} of {row.channels[1]}",
+                        f"{row.spread[0]:.3g} -> {row.spread[1]:.3g}",
+                    )
+                    for row in self.equalized
+                ),
+            )
+        yield from _rest(self.refused, "is not scaled", self.notes)
+
+
+def _rest(refused: Sequence[RefusedRow], said: str, notes: Iterable[str]) -> RenderResult:
+    """What ends each report: what was refused, of which something is said, and the notes."""
+    if refused:
+        rows = ((row.place, row.operator, row.reason) for row in refused)
+        yield _table(("where", said, "because"), rows)
+    for note in notes:
+        yield f"note: {note}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for title in header:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def change(before: float, after: float) -> str:
+    """A number before and after, as the tables show it."""
+    return f"{short(before)} -> {short(after)}"
+
+
+def short(value: float) -> str:
+    """A number as the tables show it: three digits and a unit."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

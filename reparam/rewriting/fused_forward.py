@@ -1,0 +1,218 @@
+"""The forward that replaces a module's own where its code changed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import inspect
+import linecache
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from reparam.capture.structures import outline
+from reparam.errors import ReparamError
+from reparam.modules.float64 import TYPES_MAY_DIFFER
+from reparam.modules.tree import has_hooks
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What was taken for granted of a forward's arguments while it was traced.
+
+    Args:
+        baked: Values of the parameters that tracing took as constants.
+        outlines: Lengths and keys of the parameters that are containers.
+        tensors: The parameters that the code has to find to be tensors.
+        lengths: How many values some parameters have to hold at least.
+        types: Weights of the module whose type was taken for the type of a value.
+        unhooked: The parts it stands for that run other code if a hook gives them other arguments.
+    """
+
+    baked: dict[str, Any]
+    outlines: dict[str, Any]
+    tensors: frozenset[str]
+    lengths: dict[str, int]
+    types: dict[str, torch.dtype]
+    unhooked: tuple[str, ...]
+
+    @property
+    def look_inside(self) -> bool:
+        """Whether it is not enough to know which arguments are given."""
+        return any((self.outlines, self.tensors, self.lengths, self.types, self.unhooked))
+
+    def hold(self, owner: nn.Module, given: dict[str, Any]) -> bool:
+        """Whether a module and its arguments are such as were traced."""
+        return (
+            all(
+                given[name] is value or _equal(given[name], value)
+                for name, value in self.baked.items()
+            )
+            and all(isinstance(given[name], torch.Tensor) for name in self.tensors)
+            and all(len(given[name]) >= count for name, count in self.lengths.items())
+            and all(outline(given[name]) == was for name, was in self.outlines.items())
+            and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
+            and not any(has_hooks(owner.get_submodule(path)) for path in self.unhooked)
+        )
+
+
+class ScriptingError(ReparamError, AttributeError):
+    """A fused module was given to torch.jit.script."""
+
+
+class FusedForward:
+    """The forward of a module some of whose operators were fused.
+
+    It is set on the instance and called like a method. Optional arguments keep the values they
+    were traced with; a call with other values runs the forward that was there before.
+
+    Args:
+        owner: The module.
+        code: Source of a function ``forward(self, ...)``.
+        names: What the source refers to by name.
+        parameters: Names of the parameters the function takes.
+        positional: Whether these are the forward's first parameters, passed one by one.
+        guards: What has to hold of the arguments.
+        modal: Whether the code it replaces asks if the module is in training mode.
+    """
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        code: str,
+        names: dict[str, Any],
+        parameters: tuple[str, ...],
+        positional: bool,
+        guards: Guards,
+        modal: bool,
+    ) -> None:
+        self.owner = owner
+        self.code = code
+        self.names = names
+        self.parameters = parameters
+        self.positional = positional
+        self.guards = guards
+        self.modal = modal
+        self.original = vars(owner).get("forward")
+        self.function = _compile(code, names)
+
+    def attach(self) -> None:
+        """Become the forward of the owner."""
+        vars(self.owner)["forward"] = self
+        vars(self.owner)["_replicate_for_data_parallel"] = Replication(self.owner)
+
+    @property
+    def __code__(self) -> CodeType:
+        return self.function.__code__
+
+    @property
+    def __globals__(self) -> dict[str, Any]:
+        raise ScriptingError(
+            f"torch.jit.script compiles the source of classes, and this {type(self.owner).__name__}"
+            " runs fused code of its own; use torch.jit.trace or torch.export"
+        )
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._original())
+
+    def _original(self) -> Callable[..., Any]:
+        """The forward that was there before: the class's, or one set on the instance."""
+        return self.original or partial(type(self.owner).forward, self.owner)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the fused code, or the class's own for arguments that were not traced."""
+        if self.modal and self.owner.training:
+            self._warn_of_training()
+        if self.positional and not kwargs and len(args) == len(self.parameters):
+            return self.function(self.owner, *args)
+        return self._call_by_name(args, kwargs)
+
+    def _call_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = inspect.signature(self._original()).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        # A tensor was traced where now there may be none.
+        if any(given[name] is None for name in self.parameters) or not self.guards.hold(
+            self.owner, given
+        ):
+            return self._original()(*args, **kwargs)
+        return self.function(self.owner, *(given[name] for name in self.parameters))
+
+    def _warn_of_training(self) -> None:
+        self.modal = False
+        warnings.warn(
+            f"{type(self.owner).__name__} was fused in eval mode, and its code asks for the mode: "
+            "what depends on it, such as a functional dropout, stays as in eval mode",
+            stacklevel=4,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        del state["function"]
+        state["names"] = {
+            name: ("module", value.__name__) if isinstance(value, ModuleType) else ("", value)
+            for name, value in self.names.items()
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.names = {
+            name: importlib.import_module(value) if kind == "module" else value
+            for name, (kind, value) in state["names"].items()
+        }
+        self.function = _compile(self.code, self.names)
+
+
+def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
+    """Whether values that go through a module with a weight have the type that was traced."""
+    path, _, name = name.rpartition(".")
+    weight: torch.Tensor = getattr(owner.get_submodule(path), name)
+    if torch.is_autocast_enabled(weight.device.type):
+        return False
+    return weight.dtype == dtype or TYPES_MAY_DIFFER.get()
+
+
+def _equal(given: Any, traced: Any) -> bool:
+    if type(given) is dict and type(traced) is dict:
+        return given.keys() == traced.keys() and all(_equal(given[k], traced[k]) for k in traced)
+    plain = (int, float, str, bool, tuple, torch.dtype, type(None))
+    return type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
+
+
+class Replication:
+    """What ``nn.DataParallel`` calls to copy a module: the copy runs its own parts.
+
+    Args:
+        owner: A module with a `FusedForward`.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner = owner
+
+    def __call__(self) -> nn.Module:
+        """A replica, as the class makes it, with a forward of its own."""
+        replica: Any = type(self.owner)._replicate_for_data_parallel(self.owner)
+        forward = copy.copy(vars(self.owner)["forward"])
+        forward.owner = replica
+        vars(replica)["forward"] = forward
+        return replica  # type: ignore[no-any-return]
+
+
+def _compile(code: str, names: dict[str, Any]) -> FunctionType:
+    """Compile code so that tracebacks show its source."""
+    lines = code.splitlines(keepends=True)
+    place = f"<fused forward {hashlib.sha256(code.encode()).hexdigest()[:16]}>"
+    linecache.cache[place] = (len(code), None, lines, place)
+    namespace = dict(names)
+    exec(compile(code, place, "exec", dont_inherit=True), namespace)
+    function: FunctionType = namespace["forward"]
+    return function

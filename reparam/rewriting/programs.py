@@ -1,0 +1,256 @@
+"""Exported programs: their graph read as a module's, edited, and written down as a program again.
+
+A program's graph names its parameters as inputs, and what each input is stands in a signature. For
+planning they become attributes of a module; afterwards those that are still read become inputs
+again, and new ones join them. What torch.export knows besides, such as the ranges of dynamic
+sizes and the structure of arguments and results, is taken over as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch._subclasses import FakeTensorMode
+from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from reparam.capture.programs import STATE_KINDS, lifted_state
+from reparam.modules.float64 import run_function
+from reparam.planning.parts import Part
+from reparam.rewriting.changes import Rewrite
+
+_ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
+
+
+# -- Back to a program ----------------------------------------------------------------------------
+
+
+def rebuild(program: ExportedProgram, part: Part, rewrite: Rewrite) -> ExportedProgram:
+    """Write an edited graph down as a program.
+
+    Args:
+        program: The program that was planned.
+        part: What `program_part` made of it.
+        rewrite: Its edited trace.
+    """
+    edited = rewrite.trace.graph
+    writer = _Writer(program, rewrite, part.facts.order)
+    state = _remaining_state(program, edited) + _new_state(program, rewrite)
+    state.sort(key=lambda spec: STATE_KINDS.index(spec.kind))
+    for spec in state:
+        writer.place(spec)
+    specs = state + writer.copy_inputs(edited)
+    for node in edited.nodes:
+        writer.write(node)
+    return _program(program, rewrite, specs, writer)
+
+
+def _remaining_state(program: ExportedProgram, edited: fx.Graph) -> list[InputSpec]:
+    """The state that is left: what is read, and what nobody read before.
+
+    What nobody read goes with what it belonged to, such as the counter of a batch norm.
+    """
+    lifted = lifted_state(program)
+    now = {str(node.target) for node in edited.find_nodes(op="get_attr") if node.users}
+    before, holders = _read_before(program), _dead_holders(program, now)
+    return [
+        spec
+        for spec in lifted.values()
+        if spec.target in now
+        or (spec.target not in before and _holder(str(spec.target)) not in holders)
+    ]
+
+
+def _read_before(program: ExportedProgram) -> set[str]:
+    used = {node.name for node in program.graph.nodes if node.users}
+    return {str(spec.target) for name, spec in lifted_state(program).items() if name in used}
+
+
+def _dead_holders(program: ExportedProgram, now: set[str]) -> set[str]:
+    """The modules of which something was read, and nothing is any more."""
+    dead = {_holder(name) for name in _read_before(program) - now}
+    return dead - {_holder(name) for name in now} - {""}
+
+
+def _holder(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _new_state(program: ExportedProgram, rewrite: Rewrite) -> list[InputSpec]:
+    """The parameters of the new operators."""
+    names = fx.graph._Namespace()
+    for node in program.graph.nodes:
+        names.create_name(node.name, None)
+    return [
+        InputSpec(
+            InputKind.PARAMETER, TensorArgument(names.create_name(f"p_{target}", None)), target
+        )
+        for path, module in rewrite.modules.items()
+        for target in (f"{path}.{name}" for name, _ in module.named_parameters())
+    ]
+
+
+def _program(
+    program: ExportedProgram, rewrite: Rewrite, specs: list[InputSpec], writer: _Writer
+) -> ExportedProgram:
+    left = {str(spec.target) for spec in specs}
+    gone = {str(spec.target) for spec in lifted_state(program).values()} - left
+    dead = _dead_holders(program, left)
+    gone |= {name for name in program.state_dict if name not in left and _holder(name) in dead}
+    state = {name: held for name, held in program.state_dict.items() if name not in gone}
+    for path, module in rewrite.modules.items():
+        state |= {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}
+    signature = copy.deepcopy(program.graph_signature)
+    signature.input_specs = specs
+    names = writer.names()
+    for spec in signature.output_specs:
+        spec.arg.name = names.get(spec.arg.name, spec.arg.name)
+    calls = [_renamed(entry, names) for entry in program.module_call_graph]
+    root = fx.GraphModule(program.graph_module, writer.graph)
+    root.meta.update(program.graph_module.meta)
+    result = ExportedProgram(
+        root=root,
+        graph=root.graph,
+        graph_signature=signature,
+        state_dict=copy.deepcopy(state),
+        range_constraints=copy.copy(program.range_constraints),
+        module_call_graph=calls,
+        example_inputs=program.example_inputs,
+        constants={name: held for name, held in program.constants.items() if name not in gone},
+        verifiers=program.verifiers,
+    )
+    result._guards_code = list(program._guards_code)
+    return result
+
+
+def _renamed(call: ModuleCallEntry, names: dict[str, str]) -> ModuleCallEntry:
+    if call.signature is None:
+        return replace(call)
+    inputs, outputs = (
+        [replace(argument, name=names.get(argument.name, argument.name)) for argument in arguments]
+        for arguments in (call.signature.inputs, call.signature.outputs)
+    )
+    return replace(call, signature=replace(call.signature, inputs=inputs, outputs=outputs))
+
+
+class _Writer:
+    """Writes a graph in the operators of a program's dialect."""
+
+    def __init__(
+        self, program: ExportedProgram, rewrite: Rewrite, known: Collection[fx.Node]
+    ) -> None:
+        self.program = program
+        self.rewrite = rewrite
+        self.known = known
+        self.graph = fx.Graph()
+        self.placed: dict[str, fx.Node] = {}
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.origin = {new: old for old, new in rewrite.replaced.items()}
+        self.metas = {node.name: node.meta for node in program.graph.nodes}
+        found = detect_fake_mode([meta.get("val") for meta in self.metas.values()])
+        training = program.dialect == "TRAINING"
+        self.table: Any = None if training else torch.export.default_decompositions()
+        self.mode: FakeTensorMode = found or FakeTensorMode()
+
+    def place(self, spec: InputSpec) -> None:
+        """Write an input that is state."""
+        node = self.graph.placeholder(spec.arg.name)
+        node.name = spec.arg.name
+        if spec.arg.name in self.metas:
+            node.meta = dict(self.metas[spec.arg.name])
+        else:
+            path, _, name = str(spec.target).rpartition(".")
+            parameter = getattr(self.rewrite.modules[path], name)
+            node.meta = {"val": self.mode.from_tensor(parameter, static_shapes=True)}
+        self.placed[str(spec.target)] = node
+
+    def copy_inputs(self, edited: fx.Graph) -> list[InputSpec]:
+        """Write the other inputs."""
+        specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
+        inputs = edited.find_nodes(op="placeholder")
+        for node in inputs:
+            self.values[node] = self.graph.node_copy(node)
+            self.values[node].name = node.name
+        return [specs[node.name] for node in inputs]
+
+    def write(self, node: fx.Node) -> None:
+        """Write one node of the edited graph."""
+        if node.op == "placeholder" or (node.op == "get_attr" and not node.users):
+            return
+        if node.op == "output":
+            written: Any = fx.map_arg(node.args[0], self.values.__getitem__)
+            results, _ = written
+            self.graph.output(results).meta = dict(node.meta)
+        elif node.op == "get_attr" and str(node.target) in self.placed:
+            self.values[node] = self.placed[str(node.target)]
+        elif node in self.known:
+            self.values[node] = self.graph.node_copy(node, self.values.__getitem__)
+        else:
+            self.values[node] = self._expanded(node)
+
+    def names(self) -> dict[str, str]:
+        """For each value of the program's graph that is left its name in the new one."""
+        current = ((old, self.rewrite.current(old)) for old in self.known)
+        return {old.name: self.values[new].name for old, new in current if new in self.values}
+
+    def _expanded(self, node: fx.Node) -> fx.Node:
+        """Write the ATen operators that a new node consists of."""
+        operands = {operand: self.values[operand] for operand in node.all_input_nodes}
+        weights: dict[str, fx.Node] = {}
+        module = self.rewrite.modules.get(str(node.target)) if node.op == "call_module" else None
+        if module is not None:
+            weights = {n: self.placed[f"{node.target}.{n}"] for n, _ in module.named_parameters()}
+
+        def run(inputs: dict[fx.Node, Any], parameters: dict[str, Any]) -> Any:
+            args = fx.map_arg(node.args, inputs.__getitem__)
+            kwargs = fx.map_arg(node.kwargs, inputs.__getitem__)
+            if module is not None:
+                return torch.func.functional_call(module, parameters, args, kwargs)
+            return run_function(node, args, kwargs)
+
+        return self._traced(run, operands, weights, self.origin.get(node))
+
+    def _traced(
+        self,
+        run: Callable[..., Any],
+        operands: dict[fx.Node, fx.Node],
+        weights: dict[str, fx.Node],
+        old: fx.Node | None,
+    ) -> fx.Node:
+        def flat(*tensors: Any) -> Any:
+            inputs = dict(zip(operands, tensors, strict=False))
+            return run(inputs, dict(zip(weights, tensors[len(operands) :], strict=True)))
+
+        placed = [*operands.values(), *weights.values()]
+        training = self.table is None
+        with self.mode, torch.no_grad(), _without_guards(self.mode):
+            trace = make_fx(flat, decomposition_table=self.table, pre_dispatch=training)
+            traced = trace(*(node.meta["val"] for node in placed))
+        inner = dict(zip(traced.graph.find_nodes(op="placeholder"), placed, strict=True))
+        about = {} if old is None else {key: old.meta[key] for key in _ABOUT if key in old.meta}
+        for node in traced.graph.nodes:
+            if node.op == "call_function":
+                inner[node] = self.graph.node_copy(node, inner.__getitem__)
+                inner[node].meta = {"val": node.meta["val"], **about}
+        result: fx.Node = inner[traced.graph.output_node().args[0]]
+        if old is not None:
+            result.meta["val"] = old.meta["val"]  # the same sizes, in the program's own words
+        return result
+
+
+@contextmanager
+def _without_guards(mode: FakeTensorMode) -> Iterator[None]:
+    """Leave the program's knowledge of its dynamic sizes as it is."""
+    if mode.shape_env is None:
+        yield
+        return
+    with mode.shape_env.suppress_guards():
+        yield

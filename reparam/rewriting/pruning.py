@@ -1,0 +1,137 @@
+"""Remove what died: the modules and tensors that only replaced code reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from reparam.capture.reading.method_names import names_of_public_methods
+from reparam.capture.trace import Call, calls_between
+from reparam.modules.tree import all_names, fetch
+from reparam.rewriting.changes import Rewrite
+
+
+def prune(
+    target: nn.Module,
+    rewrite: Rewrite,
+    owners: Iterable[Call],
+    vanished: Sequence[tuple[str, Call]],
+    stays: Callable[[Call], bool],
+    elsewhere: Iterable[int],
+) -> None:
+    """Remove the modules and tensors that only replaced code reached.
+
+    Args:
+        target: The changed module tree.
+        rewrite: What was changed.
+        owners: The calls whose code was replaced, and never runs again as it was.
+        vanished: Paths of modules that are not called any more, and who called them.
+        stays: Whether a call's module goes on running code that could reach its parts.
+        elsewhere: Identities of the modules and tensors that other code of the model uses.
+    """
+    kept = _kept(target, rewrite) | set(elsewhere)
+    removed: dict[Call, list[tuple[str, Call]]] = {}
+    for path, caller in [*rewrite.removed, *vanished]:
+        for call in caller.ancestry():
+            removed.setdefault(call, []).append((path, caller))
+    names = all_names(target)
+    for owner in owners:
+        root = fetch(target, owner.path)
+        protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, set())
+        prefix = f"{owner.path}." if owner.path else ""
+        for first, caller in removed.get(owner, ()):
+            for path in names.get(first, [first]):
+                if not path.startswith(prefix):
+                    continue
+                relative = path[len(prefix) :].split(".")
+                if relative[0] not in protected and not any(
+                    map(stays, calls_between(caller, owner))
+                ):
+                    _remove(root, relative, kept)
+
+
+def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
+    """Identities of all modules and tensors that the edited graph still uses."""
+    kept: set[int] = set()
+    paths = {
+        str(node.target)
+        for node in rewrite.trace.graph.nodes
+        if node.op == "call_module" or (node.op == "get_attr" and node.users)
+    }
+    for path in paths | set(rewrite.modules):
+        used = fetch(target, path)
+        kept |= _parts(used) if isinstance(used, nn.Module) else {id(used)}
+    return kept
+
+
+def _parts(module: nn.Module) -> set[int]:
+    """Identities of all modules and tensors in a module, itself included."""
+    return {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
+
+
+def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
+    """Remove a module or a tensor, and the containers that have nothing left to hold."""
+    parents = [root]
+    for name in path[:-1]:
+        child = parents[-1]._modules.get(name)
+        if child is None:
+            return
+        parents.append(child)
+    holder, name = parents[-1], path[-1]
+    for tensors in (holder._parameters, holder._buffers):
+        if tensors.get(name) is not None and id(tensors[name]) not in kept:
+            tensors[name] = None
+            _say_what_is_left(holder)
+            return
+    module = holder._modules.get(name)
+    if module is None:
+        return
+    if not kept.isdisjoint(_parts(module)):
+        return
+    if isinstance(holder, nn.Sequential):
+        _become_identity(holder, name)
+        return
+    _drop(holder, name)
+    # A list that holds nothing any more goes too.
+    for parent, inner, at in zip(parents[-2::-1], parents[:0:-1], path[-2::-1], strict=True):
+        empty = all(child is None for child in inner.children())
+        if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
+            return
+        _drop(parent, at)
+
+
+def _become_identity(holder: nn.Sequential, name: str) -> None:
+    """Make a module of a sequence do nothing; a sequence within keeps its class."""
+    module = holder._modules[name]
+    if isinstance(module, nn.Sequential):
+        for inner in module._modules:
+            _become_identity(module, inner)
+    else:
+        holder._modules[name] = nn.Identity().eval()
+
+
+def _drop(holder: nn.Module, name: str) -> None:
+    """Remove a module; without what computes its weights a layer is an ordinary one."""
+    module = holder._modules[name]
+    if isinstance(module, nn.ModuleDict) and is_parametrized(holder) and name == "parametrizations":
+        _unparametrize(holder, module)
+    else:
+        holder._modules[name] = None
+
+
+def _unparametrize(holder: nn.Module, parametrizations: nn.ModuleDict) -> None:
+    del holder._modules["parametrizations"]
+    holder.__class__ = type(holder).__mro__[1]
+    for tensor in parametrizations:
+        holder._parameters.setdefault(tensor, None)
+
+
+def _say_what_is_left(holder: nn.Module) -> None:
+    """A norm without its tensors is one without parameters, or statistics, to other tools."""
+    if isinstance(holder, nn.modules.batchnorm._NormBase):
+        holder.affine = holder.affine and holder.weight is not None
+        if holder.running_mean is None and holder.running_var is None:
+            holder.track_running_stats = False
+            holder.num_batches_tracked = None

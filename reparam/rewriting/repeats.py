@@ -1,0 +1,183 @@
+"""A block that is called several times: which of its calls, and regions, are the same."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+from torch import fx, nn
+
+from reparam.analysis.facts import Facts
+from reparam.capture.structures import nodes_in
+from reparam.capture.trace import Call, Trace
+from reparam.modules.tree import fetch
+from reparam.planning.regions import Region
+
+
+def signature(region: Region, facts: Facts) -> Hashable | None:
+    """What two regions have in common if one operator serves both; None if none can.
+
+    They run the same operators on the same modules and parameters in the same order.
+
+    Args:
+        region: The region.
+        facts: What is known of its graph.
+    """
+    values = (region.value, *(absorbed.term for absorbed in region.absorbed))
+    names: dict[fx.Node, int] = {region.base: 0}
+    rows = _rows(values, region.base, names, facts)
+    if rows is None:
+        return None
+    rows.append(tuple(type(one) for one in region.adjustments))
+    for share in region.shares:
+        scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
+        rows.append((share.channels, share.total, share.shifts, *scale))
+    form, like = region.form, region.form.like
+    shape = form.axes, form.in_channels, form.out_channels, form.groups, form.dtype, id(like)
+    whole = tuple(rows), tuple(names[value] for value in values), shape, region.converts
+    try:
+        hash(whole)
+    except TypeError:
+        return None
+    return whole
+
+
+def _rows(
+    values: tuple[fx.Node, ...], base: fx.Node, names: dict[fx.Node, int], facts: Facts
+) -> list[Hashable] | None:
+    """The operators from a base to some values, with numbers in place of nodes."""
+    rows: list[Hashable] = []
+    for node in sorted(_above(values, base), key=facts.order.__getitem__):
+        if node.op in ("placeholder", "output"):
+            return None  # it reads something from outside, a size for example
+        names[node] = len(names)
+        rows.append(_row(node, names, facts.root))
+    return rows
+
+
+def _row(node: fx.Node, names: dict[fx.Node, int], root: nn.Module) -> Hashable:
+    """What one node runs, with numbers in place of nodes."""
+    module = node.op == "call_module"
+    target: Any = id(fetch(root, str(node.target))) if module else node.target
+    return node.op, target, _written(node.args, names), _written(node.kwargs, names)
+
+
+def edited_alike(
+    trace: Trace, operators: Iterable[tuple[Region, nn.Module]], idle: set[fx.Node]
+) -> set[int]:
+    """Identities of the modules that are called several times and edited the same each time.
+
+    Their code can change where it is, once for all calls: each call runs the same operators on its
+    arguments, and the same regions lie in each, become the same new operators, and end inside.
+
+    Args:
+        trace: The trace; its graph is not edited yet.
+        operators: The regions and the modules that stand for them.
+        idle: Nodes that no code has to compute: calls of nothing else may run any code.
+    """
+    times = Counter(id(call.module) for call in trace.calls)
+    groups: dict[int, list[Call]] = defaultdict(list)
+    for call in trace.calls:
+        if times[id(call.module)] > 1:
+            groups[id(call.module)].append(call)
+    repeated = {call for group in groups.values() for call in group}
+    if not repeated:
+        return set()
+    inside: dict[Call, list[fx.Node]] = defaultdict(list)
+    for node in trace.graph.nodes:
+        for call in trace.caller[node].ancestry():
+            if call in repeated:
+                inside[call].append(node)
+    within: dict[Call, list[tuple[Region, nn.Module]]] = defaultdict(list)
+    for region, module in operators:
+        callers = {trace.caller[node] for node in _edited(region) if node.op != "get_attr"}
+        for call in {call for caller in callers for call in caller.ancestry()} & repeated:
+            within[call].append((region, module))
+    alike: set[int] = set()
+    for key, group in groups.items():
+        needed = [call for call in group if not idle.issuperset(inside[call])]
+        outlines = [_outline(trace, call, inside[call], within[call]) for call in needed]
+        if len(set(outlines)) == 1 and outlines[0] is not None:
+            alike.add(key)
+    return alike
+
+
+def graph_outline(graph: fx.Graph) -> Hashable:
+    """What a graph computes, with numbers in place of nodes."""
+    names = {node: number for number, node in enumerate(graph.nodes)}
+    return tuple(
+        (node.op, node.target, _written(node.args, names), _written(node.kwargs, names))
+        if node.op != "placeholder"
+        else node.op
+        for node in graph.nodes
+    )
+
+
+def _edited(region: Region) -> set[fx.Node]:
+    """The nodes that go or change for a region."""
+    return {*region.dying, region.value, *(absorbed.total for absorbed in region.absorbed)}
+
+
+def _outline(
+    trace: Trace, call: Call, inside: list[fx.Node], within: list[tuple[Region, nn.Module]]
+) -> Hashable | None:
+    """What a call runs and what of it changes, with numbers in place of nodes.
+
+    None if that depends on more than the call's arguments.
+    """
+    names = {node: number for number, node in enumerate(nodes_in(call.arguments))}
+    asked = frozenset(call.tensors), frozenset(call.typed), frozenset(call.lengths.items())
+    rows: list[Hashable] = [call.optional, asked, _written(call.arguments, names)]
+    for node in inside:
+        constants = [feed for feed in node.all_input_nodes if feed not in names]
+        if node.op == "placeholder" or any(feed.op != "get_attr" for feed in constants):
+            return None
+        names.update((feed, len(names)) for feed in constants)
+        rows.extend(("get_attr", feed.target) for feed in constants)
+        rows.append(_row(node, names, trace.root))
+        names.setdefault(node, len(names))
+    rows.append(_written(call.result, names))
+    own = set(inside)
+    for region, module in within:
+        edited = _edited(region)
+        if region.base not in names or any(
+            node not in own and node.op != "get_attr" for node in edited
+        ):
+            return None
+        path = tuple(names.get(link.value) for link in region.path)
+        gone = frozenset(names[node] for node in edited if node in names)
+        ends = names[region.base], names[region.value], names.get(region.main.value)
+        rows.append((*ends, path, gone, id(module)))
+    try:
+        hash(whole := tuple(rows))
+    except TypeError:
+        return None
+    return whole
+
+
+def _above(values: tuple[fx.Node, ...], base: fx.Node) -> set[fx.Node]:
+    """All that some values depend on, up to a base."""
+    found: set[fx.Node] = set()
+    pending = [*values]
+    while pending:
+        node = pending.pop()
+        if node is not base and node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    return found
+
+
+def _written(argument: Any, names: dict[fx.Node, int]) -> Hashable:
+    """An argument with numbers in place of nodes, made of tuples."""
+    if isinstance(argument, fx.Node):
+        return "node", names.get(argument, argument)
+    if isinstance(argument, tuple | list):
+        return tuple(_written(entry, names) for entry in argument)
+    if isinstance(argument, dict):
+        return tuple((key, _written(value, names)) for key, value in argument.items())
+    if isinstance(argument, slice):
+        entries = argument.start, argument.stop, argument.step
+        return "slice", *(_written(entry, names) for entry in entries)
+    result: Hashable = type(argument), argument
+    return result

@@ -1,0 +1,252 @@
+"""Compare original and fused: one region on a small random input, or whole models.
+
+Every region is compared in float64 before its weights are rounded, so the bound is near float64
+rounding whatever the dtype of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.algebra.lowering import run_operator
+from reparam.analysis.facts import Facts
+from reparam.capture.operators import converts
+from reparam.errors import Refusal
+from reparam.modules.float64 import call_exact, in_float64, run_function
+from reparam.modules.tree import fetch
+from reparam.planning.regions import Absorbed, Region, Share
+
+REGION_BOUND = 1e-9
+
+
+NOT_FINITE = Refusal("a weight is NaN or infinite")
+
+
+class UnverifiableError(Exception):
+    """A region cannot be run by itself."""
+
+
+def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
+    """Run a region as it was and as one module on the same random input, in float64.
+
+    Args:
+        region: The region.
+        module: The new operator, still in float64.
+        facts: What is known of the graph.
+
+    Returns:
+        The largest difference, relative to the largest output.
+
+    Raises:
+        UnverifiableError: If the region depends on values from outside, for example sizes.
+    """
+    replacements = _replacements(region, module)
+    remaining = _between(region.base, region.value, facts, replacements)
+    generator = torch.Generator("cpu").manual_seed(0)
+    problem: Exception | None = None
+    device = next(module.parameters()).device
+    for shape in _input_shapes(region, facts):
+        x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
+        try:
+            with torch.no_grad():
+                expected = _adjusted(region.value, region.adjustments, x, region, facts)
+                actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
+        except UnverifiableError:
+            raise
+        except Exception as error:  # a shape that some view or padding cannot take: try the next
+            problem = error
+            continue
+        if not isinstance(expected, Tensor) or expected.shape != actual.shape:
+            return float("inf")
+        return _difference(expected, actual, region)
+    raise UnverifiableError(str(problem).split("\n", 1)[0])
+
+
+def compared(region: Region, module: nn.Module, facts: Facts) -> float | Refusal:
+    """Compare a region with what will replace it, as far as that is possible.
+
+    Args:
+        region: The region.
+        module: The new operator, still in float64.
+        facts: What is known of the graph.
+
+    Returns:
+        The error of `region_error`, or why there is none.
+    """
+    try:
+        error = region_error(region, module, facts)
+    except UnverifiableError as problem:
+        return Refusal(f"it could not be verified by itself: {problem}")
+    return error if error <= REGION_BOUND or is_finite(module) else NOT_FINITE
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Whether no parameter of a module is NaN or infinite."""
+    # The sum tells in one pass, but for finite numbers whose sum overflows.
+    return all(
+        bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+        for tensor in module.parameters()
+    )
+
+
+def _difference(expected: Tensor, actual: Tensor, region: Region) -> float:
+    """The largest difference of any channel, relative to how much the channel varies.
+
+    So neither a large constant nor a louder channel hides a wrong kernel.
+    """
+    if not expected.numel():
+        return 0.0
+    views = any(link.commuting is not None for link in region.path)
+    count = len(region.form.axes or ())
+    channel = expected.dim() - count - 1
+    others = [axis for axis in range(expected.dim()) if views or axis != channel]
+    difference = (expected - actual).abs().amax(others)
+    middle = expected.mean(others, keepdim=True)
+    variation = (expected - middle).abs().amax(others)
+    # Rounding in float64 is relative to the constant, too.
+    scale = variation + 1e-5 * expected.abs().amax(others)
+    return float((difference / scale.clamp_min(1e-300)).max())
+
+
+def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
+    """The smallest input that has a border, an interior and a second stride; then larger ones."""
+    form, path = region.form, region.path
+    first = next((link.form for link in path if link.form and link.form.axes is not None), form)
+    axes = first.axes or ()
+    if region.base in facts.shapes:
+        shape = list(facts.shapes[region.base])
+    else:
+        rank = facts.ranks.get(region.base, max(len(axes) + 2, 2))
+        shape = [4 if not axes else 2] * rank
+        shape[-len(axes) - 1] = form.in_channels or 1
+    if region.base in facts.shapes and path[0].form is None:
+        yield tuple(shape)
+        return
+    small = list(shape)
+    composite = form.axes or ()
+    for index, axis in enumerate(composite if len(composite) == len(axes) else axes):
+        small[index - len(axes)] = axis.reach + axis.stride + 1 - min(axis.before + axis.after, 0)
+    if axes and len(small) > len(axes) + 1:
+        small[0] = 1
+    elif not axes and len(small) > 1:
+        small[0] = max(small[0], 4)  # of one row nobody can tell how much a channel varies
+    yield tuple(small)
+    for size in (8, 32):
+        yield tuple(
+            max(length, size) if index >= len(small) - len(axes) else length
+            for index, length in enumerate(small)
+        )
+    if region.base in facts.shapes:
+        yield tuple(shape)
+    elif any(link.commuting is not None for link in path):
+        for channel in range(len(small)):  # views moved the channels to the axis that is known
+            yield tuple(
+                (form.in_channels or 1) if index == channel else 3 for index in range(len(small))
+            )
+
+
+def _adjusted(
+    value: fx.Node,
+    adjustments: Sequence[Absorbed | Share],
+    x: Tensor,
+    region: Region,
+    facts: Facts,
+) -> Any:
+    """What a value was, with the terms and the scales that join it."""
+    needed = _between(region.base, value, facts, {})
+    result = _run(value, needed, {region.base: x.clone()}, facts, {})
+    for one in adjustments:
+        if isinstance(one, Share):
+            result = _scaled(result, one, region, facts)
+        else:
+            result = result + _adjusted(one.term, one.adjustments, x, region, facts)
+    return result
+
+
+def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Tensor:
+    """What a scale makes of one operand of what it scales, the others being zero."""
+    link, channels = share.link, share.channels
+    nodes = _between(link.base, link.value, facts, {})
+    axis = x.dim() - len(region.form.axes or ()) - 1
+
+    def scale(part: Tensor) -> Tensor:
+        if channels is None or share.total is None:
+            scaled: Tensor = _run(link.value, nodes, {link.base: part}, facts, {})
+            return scaled
+        shape = list(part.shape)
+        shape[axis] = share.total
+        whole = part.new_zeros(shape)
+        whole.narrow(axis, channels.start, len(channels)).copy_(part)
+        scaled = _run(link.value, nodes, {link.base: whole}, facts, {})
+        return scaled.narrow(axis, channels.start, len(channels))
+
+    return scale(x) if share.shifts else scale(x) - scale(torch.zeros_like(x))
+
+
+def _between(
+    base: fx.Node, value: fx.Node, facts: Facts, replacements: Mapping[fx.Node, Any]
+) -> list[fx.Node]:
+    """The nodes to run, in order, from one value to another."""
+    found: set[fx.Node] = set()
+    pending = [value]
+    while pending:
+        node = pending.pop()
+        if node in found or node is base or node in facts.sources:
+            continue
+        if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[base]):
+            raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
+        found.add(node)
+        replacement = replacements.get(node)
+        pending.extend(node.all_input_nodes if replacement is None else (replacement[0],))
+    return sorted(found, key=facts.order.__getitem__)
+
+
+def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
+    """What each value of the path becomes: the new operator at the main link, else its base."""
+
+    def operate(x: Tensor) -> Tensor:
+        return run_operator(module, x, region.form)
+
+    if not region.collapses:
+        return {region.value: (region.base, operate)}
+    return {
+        link.value: (link.base, operate if link is region.main else lambda x: x)
+        for link in region.path
+        if link.form is not None
+    }
+
+
+def _run(
+    value: fx.Node,
+    nodes: Sequence[fx.Node],
+    values: dict[fx.Node, Any],
+    facts: Facts,
+    replacements: Mapping[fx.Node, Any],
+) -> Any:
+    def read(node: fx.Node) -> Any:
+        if node in values:
+            return values[node]
+        values[node] = in_float64(facts.constant(node))
+        return values[node]
+
+    for node in nodes:
+        if node in replacements:
+            source, function = replacements[node]
+            values[node] = function(values[source])
+            continue
+        args = fx.map_arg(node.args, read)
+        kwargs = fx.map_arg(node.kwargs, read)
+        if converts(node):  # a region takes in none that does anything
+            values[node] = args[0]
+        elif node.op == "call_module":
+            values[node] = call_exact(fetch(facts.root, str(node.target)), args, kwargs)
+        else:
+            values[node] = run_function(node, args, kwargs)
+    return values[value]
+
+
+"""Largest relative difference of a region, in float64."""
