@@ -1,7 +1,7 @@
 """What `mkdocs build` adds to the pages: a comment in a page names what code puts in its place.
 
 * ``<!-- figure: NAME -->``: a figure of `generate.figures`;
-* ``<!-- layers: PACKAGE -->``: the table of `generate.layers`;
+* ``<!-- rooms: PACKAGE -->``: the table of `generate.rooms`;
 * ``<!-- notebook: PATH -->``: a notebook, run by `generate.notebook`.
 
 Elsewhere, say where a page is read as plain Markdown, such a comment is not seen.
@@ -13,10 +13,10 @@ import re
 from typing import Any
 
 from generate.figures import FIGURES
-from generate.layers import table
 from generate.notebook import render
+from generate.rooms import table
 
-_COMMENT = re.compile(r"^<!-- (?P<kind>figure|layers|notebook): (?P<name>\S+) -->$", re.MULTILINE)
+_COMMENT = re.compile(r"^<!-- (?P<kind>figure|rooms|notebook): (?P<name>\S+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -34,4 +34,4 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return _COMMENT.sub(lambda found: _MAKERS[found["kind"]](found["name"]), markdown)
 
 
-_MAKERS = {"figure": lambda name: FIGURES[name](), "layers": table, "notebook": render}
+_MAKERS = {"figure": lambda name: FIGURES[name](), "rooms": table, "notebook": render}

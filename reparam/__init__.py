@@ -3,6 +3,10 @@
 Train with many linear branches, deploy with one convolution that computes exactly the same:
 `fuse` finds the affine parts of a traced model and emits one operator wherever that is exact and
 cheaper.
+
+Rooms, in the order in which data flows: `errors`, `modules`, `algebra`, `rules`, `capture`,
+`analysis`, `planning`, `rewriting`, `verification`, `report`, `fusing`, `equalization`, `testing`,
+`deployment`, `cli`.
 """
 
 from reparam import testing

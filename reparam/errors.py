@@ -9,6 +9,10 @@ class ReparamError(Exception):
     """Bad input to a public call: says what was found, where, and what to do."""
 
 
+class InvariantError(ReparamError):
+    """A mistake of this library: a graph that breaks a law of graphs."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why something was not fused. A value, not an exception: it ends in the report.

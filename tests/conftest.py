@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite(
     "tests.cases",
     "tests.corpora",
-    "tests.laws",
+    "tests.algebra.laws",
     "tests.random_networks",
     "tests.refusals",
     "tests.support",
 )
+
+os.environ["REPARAM_INVARIANTS"] = "1"  # every graph is checked against its laws
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores already

@@ -1,5 +1,5 @@
 """A decision carried out: the graph edited, put back into the module tree or a program.
 
-Files, in the order in which data flows: `changes`, `repeats`, `placement`, `rewriter`, `new_code`,
-`fused_forward`, `pruning`, `graft`, `programs`.
+Files, in the order in which data flows: `changes`, `invariants`, `repeats`, `placement`,
+`rewriter`, `new_code`, `fused_forward`, `pruning`, `graft`, `programs`.
 """

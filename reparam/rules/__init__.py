@@ -1,4 +1,9 @@
-"""What each operator does to the affine form that flows into it, one file per family."""
+"""What each operator does to the affine form that flows into it, one file per family.
+
+Files, in the order in which data flows: `registry`, `spelling`, `steps`, `calling`, `channels`,
+`convolution`, `elementwise`, `identities`, `indexing`, `normalization`, `views`, `padding`,
+`entry_points`.
+"""
 
 from reparam.rules import (  # noqa: F401  (importing a family registers its rules)
     channels,

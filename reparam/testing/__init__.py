@@ -1,4 +1,7 @@
-"""Compare a rule with what its operator computes."""
+"""Is a rule right? It is compared with what its operator computes.
+
+Files, in the order in which data flows: `differences`, `specimen`, `rule_checks`.
+"""
 
 from reparam.testing.rule_checks import RuleCheck, RuleCheckError, rulecheck
 

@@ -18,19 +18,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TESTS = [
     "tests/test_tiny.py",
-    "tests/test_refusals.py",
-    "tests/test_laws.py",
-    "tests/test_rules.py",
+    "tests/refusals/test_refusals.py",
+    "tests/algebra/test_laws.py",
+    "tests/rules/test_rules.py",
     "tests/cases/test_assigned_borders.py",
     "tests/cases/test_made_tensors.py",
-    "tests/test_eager.py",
-    "tests/test_random_findings.py",
+    "tests/capture/reading/test_reach.py",
+    "tests/random_networks/test_findings.py",
     "tests/cases/test_writing.py",
-    "tests/test_distributing.py",
-    "tests/test_methods.py",
-    "tests/test_repeats.py",
+    "tests/planning/test_distributed_scales.py",
+    "tests/rewriting/test_methods.py",
+    "tests/rewriting/test_repeats.py",
     "tests/equalization",
-    "tests/test_random_networks.py",
+    "tests/random_networks/test_random_networks.py",
 ]
 """The fast tests that have to notice, in the order in which they run."""
 

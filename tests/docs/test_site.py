@@ -14,7 +14,7 @@ from tests.support.site import broken_links, build, read
 pytest.importorskip("mkdocs", reason="the documentation needs the extra docs")
 pytest.importorskip("mkdocstrings", reason="the documentation needs the extra docs")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor
 from reparam import AffineConv
 from reparam.algebra.affine import AffineSum, identity
 from reparam.algebra.geometry import Axis
-from tests.laws.forms import (
+from tests.algebra.laws.forms import (
     Operator,
     apply,
     assert_same,

@@ -21,7 +21,7 @@ from sybil.parsers import markdown, rest
 
 from tests.corpora.ultralytics_networks import import_ultralytics, use_suppression_in_python
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 PAGES = Sybil(

@@ -10,7 +10,7 @@ from generate.figures import FIGURES
 from generate.svg import Grid, Sign, figure, number, spoken
 from hooks import on_page_markdown
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,7 +15,7 @@ from reparam import AffineConv
 from reparam.algebra.affine import identity
 from reparam.algebra.geometry import Axis
 from reparam.algebra.lowering import explicit_padding, lower, unsupported
-from tests.laws.forms import (
+from tests.algebra.laws.forms import (
     MODES,
     Operator,
     assert_same,

@@ -16,7 +16,7 @@ from packaging.metadata import Metadata
 
 import reparam
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = "reparam", "repvgg"
 NAME = f"reparam-{reparam.__version__}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import reparam
 from tests.support.public_api import LISTING, listing, public_names
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 API = re.findall(
     r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reparam import AffineConv, Refusal
 from reparam.algebra.affine import AffineStack, identity
-from tests.laws.forms import (
+from tests.algebra.laws.forms import (
     Operator,
     apply,
     assert_same,

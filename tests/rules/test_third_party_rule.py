@@ -1,7 +1,7 @@
 """A package of somebody else's teaches reparam its layer by an entry point; a broken one does not.
 
-`tests/third_party_rule/` is that package: an ordinary distribution, which is built and installed
-into a folder of its own, without the network.
+`tests/rules/third_party_rule/` is that package: an ordinary distribution, which is built and
+installed into a folder of its own, without the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reparam.rules import load_rules, registered_rules
 from reparam.rules.entry_points import GROUP
 from reparam.rules.registry import forget_rules_but
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 USE = """
 import sys
 import torch

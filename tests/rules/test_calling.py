@@ -104,7 +104,7 @@ def test_what_a_rule_returns_is_said(result: Any, said: str) -> None:
     with pytest.raises(reparam.ReparamError, match=said) as caught:
         fused_by(mistaken)
     text = str(caught.value)
-    assert text.startswith("the rule tests.test_calling.")
+    assert text.startswith("the rule tests.rules.test_calling.")
     assert ".mistaken of Rescaled, at part, " in text
     assert "must return a form, such as x.scale(...), or a reparam.Refusal" in text
 

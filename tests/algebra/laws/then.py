@@ -15,7 +15,7 @@ from torch import Tensor
 from reparam import AffineConv, Refusal
 from reparam.algebra.affine import identity
 from reparam.algebra.geometry import Axis
-from tests.laws.forms import (
+from tests.algebra.laws.forms import (
     MODES,
     Operator,
     apply,

@@ -13,7 +13,7 @@ import reparam
 from reparam.rules import registered_rules
 from reparam.rules.registry import forget_rules_but
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOTEBOOKS = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.ipynb"))
 QUICKSTART = DOCS / "notebooks" / "quickstart.ipynb"
 
