@@ -20,7 +20,8 @@ def public_names() -> Iterator[tuple[str, Any]]:
         thing = getattr(reparam, name)
         if inspect.ismodule(thing):
             for inner, member in sorted(vars(thing).items()):
-                if getattr(member, "__module__", "") == thing.__name__ and inner[0] != "_":
+                home = str(getattr(member, "__module__", ""))
+                if home.startswith(f"{thing.__name__}.") and inner[0] != "_":
                     yield f"reparam.{name}.{inner}", member
         else:
             yield f"reparam.{name}", thing
