@@ -25,6 +25,7 @@ def _variant(
     stage_widths = (64 * width, 128 * width, 256 * width, 512 * last_width)
     return RepVGGConfig(
         blocks=blocks,
+        # Stage 0 works on the largest images: wider variants keep it at 64 channels.
         channels=(min(64, int(64 * width)), *(int(channels) for channels in stage_widths)),
         groups=groups,
         squeeze_excitation=squeeze_excitation,

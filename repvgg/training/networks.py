@@ -54,6 +54,7 @@ def network_of(name: str, weights: Path) -> RepVGG:
         ReparamError: If the name is unknown, the file cannot be read, or its weights are others.
     """
     state = read_state_dict(weights)
+    # Under the authors' names the first and the last layer are found whatever the layout.
     fused = is_fused(state)
     named = convert_state_dict(state, to="official_fused" if fused else "official")
     first = named.get(f"stage0.{'rbr_reparam' if fused else 'rbr_dense.conv'}.weight")

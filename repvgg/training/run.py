@@ -156,7 +156,7 @@ def _identity(run: Run, train: Samples, processes: Processes) -> dict[str, Any]:
         "data": train.fingerprint,
         "seed": run.seed,
         "weights": weights,
-        "processes": processes.count,
+        "processes": processes.count,  # sums in another order round to other weights
         **asdict(run.recipe),
     }
 

@@ -39,7 +39,7 @@ class TrainingBatches(Sampler[list[Key]]):
         first_step: int,
         processes: Processes,
     ) -> None:
-        self.steps = recipe.steps_in_epoch(samples)
+        self.steps_in_epoch = recipe.steps_in_epoch(samples)
         self.batch_size = recipe.batch_size
         if self.batch_size % processes.count:
             raise ReparamError(
@@ -59,10 +59,10 @@ class TrainingBatches(Sampler[list[Key]]):
         share = self.batch_size // self.processes.count
         epoch, order = -1, torch.empty(0)
         for step in range(self.first_step, self.last_step):
-            if step // self.steps != epoch:
-                epoch = step // self.steps
+            if step // self.steps_in_epoch != epoch:
+                epoch = step // self.steps_in_epoch
                 order = self._order(epoch)
-            start = step % self.steps * self.batch_size + self.processes.rank * share
+            start = step % self.steps_in_epoch * self.batch_size + self.processes.rank * share
             yield [(epoch, index) for index in order[start : start + share].tolist()]
 
     def _order(self, epoch: int) -> torch.Tensor:
@@ -88,4 +88,5 @@ class HeldOutBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         for start in range(0, len(self.indices), self.batch_size):
+            # Nothing is drawn for held-out samples, so that any epoch will do.
             yield [(0, index) for index in self.indices[start : start + self.batch_size]]

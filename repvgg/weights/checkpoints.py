@@ -59,13 +59,12 @@ def load_checkpoint(
         >>> fused.stage0.fused_conv
         Conv2d(3, 48, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
     """
-    return load_weights(model, read_state_dict(path, entry=entry), path)
+    return _load_weights(model, read_state_dict(path, entry=entry), path)
 
 
-def load_weights(
+def _load_weights(
     model: ModelT, state: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> ModelT:
-    """Does what `load_checkpoint` does with weights that were read from a path."""
     try:
         fused, model_fused = is_fused(state), is_fused(model.state_dict())
         if model_fused and not fused:
@@ -84,14 +83,22 @@ def load_weights(
 
 
 def load_fresh(model: RepVGG, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> RepVGG:
-    """Does the same for a model that was built for these weights, and has no more parts than they.
+    """Loads weights into a model that was built for them, and takes from it what they do not have.
+
+    Args:
+        model: The model.
+        state: The weights by their names, in any layout.
+        path: Where they were read, for messages.
 
     Returns:
         The model, or its fused copy, in evaluation mode.
+
+    Raises:
+        ReparamError: If the weights do not fit the model.
     """
     if not any(is_auxiliary(name) for name in state):
         model.remove_auxiliary_heads()
-    return load_weights(model, state, path).eval()
+    return _load_weights(model, state, path).eval()
 
 
 def save_checkpoint(
@@ -177,4 +184,4 @@ def _advice(missing: list[str], unexpected: list[str], shapes: Mapping[str, _Sha
 
 
 def _is_of_a_head(name: str) -> bool:
-    return name.startswith("linear.") or "_aux.3." in name
+    return name.startswith("linear.") or "_aux.3." in name  # the last module of an auxiliary head

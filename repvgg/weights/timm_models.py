@@ -30,6 +30,7 @@ PREFIX = "reparam_"
 def _pretrained_config(name: str) -> PretrainedCfg:
     """Where weights are, and which images they expect: as timm says of its own model, if any."""
     config = get_pretrained_cfg(name) or PretrainedCfg()
+    # Both branches of stage 0 see the image: timm fits these to images of other channels.
     first_conv: Any = ("stage0.rbr_dense.conv", "stage0.rbr_1x1.conv")
     return replace(config, first_conv=first_conv, classifier="linear")
 

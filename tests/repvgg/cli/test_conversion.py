@@ -65,9 +65,9 @@ def test_onnxruntime_computes_the_same(
     convert_weights("small", path, tmp_path / "network.onnx", fused=fused)
     session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"))
     for batch in (1, 5):
-        (found,) = session.run(None, {"images": images(batch).numpy()})
+        (outputs,) = session.run(None, {"images": images(batch).numpy()})
         expected = logits(model, images(batch))
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(outputs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_exported_program_computes_the_same(

@@ -30,7 +30,7 @@ def test_parameters_are_grouped_by_block_or_by_stage() -> None:
         coarse: [re.compile(pattern) for pattern in model.group_matcher(coarse).values()]
         for coarse in (False, True)
     }
-    found = {
+    groups_of = {
         coarse: {
             name: [
                 (place, *match.groups())
@@ -42,10 +42,16 @@ def test_parameters_are_grouped_by_block_or_by_stage() -> None:
         for coarse, patterns in groups.items()
     }
     name = "stage2.blocks.1.rbr_identity.weight"
-    assert (found[False][name], found[True][name]) == ([(2, "1")], [(2,)])
+    assert (groups_of[False][name], groups_of[True][name]) == (
+        [(2, "1")],
+        [(2,)],
+    )
     name = "stage3_second.blocks.0.post_se.up.bias"
-    assert (found[False][name], found[True][name]) == ([(4, "0")], [(4,)])
+    assert (groups_of[False][name], groups_of[True][name]) == (
+        [(4, "0")],
+        [(4,)],
+    )
     for coarse in (False, True):
-        without = {name for name, places in found[coarse].items() if not places}
+        without = {name for name, places in groups_of[coarse].items() if not places}
         assert without == {n for n, _ in model.named_parameters() if "_aux" in n or "linear" in n}
-        assert all(len(places) <= 1 for places in found[coarse].values())
+        assert all(len(places) <= 1 for places in groups_of[coarse].values())

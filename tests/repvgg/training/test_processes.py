@@ -20,11 +20,11 @@ def test_two_processes_have_the_losses_of_one_with_frozen_batch_norms(tmp_path: 
     words = "train --epochs 1 --freeze-bn --log-every 1 --output".split()
     finish(start(*words, str(tmp_path / "one")))
     finish(start(*words, str(tmp_path / "two"), processes=2))
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert len(one) == 22
-    for first, second in zip(one, two, strict=True):
+    alone, shared = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(alone) == 22
+    for first, second in zip(alone, shared, strict=True):
         assert float(second["loss"]) == pytest.approx(float(first["loss"]), rel=EXACT)
-    assert one[-1]["top5"] == two[-1]["top5"]
+    assert alone[-1]["top5"] == shared[-1]["top5"]
 
 
 def test_two_processes_train_with_statistics_of_their_own_and_go_on(tmp_path: Path) -> None:

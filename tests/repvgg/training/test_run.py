@@ -104,12 +104,12 @@ def test_a_run_is_the_same_after_its_process_was_killed(tmp_path: Path) -> None:
 
 
 def test_the_log_has_a_row_per_interval_and_the_accuracy_of_each_epoch(whole: Path) -> None:
-    found = rows(whole)
-    steps = [int(row["step"]) for row in found]
+    log = rows(whole)
+    steps = [int(row["step"]) for row in log]
     assert steps == sorted({*range(5, STEPS, 5), *range(7, STEPS, 7), STEPS // 2, STEPS})
-    evaluated = {int(row["step"]): float(row["top1"]) for row in found if row["top1"]}
+    evaluated = {int(row["step"]): float(row["top1"]) for row in log if row["top1"]}
     assert list(evaluated) == [STEPS // 2, STEPS]
-    assert float(found[-1]["loss"]) < float(found[0]["loss"])
+    assert float(log[-1]["loss"]) < float(log[0]["loss"])
 
 
 def test_the_weights_are_those_that_were_evaluated(whole: Path) -> None:
