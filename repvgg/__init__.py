@@ -1,18 +1,31 @@
-"""RepVGG networks, to be trained as they are and fused by `reparam`."""
+"""RepVGG networks, to be trained as they are and fused by `reparam`.
+
+Rooms, in the order in which data flows: `models`, `weights`, `data`, `training`, `cli`.
+"""
 
 from types import ModuleType
 
 from wrapt import when_imported
 
 from reparam.deployment.checkpoints import read_state_dict
-from repvgg.blocks import RepVGGBlock, SqueezeExcitation
-from repvgg.checkpoints import load_checkpoint, save_checkpoint
-from repvgg.config import RepVGGConfig
-from repvgg.features import FeatureInfo, RepVGGFeatures
-from repvgg.hub import from_pretrained, save_pretrained
-from repvgg.layouts import Layout, convert_state_dict
-from repvgg.model import RepVGG
-from repvgg.zoo import create_model, list_models
+from repvgg.models import (
+    FeatureInfo,
+    RepVGG,
+    RepVGGBlock,
+    RepVGGConfig,
+    RepVGGFeatures,
+    SqueezeExcitation,
+    create_model,
+    list_models,
+)
+from repvgg.weights import (
+    Layout,
+    convert_state_dict,
+    from_pretrained,
+    load_checkpoint,
+    save_checkpoint,
+    save_pretrained,
+)
 
 __all__ = [
     "FeatureInfo",
@@ -36,4 +49,4 @@ __all__ = [
 @when_imported("timm")
 def _register(timm: ModuleType) -> None:
     """Registers the models with timm, which is slow to import, when somebody imports it."""
-    import repvgg.timm_models  # noqa: F401
+    import repvgg.weights.timm_models  # noqa: F401

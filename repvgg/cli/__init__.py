@@ -1,4 +1,8 @@
-"""The command line: `python -m repvgg`, with one file per command."""
+"""The command line: `python -m repvgg`, with one file per command.
+
+Files, in the order in which data flows: `options`, `benchmark`, `bench`, `conversion`, `convert`,
+`evaluating`, `evaluate`, `operations`, `picture`, `demonstration`, `demo`, `train`.
+"""
 
 from __future__ import annotations
 

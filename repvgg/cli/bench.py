@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from reparam.deployment.latency import cpu_threads
+from repvgg.cli.benchmark import run_benchmark
 from repvgg.cli.options import model_argument
 
 
@@ -40,7 +41,5 @@ def bench(
     the medians with their quartiles. MODEL is a name such as repvgg_a0, or small; its weights are
     fresh ones.
     """
-    from repvgg.benchmark import run_benchmark
-
     with cpu_threads(threads):
         run_benchmark(model, batch_sizes, size=size, rounds=rounds, channels_last=channels_last)

@@ -7,8 +7,9 @@ from typing import get_args
 
 import click
 
+from repvgg.cli.conversion import convert_weights
 from repvgg.cli.options import model_argument, weights_option
-from repvgg.layouts import Layout
+from repvgg.weights import Layout
 
 
 @click.command()
@@ -48,6 +49,4 @@ def convert(
     once, and written only if they return what the network returns. MODEL is a name such as
     repvgg_a0, or small.
     """
-    from repvgg.conversion import convert_weights
-
     convert_weights(model, weights, output, fused=form == "fused", layout=layout, size=size)

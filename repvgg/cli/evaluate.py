@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from reparam.deployment.latency import cpu_threads
+from repvgg.cli.evaluating import evaluate_weights
 from repvgg.cli.options import (
     data_option,
     device_option,
@@ -16,6 +17,7 @@ from repvgg.cli.options import (
     weights_option,
     workers_option,
 )
+from repvgg.training import join, recipe_for
 
 
 @click.command()
@@ -47,10 +49,6 @@ def evaluate(
     same. MODEL is a name such as repvgg_a0, or small. Weights that are fused already are evaluated
     alone.
     """
-    from repvgg.evaluating import evaluate_weights
-    from repvgg.processes import join
-    from repvgg.recipes import recipe_for
-
     with cpu_threads(threads_for(data, threads)), join(device) as processes:
         evaluate_weights(
             model,

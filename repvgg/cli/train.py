@@ -19,7 +19,7 @@ from repvgg.cli.options import (
     weights_option,
     workers_option,
 )
-from repvgg.recipes import PRECISIONS, Recipe, recipe_for
+from repvgg.training import PRECISIONS, SMALL, Habits, Recipe, Run, join, recipe_for, train_run
 
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,10 +96,6 @@ def train(
 
     On several GPUs or machines, start it by torchrun --nproc-per-node=N -m repvgg train …
     """
-    from repvgg.networks import SMALL
-    from repvgg.processes import join
-    from repvgg.run import Habits, Run, train_run
-
     name = model or (SMALL if data == "digits" else "repvgg_a0")
     chosen = {key: value for key, value in values.items() if value is not None}
     recipe = recipe_for(name, digits=data == "digits").changed(**chosen)

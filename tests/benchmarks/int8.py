@@ -21,10 +21,9 @@ from torch.export import ExportedProgram
 
 import reparam
 from repvgg import RepVGG, RepVGGConfig
-from repvgg.digits import Digits, predict, split_digits, training_digits
-from repvgg.networks import SMALL_REPVGG
-from repvgg.recipes import DIGITS
-from repvgg.training import train
+from repvgg.data import Digits, predict, split_digits, training_digits
+from repvgg.training import DIGITS, train
+from repvgg.training.networks import SMALL_REPVGG
 from tests.benchmarks.measuring import hardware
 from tests.support.correctness_page import run_versions, table, versions
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import reparam
-from repvgg.digits import small_repvgg, split_digits
+from repvgg.data import split_digits
+from repvgg.training import small_repvgg
 from tests.benchmarks import int8
 from tests.support.randomise import randomise_batch_norm
 

@@ -1,0 +1,33 @@
+"""Training that can be interrupted at any moment, on one process or many, and evaluation.
+
+Files, in the order in which data flows: `processes`, `recipes`, `sampling`, `losses`,
+`optimization`, `networks`, `progress`, `loop`, `evaluation`, `snapshots`, `run_log`, `run_folder`,
+`run`.
+"""
+
+from repvgg.training.evaluation import Evaluation, evaluate
+from repvgg.training.loop import train
+from repvgg.training.networks import SMALL, build_network, image_size, network_of, small_repvgg
+from repvgg.training.processes import Processes, join
+from repvgg.training.recipes import DIGITS, PRECISIONS, Recipe, recipe_for
+from repvgg.training.run import Habits, Run, train_run
+
+__all__ = [
+    "DIGITS",
+    "PRECISIONS",
+    "SMALL",
+    "Evaluation",
+    "Habits",
+    "Processes",
+    "Recipe",
+    "Run",
+    "build_network",
+    "evaluate",
+    "image_size",
+    "join",
+    "network_of",
+    "recipe_for",
+    "small_repvgg",
+    "train",
+    "train_run",
+]
