@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 
 from torch import fx, nn
 
@@ -12,12 +13,13 @@ from reparam.analysis.facts import Facts
 from reparam.capture.reading.call_sites import CallSites
 from reparam.capture.reading.method_names import methods_naming, methods_running, runs_as_one
 from reparam.capture.reading.source import own_methods
-from reparam.capture.structures import nodes_in
+from reparam.capture.structures import nodes_in, reached
 from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors
 from reparam.modules.tree import fetch, has_hooks, held_aside, read_from
 from reparam.planning.dominators import Link
 from reparam.planning.regions import Region
 from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.repeats import repeated_calls
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ class Placer:
             if node.op == "call_module"
         )
         self.traced_through = Counter(id(call.module) for call in trace.calls)
+        self.repeated = repeated_calls(trace)
         self.held = held_aside(trace.root)
-        self.sites: dict[Call, CallSites] = {}
+        self.sites = cache(lambda call: CallSites(call.module))
         self.read_directly = {
             id(read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
@@ -120,15 +123,12 @@ class Placer:
 
     def _span(self, region: Region) -> set[Call]:
         """The calls through which a region's value depends on its base, dying or not."""
-        facts = self.facts
-        pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
-        first, between = facts.order[region.base], set[fx.Node]()
-        while pending:
-            node = pending.pop()
-            if node not in between and facts.order[node] > first:
-                between.add(node)
-                pending.extend(facts.operands(node))
-        return {self.trace.caller[node] for node in between}
+        facts, ends = self.facts, [region.value, *(absorbed.term for absorbed in region.absorbed)]
+        first = facts.order[region.base]
+        above = reached(
+            ends, lambda node: facts.operands(node) if facts.order[node] > first else ()
+        )
+        return {self.trace.caller[node] for node in above if facts.order[node] > first}
 
     def _parts_to_keep(self, region: Region, frame: Call) -> set[str] | None:
         """The parts of a module that must stay what they are; None if they run all or nothing.
@@ -181,7 +181,7 @@ class Placer:
         parts.update(id(call.module) for call in crossed)
         callers = {method for part in parts for method in self.trace.by_methods.get(part, ())}
         # Some part has calls that want it as it was: so may a user who calls it alone.
-        repeated = (call for call in (*crossed, *frame.ancestry()) if self._is_repeated(call))
+        repeated = (call for call in (*crossed, *frame.ancestry()) if call in self.repeated)
         serves = self._serves_others(next(repeated, frame))
         return _Use(list(names), in_code, methods, callers, serves)
 
@@ -215,29 +215,21 @@ class Placer:
             for name, used in methods.items()
             if name != "forward"
             and kept not in used
-            and not self._sites(frame).may_call(functions[name])
+            and not self.sites(frame).may_call(functions[name])
         }
-
-    def _sites(self, frame: Call) -> CallSites:
-        if frame not in self.sites:
-            self.sites[frame] = CallSites(frame.module)
-        return self.sites[frame]
 
     def _may_run(self, frame: Call, methods: Collection[str]) -> bool:
         """Whether methods, or what a user calls and calls them, may run parts unseen."""
         functions = own_methods(type(frame.module))
         return any(
-            self._sites(frame).may_call(functions[name])
+            self.sites(frame).may_call(functions[name])
             for name in methods_running(frame.module, methods) & functions.keys() - {"forward"}
             if not name.startswith("_") or name.endswith("__")
         )
 
-    def _is_repeated(self, call: Call) -> bool:
-        return self.traced_through[id(call.module)] > 1
-
     def _serves_others(self, call: Call) -> bool:
         """Whether other calls of the same module want it as it was."""
-        return self._is_repeated(call) and id(call.module) not in self.result.alike
+        return call in self.repeated and id(call.module) not in self.result.alike
 
     def _may_swap(self, link: Link, region: Region, frame: Call) -> bool:
         """Whether a link is a module that may be replaced where it is registered."""
@@ -250,10 +242,10 @@ class Placer:
         ):
             return False
         old, caller = fetch(self.trace.root, str(node.target)), self.trace.caller[node]
-        reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
         return (
             self.uses[id(old)] == self.traced_through[id(caller.module)]
-            and reads == (self.result.current(link.base),)
+            and node.args == (self.result.current(link.base),)
+            and not node.kwargs
             and id(old) not in self.read_directly
             and not self._serves_others(caller)
             and not has_hooks(old)
@@ -264,12 +256,11 @@ class Placer:
 
     def _sees(self, call: Call, node: fx.Node) -> bool:
         """Whether a call's own code can name a value."""
-        if node.op == "get_attr":
-            return True
-        caller = self.trace.caller[node]
-        if caller is call or call in caller.ancestry():
-            return True
-        return any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
+        return (
+            node.op == "get_attr"
+            or call in self.trace.caller[node].ancestry()
+            or any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
+        )
 
     def _must_not_grow(self, call: Call) -> bool:
         """Whether a new part would change how a module runs, or its code cannot be replaced."""
