@@ -127,8 +127,8 @@ class _Memory(TorchDispatchMode):
         if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
             for index, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    given = args[index] if index < len(args) else kwargs.get(argument.name)
-                    for tensor in tree_leaves(given):
+                    written = args[index] if index < len(args) else kwargs.get(argument.name)
+                    for tensor in tree_leaves(written):
                         if _has_memory(tensor):
                             self._keep(_storage(tensor))
         return func(*args, **kwargs)
@@ -246,27 +246,22 @@ def all_or_nothing(target: nn.Module) -> Iterator[None]:
         (
             module,
             type(module),
-            dict(vars(module)),
-            dict(module._modules),
-            dict(module._parameters),
-            dict(module._buffers),
+            [
+                (held, dict(held))
+                for held in (vars(module), module._modules, module._parameters, module._buffers)
+            ],
         )
         for module in target.modules()
     ]
     try:
         yield
     except BaseException:
-        for module, kind, attributes, children, parameters, buffers in saved:
+        for module, kind, contents in saved:
             if type(module) is not kind:
                 module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._modules.clear()
-            module._modules.update(children)
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for held, before in contents:
+                held.clear()
+                held.update(before)
             if isinstance(module, fx.GraphModule):
                 module.recompile()
         raise
