@@ -79,7 +79,7 @@ def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> Graf
 def _register(rewrite: Rewrite, target: nn.Module) -> None:
     for path, module in rewrite.modules.items():
         parent, _, name = path.rpartition(".")
-        holder = fetch(target, parent) if parent else target
+        holder = fetch(target, parent)
         if holder is None:
             raise GraftError(f"{parent} went with the code around it", [])
         holder._modules[name] = module  # its class may forbid to set attributes
@@ -160,7 +160,7 @@ class _Graft:
         )
 
     def _leaks(self, call: Call) -> bool:
-        """Whether nodes inside are read outside, or read outside, by another way than the call."""
+        """Whether values pass in or out otherwise than as the call's arguments and its result."""
         inside = set(self.inside[call])
         results = {self.rewrite.current(node) for node in nodes_in(call.result)}
         arguments = {self.rewrite.current(node) for node in nodes_in(call.arguments)}
@@ -265,12 +265,12 @@ class _Graft:
         }
         flexible = () if knows_only_tensors(call) else self._flexible_parts(call)
         return Guards(
-            code.baked,
-            {name: shape for name, shape in outlines.items() if shape is not None},
-            frozenset(call.tensors),
-            dict(call.lengths),
-            types,
-            tuple(sorted(flexible)),
+            baked=code.baked,
+            outlines={name: shape for name, shape in outlines.items() if shape is not None},
+            tensors=frozenset(call.tensors),
+            lengths=dict(call.lengths),
+            types=types,
+            unhooked=tuple(sorted(flexible)),
         )
 
     def _flexible_parts(self, owner: Call) -> set[str]:

@@ -94,12 +94,13 @@ class Placer:
         kept = self._parts_to_keep(region, frame)
         if kept is not None:
             owner = self._that_may_grow(frame)
-            for call in calls_between(frame, owner) if kept else ():
-                kept = {_name_in(call.parent or owner, call.path)}
+            moved = list(calls_between(frame, owner))
+            if kept and moved:  # they are kept by keeping what holds them there
+                kept = {_name_in(owner, moved[-1].path)}
             return Placement(frame, owner, owner, frozenset(kept))
         swaps = {link.value for link in region.links if self._may_swap(link, region, frame)}
         if region.converts:
-            swaps.discard(region.main.value)
+            swaps.discard(region.main.value)  # code must make floats of what it reads
         owner = self._that_sees(region)
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
@@ -149,7 +150,7 @@ class Placer:
             for link in region.path
             if link.form is not None and not link.form.diagonal
         }
-        # Of several a part would return other channels or another size than it did.
+        # Where several mix channels, a part would return others, or another size, than it did.
         return names if len(mixing) > 1 and names else None
 
     def _use(self, region: Region, frame: Call) -> _Use:
