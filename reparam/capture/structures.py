@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import fx
@@ -149,3 +149,22 @@ def outline(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return type(value).__qualname__
     return None
+
+
+def reached(
+    start: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]
+) -> set[fx.Node]:
+    """All nodes that can be reached from some, these included.
+
+    Args:
+        start: Where to begin.
+        neighbours: The nodes next to a node.
+    """
+    seen: set[fx.Node] = set()
+    pending = [*start]
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending.extend(neighbours(node))
+    return seen

@@ -70,11 +70,10 @@ def check_model(model: Any) -> None:
                 "the model once on an input first"
             )
         kind = type(module)
-        runs = kind is not nn.Module and not isinstance(module, fx.GraphModule)
-        runs = runs and not kind.__module__.startswith(
-            ("torch.fx", "torch.export", "torch._export")
-        )
-        if module.training and runs:
+        # What torch.fx and torch.export make may say that it trains, whatever it was made of.
+        made = kind.__module__.startswith(("torch.fx", "torch.export", "torch._export"))
+        made = made or isinstance(module, fx.GraphModule)
+        if module.training and kind is not nn.Module and not made:
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is in training mode, where "
                 "batch norm depends on the batch; call model.eval() first"

@@ -64,7 +64,9 @@ class LateCopy:
 
 
 def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    memo.update((id(spec), spec) for spec in _tree_structures(model))
+    graph_modules = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
+    for name in ("_in_spec", "_out_spec"):  # never changed, and torch warns of copying them
+        memo.update((id(spec), spec) for m in graph_modules for spec in [vars(m).get(name)])
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
@@ -82,26 +84,12 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _met_while_copied(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters that somebody's code gets to see, and may write to, while they are copied."""
+    names = "__deepcopy__ __reduce_ex__ __reduce__ __getstate__ __setstate__".split()
     for module in model.modules():
-        if any(map(_is_foreign, _copiers(module))):
+        if any(_is_foreign(getattr(module, name, None)) for name in names):
             yield from module.parameters()
-
-
-def _copiers(module: nn.Module) -> Iterator[Any]:
-    for name in ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__"):
-        yield getattr(module, name, None)
 
 
 def _is_foreign(copier: Any) -> bool:
     home = getattr(copier, "__module__", None)  # python's own have none
     return home is not None and home.partition(".")[0] != "torch"
-
-
-def _tree_structures(model: nn.Module) -> list[Any]:
-    """What says how graph modules pack arguments: never changed, and torch warns of copying it."""
-    return [
-        spec
-        for module in model.modules()
-        if isinstance(module, fx.GraphModule)
-        for spec in (vars(module).get("_in_spec"), vars(module).get("_out_spec"))
-    ]

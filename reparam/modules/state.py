@@ -6,7 +6,7 @@ import pickle
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -127,8 +127,8 @@ class _Memory(TorchDispatchMode):
         if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
             for index, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    given = args[index] if index < len(args) else kwargs.get(argument.name)
-                    for tensor in tree_leaves(given):
+                    written = args[index] if index < len(args) else kwargs.get(argument.name)
+                    for tensor in tree_leaves(written):
                         if _has_memory(tensor):
                             self._keep(_storage(tensor))
         return func(*args, **kwargs)
@@ -163,36 +163,35 @@ def _holders(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
     seen: set[int] = set()
     while pending:
         owner, value = pending.pop()
-        if id(value) in seen:
-            continue
+        entries = None if id(value) in seen else _entries(value)
         seen.add(id(value))
-        entries: Any = ()
+        if entries is None:
+            continue
         if isinstance(value, nn.Module):
             owner = value
-            kinds = [kind for kind in type(value).__mro__ if not _is_foreign(kind)]
-            entries = [*vars(value).values(), *kinds]
-        elif isinstance(value, dict):
-            entries = value.values()
-        elif isinstance(value, list | set | deque | tuple):
-            entries = value
-        elif isinstance(value, Tensor):
-            if not _has_memory(value):
-                continue
-        elif isinstance(value, type):
-            if not issubclass(value, nn.Module):
-                continue
-            entries = vars(value).values()
-        elif (
-            not hasattr(value, "__dict__")
-            or isinstance(value, FunctionType | MethodType | ModuleType)
-            or _is_foreign(type(value))
-        ):
-            continue
-        else:
-            entries = vars(value).values()
         if not isinstance(value, tuple):
             yield owner, value
         pending.extend((owner, entry) for entry in entries if not _is_constant(entry))
+
+
+def _entries(value: Any) -> Iterable[Any] | None:
+    """What a value holds; None if it is nothing that a forward may change, or can be put back."""
+    match value:
+        case nn.Module():
+            kinds = (kind for kind in type(value).__mro__ if not _is_foreign(kind))
+            return (*vars(value).values(), *kinds)
+        case dict():
+            return value.values()
+        case list() | set() | deque() | tuple():
+            return value
+        case Tensor():
+            return () if _has_memory(value) else None
+        case type():
+            return vars(value).values() if issubclass(value, nn.Module) else None
+        case FunctionType() | MethodType() | ModuleType():
+            return None
+    own = hasattr(value, "__dict__") and not _is_foreign(type(value))
+    return vars(value).values() if own else None
 
 
 def _is_foreign(kind: type) -> bool:
@@ -246,27 +245,22 @@ def all_or_nothing(target: nn.Module) -> Iterator[None]:
         (
             module,
             type(module),
-            dict(vars(module)),
-            dict(module._modules),
-            dict(module._parameters),
-            dict(module._buffers),
+            [
+                (held, dict(held))
+                for held in (vars(module), module._modules, module._parameters, module._buffers)
+            ],
         )
         for module in target.modules()
     ]
     try:
         yield
     except BaseException:
-        for module, kind, attributes, children, parameters, buffers in saved:
+        for module, kind, contents in saved:
             if type(module) is not kind:
                 module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._modules.clear()
-            module._modules.update(children)
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for held, before in contents:
+                held.clear()
+                held.update(before)
             if isinstance(module, fx.GraphModule):
                 module.recompile()
         raise

@@ -95,8 +95,8 @@ def read_from(root: nn.Module, path: str) -> nn.Module:
     value = fetch(root, path)
     if isinstance(value, nn.Module):
         return value
-    holder, _, _ = path.rpartition(".")
-    return fetch(root, holder) if holder else root
+    holder: nn.Module = fetch(root, path.rpartition(".")[0])
+    return holder
 
 
 def held_aside(root: nn.Module) -> set[int]:

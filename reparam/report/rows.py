@@ -9,6 +9,7 @@ from torch import fx
 
 from reparam.algebra.affine import AffineConv
 from reparam.analysis.lifting import target_of
+from reparam.capture.structures import reached
 from reparam.capture.trace import Trace
 from reparam.modules.tree import fetch, join
 from reparam.planning.parts import Part, Untraced
@@ -54,21 +55,18 @@ def applied_row(row: FusedRow, error: float | None, name: str) -> FusedRow:
 
 def taught_rules(part: Part, region: Region) -> str:
     """The rules that a region rests on and that are not the library's own, with their places."""
-    pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
-    nodes = {region.base} | {share.link.value for share in region.shares}
-    while pending:
-        node = pending.pop()
-        if node not in nodes:
-            nodes.add(node)
-            pending.extend(node.all_input_nodes)
-    found: dict[str, None] = {}
+    scales = {share.link.value for share in region.shares}
+    edge = scales | {region.base}
+    ends = [region.value, *(absorbed.term for absorbed in region.absorbed)]
+    nodes = reached(ends, lambda node: () if node in edge else node.all_input_nodes) | scales
+    taught: dict[str, None] = {}
     for node in sorted(nodes - {region.base}, key=part.facts.order.__getitem__):
         target = target_of(node, part.trace.root)
         rule = part.rules.find(target)
         if rule is not None and not is_built_in(rule):
             where = f"{describe_target(target)} ({place(part.trace, node)})"
-            found[f"the rule {describe_rule(rule)} of {where}"] = None
-    return ", ".join(found)
+            taught[f"the rule {describe_rule(rule)} of {where}"] = None
+    return ", ".join(taught)
 
 
 def place(trace: Trace, node: fx.Node) -> str:

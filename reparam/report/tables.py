@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from reparam.planning.costs import MULTIPLY_ADDS
+
+Columns: TypeAlias = dict[str, list[str]]
+"""The columns of a table by their titles."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,27 @@ class EqualizedRow:
 class _Printed(ABC):
     """Prints as a table in a terminal, as text and in a notebook."""
 
+    notes: list[str]
+
     @abstractmethod
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult: ...
+    def summary(self) -> str:
+        """The result in one line."""
+
+    @abstractmethod
+    def _tables(self) -> Iterator[Columns]: ...
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.summary()
+        for columns in self._tables():
+            table = Table(*columns, box=box.SIMPLE, pad_edge=False)
+            for column in table.columns:
+                column.overflow = "fold"
+            for row in zip(*columns.values(), strict=True):
+                table.add_row(*row)
+            if table.row_count:
+                yield table
+        for note in self.notes:
+            yield f"note: {note}"
 
     def __str__(self) -> str:
         output = io.StringIO()
@@ -117,23 +140,21 @@ class Report(_Printed):
             f"{_many(len(self.fused), 'place')}; refused: {len(self.refused)}"
         )
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.summary()
-        if self.fused:
-            columns: dict[str, list[str]] = {
-                "where": [row.place for row in self.fused],
-                "was": [row.operators for row in self.fused],
-                "becomes": [row.result for row in self.fused],
-                "ops": [f"{row.counts[0]} -> {row.counts[1]}" for row in self.fused],
-                MULTIPLY_ADDS: [change(*row.multiply_adds) for row in self.fused],
-            }
-            if self.unit != MULTIPLY_ADDS:
-                columns[self.unit] = [change(*row.cost) for row in self.fused]
-            errors = [row.error for row in self.fused]
-            if any(error is not None for error in errors):
-                columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
-            yield _table(list(columns), zip(*columns.values(), strict=True))
-        yield from _rest(self.refused, "stays", self.notes)
+    def _tables(self) -> Iterator[Columns]:
+        columns: Columns = {
+            "where": [row.place for row in self.fused],
+            "was": [row.operators for row in self.fused],
+            "becomes": [row.result for row in self.fused],
+            "ops": [f"{row.counts[0]} -> {row.counts[1]}" for row in self.fused],
+            MULTIPLY_ADDS: [change(*row.multiply_adds) for row in self.fused],
+        }
+        if self.unit != MULTIPLY_ADDS:
+            columns[self.unit] = [change(*row.cost) for row in self.fused]
+        errors = [row.error for row in self.fused]
+        if any(error is not None for error in errors):
+            columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
+        yield columns
+        yield _refusals(self.refused, "stays")
 
 
 @dataclass
@@ -160,40 +181,25 @@ class EqualizationReport(_Printed):
             f"{_many(len(self.equalized), 'layer')}; refused: {len(self.refused)}"
         )
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.summary()
-        if self.equalized:
-            yield _table(
-                ("where", "layer", "channels scaled", "largest / smallest range"),
-                (
-                    (
-                        row.place,
-                        row.operator,
-                        f"{row.channels[0]} of {row.channels[1]}",
-                        f"{row.spread[0]:.3g} -> {row.spread[1]:.3g}",
-                    )
-                    for row in self.equalized
-                ),
-            )
-        yield from _rest(self.refused, "is not scaled", self.notes)
+    def _tables(self) -> Iterator[Columns]:
+        rows = self.equalized
+        yield {
+            "where": [row.place for row in rows],
+            "layer": [row.operator for row in rows],
+            "channels scaled": [f"{row.channels[0]} of {row.channels[1]}" for row in rows],
+            "largest / smallest range": [
+                f"{row.spread[0]:.3g} -> {row.spread[1]:.3g}" for row in rows
+            ],
+        }
+        yield _refusals(self.refused, "is not scaled")
 
 
-def _rest(refused: Sequence[RefusedRow], said: str, notes: Iterable[str]) -> RenderResult:
-    """What ends each report: what was refused, of which something is said, and the notes."""
-    if refused:
-        rows = ((row.place, row.operator, row.reason) for row in refused)
-        yield _table(("where", said, "because"), rows)
-    for note in notes:
-        yield f"note: {note}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _refusals(rows: list[RefusedRow], verb: str) -> Columns:
+    return {
+        "where": [row.place for row in rows],
+        verb: [row.operator for row in rows],
+        "because": [row.reason for row in rows],
+    }
 
 
 def _many(number: int, noun: str) -> str:

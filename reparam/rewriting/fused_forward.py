@@ -8,14 +8,14 @@ import importlib
 import inspect
 import linecache
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from reparam.capture.structures import outline
 from reparam.errors import ReparamError
@@ -48,16 +48,16 @@ class Guards:
         """Whether it is not enough to know which arguments are given."""
         return any((self.outlines, self.tensors, self.lengths, self.types, self.unhooked))
 
-    def hold(self, owner: nn.Module, given: dict[str, Any]) -> bool:
+    def hold(self, owner: nn.Module, arguments: Mapping[str, Any]) -> bool:
         """Whether a module and its arguments are such as were traced."""
         return (
             all(
-                given[name] is value or _equal(given[name], value)
+                arguments[name] is value or _equal(arguments[name], value)
                 for name, value in self.baked.items()
             )
-            and all(isinstance(given[name], torch.Tensor) for name in self.tensors)
-            and all(len(given[name]) >= count for name, count in self.lengths.items())
-            and all(outline(given[name]) == was for name, was in self.outlines.items())
+            and all(isinstance(arguments[name], torch.Tensor) for name in self.tensors)
+            and all(len(arguments[name]) >= count for name, count in self.lengths.items())
+            and all(outline(arguments[name]) == was for name, was in self.outlines.items())
             and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
             and not any(has_hooks(owner.get_submodule(path)) for path in self.unhooked)
         )
@@ -75,10 +75,8 @@ class FusedForward:
 
     Args:
         owner: The module.
-        code: Source of a function ``forward(self, ...)``.
-        names: What the source refers to by name.
-        parameters: Names of the parameters the function takes.
-        positional: Whether these are the forward's first parameters, passed one by one.
+        graph: What it computes of the module.
+        parameters: Names of the parameters it takes.
         guards: What has to hold of the arguments.
         modal: Whether the code it replaces asks if the module is in training mode.
     """
@@ -86,22 +84,25 @@ class FusedForward:
     def __init__(
         self,
         owner: nn.Module,
-        code: str,
-        names: dict[str, Any],
+        graph: fx.Graph,
         parameters: tuple[str, ...],
-        positional: bool,
         guards: Guards,
         modal: bool,
     ) -> None:
+        code = graph.python_code("self")
+        taken = list(inspect.signature(owner.forward).parameters.values())[: len(parameters)]
+        one_by_one = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken)
         self.owner = owner
-        self.code = code
-        self.names = names
+        self.code = code.src
+        self.names = {name: value for name, value in code.globals.items() if name in code.src}
         self.parameters = parameters
-        self.positional = positional
+        self.positional = (
+            one_by_one and tuple(p.name for p in taken) == parameters and not guards.look_inside
+        )
         self.guards = guards
         self.modal = modal
         self.original = vars(owner).get("forward")
-        self.function = _compile(code, names)
+        self.function = _compile(self.code, self.names)
 
     def attach(self) -> None:
         """Become the forward of the owner."""
@@ -138,13 +139,13 @@ class FusedForward:
     def _call_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = inspect.signature(self._original()).bind(*args, **kwargs)
         bound.apply_defaults()
-        given = dict(bound.arguments)
+        values = [bound.arguments[name] for name in self.parameters]
         # A tensor was traced where now there may be none.
-        if any(given[name] is None for name in self.parameters) or not self.guards.hold(
-            self.owner, given
+        if any(value is None for value in values) or not self.guards.hold(
+            self.owner, bound.arguments
         ):
             return self._original()(*args, **kwargs)
-        return self.function(self.owner, *(given[name] for name in self.parameters))
+        return self.function(self.owner, *values)
 
     def _warn_of_training(self) -> None:
         self.modal = False
@@ -181,11 +182,12 @@ def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
     return weight.dtype == dtype or TYPES_MAY_DIFFER.get()
 
 
-def _equal(given: Any, traced: Any) -> bool:
-    if type(given) is dict and type(traced) is dict:
-        return given.keys() == traced.keys() and all(_equal(given[k], traced[k]) for k in traced)
+def _equal(now: Any, traced: Any) -> bool:
+    """Whether a constant is what was traced, as far as that can be compared."""
+    if type(now) is dict and type(traced) is dict:
+        return now.keys() == traced.keys() and all(_equal(now[key], traced[key]) for key in traced)
     plain = (int, float, str, bool, tuple, torch.dtype, type(None))
-    return type(given) is type(traced) and isinstance(traced, plain) and bool(given == traced)
+    return type(now) is type(traced) and isinstance(traced, plain) and bool(now == traced)
 
 
 class Replication:

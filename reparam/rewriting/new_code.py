@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
 from reparam.capture.structures import Built, nodes_in, written_into
-from reparam.capture.trace import Call
+from reparam.capture.trace import Call, calls_between
 from reparam.modules.tree import join
 from reparam.rewriting.changes import Rewrite
 
@@ -37,6 +38,7 @@ class UnlikeError(GraftError):
     """Calls of one module would need different code, though they were edited alike."""
 
 
+@dataclass(frozen=True)
 class Slicer:
     """Cuts the code of single modules out of an edited graph.
 
@@ -47,143 +49,137 @@ class Slicer:
         paths: For each path of a module all paths of that module.
     """
 
-    def __init__(
-        self,
-        rewrite: Rewrite,
-        inside: Mapping[Call, Sequence[fx.Node]],
-        inlined: Collection[Call],
-        paths: Mapping[str, Sequence[str]],
-    ) -> None:
-        self.rewrite = rewrite
-        self.caller = rewrite.trace.caller
-        self.inside = inside
-        self.inlined = inlined
-        self.paths = paths
+    rewrite: Rewrite
+    inside: Mapping[Call, Sequence[fx.Node]]
+    inlined: Collection[Call]
+    paths: Mapping[str, Sequence[str]]
 
-    def slice(self, owner: Call) -> tuple[fx.Graph, dict[str, Any], tuple[str, ...]]:
-        """The graph of one module's own forward, its children called and not inlined.
+    def slice(self, owner: Call) -> NewCode:
+        """The code of one module's own forward, its children called and not inlined.
 
-        Returns:
-            The graph, the arguments that tracing took as constants, and the names of the others.
+        Raises:
+            GraftError: If it would read what it cannot see.
         """
-        graph = fx.Graph()
-        values: dict[fx.Node, fx.Node] = {}
-        baked: dict[str, Any] = {}
-        parameters: list[str] = []
-        given: list[tuple[Any, fx.Node]] = []
-        signature = inspect.signature(owner.module.forward)
-        graph_module = isinstance(owner.module, fx.GraphModule)
-        for name, argument in owner.arguments.items():
-            if not any(True for _ in nodes_in(argument)):
-                baked[name] = argument
-                continue
-            default = signature.parameters[name].default
-            placeholder = graph.placeholder(
-                name, default_value=default if graph_module else inspect.Parameter.empty
-            )
-            parameters.append(name)
-            given.append((argument, placeholder))
-        # Where two arguments became one value, code reads the one that is that value.
-        for argument, placeholder in sorted(given, key=lambda pair: self._is_dead(pair[0])):
-            self._unpack(graph, argument, placeholder, values)
-        emitted: set[Call] = set()
-
-        def read(node: fx.Node) -> fx.Node:
-            node = self.rewrite.current(node)
-            if node not in values:
-                if node.op != "get_attr":
-                    where = owner.path or "the model"
-                    raise GraftError(f"{node} is not visible in {where}", [owner])
-                values[node] = graph.get_attr(self.named(str(node.target), owner))
-            return values[node]
-
-        for node in self.inside[owner]:
-            call = self.called_from(owner, self.caller[node])
-            if call is not None:
-                if call not in emitted:
-                    emitted.add(call)
-                    self._emit_call(graph, call, owner, read, values)
-                continue
-            if node.op in ("placeholder", "output", "get_attr"):
-                continue
-            copied = graph.node_copy(node, read)
-            if node.op == "call_module":
-                copied.target = self.named(str(node.target), owner)
-            values[node] = copied
-        graph.output(written_into(graph, owner.result, read))
-        return graph, baked, tuple(parameters)
-
-    def _is_dead(self, structure: Any) -> bool:
-        return any(node in self.rewrite.dead for node in nodes_in(structure))
+        return NewCode(self, owner)
 
     def called_from(self, owner: Call, caller: Call) -> Call | None:
         """The outermost call below the owner that stays a call, if the caller is inside one."""
-        found = None
-        for call in caller.ancestry():
-            if call is owner:
-                return found
-            if call not in self.inlined:
-                found = call
-        return found
-
-    def _emit_call(
-        self,
-        graph: fx.Graph,
-        call: Call,
-        owner: Call,
-        read: Callable[[fx.Node], fx.Node],
-        values: dict[fx.Node, fx.Node],
-    ) -> None:
-        path = self.named(call.path, owner)
-        args = written_into(graph, call.args, read)
-        kwargs = written_into(graph, call.kwargs, read)
-        result = graph.call_module(path, args, kwargs)
-        self._unpack(graph, call.result, result, values)
-
-    def _unpack(
-        self,
-        graph: fx.Graph,
-        structure: Any,
-        whole: fx.Node,
-        values: dict[fx.Node, fx.Node],
-    ) -> None:
-        """Name the values inside an argument or a result."""
-        if isinstance(structure, fx.Node):
-            values.setdefault(self.rewrite.current(structure), whole)
-            return
-        entries: list[tuple[Any, Any]] = []
-        by_key = True
-        if isinstance(structure, Built):
-            by_key = structure.by_key
-            entries = list(structure.entries.items())
-        elif isinstance(structure, dict):
-            entries = list(structure.items())
-        elif isinstance(structure, tuple | list):
-            entries = list(enumerate(structure))
-        for key, entry in entries:
-            if any(True for _ in nodes_in(entry)):
-                part = graph.call_function(operator.getitem if by_key else getattr, (whole, key))
-                self._unpack(graph, entry, part, values)
-
-    def relative(self, path: str, owner: Call) -> str | None:
-        """The name of a module or tensor below an owner, which may not be its first one."""
-        if not owner.path:
-            return path
-        prefix = f"{owner.path}."
-        if path.startswith(prefix):
-            return path[len(prefix) :]
-        holder, _, name = path.rpartition(".")
-        for paths, rest in ((self.paths.get(path, ()), ""), (self.paths.get(holder, ()), name)):
-            for other in paths:
-                if other.startswith(prefix):
-                    return join(other[len(prefix) :], rest)
-                if rest and other == owner.path:
-                    return rest
-        return None
+        around = [call for call in calls_between(caller, owner) if call not in self.inlined]
+        return around[-1] if around else None
 
     def named(self, path: str, owner: Call) -> str:
-        """The same; raises a GraftError if it lies elsewhere."""
-        relative = self.relative(path, owner)
+        """The same as `path_below`; raises a GraftError if it lies elsewhere."""
+        relative = path_below(owner, path, self.paths)
         if relative is None:
             raise GraftError(f"{path} is not below {owner.path}", [owner])
         return relative
+
+
+class NewCode:
+    """What becomes the forward of one module.
+
+    Args:
+        slicer: Knows what becomes whose code.
+        call: A call of the module.
+
+    Attributes:
+        graph: The code.
+        baked: The arguments that tracing took as constants.
+        parameters: The names of the others.
+    """
+
+    def __init__(self, slicer: Slicer, call: Call) -> None:
+        self.slicer = slicer
+        self.call = call
+        self.graph = fx.Graph()
+        self._values: dict[fx.Node, fx.Node] = {}
+        arguments = call.arguments.items()
+        self.baked = {name: value for name, value in arguments if not _holds_nodes(value)}
+        self.parameters = tuple(name for name in call.arguments if name not in self.baked)
+        placeholders = {name: self._placeholder(name) for name in self.parameters}
+        # Where two arguments became one value, code reads the one that is that value.
+        for name in sorted(self.parameters, key=self._is_dead):
+            self._unpack(call.arguments[name], placeholders[name])
+        self._write(slicer.inside[call])
+        self.graph.output(written_into(self.graph, call.result, self._read))
+
+    def _write(self, nodes: Iterable[fx.Node]) -> None:
+        """Write nodes, and one call for all nodes in a call that stays one."""
+        slicer, graph, called = self.slicer, self.graph, set[Call]()
+        for node in nodes:
+            inner = slicer.called_from(self.call, slicer.rewrite.trace.caller[node])
+            if inner is None and node.op not in ("placeholder", "output", "get_attr"):
+                self._values[node] = copied = graph.node_copy(node, self._read)
+                if node.op == "call_module":
+                    copied.target = slicer.named(str(node.target), self.call)
+            elif inner is not None and inner not in called:
+                called.add(inner)
+                path = slicer.named(inner.path, self.call)
+                args = written_into(graph, inner.args, self._read)
+                kwargs = written_into(graph, inner.kwargs, self._read)
+                self._unpack(inner.result, graph.call_module(path, args, kwargs))
+
+    def _placeholder(self, name: str) -> fx.Node:
+        module, default = self.call.module, inspect.Parameter.empty
+        if isinstance(module, fx.GraphModule):  # nothing but its graph says what may be left out
+            default = inspect.signature(module.forward).parameters[name].default
+        return self.graph.placeholder(name, default_value=default)
+
+    def _is_dead(self, name: str) -> bool:
+        """Whether an argument holds a value that is computed no more."""
+        return not self.slicer.rewrite.dead.isdisjoint(nodes_in(self.call.arguments[name]))
+
+    def _read(self, node: fx.Node) -> fx.Node:
+        """What stands for a node of the edited graph."""
+        node = self.slicer.rewrite.current(node)
+        if node not in self._values:
+            if node.op != "get_attr":
+                where = self.call.path or "the model"
+                raise GraftError(f"{node} is not visible in {where}", [self.call])
+            path = self.slicer.named(str(node.target), self.call)
+            self._values[node] = self.graph.get_attr(path)
+        return self._values[node]
+
+    def _unpack(self, structure: Any, whole: fx.Node) -> None:
+        """Name the values inside an argument or a result."""
+        entries: Iterable[tuple[Any, Any]] = ()
+        read: Callable[..., Any] = operator.getitem
+        if isinstance(structure, fx.Node):
+            self._values.setdefault(self.slicer.rewrite.current(structure), whole)
+        elif isinstance(structure, Built):
+            entries = structure.entries.items()
+            read = operator.getitem if structure.by_key else getattr
+        elif isinstance(structure, dict):
+            entries = structure.items()
+        elif isinstance(structure, tuple | list):
+            entries = enumerate(structure)
+        for key, entry in entries:
+            if _holds_nodes(entry):
+                self._unpack(entry, self.graph.call_function(read, (whole, key)))
+
+
+def _holds_nodes(structure: Any) -> bool:
+    return any(True for _ in nodes_in(structure))
+
+
+def path_below(owner: Call, path: str, paths: Mapping[str, Sequence[str]]) -> str | None:
+    """The path of a module or tensor as seen from an owner; None if it lies elsewhere.
+
+    Args:
+        owner: The owner.
+        path: A path below the root, which may not be the only one.
+        paths: For each path of a module all paths of that module.
+    """
+    if not owner.path:
+        return path
+    prefix = f"{owner.path}."
+    if path.startswith(prefix):
+        return path[len(prefix) :]
+    holder, _, name = path.rpartition(".")
+    for others, rest in ((paths.get(path, ()), ""), (paths.get(holder, ()), name)):
+        for other in others:
+            if other.startswith(prefix):
+                return join(other[len(prefix) :], rest)
+            if rest and other == owner.path:
+                return rest
+    return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cache
 
 from torch import fx, nn
 
@@ -11,12 +13,34 @@ from reparam.analysis.facts import Facts
 from reparam.capture.reading.call_sites import CallSites
 from reparam.capture.reading.method_names import methods_naming, methods_running, runs_as_one
 from reparam.capture.reading.source import own_methods
-from reparam.capture.structures import nodes_in
+from reparam.capture.structures import nodes_in, reached
 from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors
 from reparam.modules.tree import fetch, has_hooks, held_aside, read_from
 from reparam.planning.dominators import Link
 from reparam.planning.regions import Region
 from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.repeats import repeated_calls
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the operator of a region belongs.
+
+    Args:
+        frame: The innermost call that all of the region lies in.
+        owner: The call whose code names the new operator.
+        writer: The call into whose own code the region is written, while its parts stay what they
+            are; None if modules may change where they are registered.
+        kept: Names of the parts of the writer that other code runs by themselves.
+        swaps: The values of its links that are modules which may be replaced where they are
+            registered, so that no code has to change: one by the operator, the others by nothing.
+    """
+
+    frame: Call
+    owner: Call
+    writer: Call | None = None
+    kept: frozenset[str] = frozenset()
+    swaps: frozenset[fx.Node] = frozenset()
 
 
 class Placer:
@@ -25,7 +49,7 @@ class Placer:
     Args:
         trace: The trace.
         facts: What was known of the graph before it is edited.
-        result: What is to be done to the modules so far; parts to be kept are noted there.
+        result: What is to be done to the modules so far.
         merged: Numbers of the calls whose code will be a part of their caller's.
     """
 
@@ -37,60 +61,62 @@ class Placer:
         self.result = result
         self.merged = {trace.calls[number] for number in merged}
         self.spans: dict[fx.Node, set[Call]] = {}
-        self.as_written = True
         self.uses = Counter(
             id(fetch(trace.root, str(node.target)))
             for node in trace.graph.nodes
             if node.op == "call_module"
         )
         self.traced_through = Counter(id(call.module) for call in trace.calls)
+        self.repeated = repeated_calls(trace)
         self.held = held_aside(trace.root)
-        self.sites: dict[Call, CallSites] = {}
+        self.sites = cache(lambda call: CallSites(call.module))
         self.read_directly = {
             id(read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
             if node.op == "get_attr"
         }
 
-    def placement(self, region: Region) -> tuple[Call, Call, bool]:
-        """Where a region belongs: its frame, whose code gets the new operator, and whether none.
-
-        Returns:
-            The innermost call that all of the region lies in, the call whose code names the new
-            operator, and whether a module is replaced where it is registered instead.
-        """
-        main, value = region.main, region.value
-        changing = region.dying | region.together
-        callers = [self.trace.caller[node] for node in changing if node.op != "get_attr"]
-        place = main.value if region.collapses else value
-        single = len(main.inner) == 1 and region.collapses
-        frame = common_caller(callers) if region.collapses else self.trace.caller[value]
-        while frame in self.merged and frame.parent is not None:
-            frame = frame.parent
-        spanned = self.spans[value] if value in self.spans else self._span(region)
-        whole = common_caller([frame, *callers, *spanned])
+    def placement(self, region: Region) -> Placement:
+        """Where the operator of a region belongs."""
+        around = frame_of(self.trace, region)
+        frame = around if region.collapses else self.trace.caller[region.value]
+        frame = next(call for call in frame.ancestry() if call not in self.merged)
+        spanned = self.spans.get(region.value) or self._span(region)
+        whole = common_caller([frame, around, *spanned])
+        if not region.collapses:
+            owner = self._that_may_grow(self._that_sees(region))
+            if knows_only_tensors(whole):
+                return Placement(frame, owner)
+            return Placement(frame, owner, self._that_may_grow(whole))
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
-            if region.collapses:
-                frame = whole
-            else:
-                self._keep_parts(region, whole, set())
-        self.as_written = region.collapses and self._methods_agree(region, frame)
-        swap = single and not region.converts and self.may_swap(main, region, frame)
-        if single:
-            owner = self.trace.caller[place]
-        else:
-            inner = (node for node in main.inner if node in region.dying or node is place)
-            owner = common_caller([self.trace.caller[node] for node in inner])
-        while owner.parent is not None and not self._sees(
-            owner, self.result.current(region.source)
-        ):
-            owner = owner.parent
-        if region.collapses and not self.as_written:
-            owner = frame
-        while not swap and owner.parent is not None and self._must_not_grow(owner):
-            owner = owner.parent
-        return frame, owner, swap
+            frame = whole
+        kept = self._parts_to_keep(region, frame)
+        if kept is not None:
+            owner = self._that_may_grow(frame)
+            moved = list(calls_between(frame, owner))
+            if kept and moved:  # they are kept by keeping what holds them there
+                kept = {_name_in(owner, moved[-1].path)}
+            return Placement(frame, owner, owner, frozenset(kept))
+        swaps = {link.value for link in region.links if self._may_swap(link, region, frame)}
+        if region.converts:
+            swaps.discard(region.main.value)  # code must make floats of what it reads
+        owner = self._that_sees(region)
+        if region.main.value not in swaps:
+            owner = self._that_may_grow(owner)
+        return Placement(frame, owner, swaps=frozenset(swaps))
+
+    def _that_sees(self, region: Region) -> Call:
+        """The innermost call around a region's operator whose own code can name what it reads."""
+        main, source = region.main, self.result.current(region.source)
+        place = main.value if region.collapses else region.value
+        replaced = [node for node in main.inner if node in region.dying or node is place]
+        common = common_caller([self.trace.caller[node] for node in replaced])
+        return next(call for call in common.ancestry() if self._sees(call, source))
+
+    def _that_may_grow(self, call: Call) -> Call:
+        """The innermost call around one that may have a new part."""
+        return next(outer for outer in call.ancestry() if not self._must_not_grow(outer))
 
     def remember_span(self, region: Region) -> None:
         """Note how a region's value depends on its base while the graph is what was traced."""
@@ -98,33 +124,48 @@ class Placer:
 
     def _span(self, region: Region) -> set[Call]:
         """The calls through which a region's value depends on its base, dying or not."""
-        facts = self.facts
-        pending = [region.value, *(absorbed.term for absorbed in region.absorbed)]
-        first, found = facts.order[region.base], set()
-        while pending:
-            node = pending.pop()
-            if node in found or facts.order[node] <= first:
-                continue
-            found.add(node)
-            pending.extend(facts.operands(node))
-        return {self.trace.caller[node] for node in found}
+        facts, ends = self.facts, [region.value, *(absorbed.term for absorbed in region.absorbed)]
+        first = facts.order[region.base]
+        above = reached(
+            ends, lambda node: facts.operands(node) if facts.order[node] > first else ()
+        )
+        return {self.trace.caller[node] for node in above if facts.order[node] > first}
 
-    def _methods_agree(self, region: Region, frame: Call) -> bool:
-        """Whether every method of the module that holds a region runs all of it or nothing.
+    def _parts_to_keep(self, region: Region, frame: Call) -> set[str] | None:
+        """The parts of a module that must stay what they are; None if they run all or nothing.
 
-        A method that runs a part of it, ``forward_features`` say, must go on finding that part as
-        it was.
+        A method that runs some of a region, ``forward_features`` say, must go on finding those
+        parts as they were.
         """
-        prefix = f"{frame.path}." if frame.path else ""
-        order: dict[str, None] = {}
-        parts: set[int] = set()
-        crossed: set[Call] = set()
-        in_code = False
+        use = self._use(region, frame)
+        names = set(use.parts)
+        if names and not knows_only_tensors(frame):
+            return names  # with other arguments the code as it was runs, and calls them
+        if use.serves or self._runs_apart(use, frame):
+            # A method that only reads the weights of what is gone, to convert them say, will raise.
+            needed = use.callers or use.serves or self._may_run(frame, use.methods)
+            return names if needed else set()
+        mixing = {
+            self.trace.caller[link.value]
+            for link in region.path
+            if link.form is not None and not link.form.diagonal
+        }
+        # Where several mix channels, a part would return others, or another size, than it did.
+        return names if len(mixing) > 1 and names else None
+
+    def _use(self, region: Region, frame: Call) -> _Use:
+        """Who runs the operators of a region in the module that holds it."""
         links = [link for link in region.links if link.form and not link.form.identity]
         joined = region.together.union(*(link.inner for link in links))
+        prefix = f"{frame.path}." if frame.path else ""
+        names: dict[str, None] = {}
+        parts: set[int] = set()
+        crossed: dict[Call, None] = {}
+        in_code = False
         for node in sorted(joined, key=self.facts.order.__getitem__):
-            caller, path = self.trace.caller[node], self.trace.caller[node].path
-            crossed.update(calls_between(caller, frame))
+            caller = self.trace.caller[node]
+            crossed.update(dict.fromkeys(calls_between(caller, frame)))
+            path = caller.path
             if node.op == "call_module":
                 path = str(node.target)
                 parts.add(id(fetch(self.trace.root, path)))
@@ -132,138 +173,125 @@ class Placer:
                 in_code = in_code or node not in self.facts.sources
                 continue
             if path.startswith(prefix):
-                order[path[len(prefix) :].split(".")[0]] = None
-        names = set(order)
-        methods = methods_naming(frame.module, names)
+                names[_name_in(frame, path)] = None
+        methods = methods_naming(frame.module, set(names))
         if not in_code and region.main.value.op == "call_module":
-            kept = str(region.main.value.target).removeprefix(prefix).split(".")[0]
-            for name in self._reading_what_goes(frame, methods, kept):
-                del methods[name]
-        partial = {name for name, used in methods.items() if used != names}
-        public = {name for name in methods if name != "forward" and not name.startswith("_")}
-        if names and not knows_only_tensors(frame):
-            # With other arguments the code as it was runs, and calls the parts as they were.
-            self._keep_parts(region, frame, names)
-            return False
+            kept = _name_in(frame, str(region.main.value.target))
+            gone = self._reading_what_goes(frame, methods, kept)
+            methods = {name: used for name, used in methods.items() if name not in gone}
         parts.update(id(call.module) for call in crossed)
-        callers = {caller for part in parts for caller in self.trace.by_methods.get(part, ())}
-        # Methods that only read the weights, to convert them say, do not count.
-        calling = {name for key, name in callers if key == id(frame.module)} & methods.keys()
-        torn = {name for name in calling if not runs_as_one(frame.module, name, list(order))}
-        serves = self._serves_other_calls(crossed, frame)
-        if (
-            partial - {"forward"}
-            or torn
-            or (in_code and public)
-            or (partial and len(methods) > 1)
-            or self._run_otherwise(callers, frame, methods)
-            or serves
-        ):
-            # A method that only reads the weights of what is gone, to convert them say, will raise.
-            needed = callers or serves or self._may_run(frame, methods)
-            self._keep_parts(region, frame, names if needed else set())
-            return False
-        mixing = {
-            self.trace.caller[link.value]
-            for link in region.path
-            if link.form is not None and not link.form.diagonal
-        }
-        if len(mixing) > 1 and names:
-            # A part would return other channels or another size than it did.
-            self._keep_parts(region, frame, names)
-            return False
-        return True
+        callers = {method for part in parts for method in self.trace.by_methods.get(part, ())}
+        # Some part has calls that want it as it was: so may a user who calls it alone.
+        repeated = (call for call in (*crossed, *frame.ancestry()) if call in self.repeated)
+        serves = self._serves_others(next(repeated, frame))
+        return _Use(list(names), in_code, methods, callers, serves)
 
-    def _run_otherwise(
-        self, callers: Collection[tuple[int, str]], frame: Call, methods: Collection[str]
-    ) -> bool:
-        """Whether parts are run by other modules' methods, or by those that do not name them."""
-        known = methods_running(frame.module, methods) if callers else ()
-        return any(key != id(frame.module) or name not in known for key, name in callers)
+    def _runs_apart(self, use: _Use, frame: Call) -> bool:
+        """Whether a method may run, or return, some of a region without the rest."""
+        methods, names = use.methods, set(use.parts)
+        if any(used != names for used in methods.values()) and methods.keys() != {"forward"}:
+            return True
+        if use.in_code and any(n != "forward" and not n.startswith("_") for n in methods):
+            return True
+        running = methods_running(frame.module, methods) if use.callers else ()
+        return any(
+            holder != id(frame.module)
+            or name not in running
+            # One that only reads the weights, to convert them say, does not count.
+            or (name in methods and not runs_as_one(frame.module, name, use.parts))
+            for holder, name in use.callers
+        )
 
     def _reading_what_goes(
         self, frame: Call, methods: Mapping[str, set[str]], kept: str
-    ) -> list[str]:
+    ) -> set[str]:
         """The methods that read the weights of parts that become nothing, and run none.
 
-        Such a method raises afterwards, wherever the new operator is.
+        Such a method raises afterwards, wherever the new operator is: one that initialises the last
+        norm of a residual block is no reason to give the block new code.
         """
         functions = own_methods(type(frame.module))
-        return [
+        return {
             name
             for name, used in methods.items()
             if name != "forward"
             and kept not in used
-            and not self._sites(frame).may_call(functions[name])
-        ]
-
-    def _sites(self, frame: Call) -> CallSites:
-        if frame not in self.sites:
-            self.sites[frame] = CallSites(frame.module)
-        return self.sites[frame]
+            and not self.sites(frame).may_call(functions[name])
+        }
 
     def _may_run(self, frame: Call, methods: Collection[str]) -> bool:
         """Whether methods, or what a user calls and calls them, may run parts unseen."""
         functions = own_methods(type(frame.module))
         return any(
-            self._sites(frame).may_call(functions[name])
+            self.sites(frame).may_call(functions[name])
             for name in methods_running(frame.module, methods) & functions.keys() - {"forward"}
             if not name.startswith("_") or name.endswith("__")
         )
 
-    def _serves_other_calls(self, crossed: Collection[Call], frame: Call) -> bool:
-        """Whether some part has calls that want it as it was: so may a user who calls it alone."""
-        repeated = [call for call in (*crossed, *frame.ancestry()) if self._is_repeated(call)]
-        return bool(repeated) and id(repeated[0].module) not in self.result.alike
+    def _serves_others(self, call: Call) -> bool:
+        """Whether other calls of the same module want it as it was."""
+        return call in self.repeated and id(call.module) not in self.result.alike
 
-    def _is_repeated(self, call: Call) -> bool:
-        return self.traced_through[id(call.module)] > 1
-
-    def _keep_parts(self, region: Region, frame: Call, names: set[str]) -> None:
-        """Write a region into its frame's own code; its parts stay what they are."""
-        while frame.parent is not None and self._must_not_grow(frame):
-            names = names and {frame.path.removeprefix(f"{frame.parent.path}.").split(".")[0]}
-            frame = frame.parent
-        self.result.protected.setdefault(frame, set()).update(names)
-        for node in region.dying:
-            self.result.inlined.update(calls_between(self.trace.caller[node], frame))
-
-    def may_swap(self, link: Link, region: Region, frame: Call) -> bool:
-        """Whether a module may be replaced where it is registered, and no code has to change."""
+    def _may_swap(self, link: Link, region: Region, frame: Call) -> bool:
+        """Whether a link is a module that may be replaced where it is registered."""
         node = link.value
         scales = any(share.link is link for share in region.shares)
-        if node.op != "call_module" or (node in region.shared and not scales):
+        if (
+            len(link.inner) != 1
+            or node.op != "call_module"
+            or (node in region.shared and not scales)
+        ):
             return False
-        old = fetch(self.trace.root, str(node.target))
-        holder = self.trace.caller[node].module
-        times = self.traced_through[id(holder)]
-        reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
+        old, caller = fetch(self.trace.root, str(node.target)), self.trace.caller[node]
         return (
-            self.as_written
-            and self.uses[id(old)] == times
-            and reads == (self.result.current(link.base),)
+            self.uses[id(old)] == self.traced_through[id(caller.module)]
+            and node.args == (self.result.current(link.base),)
+            and not node.kwargs
             and id(old) not in self.read_directly
-            and (times == 1 or id(holder) in self.result.alike)
+            and not self._serves_others(caller)
             and not has_hooks(old)
-            and not any(child for child in old.children())
+            and not any(old.children())  # parametrized: these compute its weights
             and id(old) not in self.held
             and knows_only_tensors(frame)
         )
 
     def _sees(self, call: Call, node: fx.Node) -> bool:
         """Whether a call's own code can name a value."""
-        if node.op == "get_attr":
-            return True
-        caller = self.trace.caller[node]
-        if caller is call or call in caller.ancestry():
-            return True
-        return any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
+        return (
+            node.op == "get_attr"
+            or call in self.trace.caller[node].ancestry()
+            or any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
+        )
 
     def _must_not_grow(self, call: Call) -> bool:
         """Whether a new part would change how a module runs, or its code cannot be replaced."""
         containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
-        repeated = self._is_repeated(call) and id(call.module) not in self.result.alike
-        return isinstance(call.module, containers) or repeated
+        changed = isinstance(call.module, containers) or self._serves_others(call)
+        return changed and call.parent is not None
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Who runs the operators of a region in the module that holds it.
+
+    Args:
+        parts: Names of the module's parts that hold some, in the order in which they run.
+        in_code: Whether the module's own code holds some, too.
+        methods: The methods of its class that name such parts, and which of them.
+        callers: All methods that call such parts: the identity of their module, and their name.
+        serves: Whether other calls want the parts as they were.
+    """
+
+    parts: Sequence[str]
+    in_code: bool
+    methods: Mapping[str, set[str]]
+    callers: Set[tuple[int, str]]
+    serves: bool
+
+
+def _name_in(holder: Call, path: str) -> str:
+    """The name of what holds a path, in a module around it."""
+    return path.removeprefix(f"{holder.path}.").split(".")[0]
 
 
 def frame_of(trace: Trace, region: Region) -> Call:

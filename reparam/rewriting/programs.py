@@ -9,8 +9,8 @@ sizes and the structure of arguments and results, is taken over as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +28,6 @@ from reparam.planning.parts import Part
 from reparam.rewriting.changes import Rewrite
 
 _ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
-
-
-# -- Back to a program ----------------------------------------------------------------------------
 
 
 def rebuild(program: ExportedProgram, part: Part, rewrite: Rewrite) -> ExportedProgram:
@@ -155,10 +152,10 @@ class _Writer:
         self.values: dict[fx.Node, fx.Node] = {}
         self.origin = {new: old for old, new in rewrite.replaced.items()}
         self.metas = {node.name: node.meta for node in program.graph.nodes}
-        found = detect_fake_mode([meta.get("val") for meta in self.metas.values()])
         training = program.dialect == "TRAINING"
         self.table: Any = None if training else torch.export.default_decompositions()
-        self.mode: FakeTensorMode = found or FakeTensorMode()
+        fake = detect_fake_mode([meta.get("val") for meta in self.metas.values()])
+        self.mode: FakeTensorMode = fake or FakeTensorMode()
 
     def place(self, spec: InputSpec) -> None:
         """Write an input that is state."""
@@ -203,54 +200,37 @@ class _Writer:
 
     def _expanded(self, node: fx.Node) -> fx.Node:
         """Write the ATen operators that a new node consists of."""
-        operands = {operand: self.values[operand] for operand in node.all_input_nodes}
-        weights: dict[str, fx.Node] = {}
+        operands = node.all_input_nodes
         module = self.rewrite.modules.get(str(node.target)) if node.op == "call_module" else None
-        if module is not None:
-            weights = {n: self.placed[f"{node.target}.{n}"] for n, _ in module.named_parameters()}
+        names = [] if module is None else [name for name, _ in module.named_parameters()]
 
-        def run(inputs: dict[fx.Node, Any], parameters: dict[str, Any]) -> Any:
-            args = fx.map_arg(node.args, inputs.__getitem__)
-            kwargs = fx.map_arg(node.kwargs, inputs.__getitem__)
-            if module is not None:
-                return torch.func.functional_call(module, parameters, args, kwargs)
-            return run_function(node, args, kwargs)
-
-        return self._traced(run, operands, weights, self.origin.get(node))
-
-    def _traced(
-        self,
-        run: Callable[..., Any],
-        operands: dict[fx.Node, fx.Node],
-        weights: dict[str, fx.Node],
-        old: fx.Node | None,
-    ) -> fx.Node:
-        def flat(*tensors: Any) -> Any:
+        def run(*tensors: Any) -> Any:
             inputs = dict(zip(operands, tensors, strict=False))
-            return run(inputs, dict(zip(weights, tensors[len(operands) :], strict=True)))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), inputs.__getitem__)
+            if module is None:
+                return run_function(node, args, kwargs)
+            weights = dict(zip(names, tensors[len(operands) :], strict=True))
+            return torch.func.functional_call(module, weights, args, kwargs)
 
-        placed = [*operands.values(), *weights.values()]
+        placed = [self.values[operand] for operand in operands]
+        placed += [self.placed[f"{node.target}.{name}"] for name in names]
         training = self.table is None
         with self.mode, torch.no_grad(), _without_guards(self.mode):
-            trace = make_fx(flat, decomposition_table=self.table, pre_dispatch=training)
-            traced = trace(*(node.meta["val"] for node in placed))
+            trace = make_fx(run, decomposition_table=self.table, pre_dispatch=training)
+            traced = trace(*(value.meta["val"] for value in placed))
         inner = dict(zip(traced.graph.find_nodes(op="placeholder"), placed, strict=True))
+        old = self.origin.get(node)
         about = {} if old is None else {key: old.meta[key] for key in _ABOUT if key in old.meta}
-        for node in traced.graph.nodes:
-            if node.op == "call_function":
-                inner[node] = self.graph.node_copy(node, inner.__getitem__)
-                inner[node].meta = {"val": node.meta["val"], **about}
+        for aten in traced.graph.nodes:
+            if aten.op == "call_function":
+                inner[aten] = self.graph.node_copy(aten, inner.__getitem__)
+                inner[aten].meta = {"val": aten.meta["val"], **about}
         result: fx.Node = inner[traced.graph.output_node().args[0]]
         if old is not None:
             result.meta["val"] = old.meta["val"]  # the same sizes, in the program's own words
         return result
 
 
-@contextmanager
-def _without_guards(mode: FakeTensorMode) -> Iterator[None]:
+def _without_guards(mode: FakeTensorMode) -> AbstractContextManager[None]:
     """Leave the program's knowledge of its dynamic sizes as it is."""
-    if mode.shape_env is None:
-        yield
-        return
-    with mode.shape_env.suppress_guards():
-        yield
+    return nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from reparam.capture.reading.method_names import names_of_public_methods
-from reparam.capture.trace import Call, calls_between
+from reparam.capture.trace import Call
 from reparam.modules.tree import all_names, fetch
 from reparam.rewriting.changes import Rewrite
 
@@ -17,8 +18,8 @@ def prune(
     target: nn.Module,
     rewrite: Rewrite,
     owners: Iterable[Call],
-    vanished: Sequence[tuple[str, Call]],
-    stays: Callable[[Call], bool],
+    unused: Iterable[tuple[str, Call]],
+    moved: Callable[[Call, Call], bool],
     elsewhere: Iterable[int],
 ) -> None:
     """Remove the modules and tensors that only replaced code reached.
@@ -27,28 +28,25 @@ def prune(
         target: The changed module tree.
         rewrite: What was changed.
         owners: The calls whose code was replaced, and never runs again as it was.
-        vanished: Paths of modules that are not called any more, and who called them.
-        stays: Whether a call's module goes on running code that could reach its parts.
+        unused: What some code does not use any more, besides what the rewrite says: path and code.
+        moved: Whether a call's code became a part of an owner's, so that no code of its own that
+            could reach its parts goes on running.
         elsewhere: Identities of the modules and tensors that other code of the model uses.
     """
     kept = _kept(target, rewrite) | set(elsewhere)
-    removed: dict[Call, list[tuple[str, Call]]] = {}
-    for path, caller in [*rewrite.removed, *vanished]:
+    removed: dict[Call, list[tuple[str, Call]]] = defaultdict(list)
+    for path, caller in (*rewrite.removed, *unused):
         for call in caller.ancestry():
-            removed.setdefault(call, []).append((path, caller))
+            removed[call].append((path, caller))
     names = all_names(target)
     for owner in owners:
         root = fetch(target, owner.path)
         protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, set())
         prefix = f"{owner.path}." if owner.path else ""
-        for first, caller in removed.get(owner, ()):
-            for path in names.get(first, [first]):
-                if not path.startswith(prefix):
-                    continue
-                relative = path[len(prefix) :].split(".")
-                if relative[0] not in protected and not any(
-                    map(stays, calls_between(caller, owner))
-                ):
+        for first, caller in removed[owner]:
+            for path in names.get(first, [first]) if moved(caller, owner) else ():
+                relative = path.removeprefix(prefix).split(".")
+                if path.startswith(prefix) and relative[0] not in protected:
                     _remove(root, relative, kept)
 
 
@@ -86,9 +84,7 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
             _say_what_is_left(holder)
             return
     module = holder._modules.get(name)
-    if module is None:
-        return
-    if not kept.isdisjoint(_parts(module)):
+    if module is None or not kept.isdisjoint(_parts(module)):
         return
     if isinstance(holder, nn.Sequential):
         _become_identity(holder, name)
@@ -116,16 +112,12 @@ def _drop(holder: nn.Module, name: str) -> None:
     """Remove a module; without what computes its weights a layer is an ordinary one."""
     module = holder._modules[name]
     if isinstance(module, nn.ModuleDict) and is_parametrized(holder) and name == "parametrizations":
-        _unparametrize(holder, module)
+        del holder._modules[name]
+        holder.__class__ = type(holder).__mro__[1]
+        for tensor in module:
+            holder._parameters.setdefault(tensor, None)
     else:
         holder._modules[name] = None
-
-
-def _unparametrize(holder: nn.Module, parametrizations: nn.ModuleDict) -> None:
-    del holder._modules["parametrizations"]
-    holder.__class__ = type(holder).__mro__[1]
-    for tensor in parametrizations:
-        holder._parameters.setdefault(tensor, None)
 
 
 def _say_what_is_left(holder: nn.Module) -> None:

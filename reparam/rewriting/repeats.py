@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
+from itertools import chain
 from typing import Any
 
 from torch import fx, nn
 
 from reparam.analysis.facts import Facts
-from reparam.capture.structures import nodes_in
+from reparam.capture.structures import nodes_in, reached
 from reparam.capture.trace import Call, Trace
 from reparam.modules.tree import fetch
 from reparam.planning.regions import Region
@@ -29,18 +30,13 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     rows = _rows(values, region.base, names, facts)
     if rows is None:
         return None
-    rows.append(tuple(type(one) for one in region.adjustments))
+    rows.append(tuple(type(adjustment) for adjustment in region.adjustments))
     for share in region.shares:
         scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
         rows.append((share.channels, share.total, share.shifts, *scale))
     form, like = region.form, region.form.like
     shape = form.axes, form.in_channels, form.out_channels, form.groups, form.dtype, id(like)
-    whole = tuple(rows), tuple(names[value] for value in values), shape, region.converts
-    try:
-        hash(whole)
-    except TypeError:
-        return None
-    return whole
+    return _hashable((*rows, *(names[value] for value in values), shape, region.converts))
 
 
 def _rows(
@@ -48,7 +44,8 @@ def _rows(
 ) -> list[Hashable] | None:
     """The operators from a base to some values, with numbers in place of nodes."""
     rows: list[Hashable] = []
-    for node in sorted(_above(values, base), key=facts.order.__getitem__):
+    above = reached(values, lambda node: () if node is base else node.all_input_nodes)
+    for node in sorted(above - {base}, key=facts.order.__getitem__):
         if node.op in ("placeholder", "output"):
             return None  # it reads something from outside, a size for example
         names[node] = len(names)
@@ -76,31 +73,27 @@ def edited_alike(
         operators: The regions and the modules that stand for them.
         idle: Nodes that no code has to compute: calls of nothing else may run any code.
     """
-    times = Counter(id(call.module) for call in trace.calls)
-    groups: dict[int, list[Call]] = defaultdict(list)
-    for call in trace.calls:
-        if times[id(call.module)] > 1:
-            groups[id(call.module)].append(call)
-    repeated = {call for group in groups.values() for call in group}
-    if not repeated:
-        return set()
-    inside: dict[Call, list[fx.Node]] = defaultdict(list)
+    repeated = repeated_calls(trace)
+    inside: dict[Call, list[fx.Node]] = {call: [] for call in repeated}
+    within: dict[Call, list[tuple[Region, nn.Module]]] = {call: [] for call in repeated}
     for node in trace.graph.nodes:
-        for call in trace.caller[node].ancestry():
-            if call in repeated:
-                inside[call].append(node)
-    within: dict[Call, list[tuple[Region, nn.Module]]] = defaultdict(list)
+        for call in repeated.intersection(trace.caller[node].ancestry()):
+            inside[call].append(node)
     for region, module in operators:
         callers = {trace.caller[node] for node in _edited(region) if node.op != "get_attr"}
-        for call in {call for caller in callers for call in caller.ancestry()} & repeated:
+        for call in repeated.intersection(chain.from_iterable(map(Call.ancestry, callers))):
             within[call].append((region, module))
-    alike: set[int] = set()
-    for key, group in groups.items():
-        needed = [call for call in group if not idle.issuperset(inside[call])]
-        outlines = [_outline(trace, call, inside[call], within[call]) for call in needed]
-        if len(set(outlines)) == 1 and outlines[0] is not None:
-            alike.add(key)
-    return alike
+    outlines: dict[int, set[Hashable]] = defaultdict(set)
+    for call in repeated:
+        if not idle.issuperset(inside[call]):
+            outlines[id(call.module)].add(_outline(trace, call, inside[call], within[call]))
+    return {key for key, codes in outlines.items() if len(codes) == 1 and None not in codes}
+
+
+def repeated_calls(trace: Trace) -> set[Call]:
+    """The calls of modules that are called several times."""
+    times = Counter(id(call.module) for call in trace.calls)
+    return {call for call in trace.calls if times[id(call.module)] > 1}
 
 
 def graph_outline(graph: fx.Graph) -> Hashable:
@@ -149,23 +142,16 @@ def _outline(
         gone = frozenset(names[node] for node in edited if node in names)
         ends = names[region.base], names[region.value], names.get(region.main.value)
         rows.append((*ends, path, gone, id(module)))
+    return _hashable(tuple(rows))
+
+
+def _hashable(rows: tuple[Hashable, ...]) -> Hashable | None:
+    """Some rows; None if one holds a constant that cannot be compared with another's."""
     try:
-        hash(whole := tuple(rows))
+        hash(rows)
     except TypeError:
         return None
-    return whole
-
-
-def _above(values: tuple[fx.Node, ...], base: fx.Node) -> set[fx.Node]:
-    """All that some values depend on, up to a base."""
-    found: set[fx.Node] = set()
-    pending = [*values]
-    while pending:
-        node = pending.pop()
-        if node is not base and node not in found:
-            found.add(node)
-            pending.extend(node.all_input_nodes)
-    return found
+    return rows
 
 
 def _written(argument: Any, names: dict[fx.Node, int]) -> Hashable:

@@ -10,13 +10,13 @@ from torch import fx, nn
 from reparam.algebra.lowering import explicit_padding, pad_mode
 from reparam.analysis.facts import Facts
 from reparam.capture.structures import nodes_in
-from reparam.capture.trace import Call, Trace, knows_only_tensors
+from reparam.capture.trace import Call, Trace, calls_between, knows_only_tensors
 from reparam.errors import Refusal
 from reparam.modules.tree import all_names
 from reparam.planning.dominators import Link
 from reparam.planning.regions import Region
 from reparam.rewriting.changes import Rewrite
-from reparam.rewriting.placement import Placer, frame_of
+from reparam.rewriting.placement import Placement, Placer, frame_of
 from reparam.rewriting.repeats import edited_alike
 
 Operators = list[tuple[Region, nn.Module]]
@@ -90,7 +90,12 @@ class Rewriter:
         self._erase_unread(self._doomed(region))
         main, value = region.main, region.value
         place = main.value if region.collapses else value
-        frame, owner, swap = self.placer.placement(region)
+        home = self.placer.placement(region)
+        owner, swap = home.owner, main.value in home.swaps
+        if home.writer is not None:
+            result.protected.setdefault(home.writer, set()).update(home.kept)
+            for node in region.dying:
+                result.inlined.update(calls_between(self.trace.caller[node], home.writer))
         read = result.current(region.source)
         path = str(place.target) if swap else self._home(owner, module)
         result.modules[path] = module
@@ -99,7 +104,7 @@ class Rewriter:
             if node.op == "call_module":
                 result.joined[str(node.target)] = path
         if swap:
-            result.swapped.append((path, frame))
+            result.swapped.append((path, home.frame))
             for other in self.paths[path]:
                 result.modules[other] = module
         with graph.inserting_before(place):
@@ -126,10 +131,10 @@ class Rewriter:
         if region.collapses:
             for link in region.path:
                 if link.form is not None and link is not main:
-                    self._skip(link, region, frame)
+                    self._skip(link, region, home)
         for share in region.shares:
             if share.link.value not in result.replaced:
-                self._skip(share.link, region, frame)
+                self._skip(share.link, region, home)
         for absorbed in region.absorbed:
             self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
         self._sweep(region)
@@ -151,27 +156,24 @@ class Rewriter:
 
     def edits(self, region: Region) -> set[Call]:
         """The calls whose code would change for a region."""
-        frame, owner, swap = self.placer.placement(region)
+        home = self.placer.placement(region)
         if not region.collapses:
-            return {owner, self.trace.caller[region.value]}
-        changed = set() if swap else {owner}
+            return {home.owner, self.trace.caller[region.value]}
+        changed = set() if region.main.value in home.swaps else {home.owner}
         changed.update(self.trace.caller[node] for node in self._doomed(region))
         for link in region.links:
-            if link.form is None or (link is region.main and swap):
-                continue
-            kept = len(link.inner) == 1 and self.placer.may_swap(link, region, frame)
-            if not kept:
+            if link.form is not None and link.value not in home.swaps:
                 changed.update(
                     self.trace.caller[node] for node in link.inner if node.op != "get_attr"
                 )
         return changed
 
-    def _skip(self, link: Link, region: Region, frame: Call) -> None:
+    def _skip(self, link: Link, region: Region, home: Placement) -> None:
         """Make one link of a path the identity."""
         base = self.result.current(link.base)
-        if len(link.inner) == 1 and self.placer.may_swap(link, region, frame):
+        if link.value in home.swaps:
             identity = nn.Identity().eval()
-            self.result.swapped.append((str(link.value.target), frame))
+            self.result.swapped.append((str(link.value.target), home.frame))
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
             self._substitute(link.value, base, keep_code=True)

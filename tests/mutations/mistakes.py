@@ -213,8 +213,8 @@ MISTAKES = [
     Mistake(
         "a module that is called twice is replaced in its place",
         "rewriting/placement.py",
-        "            and self.uses[id(old)] == times\n",
-        "",
+        "self.uses[id(old)] == self.traced_through[id(caller.module)]",
+        "True",
     ),
     Mistake(
         "every term of a sum takes the constant of a norm",
@@ -243,14 +243,14 @@ MISTAKES = [
     Mistake(
         "a block that other calls want as it was is changed",
         "rewriting/placement.py",
-        "        serves = self._serves_other_calls(crossed, frame)\n",
+        "        serves = self._serves_others(next(repeated, frame))\n",
         "        serves = False\n",
     ),
     Mistake(
         "a method that may run a part alone is not asked",
         "rewriting/placement.py",
-        "            or self._run_otherwise(callers, frame, methods)\n",
-        "",
+        "            holder != id(frame.module)\n            or name not in running\n",
+        "            False\n",
     ),
     Mistake(
         "what is still read is pruned",

@@ -76,13 +76,13 @@ def test_wrong_code_is_noticed_without_example_inputs(
     x, expected = images(), run(model, (images(),))
     original = graft._Graft._attach
 
-    def attach(self: Any, call: Call, code: torch.fx.Graph, *rest: Any) -> None:
-        if call.path == "2":
-            for node in list(code.nodes):
+    def attach(self: Any, code: slicing.NewCode) -> None:
+        if code.call.path == "2":
+            for node in list(code.graph.nodes):
                 if node.target is F.relu:
                     node.replace_all_uses_with(node.args[0])
-                    code.erase_node(node)
-        original(self, call, code, *rest)
+                    code.graph.erase_node(node)
+        original(self, code)
 
     monkeypatch.setattr(graft._Graft, "_attach", attach)
     with pytest.warns(UserWarning, match="2: with its new code it returns something else"):
