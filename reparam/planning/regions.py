@@ -123,6 +123,11 @@ class Region:
         return (*self.path, *(share.link for share in self.shares))
 
     @property
+    def inner(self) -> frozenset[fx.Node]:
+        """The nodes between the base and the value, the value included."""
+        return frozenset(node for link in self.path for node in link.inner)
+
+    @property
     def collapses(self) -> bool:
         """Whether every other link of the path becomes the identity where it stands."""
         return all(link.value in self.dying for link in self.path)

@@ -183,7 +183,7 @@ MISTAKES = [
     Mistake(
         "a write between two reads is ignored",
         "planning/hazards.py",
-        "            if operand is not base and facts.write_between(\n",
+        "            if operand is not region.base and facts.write_between(\n",
         "            if False and facts.write_between(\n",
     ),
     Mistake(
@@ -303,7 +303,7 @@ MISTAKES = [
     Mistake(
         "how values lie in memory is not followed",
         "planning/hazards.py",
-        "    if (moves or region.adjustments) and (permuted or facts.by_layout):\n",
+        "    if permuted or (moves and facts.by_layout):\n",
         "    if False:\n",
     ),
     Mistake(
