@@ -20,10 +20,9 @@ from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
 from reparam.algebra.forms import Columns
 from reparam.algebra.selection import taken, without_constant
 from reparam.errors import Refusal
-from reparam.planning.appraiser import Appraiser, moves_kernels
+from reparam.planning.appraiser import Appraiser
 from reparam.planning.costs import NOTHING
 from reparam.planning.dominators import Candidate, Link
-from reparam.planning.hazards import hazard
 from reparam.planning.regions import Region, Share
 
 
@@ -222,7 +221,7 @@ def _drafted(
     if isinstance(form, Refusal):
         return None
     scaled = replace(candidate, form=form)
-    gone = appraiser.dying([(operand, scaled)], metadata=moves_kernels(scaled))
+    gone = appraiser.dying([(operand, scaled)], metadata=scaled.moves_kernels)
     region = appraiser.draft(scaled, operand, gone)
     if isinstance(region, Refusal) or region.gain.loses:
         return None
@@ -233,4 +232,4 @@ def _drafted(
         shared=region.shared | dies,
         adjustments=(*region.adjustments, share),
     )
-    return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region
+    return region if appraiser.hazard_of(region) is None else None

@@ -56,6 +56,22 @@ class Candidate:
     path: tuple[Link, ...]
 
     @property
+    def inner(self) -> frozenset[fx.Node]:
+        """The nodes between the base and the value, the value included."""
+        return frozenset(node for link in self.path for node in link.inner)
+
+    @property
+    def crossed(self) -> frozenset[fx.Node]:
+        """The operators that the form crosses: they stay where they are."""
+        return frozenset(link.value for link in self.path if link.form is None)
+
+    @property
+    def moves_kernels(self) -> bool:
+        """Whether more than a scale and a shift joins another operator: shapes may change."""
+        kernels = [link for link in self.path if link.form is not None and not link.form.diagonal]
+        return len(kernels) > 1
+
+    @property
     def joins(self) -> int:
         """How many operators that do something the form joins."""
         return sum(link.form is not None and not link.form.identity for link in self.path)

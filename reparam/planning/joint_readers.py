@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import fx
 
 from reparam.capture.operators import computes
-from reparam.planning.appraiser import Appraiser, moves_kernels
+from reparam.planning.appraiser import Appraiser
 from reparam.planning.costs import NOTHING
 from reparam.planning.dominators import Candidate
-from reparam.planning.hazards import hazard
 from reparam.planning.regions import Region
 
 
@@ -101,7 +100,7 @@ def _weigh(readers: Sequence[fx.Node], base: fx.Node, appraiser: Appraiser) -> l
         if not options[reader]:
             return []
     first = [(reader, options[reader][0]) for reader in readers]
-    gone = appraiser.dying(first, metadata=any(moves_kernels(candidate) for _, candidate in first))
+    gone = appraiser.dying(first, metadata=any(candidate.moves_kernels for _, candidate in first))
     owns = [
         gone & {reader, *(node for link in candidate.path for node in link.inner)}
         for reader, candidate in first
@@ -150,7 +149,7 @@ def _draft_all(
             for region in drafts
             if isinstance(region, Region)
             and region.gain.amount >= 0
-            and hazard(region, appraiser.facts, appraiser.stand_ins) is None
+            and appraiser.hazard_of(region) is None
         ]
         if not fitting:
             return []

@@ -18,7 +18,6 @@ from reparam.algebra.affine import AffineConv, AffineSum
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.dominators import Candidate, Link
-from reparam.planning.hazards import hazard
 from reparam.planning.regions import Absorbed, Region
 
 
@@ -134,4 +133,4 @@ def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
     region = appraiser.draft(candidate, first.value, gone, absorbed=absorbed)
     if isinstance(region, Refusal) or not region.gain.saves:
         return None
-    return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region
+    return region if appraiser.hazard_of(region) is None else None
