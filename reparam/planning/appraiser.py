@@ -174,28 +174,14 @@ class Appraiser:
         common = frozenset(shared).union(
             *(region.dying if region.value in shared else region.shared for region in taken)
         )
-        collapses = all(link.value in gone for link in candidate.path)
-        if collapses:
-            own = {link for link in path if link.value not in common}
-            main = main_link(own, path, candidate.form)
-        elif any(link.form is None for link in path):
-            main = Refusal(self._other_readers(candidate, gone))
-        else:
-            main = path[-1]
+        main = self._main(candidate, path, gone, common)
         if isinstance(main, Refusal):
             return main
-        form = candidate.form
-        if main.form is not None and main.form.axes is not None and form.axes is not None:
-            form = form.with_axes(len(main.form.axes)) if form.pointwise else form
-        positions, at = self.positions.count(
-            gone,
-            (value, *(term.term for term in absorbed)),
-            form,
-            placed_at(path, main) if collapses else value,
-            candidate.crossed,
-        )
-        current, before = self._costs(gone, positions, candidate.crossed.union(counted))
-        operand = sized_as_operand(candidate.base, path if collapses else (main,), main)
+        form = _laid_out(candidate.form, main.form)
+        alike, crossed = (value, *(term.term for term in absorbed)), candidate.crossed
+        positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
+        current, before = self._costs(gone, positions, crossed.union(counted))
+        operand = sized_as_operand(candidate.base, path, main)
         converts = not holds_type(candidate.base, form.weights_dtype, self.facts)
         after = self.weigher.form(form, at, operand) + Cost(operators=int(converts))
         return Region(
@@ -230,6 +216,21 @@ class Appraiser:
         if form.diagonal:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
         return None
+
+    def _main(
+        self,
+        candidate: Candidate,
+        path: tuple[Link, ...],
+        gone: Collection[fx.Node],
+        common: Collection[fx.Node],
+    ) -> Link | Refusal:
+        """The link whose place the new operator takes: the last one if some of them stay."""
+        if all(link.value in gone for link in candidate.path):
+            own = {link for link in path if link.value not in common}
+            return main_link(own, path, candidate.form)
+        if any(link.form is None for link in path):
+            return Refusal(self._other_readers(candidate, gone))
+        return path[-1]
 
     def _costs(
         self, gone: Collection[fx.Node], positions: Mapping[fx.Node, float], left_out: Set[fx.Node]
@@ -319,6 +320,14 @@ class Appraiser:
                 )
                 return f"{link.value} is also read by {', '.join(others[:3])}"
         return "a value between is read elsewhere"
+
+
+def _laid_out(form: AffineConv, replaced: AffineConv | None) -> AffineConv:
+    """A pointwise form over as many axes as the form in whose place it comes."""
+    axes = None if replaced is None else replaced.axes
+    if axes is None or form.axes is None or not form.pointwise:
+        return form
+    return form.with_axes(len(axes))
 
 
 def _ratio(after: float, before: float) -> str:
