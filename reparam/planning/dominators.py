@@ -232,6 +232,10 @@ class Forest:
         if refusal is not None:
             yield refusal
 
+    def forms(self, value: fx.Node) -> Iterator[Candidate]:
+        """A value's forms over its bases, the nearest first."""
+        return (form for form in self.candidates(value) if isinstance(form, Candidate))
+
     def _within_reach(self, value: fx.Node) -> list[Link]:
         """The links above a value that its forms may span."""
         links: list[Link] = []

@@ -297,8 +297,8 @@ MISTAKES = [
     Mistake(
         "readers of one value take its path in or cross it, each as it likes",
         "planning/joint_readers.py",
-        "_crossed(one) & shared == kept & _on(one)]",
-        "one is not None]",
+        "form.crossed & shared == kept & form.inner]",
+        "form is not None]",
     ),
     Mistake(
         "how values lie in memory is not followed",
