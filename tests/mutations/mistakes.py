@@ -219,8 +219,8 @@ MISTAKES = [
     Mistake(
         "every term of a sum takes the constant of a norm",
         "planning/distributed_scales.py",
-        "one if index == first else replace(one, shifts=False)",
-        "one",
+        "operand if index == first else replace(operand, shifts=False)",
+        "operand",
     ),
     Mistake(
         "a scale moves into a term that is read elsewhere",
