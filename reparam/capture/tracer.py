@@ -65,7 +65,7 @@ class Tracer(fx.Tracer):
         self,
         root: nn.Module,
         rules: Rules,
-        opaque: set[Any],
+        opaque: Collection[Any],
         given: Mapping[str, Any],
         watch: Watch,
         making: Collection[int] = (),
