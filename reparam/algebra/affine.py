@@ -101,14 +101,14 @@ class AffineConv(Form):
             constant = -exact(mean) * factor
             if bias is not None:
                 constant = constant + exact(bias)
-            return factor.view(-1, 1, *(1,) * count), constant
+            return factor.view(-1, 1, *(1,) * len(axes or ())), constant
 
-        count = 0 if axis is None else -1 - axis
+        axes = _axes_after(axis)
         channels = mean.numel()
         return self.then(
             AffineConv(
                 Lazy(compute),
-                None if axis is None else (Axis(),) * count,
+                axes,
                 channels,
                 channels,
                 channels,
@@ -181,10 +181,10 @@ class AffineConv(Form):
         indices = tuple(range(total)[channel] for channel in channels)
         if indices == tuple(range(total)):
             return self
-        count = None if axis is None else -1 - axis
+        axes = _axes_after(axis)
         part = AffineConv(
-            Lazy(lambda: _ones((len(indices), 1, *(1,) * (count or 0)))),
-            None if count is None else (Axis(),) * count,
+            Lazy(lambda: _ones((len(indices), 1, *(1,) * len(axes or ())))),
+            axes,
             len(indices),
             len(indices),
             len(indices),
@@ -302,6 +302,11 @@ def identity(base: Hashable = None, rank: int | None = None, ones: int = 0) -> A
     return AffineConv(Lazy(lambda: _ones((1, 1))), identity=True, rank=rank, ones=ones, base=base)
 
 
+def _axes_after(axis: int | None) -> tuple[Axis, ...] | None:
+    """Pointwise axes after a channel axis, which is counted from the end; None if it may be any."""
+    return None if axis is None else (Axis(),) * (-1 - axis)
+
+
 def _ones(shape: tuple[int, ...]) -> Weights:
     return torch.ones(shape, dtype=torch.float64, device="cpu"), None
 
@@ -311,9 +316,9 @@ def _diagonal(
 ) -> AffineConv:
     """A scale and a shift per channel, or the same for all."""
     tensors = [part for part in (scale, shift) if isinstance(part, Tensor)]
-    channels = max((tensor.numel() for tensor in tensors), default=1)
-    known = channels if channels > 1 or axis is not None else None
-    count = None if axis is None or known is None else -1 - axis
+    widest = max((tensor.numel() for tensor in tensors), default=1)
+    channels = widest if widest > 1 or axis is not None else None
+    axes = _axes_after(axis)
     has_bias = isinstance(shift, Tensor) or shift != 0
 
     def vector(part: Number | Tensor) -> Tensor:
@@ -321,18 +326,18 @@ def _diagonal(
             tensor = exact(part).flatten()
         else:
             tensor = torch.tensor([part], dtype=torch.float64, device="cpu")
-        return tensor.expand(known or 1).clone() if tensor.numel() == 1 else tensor
+        return tensor.expand(channels or 1).clone() if tensor.numel() == 1 else tensor
 
     def compute() -> Weights:
-        kernel = vector(scale).view(-1, 1, *(1,) * (count or 0))
+        kernel = vector(scale).view(-1, 1, *(1,) * len(axes or ()))
         return kernel, vector(shift) if has_bias else None
 
     return AffineConv(
         Lazy(compute),
-        None if count is None else (Axis(),) * count,
-        known,
-        known,
-        known,
+        axes,
+        channels,
+        channels,
+        channels,
         has_bias,
         dtype=tensors[0].dtype if tensors else None,
         like=tensors[0] if tensors else None,

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 Weights = tuple[Tensor, Tensor | None]
+"""A kernel and its bias, or None where there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +311,3 @@ def lattice(*parts: tuple[int, int, int]) -> tuple[int, int, int]:
             distance = gcd(distance, step)
     distance = distance or 1
     return first, distance, (last - first) // distance + 1
-
-
-"""A kernel and its bias, or None where there is none."""
