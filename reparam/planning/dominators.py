@@ -2,6 +2,8 @@
 
 A unary operator depends on its operand; a sum depends on the nearest value that all its branches
 come from. Following these links from a value gives all bases that its form may be written over.
+Where branches meet is found by depth, as in Cooper, Harvey and Kennedy's "A simple, fast dominance
+algorithm" (2001), and without recursion: chains may be thousands of operators long.
 """
 
 from __future__ import annotations
@@ -221,14 +223,12 @@ class Forest:
             return
         refusal = yield from _forms(links)
         across = [links[0], *(self.passing.get(link.value, link) for link in links[1:])]
-        for index, (link, own) in enumerate(zip(across, links, strict=True)):
-            if link is not own:
-                yield from (
-                    found
-                    for found in _forms(across)
-                    if isinstance(found, Candidate) and len(found.path) > index + 1
-                )
-                break
+        crossed = next((n for n, link in enumerate(links) if across[n] is not link), None)
+        if crossed is not None:
+            for form in _forms(across):
+                # Only beyond what is crossed is there anything new.
+                if isinstance(form, Candidate) and len(form.path) > crossed + 1:
+                    yield form
         if refusal is not None:
             yield refusal
 
