@@ -86,20 +86,20 @@ def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
 
 def recorded_values(graph: fx.Graph) -> RecordedValues:
     """What the metadata of a graph tell of its values."""
-    found = RecordedValues()
+    recorded = RecordedValues()
     fixed = True
     for node in graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            found.dtypes[node] = value.dtype
-            found.ranks[node] = value.dim()
+            recorded.dtypes[node] = value.dtype
+            recorded.ranks[node] = value.dim()
             if all(isinstance(size, int) for size in value.shape):
-                found.shapes[node] = torch.Size(value.shape)
+                recorded.shapes[node] = torch.Size(value.shape)
             else:
                 fixed = False
     if not fixed:
-        found.shapes.clear()
-    return found
+        recorded.shapes.clear()
+    return recorded
 
 
 def _as_called(graph: fx.Graph, inputs: list[fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:
