@@ -193,7 +193,7 @@ class AffineConv(Form):
         return self.then(part)
 
     def pool(self, axes: Sequence[Axis]) -> AffineConv | Refusal:
-        """Average over a window: a depthwise convolution with equal taps (DBB, transform VI)."""
+        """Average over a window: a depthwise convolution with equal taps (DBB, transform V)."""
         taps = [axis.kernel for axis in axes]
         return self._uniform(axes, 1 / prod(taps))
 

@@ -1,11 +1,20 @@
-r"""The laws of affine forms.
+r"""The laws of affine forms: in a row, side by side, and one above the other.
 
-* `sequence`: K2 * (K1 * x + c1) + c2, refused where a border would differ;
-* `parallel`: K1 * x + c1 + K2 * x + c2, on the lattice that holds the taps of both.
+* `sequence`, refused where a border would differ::
 
-And a third for branches side by side:
+      K2 * (K1 * x + c1) + c2 = (K2 . K1) * x + (K2 * c1 + c2)
 
-* `stacked`: the rows of K1 above those of K2; grouped where each reads channels of its own.
+* `parallel`, on the lattice that holds the taps of both::
+
+      (K1 * x + c1) + (K2 * x + c2) = (K1 + K2) * x + (c1 + c2)
+
+* `stacked`: the rows of K1 above those of K2; grouped where each reads channels of its own::
+
+      [K1 * x + c1, K2 * x + c2] = [K1, K2] * x + [c1, c2]
+
+The six transforms of DBB (arXiv 2103.13425) are instances: I (a norm) and III (a sequence) of the
+first law, II (a sum) and VI (kernels of several sizes) of the second, IV (a concatenation) of the
+third; V, a pool, is a form to begin with.
 """
 
 from __future__ import annotations

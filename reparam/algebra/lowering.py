@@ -30,6 +30,7 @@ def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
     """
     axes = form.axes or ()
     channels: Any = form.in_channels, form.out_channels
+    # On the meta device nothing is allocated for weights that are replaced at once.
     settings: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": kernel.dtype}
     module: nn.Module
     if not axes:

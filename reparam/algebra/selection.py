@@ -38,7 +38,7 @@ def taken(form: F, columns: Columns) -> F | Refusal:
 
     def rows(weights: Weights) -> Weights:
         kernel, bias = weights
-        if groups > 1 and not form.depthwise:
+        if groups > 1 and not form.depthwise:  # what is taken need not keep the groups whole
             kernel = kernels.regroup(kernel, groups, 1)
         at = indices.to(kernel.device)
         return kernel[at], None if bias is None else bias[at]

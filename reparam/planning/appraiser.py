@@ -103,6 +103,7 @@ class Appraiser:
         gone = {value for value, _ in candidates}
         inner = {node for _, candidate in candidates for node in candidate.inner}
         for node in sorted(inner - gone, key=self.facts.order.__getitem__, reverse=True):
+            # Who only asks for a shape may ask the new operator, as long as sizes stay.
             if all(
                 reader in gone
                 or reader in self.dead

@@ -20,6 +20,9 @@ from reparam.capture.writes import assign, assignments
 from reparam.errors import Refusal
 from reparam.rules import Commuting, Several, Stacked, Step
 
+_LONGEST = 8
+"""How many links that do something a candidate spans; what is fused becomes one and extends it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Link:
@@ -85,16 +88,14 @@ class Forest:
     Args:
         steps: What each operator does to the forms of its operands.
         facts: What is known of the graph.
-        longest: How many links that do something a candidate may span.
     """
 
-    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 8) -> None:
+    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
         self.links: dict[fx.Node, Link] = {}
         self.passing: dict[fx.Node, Link] = {}
         self.refused: dict[fx.Node, Refusal] = {}
         self._depth: dict[fx.Node, int] = {}
         self._order = facts.order
-        self._longest = longest
         self._split = {node for node, step in steps.items() if isinstance(step, Several)}
         for node, step in steps.items():
             link = self._link(node, step, facts)
@@ -110,6 +111,7 @@ class Forest:
                     self.passing[node] = replace(link, form=None, commuting=commuting)
 
     def _link(self, node: fx.Node, step: Step, facts: Facts) -> Link | Refusal | None:
+        """How a value depends on its nearest dominator; None if it is no form over any."""
         if isinstance(step, Refusal):
             return step
         if isinstance(step, Stacked | Several):
@@ -140,7 +142,7 @@ class Forest:
         if isinstance(nearest, Link):
             return nearest
         # Padding that fits no sum by itself may fit what it pads: look further up.
-        for further in islice(self._up(base), self._longest):
+        for further in islice(self._up(base), _LONGEST):
             link = self._over(further.base, node, step, operands)
             if isinstance(link, Link):
                 return link
@@ -157,6 +159,7 @@ class Forest:
         branches: list[AffineConv] = []
         inner = {node}
         for term, operand in zip(step.terms, operands, strict=True):
+            # ``torch.stack(branches).sum(0)`` reads them through a value without a link.
             inner.update(
                 arg
                 for arg in node.all_input_nodes
@@ -243,7 +246,7 @@ class Forest:
         for link in self._up(value):
             links.append(link)
             spanned += link.form is None or not link.form.identity
-            if spanned == self._longest:
+            if spanned == _LONGEST:
                 break
         return links
 

@@ -30,6 +30,7 @@ def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
         nodes: The nodes of the graph, in order.
         appraiser: What has been decided so far.
     """
+    # What a sum takes in is read for the sum.
     sums = {
         inner: link.value
         for link in appraiser.forest.links.values()
@@ -120,7 +121,7 @@ def _draft_all(
     regions: list[Region] = []
     gain = NOTHING
     for (reader, candidates), own in zip(options.items(), owns, strict=True):
-        drafts = [
+        drafts = [  # what dies for all of them is saved once, by the first
             appraiser.draft(candidate, reader, own, shared, counted=shared if regions else ())
             for candidate in candidates
         ]
