@@ -76,8 +76,7 @@ def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
     nodes = list(graph.nodes)
     arguments = {str(node.target): node for node in nodes if node.op == "placeholder"}
     args, kwargs = _as_called(graph, list(arguments.values()))
-    call = Call("", root, None, arguments, args, kwargs)
-    call.result = nodes[-1].args[0]
+    call = Call("", root, None, arguments, args, kwargs, result=nodes[-1].args[0])
     contexts = any(operator_name(node).strip("_") in _CONTEXTS for node in nodes)
     return RecordedTrace(
         root, path, graph, [call], dict.fromkeys(nodes, call), {call} if contexts else set()

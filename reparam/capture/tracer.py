@@ -148,12 +148,10 @@ class Tracer(fx.Tracer):
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
-        arguments = without_proxies((bound(forward, args, kwargs), args, kwargs))
-        call = Call(path, module, parent, *arguments)
-        call.optional = any(
-            parameter.default is not parameter.empty
-            for parameter in inspect.signature(forward).parameters.values()
-        )
+        named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
+        parameters = inspect.signature(forward).parameters.values()
+        optional = any(parameter.default is not parameter.empty for parameter in parameters)
+        call = Call(path, module, parent, named, positional, keywords, optional)
         self.calls.append(call)
         self.stack.append(call)
         before = random_state() if self.notices_random else None

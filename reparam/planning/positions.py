@@ -65,7 +65,7 @@ class Positions:
             channels = form.in_channels if form.transposed else form.out_channels
             return {node: self._known(node) for node in nodes}, _elements(shapes[source], channels)
         if form.transposed:
-            longer = prod(_least_ratio(axis, transposed=True) for axis in form.axes or ())
+            longer = prod(least_ratio(axis, transposed=True) for axis in form.axes or ())
             below = self._below_transposed(nodes, values)
             return {node: longer if node in below else 1.0 for node in nodes}, 1.0
         return self._least(nodes, values, crossed), 1.0
@@ -92,10 +92,10 @@ class Positions:
             ratio = 1.0
             if form is not None and form.transposed:
                 # It counts per position of what it reads, of which there are fewer.
-                least[node] = least.get(node, 0.0) / prod(map(_most_ratio, axes))
+                least[node] = least.get(node, 0.0) / prod(map(most_ratio, axes))
             else:
                 for axis in axes:
-                    ratio *= _least_ratio(axis, transposed=False)
+                    ratio *= least_ratio(axis, transposed=False)
             for operand in self._operands(node):
                 least[operand] = max(least.get(operand, 0.0), least.get(node, 0.0) * ratio)
         return least
@@ -132,7 +132,7 @@ def _elements(shape: Iterable[int], channels: int | None) -> float:
     return max(prod(shape) / (channels or 1), 1.0)
 
 
-def _least_ratio(axis: Axis, *, transposed: bool) -> float:
+def least_ratio(axis: Axis, *, transposed: bool) -> float:
     """A lower bound, for any length, of the longer side's length over the other's along one axis.
 
     For a convolution that is the input's length over the output's, for a transposed one the
@@ -147,6 +147,6 @@ def _least_ratio(axis: Axis, *, transposed: bool) -> float:
     return min(float(stride), (stride * (shortest - 1) + 1 + excess) / shortest)
 
 
-def _most_ratio(axis: Axis) -> float:
+def most_ratio(axis: Axis) -> float:
     """An upper bound, for any length, of a transposed convolution's output over its input."""
     return float(max(axis.stride, 1 + axis.transposed_excess))
