@@ -16,9 +16,10 @@ computed in float64 only once somebody wants them. A law that does not hold retu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,21 +102,10 @@ class AffineConv(Form):
             constant = -exact(mean) * factor
             if bias is not None:
                 constant = constant + exact(bias)
-            return factor.view(-1, 1, *(1,) * len(axes or ())), constant
+            return factor, constant
 
-        axes = _axes_after(axis)
-        channels = mean.numel()
-        return self.then(
-            AffineConv(
-                Lazy(compute),
-                axes,
-                channels,
-                channels,
-                channels,
-                has_bias=True,
-                like=mean if weight is None else weight,
-            )
-        )
+        like = mean if weight is None else weight
+        return self.then(_per_channel(compute, mean.numel(), axis, has_bias=True, like=like))
 
     def convolve(
         self,
@@ -181,15 +171,8 @@ class AffineConv(Form):
         indices = tuple(range(total)[channel] for channel in channels)
         if indices == tuple(range(total)):
             return self
-        axes = _axes_after(axis)
-        part = AffineConv(
-            Lazy(lambda: _ones((len(indices), 1, *(1,) * len(axes or ())))),
-            axes,
-            len(indices),
-            len(indices),
-            len(indices),
-            columns=Columns(indices, total),
-        )
+        count = len(indices)
+        part = _per_channel(lambda: _ones((count,)), count, axis, columns=Columns(indices, total))
         return self.then(part)
 
     def pool(self, axes: Sequence[Axis]) -> AffineConv | Refusal:
@@ -302,11 +285,6 @@ def identity(base: Hashable = None, rank: int | None = None, ones: int = 0) -> A
     return AffineConv(Lazy(lambda: _ones((1, 1))), identity=True, rank=rank, ones=ones, base=base)
 
 
-def _axes_after(axis: int | None) -> tuple[Axis, ...] | None:
-    """Pointwise axes after a channel axis, which is counted from the end; None if it may be any."""
-    return None if axis is None else (Axis(),) * (-1 - axis)
-
-
 def _ones(shape: tuple[int, ...]) -> Weights:
     return torch.ones(shape, dtype=torch.float64, device="cpu"), None
 
@@ -318,7 +296,6 @@ def _diagonal(
     tensors = [part for part in (scale, shift) if isinstance(part, Tensor)]
     widest = max((tensor.numel() for tensor in tensors), default=1)
     channels = widest if widest > 1 or axis is not None else None
-    axes = _axes_after(axis)
     has_bias = isinstance(shift, Tensor) or shift != 0
 
     def vector(part: Number | Tensor) -> Tensor:
@@ -328,17 +305,32 @@ def _diagonal(
             tensor = torch.tensor([part], dtype=torch.float64, device="cpu")
         return tensor.expand(channels or 1).clone() if tensor.numel() == 1 else tensor
 
-    def compute() -> Weights:
-        kernel = vector(scale).view(-1, 1, *(1,) * len(axes or ()))
-        return kernel, vector(shift) if has_bias else None
-
-    return AffineConv(
-        Lazy(compute),
-        axes,
+    like = tensors[0] if tensors else None
+    return _per_channel(
+        lambda: (vector(scale), vector(shift) if has_bias else None),
         channels,
-        channels,
-        channels,
-        has_bias,
-        dtype=tensors[0].dtype if tensors else None,
-        like=tensors[0] if tensors else None,
+        axis,
+        has_bias=has_bias,
+        dtype=None if like is None else like.dtype,
+        like=like,
     )
+
+
+def _per_channel(
+    compute: Callable[[], Weights], channels: int | None, axis: int | None, **fields: Any
+) -> AffineConv:
+    """A form that multiplies and shifts every channel by itself.
+
+    Args:
+        compute: Makes the factors and the constants, one per channel.
+        channels: How many channels there are.
+        axis: The channel axis, counted from the end; None if the form holds for any.
+        fields: Other fields of the form.
+    """
+    axes = None if axis is None else (Axis(),) * (-1 - axis)
+
+    def diagonal() -> Weights:
+        factor, constant = compute()
+        return factor.view(-1, 1, *(1,) * len(axes or ())), constant
+
+    return AffineConv(Lazy(diagonal), axes, channels, channels, channels, **fields)
