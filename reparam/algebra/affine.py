@@ -16,9 +16,10 @@ computed in float64 only once somebody wants them. A law that does not hold retu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,21 +102,10 @@ class AffineConv(Form):
             constant = -exact(mean) * factor
             if bias is not None:
                 constant = constant + exact(bias)
-            return factor.view(-1, 1, *(1,) * count), constant
+            return factor, constant
 
-        count = 0 if axis is None else -1 - axis
-        channels = mean.numel()
-        return self.then(
-            AffineConv(
-                Lazy(compute),
-                None if axis is None else (Axis(),) * count,
-                channels,
-                channels,
-                channels,
-                has_bias=True,
-                like=mean if weight is None else weight,
-            )
-        )
+        like = mean if weight is None else weight
+        return self.then(_per_channel(compute, mean.numel(), axis, has_bias=True, like=like))
 
     def convolve(
         self,
@@ -181,19 +171,12 @@ class AffineConv(Form):
         indices = tuple(range(total)[channel] for channel in channels)
         if indices == tuple(range(total)):
             return self
-        count = None if axis is None else -1 - axis
-        part = AffineConv(
-            Lazy(lambda: _ones((len(indices), 1, *(1,) * (count or 0)))),
-            None if count is None else (Axis(),) * count,
-            len(indices),
-            len(indices),
-            len(indices),
-            columns=Columns(indices, total),
-        )
+        count = len(indices)
+        part = _per_channel(lambda: _ones((count,)), count, axis, columns=Columns(indices, total))
         return self.then(part)
 
     def pool(self, axes: Sequence[Axis]) -> AffineConv | Refusal:
-        """Average over a window: a depthwise convolution with equal taps (DBB, transform VI)."""
+        """Average over a window: a depthwise convolution with equal taps (DBB, transform V)."""
         taps = [axis.kernel for axis in axes]
         return self._uniform(axes, 1 / prod(taps))
 
@@ -311,9 +294,8 @@ def _diagonal(
 ) -> AffineConv:
     """A scale and a shift per channel, or the same for all."""
     tensors = [part for part in (scale, shift) if isinstance(part, Tensor)]
-    channels = max((tensor.numel() for tensor in tensors), default=1)
-    known = channels if channels > 1 or axis is not None else None
-    count = None if axis is None or known is None else -1 - axis
+    widest = max((tensor.numel() for tensor in tensors), default=1)
+    channels = widest if widest > 1 or axis is not None else None
     has_bias = isinstance(shift, Tensor) or shift != 0
 
     def vector(part: Number | Tensor) -> Tensor:
@@ -321,19 +303,34 @@ def _diagonal(
             tensor = exact(part).flatten()
         else:
             tensor = torch.tensor([part], dtype=torch.float64, device="cpu")
-        return tensor.expand(known or 1).clone() if tensor.numel() == 1 else tensor
+        return tensor.expand(channels or 1).clone() if tensor.numel() == 1 else tensor
 
-    def compute() -> Weights:
-        kernel = vector(scale).view(-1, 1, *(1,) * (count or 0))
-        return kernel, vector(shift) if has_bias else None
-
-    return AffineConv(
-        Lazy(compute),
-        None if count is None else (Axis(),) * count,
-        known,
-        known,
-        known,
-        has_bias,
-        dtype=tensors[0].dtype if tensors else None,
-        like=tensors[0] if tensors else None,
+    like = tensors[0] if tensors else None
+    return _per_channel(
+        lambda: (vector(scale), vector(shift) if has_bias else None),
+        channels,
+        axis,
+        has_bias=has_bias,
+        dtype=None if like is None else like.dtype,
+        like=like,
     )
+
+
+def _per_channel(
+    compute: Callable[[], Weights], channels: int | None, axis: int | None, **fields: Any
+) -> AffineConv:
+    """A form that multiplies and shifts every channel by itself.
+
+    Args:
+        compute: Makes the factors and the constants, one per channel.
+        channels: How many channels there are.
+        axis: The channel axis, counted from the end; None if the form holds for any.
+        fields: Other fields of the form.
+    """
+    axes = None if axis is None else (Axis(),) * (-1 - axis)
+
+    def diagonal() -> Weights:
+        factor, constant = compute()
+        return factor.view(-1, 1, *(1,) * len(axes or ())), constant
+
+    return AffineConv(Lazy(diagonal), axes, channels, channels, channels, **fields)

@@ -91,6 +91,11 @@ class Form:
         taps = prod(axis.kernel for axis in self.axes or ())
         return self.out_channels * (self.in_channels // (self.groups or self.in_channels)) * taps
 
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """Type that the weights will be rounded to in the end, where known."""
+        return self.dtype or (None if self.like is None else self.like.dtype)
+
     def __repr__(self) -> str:
         if self.identity:
             return "AffineConv(identity)"

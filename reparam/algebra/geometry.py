@@ -17,6 +17,7 @@ from reparam.algebra.kernels import lattice
 from reparam.errors import Refusal
 
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate", "value"]
+"""The padding modes of ``torch.nn.Conv2d``, and "value": a constant per channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ class Axis:
     output_padding: int = 0
 
     @property
+    def spacing(self) -> int:
+        """Distance between two taps; 0 where there is only one."""
+        return self.dilation if self.kernel > 1 else 0
+
+    @property
     def reach(self) -> int:
         """Distance between the first and the last tap."""
         return self.dilation * (self.kernel - 1)
@@ -62,6 +68,11 @@ class Axis:
         return self.before > 0 or self.after > 0
 
     @property
+    def pads_value(self) -> bool:
+        """Whether a value that is not zero is read outside the input."""
+        return self.padded and self.mode == "value"
+
+    @property
     def cropped(self) -> bool:
         """Whether a border of the input is never read."""
         return self.before < 0 or self.after < 0
@@ -73,7 +84,7 @@ class Axis:
 
     @property
     def taps(self) -> tuple[int, int, int]:
-        """First offset, distance and number of the taps, as `reparam.kernels.lattice` wants it."""
+        """First offset, distance and number of the taps, as `kernels.lattice` wants them."""
         return -self.before, self.dilation, self.kernel
 
 
@@ -155,15 +166,7 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
         )
     else:
         mode = outer.mode  # 3. The inner value is extended as its input is.
-    steps = [
-        step
-        for step, taps in (
-            (inner.dilation, inner.kernel),
-            (inner.stride * outer.dilation, outer.kernel),
-        )
-        if taps > 1
-    ]
-    dilation = gcd(*steps) or 1
+    dilation = gcd(inner.spacing, inner.stride * outer.spacing) or 1
     return Axis(
         (inner.reach + inner.stride * outer.reach) // dilation + 1,
         inner.stride * outer.stride,
@@ -172,6 +175,3 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
         after + inner.stride * outer.after,
         mode,
     )
-
-
-"""The padding modes of ``torch.nn.Conv2d``, and "value": a constant per channel."""

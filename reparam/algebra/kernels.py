@@ -10,7 +10,7 @@ With taps at the offsets ``index * step + start`` of a lattice, the laws are
 
       (A + B)[o, i, t] = A[o, i, t] + B[o, i, t]
 
-* composition (DBB, arXiv 2103.13425, transforms III and V, for any number of taps)::
+* composition (DBB, arXiv 2103.13425, transform III, for any number of taps)::
 
       (B . A)[o, i, t] = sum over m, t1 + s * t2 = t of B[o, m, t2] * A[m, i, t1]
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 Weights = tuple[Tensor, Tensor | None]
+"""A kernel and its bias, or None where there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +311,3 @@ def lattice(*parts: tuple[int, int, int]) -> tuple[int, int, int]:
             distance = gcd(distance, step)
     distance = distance or 1
     return first, distance, (last - first) // distance + 1
-
-
-"""A kernel and its bias, or None where there is none."""

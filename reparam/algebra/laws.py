@@ -1,11 +1,20 @@
-r"""The laws of affine forms.
+r"""The laws of affine forms: in a row, side by side, and one above the other.
 
-* `sequence`: K2 * (K1 * x + c1) + c2, refused where a border would differ;
-* `parallel`: K1 * x + c1 + K2 * x + c2, on the lattice that holds the taps of both.
+* `sequence`, refused where a border would differ::
 
-And a third for branches side by side:
+      K2 * (K1 * x + c1) + c2 = (K2 . K1) * x + (K2 * c1 + c2)
 
-* `stacked`: the rows of K1 above those of K2; grouped where each reads channels of its own.
+* `parallel`, on the lattice that holds the taps of both::
+
+      (K1 * x + c1) + (K2 * x + c2) = (K1 + K2) * x + (c1 + c2)
+
+* `stacked`: the rows of K1 above those of K2; grouped where each reads channels of its own::
+
+      [K1 * x + c1, K2 * x + c2] = [K1, K2] * x + [c1, c2]
+
+The six transforms of DBB (arXiv 2103.13425) are instances: I (a norm) and III (a sequence) of the
+first law, II (a sum) and VI (kernels of several sizes) of the second, IV (a concatenation) of the
+third; V, a pool, is a form to begin with.
 """
 
 from __future__ import annotations
@@ -39,40 +48,26 @@ def sequence(inner: F, outer: F) -> F | Refusal:
         return replace(outer, base=inner.base, rank=inner.rank)
     if outer.identity:
         return inner
-    if outer.columns is not None:
-        selected = taken(inner, outer.columns)
-        if isinstance(selected, Refusal):
-            return selected
-        inner, outer = selected, replace(outer, columns=None)
-    pair = _side_by_side(inner, outer)
+    pair = _connected(inner, outer)
     if isinstance(pair, Refusal):
         return pair
     inner, outer = pair
-    outer = outer.with_channels(inner.out_channels)
-    inner = inner.with_channels(outer.in_channels)
-    if inner.out_channels != outer.in_channels:
-        return Refusal(
-            f"{inner.out_channels} channels flow into an operator of {outer.in_channels}"
-        )
     axes = _composed_axes(inner, outer)
     if isinstance(axes, Refusal):
         return axes
     inner_groups, outer_groups = inner.groups or 1, outer.groups or 1
     groups = None if inner.groups is None else gcd(inner_groups, outer_groups)
-    steps = [
-        _steps(a, b, c)
-        for a, b, c in zip(inner.axes or (), outer.axes or (), axes or (), strict=True)
-    ]
+    inner_steps, outer_steps = _steps(inner, outer, axes or ())
     compute = partial(
         kernels.compose,
         shape=kernel_shape(inner.in_channels, outer.out_channels, groups, axes),
         groups=groups or 1,
         inner_groups=inner_groups,
         outer_groups=outer_groups,
-        inner_steps=[step for step, _ in steps],
-        outer_steps=[step for _, step in steps],
+        inner_steps=inner_steps,
+        outer_steps=outer_steps,
     )
-    value_stays = any(axis.mode == "value" and axis.padded for axis in axes or ())
+    value_stays = any(axis.pads_value for axis in axes or ())
     dtype, like = _taken_after(inner, outer)
     form = replace(
         inner,
@@ -90,11 +85,31 @@ def sequence(inner: F, outer: F) -> F | Refusal:
     return in_order(form)
 
 
+def _connected(inner: F, outer: F) -> tuple[F, F] | Refusal:
+    """Two forms of a sequence, the outer one reading all channels that the inner one writes."""
+    if outer.columns is not None:
+        selected = taken(inner, outer.columns)
+        if isinstance(selected, Refusal):
+            return selected
+        inner, outer = selected, replace(outer, columns=None)
+    pair = _over_equal_axes(inner, outer)
+    if isinstance(pair, Refusal):
+        return pair
+    inner, outer = pair
+    outer = outer.with_channels(inner.out_channels)
+    inner = inner.with_channels(outer.in_channels)
+    if inner.out_channels != outer.in_channels:
+        return Refusal(
+            f"{inner.out_channels} channels flow into an operator of {outer.in_channels}"
+        )
+    return inner, outer
+
+
 def parallel(first: F, second: F) -> F | Refusal:
     """The form of the sum of two forms over one base, or why the branches do not add up."""
     if first.transposed != second.transposed and not (first.diagonal and second.diagonal):
         return Refusal("a convolution and a transposed convolution do not add up to one")
-    pair = _side_by_side(first, second)
+    pair = _over_equal_axes(first, second)
     if isinstance(pair, Refusal):
         return pair
     first, second = pair
@@ -139,29 +154,24 @@ def stacked(forms: Sequence[F]) -> F | Refusal:
     Args:
         forms: The forms of the values over one base, with as many axes each.
     """
-    known = next((form.in_channels for form in forms if form.in_channels is not None), None)
-    parts = [form.with_channels(known) for form in forms]
+    channels = next((form.in_channels for form in forms if form.in_channels is not None), None)
+    parts = [form.with_channels(channels) for form in forms]
     total = partition([part.columns for part in parts])
     problem = _not_side_by_side(parts, total)
     if problem is not None:
         return problem
-    whole = parts[0]
-    for part in parts[1:]:
-        problem = _disagreement(whole, part)
-        axes = _common_axes(whole, part)
-        if problem is not None:
-            return problem
-        if isinstance(axes, Refusal):
-            return axes
-        dtype, like = _taken_after(whole, part)
-        whole = replace(whole, axes=axes, dtype=dtype, like=like)
+    whole = _with_taps_of_all(parts)
+    if isinstance(whole, Refusal):
+        return whole
     axes = whole.axes or ()
     # Branches that read channels of their own are groups; others become dense.
-    merged = [1 if total is not None else part.groups or 1 for part in parts]
+    groups = [1 if total is not None else part.groups or 1 for part in parts]
     compute = partial(
         kernels.stack,
         taps=[axis.kernel for axis in axes],
-        lattices=[(own, *_lattice(p, axes)[1:]) for own, p in zip(merged, parts, strict=True)],
+        lattices=[
+            (own, *_lattice(part, axes)[1:]) for own, part in zip(groups, parts, strict=True)
+        ],
     )
     return replace(
         whole,
@@ -175,6 +185,18 @@ def stacked(forms: Sequence[F]) -> F | Refusal:
         ones=0,
         columns=None,
     )
+
+
+def _with_taps_of_all(parts: Sequence[F]) -> F | Refusal:
+    """The first of several forms on the lattice that holds the taps of all."""
+    whole = parts[0]
+    for part in parts[1:]:
+        axes = _disagreement(whole, part) or _common_axes(whole, part)
+        if isinstance(axes, Refusal):
+            return axes
+        dtype, like = _taken_after(whole, part)
+        whole = replace(whole, axes=axes, dtype=dtype, like=like)
+    return whole
 
 
 def _not_side_by_side(parts: Sequence[Form], total: int | None) -> Refusal | None:
@@ -196,8 +218,8 @@ def _not_side_by_side(parts: Sequence[Form], total: int | None) -> Refusal | Non
 def _common_axes(first: Form, second: Form) -> tuple[Axis, ...] | Refusal:
     """The lattice that holds the taps of two forms, axis by axis."""
     axes: list[Axis] = []
-    for one, two in zip(first.axes or (), second.axes or (), strict=True):
-        axis = add_axes(one, two, transposed=first.transposed)
+    for ours, theirs in zip(first.axes or (), second.axes or (), strict=True):
+        axis = add_axes(ours, theirs, transposed=first.transposed)
         if isinstance(axis, Refusal):
             return axis
         axes.append(axis)
@@ -209,23 +231,24 @@ def _common_axes(first: Form, second: Form) -> tuple[Axis, ...] | Refusal:
     return tuple(axes)
 
 
-def _side_by_side(first: F, second: F) -> tuple[F, F] | Refusal:
+def _over_equal_axes(first: F, second: F) -> tuple[F, F] | Refusal:
     """Two forms over the same number of axes, if their parameters agree."""
     problem = _disagreement(first, second)
     if problem is not None:
         return problem
-    one, two = first.beside(second), second.beside(first)
-    if isinstance(one, Refusal):
-        return one
-    return two if isinstance(two, Refusal) else (one, two)
+    ours, theirs = first.beside(second), second.beside(first)
+    if isinstance(ours, Refusal):
+        return ours
+    return theirs if isinstance(theirs, Refusal) else (ours, theirs)
 
 
 def _disagreement(first: Form, second: Form) -> Refusal | None:
+    """Why the parameters of two forms cannot become one tensor."""
     if first.dtype is not None and second.dtype is not None and first.dtype != second.dtype:
         return Refusal(f"parameters of different dtypes ({first.dtype} and {second.dtype})")
-    one, two = first.like, second.like
-    if one is not None and two is not None and one.device != two.device:
-        return Refusal(f"parameters on different devices ({one.device} and {two.device})")
+    ours, theirs = first.like, second.like
+    if ours is not None and theirs is not None and ours.device != theirs.device:
+        return Refusal(f"parameters on different devices ({ours.device} and {theirs.device})")
     return None
 
 
@@ -260,6 +283,7 @@ def _lattice(form: Form, axes: Sequence[Axis]) -> tuple[int, list[int], list[int
 
 
 def _composed_axes(inner: Form, outer: Form) -> tuple[Axis, ...] | Refusal | None:
+    """The axes of a sequence; None if the forms hold for any number of axes."""
     if inner.axes is None or outer.axes is None:
         return None
     if outer.transposed:
@@ -273,12 +297,12 @@ def _composed_axes(inner: Form, outer: Form) -> tuple[Axis, ...] | Refusal | Non
             return Refusal("a kernel with taps or a stride after a transposed convolution")
         return inner.axes
     axes: list[Axis] = []
-    for one, two in zip(inner.axes, outer.axes, strict=True):
-        axis = compose_axes(one, two, inner_constant=inner.has_bias)
+    for first, second in zip(inner.axes, outer.axes, strict=True):
+        axis = compose_axes(first, second, inner_constant=inner.has_bias)
         if isinstance(axis, Refusal):
             return axis
         axes.append(axis)
-    if any(axis.mode == "value" and axis.padded for axis in outer.axes):
+    if any(axis.pads_value for axis in outer.axes):
         problem = _pads_with_own_constant(inner, outer)
         if problem is not None:
             return problem
@@ -289,7 +313,7 @@ def _composed_axes(inner: Form, outer: Form) -> tuple[Axis, ...] | Refusal | Non
 
 
 def _pads_with_own_constant(inner: Form, outer: Form) -> Refusal | None:
-    """Law 4: is the padded value what the inner form gives outside, in every channel?"""
+    """Case 4 of `compose_axes`: is the padded value what the inner form gives outside?"""
     value = outer.pad_value
     if value is None:
         return Refusal("padding with an unknown value")
@@ -310,9 +334,12 @@ def _pads_with_own_constant(inner: Form, outer: Form) -> Refusal | None:
     )
 
 
-def _steps(inner: Axis, outer: Axis, result: Axis) -> tuple[int, int]:
-    """Distance of the inner and of the outer taps on the lattice of the composition."""
-    return (
-        max(inner.dilation // result.dilation, 1),
-        max(inner.stride * outer.dilation // result.dilation, 1),
-    )
+def _steps(inner: Form, outer: Form, axes: Sequence[Axis]) -> tuple[list[int], list[int]]:
+    """Per axis, the distance of the inner and of the outer taps on the lattice of a sequence."""
+    inner_steps: list[int] = []
+    outer_steps: list[int] = []
+    for first, second, axis in zip(inner.axes or (), outer.axes or (), axes, strict=True):
+        # A single tap has no distance of its own: any will do.
+        inner_steps.append(max(first.dilation // axis.dilation, 1))
+        outer_steps.append(max(first.stride * second.dilation // axis.dilation, 1))
+    return inner_steps, outer_steps

@@ -20,41 +20,39 @@ def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
     """Make the module of a form.
 
     Args:
-        form: The form; `reparam.costs.unsupported` has nothing against it.
+        form: The form; `unsupported` has nothing against it.
         kernel: Its kernel, which becomes the module's weight without a copy where possible.
         bias: Its bias.
 
     Returns:
         A convolution, a transposed convolution or a linear layer in eval mode, in the dtype of
-        the kernel. What it does not pad by itself, `reparam.costs.explicit_padding` says.
+        the kernel. What it does not pad by itself, `explicit_padding` says.
     """
     axes = form.axes or ()
-    channels: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": kernel.dtype}
+    channels: Any = form.in_channels, form.out_channels
+    # On the meta device nothing is allocated for weights that are replaced at once.
+    settings: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": kernel.dtype}
     module: nn.Module
     if not axes:
-        module = nn.Linear(_known(form.in_channels), _known(form.out_channels), **channels)
+        module = nn.Linear(*channels, **settings)
     else:
         groups = form.groups or 1
-        settings: dict[str, Any] = {
-            "in_channels": form.in_channels,
-            "out_channels": form.out_channels,
+        settings |= {
             "kernel_size": tuple(axis.kernel for axis in axes),
             "stride": tuple(axis.stride for axis in axes),
             "dilation": tuple(axis.dilation for axis in axes),
             "groups": groups,
-            **channels,
         }
         if form.transposed:
             settings["padding"] = tuple(axis.before for axis in axes)
             settings["output_padding"] = tuple(axis.output_padding for axis in axes)
-            module = _TRANSPOSED[len(axes) - 1](**settings)
+            module = _TRANSPOSED[len(axes) - 1](*channels, **settings)
             kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
         else:
             settings["padding"] = _padding(form)
             if not explicit_padding(form):
-                modes = {axis.mode for axis in axes if axis.padded}
-                settings["padding_mode"] = modes.pop() if modes else "zeros"
-            module = _CONVOLUTIONS[len(axes) - 1](**settings)
+                settings["padding_mode"] = _mode(form)
+            module = _CONVOLUTIONS[len(axes) - 1](*channels, **settings)
     module.register_parameter("weight", nn.Parameter(kernel, requires_grad=False))
     if bias is not None:
         module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
@@ -71,9 +69,13 @@ def run_operator(module: nn.Module, x: Tensor, form: AffineConv) -> Tensor:
 
 def pad_mode(form: AffineConv, sides: Sequence[int]) -> str:
     """The mode of an explicit padding, as ``F.pad`` takes it."""
-    modes = {axis.mode for axis in form.axes or () if axis.padded}
-    mode = modes.pop() if modes and max(sides) > 0 else "zeros"
+    mode = _mode(form) if max(sides) > 0 else "zeros"
     return "constant" if mode == "zeros" else mode
+
+
+def _mode(form: AffineConv) -> str:
+    """What all padding of a form holds."""
+    return next((axis.mode for axis in form.axes or () if axis.padded), "zeros")
 
 
 def take_after(module: nn.Module, form: AffineConv) -> None:
@@ -103,12 +105,6 @@ def _padding(form: AffineConv) -> Any:
     if all(axis.before == axis.after for axis in axes):
         return tuple(axis.before for axis in axes)
     return "same" if pads_same(form) else 0
-
-
-def _known(channels: int | None) -> int:
-    if channels is None:
-        raise ValueError("a form of unknown channels has no module")
-    return channels
 
 
 def operators(form: AffineConv) -> int:
@@ -147,7 +143,7 @@ def unsupported(form: AffineConv) -> Refusal | None:
         return Refusal("it reads a part of the channels, or in another order")
     if len(axes) > 3:
         return Refusal(f"torch has no convolution over {len(axes)} axes")
-    if any(axis.mode == "value" and axis.padded for axis in axes):
+    if any(axis.pads_value for axis in axes):
         return Refusal("padding with a value other than zero is no convolution")
     if form.transposed and not all(
         axis.before == axis.after >= 0

@@ -38,7 +38,7 @@ def taken(form: F, columns: Columns) -> F | Refusal:
 
     def rows(weights: Weights) -> Weights:
         kernel, bias = weights
-        if groups > 1 and not form.depthwise:
+        if groups > 1 and not form.depthwise:  # what is taken need not keep the groups whole
             kernel = kernels.regroup(kernel, groups, 1)
         at = indices.to(kernel.device)
         return kernel[at], None if bias is None else bias[at]
@@ -101,10 +101,10 @@ def partition(several: Sequence[Columns | None]) -> int | None:
     Args:
         several: The channels that each reads.
     """
-    known = [columns for columns in several if columns is not None]
-    together = tuple(index for columns in known for index in columns.indices)
-    totals = {columns.total for columns in known}
-    if len(known) < len(several) or len(totals) != 1:
+    parts = [columns for columns in several if columns is not None]
+    together = tuple(index for columns in parts for index in columns.indices)
+    totals = {columns.total for columns in parts}
+    if len(parts) < len(several) or len(totals) != 1:
         return None
     total = totals.pop()
     return total if together == tuple(range(total)) else None

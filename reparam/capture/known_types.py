@@ -49,18 +49,18 @@ class KnownTypes:
             return
         weight = module._parameters["weight"]
         if type(weight) is nn.Parameter:
-            known = KnownType(weight.dtype, join(path, "weight"))
+            dtype = KnownType(weight.dtype, join(path, "weight"))
             nodes = (value.node for value in values if isinstance(value, fx.Proxy))
-            self._known.update(dict.fromkeys(nodes, known))
+            self._known.update(dict.fromkeys(nodes, dtype))
 
     def computed(self, node: fx.Node) -> None:
         """Note what arithmetic keeps: a number of Python does not change the type of a tensor."""
         if node.op != "call_function" or node.target not in _ARITHMETIC:
             return
         operands = [value for value in node.args if type(value) not in (int, float)]
-        known = [self._known[v] for v in operands if isinstance(v, fx.Node) and v in self._known]
-        if known and len(known) == len(operands) and len({one.dtype for one in known}) == 1:
-            self._known[node] = known[0]
+        types = [self._known[v] for v in operands if isinstance(v, fx.Node) and v in self._known]
+        if len(types) == len(operands) and len({known.dtype for known in types}) == 1:
+            self._known[node] = types[0]
 
     def written(self, old: fx.Node, new: fx.Node) -> None:
         """Note that writing in place does not change the type of a value."""

@@ -97,9 +97,9 @@ class Proxy(_Reserved, fx.Proxy):
         return _unpack(self, inspect.currentframe())
 
     def __len__(self) -> int:
-        known = _known_length(self.node)
-        if known is not None:
-            return known
+        length = _known_length(self.node)
+        if length is not None:
+            return length
         tracer: Any = self.tracer
         tracer.refuse()
         return super().__len__()
@@ -148,7 +148,7 @@ class ConstantProxy(Proxy):
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
         super().__init__(node, tracer)
-        self._known = {
+        self._metadata = {
             "shape": value.shape,
             "ndim": value.ndim,
             "dtype": value.dtype,
@@ -160,8 +160,8 @@ class ConstantProxy(Proxy):
         self.kind = type(value)
 
     def __getattr__(self, k: str) -> Any:
-        known = self.__dict__.get("_known", {})
-        return known[k] if k in known else super().__getattr__(k)
+        metadata = self.__dict__.get("_metadata", {})
+        return metadata[k] if k in metadata else super().__getattr__(k)
 
 
 @contextmanager
@@ -319,18 +319,18 @@ def is_tensor(node: fx.Node) -> bool:
     )
 
 
-def comes_of_tensors(node: fx.Node, known: Callable[[fx.Node], bool]) -> bool:
+def comes_of_tensors(node: fx.Node, is_one: Callable[[fx.Node], bool]) -> bool:
     """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one.
 
     Args:
         node: The value.
-        known: Whether a value is one by itself.
+        is_one: Whether a value is one by itself.
     """
-    while not known(node):
+    while not is_one(node):
         target = node.target
         name = str(getattr(target, "__name__", ""))
         arithmetic = getattr(operator, name, None) is target
-        if arithmetic and any(map(known, node.all_input_nodes)):
+        if arithmetic and any(map(is_one, node.all_input_nodes)):
             return True
         if getattr(torch, name, None) is target and _makes_a_tensor_of_one(name):
             return True  # torch's own functions take no numbers alone

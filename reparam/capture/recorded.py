@@ -76,8 +76,7 @@ def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
     nodes = list(graph.nodes)
     arguments = {str(node.target): node for node in nodes if node.op == "placeholder"}
     args, kwargs = _as_called(graph, list(arguments.values()))
-    call = Call("", root, None, arguments, args, kwargs)
-    call.result = nodes[-1].args[0]
+    call = Call("", root, None, arguments, args, kwargs, result=nodes[-1].args[0])
     contexts = any(operator_name(node).strip("_") in _CONTEXTS for node in nodes)
     return RecordedTrace(
         root, path, graph, [call], dict.fromkeys(nodes, call), {call} if contexts else set()
@@ -86,20 +85,20 @@ def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
 
 def recorded_values(graph: fx.Graph) -> RecordedValues:
     """What the metadata of a graph tell of its values."""
-    found = RecordedValues()
+    recorded = RecordedValues()
     fixed = True
     for node in graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            found.dtypes[node] = value.dtype
-            found.ranks[node] = value.dim()
+            recorded.dtypes[node] = value.dtype
+            recorded.ranks[node] = value.dim()
             if all(isinstance(size, int) for size in value.shape):
-                found.shapes[node] = torch.Size(value.shape)
+                recorded.shapes[node] = torch.Size(value.shape)
             else:
                 fixed = False
     if not fixed:
-        found.shapes.clear()
-    return found
+        recorded.shapes.clear()
+    return recorded
 
 
 def _as_called(graph: fx.Graph, inputs: list[fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx
 
+_PLAIN = (tuple, list, dict, slice)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Built:
@@ -32,15 +34,10 @@ def without_proxies(value: Any) -> Any:
     """A structure with nodes in place of proxies."""
     if isinstance(value, fx.Proxy):
         return value.node
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(without_proxies, value))
-    if isinstance(value, tuple | list):
-        return type(value)(map(without_proxies, value))
-    if isinstance(value, dict):
-        entries = {key: without_proxies(entry) for key, entry in value.items()}
-        return entries if type(value) is dict else Built(type(value), entries)
-    if isinstance(value, slice):
-        return slice(*map(without_proxies, (value.start, value.stop, value.step)))
+    if isinstance(value, dict) and type(value) is not dict:
+        return Built(type(value), {key: without_proxies(entry) for key, entry in value.items()})
+    if isinstance(value, _PLAIN):
+        return _rebuilt(value, without_proxies)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: without_proxies(getattr(value, field.name))
@@ -48,6 +45,30 @@ def without_proxies(value: Any) -> Any:
         }
         return Built(type(value), fields) if any(True for _ in nodes_in(fields)) else value
     return value
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A plain container with other entries; anything else as it is."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(change, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(change, value))
+    if isinstance(value, dict):
+        return {key: change(entry) for key, entry in value.items()}
+    if isinstance(value, slice):
+        return slice(*map(change, (value.start, value.stop, value.step)))
+    return value
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    """What a container holds; nothing if it is none."""
+    if isinstance(value, tuple | list):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, Built):
+        return value.entries.values()
+    return (value.start, value.stop, value.step) if isinstance(value, slice) else ()
 
 
 def nodes_in(value: Any) -> Iterator[fx.Node]:
@@ -63,16 +84,9 @@ def proxies_in(value: Any) -> Iterator[fx.Proxy]:
 def _found_in(value: Any, kind: type) -> Iterator[Any]:
     if isinstance(value, kind):
         yield value
-    elif isinstance(value, tuple | list):
-        for entry in value:
-            yield from _found_in(entry, kind)
-    elif isinstance(value, dict):
-        for entry in value.values():
-            yield from _found_in(entry, kind)
-    elif isinstance(value, Built):
-        yield from _found_in(value.entries, kind)
-    elif isinstance(value, slice):
-        yield from _found_in((value.start, value.stop, value.step), kind)
+        return
+    for entry in _entries(value):
+        yield from _found_in(entry, kind)
 
 
 def written_into(graph: fx.Graph, value: Any, read: Callable[[fx.Node], fx.Node]) -> Any:
@@ -85,21 +99,12 @@ def written_into(graph: fx.Graph, value: Any, read: Callable[[fx.Node], fx.Node]
     """
     if isinstance(value, fx.Node):
         return read(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(written_into(graph, entry, read) for entry in value))
-    if isinstance(value, tuple | list):
-        return type(value)([written_into(graph, entry, read) for entry in value])
-    if isinstance(value, dict):
-        return {key: written_into(graph, entry, read) for key, entry in value.items()}
-    if isinstance(value, slice):
-        parts = (value.start, value.stop, value.step)
-        return slice(*(written_into(graph, part, read) for part in parts))
     if isinstance(value, Built):
         entries = written_into(graph, value.entries, read)
         if dataclasses.is_dataclass(value.kind):
             return graph.call_function(value.kind, (), entries)
         return graph.call_function(value.kind, ([list(entry) for entry in entries.items()],))
-    return value
+    return _rebuilt(value, lambda entry: written_into(graph, entry, read))
 
 
 def filled(value: Any, read: Callable[[fx.Node], Any]) -> Any:
@@ -111,31 +116,22 @@ def filled(value: Any, read: Callable[[fx.Node], Any]) -> Any:
     """
     if isinstance(value, fx.Node):
         return read(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(filled(entry, read) for entry in value))
-    if isinstance(value, tuple | list):
-        return (tuple if isinstance(value, tuple) else list)(filled(v, read) for v in value)
-    if isinstance(value, dict):
-        return {key: filled(entry, read) for key, entry in value.items()}
-    if isinstance(value, slice):
-        return slice(*(filled(part, read) for part in (value.start, value.stop, value.step)))
     if isinstance(value, Built):
         entries = filled(value.entries, read)
         return value.kind(entries) if value.by_key else value.kind(**entries)
-    return value
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        # A graph's own lists may not be changed; what a function is given may.
+        return (tuple if isinstance(value, tuple) else list)(filled(v, read) for v in value)
+    return _rebuilt(value, lambda entry: filled(entry, read))
 
 
 def can_be_built(value: Any) -> bool:
     """Whether `written_into` knows how to make a container of this class again."""
-    if isinstance(value, Built):
-        known = value.kind is OrderedDict or (
-            dataclasses.is_dataclass(value.kind)
-            and all(field.init for field in dataclasses.fields(value.kind))
-        )
-        return known and can_be_built(value.entries)
-    if isinstance(value, dict):
-        return all(map(can_be_built, value.values()))
-    return all(map(can_be_built, value)) if isinstance(value, tuple | list) else True
+    if isinstance(value, Built) and value.kind is not OrderedDict:
+        fields = dataclasses.fields(value.kind) if dataclasses.is_dataclass(value.kind) else ()
+        if value.by_key or not all(field.init for field in fields):
+            return False
+    return all(map(can_be_built, _entries(value)))
 
 
 def outline(value: Any) -> Any:

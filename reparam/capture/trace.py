@@ -110,12 +110,8 @@ def common_caller(callers: Iterable[Call]) -> Call:
     common = list(next(iterator).ancestry())[::-1]
     for call in iterator:
         ancestry = list(call.ancestry())[::-1]
-        length = 0
-        for one, two in zip(common, ancestry, strict=False):
-            if one is not two:
-                break
-            length += 1
-        common = common[:length]
+        pairs = takewhile(lambda pair: pair[0] is pair[1], zip(common, ancestry, strict=False))
+        common = [shared for shared, _ in pairs]
     return common[-1]
 
 

@@ -53,7 +53,7 @@ class Tracer(fx.Tracer):
         root: The module.
         rules: The rules of this call; a module type with a rule is a leaf.
         opaque: Identities and types of modules that are leaves.
-        given: Parameters of the forward that the user gives.
+        inputs: Parameters of the forward that the user gives.
         watch: Knows what changes meanwhile.
         making: Identities of modules of which what makes tensors of numbers is recorded.
         notices_random: Whether to find out which module draws random numbers.
@@ -65,8 +65,8 @@ class Tracer(fx.Tracer):
         self,
         root: nn.Module,
         rules: Rules,
-        opaque: set[Any],
-        given: Mapping[str, Any],
+        opaque: Collection[Any],
+        inputs: Mapping[str, Any],
         watch: Watch,
         making: Collection[int] = (),
         *,
@@ -75,7 +75,7 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.rules = rules
         self.opaque = opaque
-        self.given = given
+        self.inputs = inputs
         self.model = root
         self.names = names_of_tensors(root)
         self.registered = set(root.modules())
@@ -105,7 +105,7 @@ class Tracer(fx.Tracer):
         if isinstance(m, torch.jit.ScriptModule):
             return True
         if "forward" in vars(m) or parametrize.is_parametrized(m):
-            return False
+            return False  # not the operator that its type says
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
         if self.rules.find(type(m)) is not None:
@@ -142,17 +142,16 @@ class Tracer(fx.Tracer):
         kwargs: dict[str, Any],
         run: Callable[[], Any],
     ) -> Any:
+        """Run a module's forward as a call of its own."""
         if not _is_torch(module) and any(map(asks_for_identity, code_below(module, forward))):
             self.failed = self.failed or module
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
-        given = without_proxies((bound(forward, args, kwargs), args, kwargs))
-        call = Call(path, module, parent, *given)
-        call.optional = any(
-            parameter.default is not parameter.empty
-            for parameter in inspect.signature(forward).parameters.values()
-        )
+        named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
+        parameters = inspect.signature(forward).parameters.values()
+        optional = any(parameter.default is not parameter.empty for parameter in parameters)
+        call = Call(path, module, parent, named, positional, keywords, optional)
         self.calls.append(call)
         self.stack.append(call)
         before = random_state() if self.notices_random else None
@@ -187,15 +186,15 @@ class Tracer(fx.Tracer):
 
         Whoever's code depends on the answer has to check it when the new code is called.
         """
-        known = [one for one in types if one is not None]
-        weights = {one.weight for one in known if one.weight is not None}
+        certain = [known for known in types if known is not None]
+        weights = {known.weight for known in certain if known.weight is not None}
         prefixes = [f"{call.path}." for call in self.stack if call.path]
         below = all(weight.startswith(prefix) for weight in weights for prefix in prefixes)
-        if len(known) < len(types) or not below:
+        if len(certain) < len(types) or not below:
             return None
         for call in self.stack:
             call.typed.update(weights)
-        return len({one.dtype for one in known}) == 1
+        return len({known.dtype for known in certain}) == 1
 
     def create_proxy(
         self,
@@ -320,8 +319,8 @@ class Tracer(fx.Tracer):
         if node.op != "call_module":
             return is_tensor(node)
         module = fetch(self.model, str(node.target))
-        known = type(module) in _RETURN_A_TENSOR or self.rules.find(type(module)) is not None
-        return known and not getattr(module, "return_indices", False)
+        returns = type(module) in _RETURN_A_TENSOR or self.rules.find(type(module)) is not None
+        return returns and not getattr(module, "return_indices", False)
 
     def create_arg(self, a: Any) -> fx.node.Argument:
         """An argument as a graph holds it."""
@@ -363,16 +362,18 @@ class Tracer(fx.Tracer):
         forward = self.model.forward
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
-        given = self.given or surely_given(forward)
+        inputs = self.inputs or surely_given(forward)
         for parameter in inspect.signature(forward).parameters.values():
             if parameter.kind is parameter.VAR_POSITIONAL:
-                names = [f"{parameter.name}_{n}" for n in range(len(given.get(parameter.name, ())))]
+                names = [
+                    f"{parameter.name}_{n}" for n in range(len(inputs.get(parameter.name, ())))
+                ]
                 positional.extend(self.create_proxy("placeholder", name, (), {}) for name in names)
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             everything = isinstance(self.model, fx.GraphModule)
             required = everything or parameter.default is parameter.empty
-            if required or parameter.name in given:
+            if required or parameter.name in inputs:
                 value: Any = self.create_proxy("placeholder", parameter.name, (), {})
             else:
                 value = parameter.default

@@ -1,12 +1,14 @@
 """The graph of a model's forward, as far as it can be traced, and which module each node is from.
 
 Tracing runs the user's code on proxies. Whatever that code does to the model on the way is undone,
-and a module that did something, or that cannot be traced, becomes a leaf and stays as it is.
+and a module that did something, or that cannot be traced, becomes a leaf and stays as it is. That
+takes several attempts: each tells what the next one must leave alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any
 
@@ -24,7 +26,7 @@ from reparam.capture.proxies import answering_for_proxies
 from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
 from reparam.capture.tracer import Tracer
-from reparam.errors import MadeTensorError, ReparamError, UntraceableError
+from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules.state import Watch
 from reparam.rules import Rules
 
@@ -45,99 +47,174 @@ def trace(
     Raises:
         UntraceableError: If the module's own forward cannot be traced.
     """
-    opaque: set[Any] = set()
-    known = [leaf for function in rules.functions() for leaf in found_in_modules(function)]
-    making: set[int] = set()
-    given_up: set[int] = set()
-    functions: list[LeafFunction] = []
-    drew = False
+    ruled = [leaf for function in rules.functions() for leaf in found_in_modules(function)]
+    lessons = _Lessons()
     while True:
-        watch = Watch(root)
-        notices_random = drew or bool(opaque)
-        tracer = Tracer(
-            root, rules, opaque, given or {}, watch, making, notices_random=notices_random
-        )
-        problem: Exception | None = None
-        graph: fx.Graph | None = None
-        try:
-            with (
-                _TRACING,
-                watch,
-                torch.no_grad(),
-                noticing(tracer.note_context, _refuse_hook),
-                answering_for_proxies(tracer),
-                as_leaves([*known, *functions], tracer),
-            ):
-                graph = tracer.trace(root)
-        except Exception as error:  # whatever the user's forward raises on a proxy
-            problem = error
-        if problem is not None:
-            culprit = tracer.failed
-            fresh = id(culprit) in tracer.makers - making - given_up
-            if fresh and isinstance(problem, MadeTensorError):
-                making.add(id(culprit))
-                continue
-            function = failing_function(problem)
-            if function is not None and function not in functions:
-                functions.append(function)
-                continue
-            if id(culprit) in making:  # it asks its tensors for numbers
-                making.remove(id(culprit))
-                given_up.add(id(culprit))
-                continue
-            if culprit is None or culprit is root:
-                raise UntraceableError(_summary(problem))
-            opaque.add(id(culprit))
-            if type(culprit) is not type(root):
-                opaque.add(type(culprit))
+        outcome = _attempt(root, rules, given or {}, ruled, lessons)
+        if isinstance(outcome.result, Exception):
+            lessons = _learn_from_failure(outcome.result, outcome.tracer, lessons)
             continue
-        if not making.isdisjoint(tracer.refused):
-            given_up |= making & tracer.refused
-            making -= tracer.refused
-            continue
-        if tracer.refused:
-            if id(root) in tracer.refused:
-                raise UntraceableError("its forward catches that a proxy has no value")
-            opaque.update(tracer.refused)
-            continue
-        if watch.drew:
-            if not notices_random:
-                drew = True
-                continue
-            innermost = tracer.random_modules[0] if tracer.random_modules else root
-            if innermost is root:
-                raise UntraceableError("its forward draws random numbers while it is traced")
-            opaque.add(id(innermost))
-            continue
-        if tracer.writing_modules:
-            if tracer.writing_modules[0] is root:
-                raise UntraceableError("its forward writes to tensors of the model")
-            opaque.add(id(tracer.writing_modules[0]))
-            continue
-        if graph is None:
-            raise ReparamError("tracing gave no graph")
-        if not can_be_built(tracer.calls[0].result):
-            raise UntraceableError("it returns a container of a class of its own")
-        _simplify_output(graph, tracer.calls[0].result)
-        for node in graph.nodes:
-            tracer.caller.setdefault(node, tracer.calls[0])
-        identities = {id(module) for module in watch.changed}
-        stateful = tracer.in_context | {
-            call for call in tracer.calls if id(call.module) in identities
-        }
-        return Trace(root, path, graph, tracer.calls, tracer.caller, stateful)
+        further = _learn_from_run(outcome, lessons)
+        if further is None:
+            return _finished(outcome.result, outcome, path)
+        lessons = further
 
 
-def _simplify_output(graph: fx.Graph, result: Any) -> None:
+@dataclass(frozen=True)
+class _Lessons:
+    """What earlier attempts tell of the next one.
+
+    Args:
+        opaque: Identities and types of the modules that have to be leaves.
+        functions: The functions that have to be leaves.
+        making: Identities of the modules of which what makes tensors of numbers is recorded.
+        given_up: Those of which it was, to no avail.
+        drew: Whether somebody drew random numbers.
+    """
+
+    opaque: frozenset[Any] = frozenset()
+    functions: tuple[LeafFunction, ...] = ()
+    making: frozenset[int] = frozenset()
+    given_up: frozenset[int] = frozenset()
+    drew: bool = False
+
+    @property
+    def notices_random(self) -> bool:
+        """Whether to find out which module draws random numbers: their state is slow to read."""
+        return self.drew or bool(self.opaque)
+
+    def with_leaves(self, modules: Set[Any], root: nn.Module, reason: str) -> _Lessons:
+        """The same with more leaves; where the root would be one it cannot be traced.
+
+        Args:
+            modules: Identities and types of the modules.
+            root: The module that is traced.
+            reason: Why they have to be leaves.
+
+        Raises:
+            UntraceableError: If the root is among them.
+        """
+        if id(root) in modules:
+            raise UntraceableError(reason)
+        return replace(self, opaque=self.opaque | modules)
+
+    def without_making(self, modules: Set[int]) -> _Lessons:
+        """The same, but what some modules make of numbers is not recorded again."""
+        return replace(self, making=self.making - modules, given_up=self.given_up | modules)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of an attempt.
+
+    Args:
+        result: The graph, or what the user's forward raised on a proxy.
+        tracer: What it noted.
+        watch: What changed meanwhile.
+    """
+
+    result: fx.Graph | Exception
+    tracer: Tracer
+    watch: Watch
+
+
+def _attempt(
+    root: nn.Module,
+    rules: Rules,
+    inputs: Mapping[str, Any],
+    ruled: Sequence[LeafFunction],
+    lessons: _Lessons,
+) -> _Outcome:
+    """Run a module's forward on proxies once."""
+    watch = Watch(root)
+    tracer = Tracer(
+        root,
+        rules,
+        lessons.opaque,
+        inputs,
+        watch,
+        lessons.making,
+        notices_random=lessons.notices_random,
+    )
+    result: fx.Graph | Exception
+    try:
+        with (
+            _TRACING,
+            watch,
+            torch.no_grad(),
+            noticing(tracer.note_context, _refuse_hook),
+            answering_for_proxies(tracer),
+            as_leaves([*ruled, *lessons.functions], tracer),
+        ):
+            result = tracer.trace(root)
+    except Exception as error:  # whatever the user's forward raises on a proxy
+        result = error
+    return _Outcome(result, tracer, watch)
+
+
+def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -> _Lessons:
+    """What to leave alone after an exception: a function if possible, else the deepest module."""
+    root, culprit = tracer.model, tracer.failed
+    blamed = frozenset([id(culprit)])
+    fresh = blamed & tracer.makers - lessons.making - lessons.given_up
+    if fresh and isinstance(problem, MadeTensorError):
+        return replace(lessons, making=lessons.making | fresh)
+    function = failing_function(problem)
+    if function is not None and function not in lessons.functions:
+        return replace(lessons, functions=(*lessons.functions, function))
+    if blamed & lessons.making:  # it asks its tensors for numbers
+        return lessons.without_making(blamed)
+    if culprit is None or culprit is root:
+        raise UntraceableError(_summary(problem))
+    # Others of its class fail alike; the root's own class is tried anyway.
+    kinds = {type(culprit)} - {type(root)}
+    return lessons.with_leaves(blamed | kinds, root, _summary(problem))
+
+
+def _learn_from_run(outcome: _Outcome, lessons: _Lessons) -> _Lessons | None:
+    """What to leave alone after a run that did what no graph shows; None if it did nothing."""
+    tracer, root = outcome.tracer, outcome.tracer.model
+    refused = frozenset(tracer.refused)
+    if refused & lessons.making:
+        return lessons.without_making(refused & lessons.making)
+    if refused:
+        reason = "its forward catches that a proxy has no value"
+        return lessons.with_leaves(refused, root, reason)
+    if outcome.watch.drew and not lessons.notices_random:
+        return replace(lessons, drew=True)
+    if outcome.watch.drew:
+        innermost = next(iter(tracer.random_modules), root)
+        reason = "its forward draws random numbers while it is traced"
+        return lessons.with_leaves({id(innermost)}, root, reason)
+    if tracer.writing_modules:
+        reason = "its forward writes to tensors of the model"
+        return lessons.with_leaves({id(tracer.writing_modules[0])}, root, reason)
+    return None
+
+
+def _finished(graph: fx.Graph, outcome: _Outcome, path: str) -> Trace:
+    """The trace of an attempt of which nothing is left to learn."""
+    tracer = outcome.tracer
+    result = tracer.calls[0].result
+    if not can_be_built(result):
+        raise UntraceableError("it returns a container of a class of its own")
+    _simplify_output(graph, list(nodes_in(result)))
+    for node in graph.nodes:
+        tracer.caller.setdefault(node, tracer.calls[0])
+    changed = {id(module) for module in outcome.watch.changed}
+    stateful = tracer.in_context | {call for call in tracer.calls if id(call.module) in changed}
+    return Trace(tracer.model, path, graph, tracer.calls, tracer.caller, stateful)
+
+
+def _simplify_output(graph: fx.Graph, returned: Sequence[fx.Node]) -> None:
     """Return the bare nodes: whoever writes the graph down builds the containers again."""
     output = next(iter(reversed(graph.nodes)))
-    built = [node for node in output.all_input_nodes if node not in set(nodes_in(result))]
-    output.args = (tuple(nodes_in(result)),)
+    built = [node for node in output.all_input_nodes if node not in returned]
+    output.args = (tuple(returned),)
     while built:
         node = built.pop()
         if not node.users:
-            built.extend(node.all_input_nodes)
-            built = [feed for feed in built if feed not in set(nodes_in(result))]
+            built.extend(operand for operand in node.all_input_nodes if operand not in returned)
             if node.op == "call_function" and isinstance(node.target, type):
                 graph.erase_node(node)
 

@@ -1,15 +1,18 @@
 """What becomes of one candidate: which nodes die, what is saved, and whether it is safe.
 
 A node dies if nobody reads it any more. A candidate is worth it if one operator costs less than the
-nodes that die, and safe if nobody writes in place to what it reads.
+nodes that die::
+
+    gain = sum of the costs of the dying nodes - cost of the new operator
+
+and safe if nobody writes in place to what it reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
-from math import prod
 
 from torch import fx
 
@@ -20,9 +23,10 @@ from reparam.analysis.facts import Facts
 from reparam.capture.operators import computes, indexes, reads_shape_only
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, Measure, Weigher
-from reparam.planning.costs import NOTHING, Cost, least_positions, most_positions
+from reparam.planning.costs import NOTHING, Cost
 from reparam.planning.dominators import Candidate, Forest, Link
 from reparam.planning.hazards import hazard
+from reparam.planning.positions import Positions
 from reparam.planning.regions import Absorbed, Region, Share, main_link, placed_at, sized_as_operand
 from reparam.rules import Several, Step
 
@@ -54,6 +58,7 @@ class Appraiser:
         self.readers = {node: set(node.users) for node in graph.nodes}
         self.dead = set(facts.unread)
         self.fused: dict[fx.Node, Region] = {}
+        self.positions = Positions(steps, facts, self.fused)
         self.stand_ins: dict[fx.Node, fx.Node] = {}
         self.revived: set[fx.Node] = set()
 
@@ -72,98 +77,17 @@ class Appraiser:
             return self.weigher.form(region.form, positions, operand)
         step = self.steps.get(node)
         if isinstance(step, AffineConv):
+            # A part of the channels is free; one of several results stands for their operator.
             first = node.args[0] if node.args else None
-            result = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
-            part = indexes(node) and (not result or step.columns is not None)
-            free = (step.identity and not computes(node)) or part
+            item = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
+            part = indexes(node) and (not item or step.columns is not None)
+            free = part or (step.identity and not computes(node))
             return self.weigher.node(node, positions, free=free)
         link = self.forest.links.get(node)
-        if link is not None and link.form is None:
-            return NOTHING
-        if step is None or isinstance(step, Refusal | Several):
+        crossed = link is not None and link.form is None
+        if crossed or step is None or isinstance(step, Refusal | Several):
             return NOTHING
         return self.weigher.node(node, positions, free=False)
-
-    def positions(
-        self,
-        nodes: Collection[fx.Node],
-        values: Sequence[fx.Node],
-        form: AffineConv,
-        placed: fx.Node,
-        crossed: Collection[fx.Node],
-    ) -> tuple[dict[fx.Node, float], float]:
-        """How many positions each node has, at least, and how many the new operator.
-
-        With example inputs these are the true numbers. Else they are relative: to one position of
-        the value or, since a transposed convolution counts per input, of its input.
-
-        Args:
-            nodes: The dying nodes.
-            values: The value, and others of the same size.
-            form: Its new form.
-            placed: The value that has the positions of the new operator.
-            crossed: The values between that stay where they are.
-        """
-        if values[0] in self.facts.shapes:
-            known = {node: self._known_positions(node) for node in nodes}
-            if not form.transposed:
-                return known, _count(self.facts.shapes[placed], form.out_channels)
-            source = form.base if isinstance(form.base, fx.Node) else placed
-            return known, _count(self.facts.shapes[source], form.in_channels)
-        least = dict.fromkeys(values, 1.0)
-        for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
-            form_here = None if node in crossed else self._form(node)
-            ratio = 1.0
-            if form_here is not None and form_here.transposed:
-                # It counts per position of what it reads, of which there are fewer.
-                least[node] = least.get(node, 0.0) / prod(map(most_positions, form_here.axes or ()))
-            elif form_here is not None:
-                for axis in form_here.axes or ():
-                    ratio *= least_positions(axis, transposed=False)
-            for operand in self.inputs(node):
-                least[operand] = max(least.get(operand, 0.0), least.get(node, 0.0) * ratio)
-        if not form.transposed:
-            return least, 1.0
-        longer = prod(least_positions(axis, transposed=True) for axis in form.axes or ())
-        below = self._below_transposed(nodes, values)
-        return {node: longer if node in below else 1.0 for node in nodes}, 1.0
-
-    def _known_positions(self, node: fx.Node) -> float:
-        form = self._form(node)
-        source = form.base if form is not None and form.transposed else node
-        shape = self.facts.shapes.get(source) if isinstance(source, fx.Node) else None
-        if shape is None or form is None:
-            return 0.0 if shape is None else 1.0
-        return _count(shape, form.in_channels if form.transposed else form.out_channels)
-
-    def _transposed(self, node: fx.Node) -> bool:
-        form = self._form(node)
-        return form is not None and form.transposed
-
-    def _form(self, node: fx.Node) -> AffineConv | None:
-        """The form by which a node is computed as it stands."""
-        if node in self.fused:
-            return self.fused[node].form
-        step = self.steps.get(node)
-        return step if isinstance(step, AffineConv) else None
-
-    def inputs(self, node: fx.Node) -> Sequence[fx.Node]:
-        """What a node reads as it stands."""
-        return (self.fused[node].base,) if node in self.fused else node.all_input_nodes
-
-    def _below_transposed(
-        self, nodes: Collection[fx.Node], values: Sequence[fx.Node]
-    ) -> set[fx.Node]:
-        """The nodes that read the result of a transposed convolution, the values among them."""
-        found: set[fx.Node] = set()
-        pending = [*values]
-        while pending:
-            node = pending.pop()
-            if node in found or node not in nodes or self._transposed(node):
-                continue
-            found.add(node)
-            pending.extend(self.inputs(node))
-        return found
 
     # -- Liveness -------------------------------------------------------------------------------
 
@@ -177,10 +101,9 @@ class Appraiser:
             metadata: Whether reading only a shape counts as reading.
         """
         gone = {value for value, _ in candidates}
-        inner = {
-            node for _, candidate in candidates for link in candidate.path for node in link.inner
-        }
+        inner = {node for _, candidate in candidates for node in candidate.inner}
         for node in sorted(inner - gone, key=self.facts.order.__getitem__, reverse=True):
+            # Who only asks for a shape may ask the new operator, as long as sizes stay.
             if all(
                 reader in gone
                 or reader in self.dead
@@ -203,12 +126,12 @@ class Appraiser:
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""
-        gone = self.dying([(value, candidate)], metadata=moves_kernels(candidate))
+        gone = self.dying([(value, candidate)], metadata=candidate.moves_kernels)
         region = self.draft(candidate, value, gone)
         if isinstance(region, Refusal):
             return region
         if region.gain.saves:
-            return hazard(region, self.facts, self.stand_ins) or region
+            return self.hazard_of(region) or region
         current, after = region.after + region.gain, region.after
         if not region.collapses and current.operators <= after.operators:
             return Refusal(self._other_readers(candidate, gone))
@@ -217,6 +140,10 @@ class Appraiser:
             f"{_ratio(after.amount, current.amount)} {self.weigher.measure.unit}, "
             f"{after.operators} instead of {current.operators} operators"
         )
+
+    def hazard_of(self, region: Region) -> Refusal | None:
+        """Why a region is not safe, if it is not."""
+        return hazard(region, self.facts, self.stand_ins)
 
     def draft(
         self,
@@ -237,6 +164,46 @@ class Appraiser:
             counted: Nodes of these that another region has counted as saved.
             absorbed: Terms that the new operator adds besides.
         """
+        problem = self._no_operator(candidate, value)
+        if problem is not None:
+            return problem
+        path = candidate.path
+        if not absorbed:  # the one link of a regrouped sum is new, whatever its term was before
+            path = tuple(part for link in path for part in self._parts(link))
+        inside = sorted(self.fused.keys() & gone, key=self.facts.order.__getitem__)
+        taken = [self.fused[node] for node in inside]
+        common = frozenset(shared).union(
+            *(region.dying if region.value in shared else region.shared for region in taken)
+        )
+        main = self._main(candidate, path, gone, common)
+        if isinstance(main, Refusal):
+            return main
+        form = _laid_out(candidate.form, main.form)
+        alike, crossed = (value, *(term.term for term in absorbed)), candidate.crossed
+        positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
+        current, before = self._costs(gone, positions, crossed.union(counted))
+        operand = sized_as_operand(candidate.base, path, main)
+        converts = not holds_type(candidate.base, form.weights_dtype, self.facts)
+        after = self.weigher.form(form, at, operand) + Cost(operators=int(converts))
+        return Region(
+            value=value,
+            base=candidate.base,
+            form=form,
+            plain=candidate.form,
+            main=main,
+            path=path,
+            dying=frozenset(gone).union(*(region.dying for region in taken)),
+            before=before,
+            after=after,
+            gain=current - after,
+            converts=converts,
+            shared=common,
+            adjustments=self._adjustments(value, taken, absorbed),
+            together=frozenset[fx.Node]().union(*(region.together for region in taken)),
+        )
+
+    def _no_operator(self, candidate: Candidate, value: fx.Node) -> Refusal | None:
+        """Why no operator can take the place of a value, or need not, if so."""
         form = candidate.form
         if (value, candidate.base) in self.banned:
             return self.banned[value, candidate.base]
@@ -249,79 +216,56 @@ class Appraiser:
             return Refusal("the number of its channels is not known")
         if form.diagonal:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
-        path = candidate.path
-        if not absorbed:
-            path = tuple(part for link in path for part in self._parts(link))
-        taken = [self.fused[node] for node in self.fused.keys() & gone]
-        common = frozenset(shared).union(
-            *(region.dying if region.value in shared else region.shared for region in taken)
-        )
-        collapses = all(link.value in gone for link in candidate.path)
-        if collapses:
-            main = main_link({link for link in path if link.value not in common}, path, form)
-            if isinstance(main, Refusal):
-                return main
-        else:
-            main = path[-1]
-            if any(link.form is None for link in path):
-                return Refusal(self._other_readers(candidate, gone))
-        if main.form is not None and main.form.axes is not None and form.pointwise:
-            form = form if form.axes is None else form.with_axes(len(main.form.axes))
-        placed = placed_at(path, main) if collapses else value
-        crossed = {link.value for link in candidate.path if link.form is None}
-        terms = [term.term for term in absorbed]
-        positions, own = self.positions(gone, (value, *terms), form, placed, crossed)
+        return None
+
+    def _main(
+        self,
+        candidate: Candidate,
+        path: tuple[Link, ...],
+        gone: Collection[fx.Node],
+        common: Collection[fx.Node],
+    ) -> Link | Refusal:
+        """The link whose place the new operator takes: the last one if some of them stay."""
+        if all(link.value in gone for link in candidate.path):
+            own = {link for link in path if link.value not in common}
+            return main_link(own, path, candidate.form)
+        if any(link.form is None for link in path):
+            return Refusal(self._other_readers(candidate, gone))
+        return path[-1]
+
+    def _costs(
+        self, gone: Collection[fx.Node], positions: Mapping[fx.Node, float], left_out: Set[fx.Node]
+    ) -> tuple[Cost, Cost]:
+        """What dying nodes cost as the graph stands, and what they cost in the model."""
         current = before = NOTHING
         for node in sorted(gone, key=self.facts.order.__getitem__):
-            if node in crossed or node in counted or node in self.dead:
+            if node in left_out or node in self.dead:
                 continue
-            fused = self.fused.get(node)
-            if fused is not None and node in self.facts.shapes:
-                now = fused.after  # in true numbers, wherever it is placed
+            region = self.fused.get(node)
+            if region is not None and node in self.facts.shapes:
+                now = region.after  # in true numbers, wherever it is placed
             else:
                 now = self.node_cost(node, positions.get(node, 0.0))
             current += now
-            before += now if fused is None else fused.before
-        anew = set(gone).difference(self.dead, self.fused, crossed, counted)
+            before += now if region is None else region.before
+        anew = set(gone).difference(self.dead, self.fused, left_out)
         constants = Cost(operators=self.facts.computed_for(anew, self.dead.union(gone)))
-        current, before = current + constants, before + constants
-        dtype = form.dtype or (None if form.like is None else form.like.dtype)
-        converts = not holds_type(candidate.base, dtype, self.facts)
-        operand = sized_as_operand(candidate.base, path if collapses else (main,), main)
-        after = self.weigher.form(form, own, operand) + Cost(operators=int(converts))
-        dying = frozenset(gone).union(*(region.dying for region in taken))
-        return Region(
-            value,
-            candidate.base,
-            form,
-            candidate.form,
-            main,
-            path,
-            dying,
-            before,
-            after,
-            current - after,
-            converts,
-            common,
-            self._adjustments(value, taken, absorbed),
-            frozenset[fx.Node]().union(*(region.together for region in taken)),
-        )
+        return current + constants, before + constants
 
     def _adjustments(
         self, value: fx.Node, taken: Sequence[Region], absorbed: tuple[Absorbed, ...]
     ) -> tuple[Absorbed | Share, ...]:
         """What a new operator does besides, with what those do that it replaces."""
+        apart = {value, *(term.term for term in absorbed)}
+        inner = (region.adjustments for region in taken if region.value not in apart)
         own = self.fused[value].adjustments if value in self.fused else ()
-        terms = {term.term for term in absorbed}
-        inner = (region for region in taken if region.value is not value)
-        others = (region.adjustments for region in inner if region.value not in terms)
         joined = (
             replace(term, adjustments=self.fused[term.term].adjustments)
             if term.term in self.fused
             else term
             for term in absorbed
         )
-        return (*chain.from_iterable(others), *own, *joined)
+        return (*chain.from_iterable(inner), *own, *joined)
 
     def _parts(self, link: Link) -> tuple[Link, ...]:
         """The links of a path, those of a region in place of one that stands for it."""
@@ -379,15 +323,12 @@ class Appraiser:
         return "a value between is read elsewhere"
 
 
-def moves_kernels(candidate: Candidate) -> bool:
-    """Whether more than a scale and a shift joins another operator, so that shapes may change."""
-    moved = [link for link in candidate.path if link.form is not None and not link.form.diagonal]
-    return len(moved) > 1
-
-
-def _count(shape: Iterable[int], channels: int | None) -> float:
-    """Positions of a value: its elements but for the channels."""
-    return max(prod(shape) / (channels or 1), 1.0)
+def _laid_out(form: AffineConv, replaced: AffineConv | None) -> AffineConv:
+    """A pointwise form over as many axes as the form in whose place it comes."""
+    axes = None if replaced is None else replaced.axes
+    if axes is None or form.axes is None or not form.pointwise:
+        return form
+    return form.with_axes(len(axes))
 
 
 def _ratio(after: float, before: float) -> str:

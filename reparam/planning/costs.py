@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reparam.algebra.geometry import Axis
-
 
 @dataclass(frozen=True, order=True)
 class Cost:
@@ -52,29 +50,5 @@ class Cost:
 
 
 NOTHING = Cost()
-
-
-def least_positions(axis: Axis, *, transposed: bool) -> float:
-    """A lower bound, for any length, of the longer side's length over the other's along one axis.
-
-    For a convolution that is the input's length over the output's, for a transposed one the
-    output's over the input's.
-    """
-    stride = axis.stride
-    excess = axis.transposed_excess if transposed else -axis.excess
-    # The longer side has stride * (n - 1) + 1 + excess positions for n on the other one.
-    if excess >= 0:
-        return float(min(stride, 1 + excess))
-    shortest = -(excess // stride) + 1  # the fewest that leave at least one position
-    return min(float(stride), (stride * (shortest - 1) + 1 + excess) / shortest)
-
-
-def most_positions(axis: Axis) -> float:
-    """An upper bound, for any length, of a transposed convolution's output over its input.
-
-    Along one axis n positions give stride * (n - 1) + 1 + excess.
-    """
-    return float(max(axis.stride, 1 + axis.transposed_excess))
-
 
 MULTIPLY_ADDS = "multiply-adds"

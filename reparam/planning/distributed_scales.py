@@ -10,7 +10,7 @@ them; one of them takes the constant, one that the sum does not multiply::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -20,10 +20,9 @@ from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
 from reparam.algebra.forms import Columns
 from reparam.algebra.selection import taken, without_constant
 from reparam.errors import Refusal
-from reparam.planning.appraiser import Appraiser, moves_kernels
+from reparam.planning.appraiser import Appraiser
 from reparam.planning.costs import NOTHING
 from reparam.planning.dominators import Candidate, Link
-from reparam.planning.hazards import hazard
 from reparam.planning.regions import Region, Share
 
 
@@ -55,7 +54,7 @@ def adopt_distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> 
         nodes: The nodes of the graph, in order.
         appraiser: What has been decided so far.
     """
-    found = False
+    gained = False
     for node in reversed(nodes):
         link = appraiser.forest.links.get(node)
         if link is None or node in appraiser.dead:
@@ -65,8 +64,8 @@ def adopt_distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> 
             continue
         for region in regions:
             appraiser.adopt(region)
-            found = True
-    return found
+            gained = True
+    return gained
 
 
 def why_not_distributed(link: Link, appraiser: Appraiser) -> Refusal | None:
@@ -82,40 +81,53 @@ def why_not_distributed(link: Link, appraiser: Appraiser) -> Refusal | None:
 
 def _distributed(link: Link, appraiser: Appraiser) -> list[Region] | Refusal:
     """One region per operand, if all take their share in and nothing is lost by that."""
-    scale = link.form
-    if scale is None or scale.identity or not scale.diagonal or scale.columns is not None:
+    scale, whole = link.form, _scaled(link, appraiser)
+    if scale is None or whole is None:
         return []
-    if link.value in appraiser.fused or not _alone(link, appraiser):
-        return []
-    whole = _behind_identities(link.base, set(link.inner), appraiser)
-    if isinstance(whole, Refusal):
-        return whole if _joint(link.base, appraiser) else []
-    if _joint(whole, appraiser) is None:
-        return []
-    operands = _opened(whole, appraiser)
+    operands = whole if isinstance(whole, Refusal) else _operands(scale, whole, appraiser)
     if isinstance(operands, Refusal):
         return operands
-    total = _width(operands)
-    shifted = sum(operand.width for operand in operands if operand.shifts)
-    if scale.out_channels not in (None, total) or (scale.has_bias and shifted != total):
-        return Refusal(f"{whole} has no term that could take its constant in as it is")
-    if len({operand.value for operand in operands}) < len(operands):
-        return Refusal(f"{whole} takes the same value twice")
     regions: list[Region] = []
     for operand in operands:
-        share = Share(link, operand.within, shifts=operand.shifts)
-        if operand.width < total:
-            channels = range(operand.start, operand.start + operand.width)
-            share = replace(share, channels=channels, total=total)
-        drafts = (_drafted(operand.value, one, share, appraiser) for one in operand.candidates)
-        fitting = [region for region in drafts if region is not None]
-        if not fitting:
+        region = _best(operand, link, scale, _width(operands), appraiser)
+        if region is None:
             return Refusal(f"{operand.value}, of which {whole} is made, cannot take it in for free")
-        regions.append(max(fitting, key=lambda region: region.gain))
+        regions.append(region)
+    # The scale itself is saved once, whoever takes it in.
     cost = sum((appraiser.node_cost(node, 1.0) for node in link.inner), start=NOTHING)
     regions[0] = replace(regions[0], before=regions[0].before + cost, gain=regions[0].gain + cost)
     together = frozenset[fx.Node]().union(*(region.dying for region in regions))
     return [replace(region, together=together) for region in regions]
+
+
+def _scaled(link: Link, appraiser: Appraiser) -> fx.Node | Refusal | None:
+    """The sum, or values side by side, that a scale is applied to; None if that is no such thing.
+
+    A refusal if others read it unscaled.
+    """
+    scale = link.form
+    if scale is None or scale.identity or not scale.diagonal or scale.columns is not None:
+        return None
+    if link.value in appraiser.fused or not _alone(link, appraiser):
+        return None
+    whole = _behind_identities(link.base, set(link.inner), appraiser)
+    if isinstance(whole, Refusal):
+        return whole if _joint(link.base, appraiser) else None
+    return whole if _joint(whole, appraiser) else None
+
+
+def _operands(scale: AffineConv, whole: fx.Node, appraiser: Appraiser) -> list[_Operand] | Refusal:
+    """What a scale moves into, if its constant has somewhere to go."""
+    operands = _opened(whole, appraiser)
+    if isinstance(operands, Refusal):
+        return operands
+    width = _width(operands)
+    shifted = sum(operand.width for operand in operands if operand.shifts)
+    if scale.out_channels not in (None, width) or (scale.has_bias and shifted != width):
+        return Refusal(f"{whole} has no term that could take its constant in as it is")
+    if len({operand.value for operand in operands}) < len(operands):
+        return Refusal(f"{whole} takes the same value twice")
+    return operands
 
 
 def _alone(link: Link, appraiser: Appraiser) -> bool:
@@ -159,33 +171,56 @@ def _opened(node: fx.Node, appraiser: Appraiser) -> list[_Operand] | Refusal:
         return [_Operand(node, candidates, 0, width)]
     terms: list[list[_Operand]] = []
     for term in step.terms:
-        if not isinstance(term.base, fx.Node) or not term.diagonal or term.has_bias:
-            return Refusal(f"{node} does more than add up its operands")
-        value = _behind_identities(term.base, {node}, appraiser)
-        inside = value if isinstance(value, Refusal) else _opened(value, appraiser)
-        if isinstance(inside, Refusal):
-            return inside
-        inside = [replace(one, within=(node, *one.within)) for one in inside]
-        # A constant that is multiplied afterwards would be another one.
-        terms.append(inside if term.identity else [replace(one, shifts=False) for one in inside])
+        operands = _opened_term(node, term, appraiser)
+        if isinstance(operands, Refusal):
+            return operands
+        terms.append(operands)
     if isinstance(step, AffineStack):
-        if any(len(one.axes or ()) != -1 - step.axis for part in terms for one in _forms(part)):
-            return Refusal(f"{node} puts values side by side along another axis")
-        starts = accumulate(map(_width, terms), initial=0)
-        moved = zip(starts, terms, strict=False)
-        return [replace(one, start=start + one.start) for start, part in moved for one in part]
-    if len(set(map(_width, terms))) > 1:
-        return Refusal(f"{node} adds values of different numbers of channels")
-    first = next((index for index, term in enumerate(terms) if any(o.shifts for o in term)), 0)
+        return _side_by_side(node, step, terms)
+    return _added(node, terms)
+
+
+def _opened_term(node: fx.Node, term: AffineConv, appraiser: Appraiser) -> list[_Operand] | Refusal:
+    """The operands inside of one term of a sum, or of values side by side."""
+    if not isinstance(term.base, fx.Node) or not term.diagonal or term.has_bias:
+        return Refusal(f"{node} does more than add up its operands")
+    value = _behind_identities(term.base, {node}, appraiser)
+    operands = value if isinstance(value, Refusal) else _opened(value, appraiser)
+    if isinstance(operands, Refusal):
+        return operands
+    # A constant that is multiplied afterwards would be another one.
     return [
-        one if index == first else replace(one, shifts=False)
-        for index, part in enumerate(terms)
-        for one in part
+        replace(operand, within=(node, *operand.within), shifts=operand.shifts and term.identity)
+        for operand in operands
     ]
 
 
-def _forms(operands: Iterable[_Operand]) -> Iterator[AffineConv]:
-    return (candidate.form for operand in operands for candidate in operand.candidates)
+def _side_by_side(
+    node: fx.Node, stack: AffineStack, terms: Sequence[Sequence[_Operand]]
+) -> list[_Operand] | Refusal:
+    """Operands side by side: each takes in what is for its own channels."""
+    forms = (form.form for term in terms for operand in term for form in operand.candidates)
+    if any(len(form.axes or ()) != -1 - stack.axis for form in forms):
+        return Refusal(f"{node} puts values side by side along another axis")
+    starts = accumulate(map(_width, terms), initial=0)
+    return [
+        replace(operand, start=start + operand.start)
+        for start, term in zip(starts, terms, strict=False)
+        for operand in term
+    ]
+
+
+def _added(node: fx.Node, terms: Sequence[Sequence[_Operand]]) -> list[_Operand] | Refusal:
+    """Operands that are added: each takes in the factor, the first that can the constant."""
+    if len(set(map(_width, terms))) > 1:
+        return Refusal(f"{node} adds values of different numbers of channels")
+    able = (index for index, term in enumerate(terms) if any(operand.shifts for operand in term))
+    first = next(able, 0)
+    return [
+        operand if index == first else replace(operand, shifts=False)
+        for index, term in enumerate(terms)
+        for operand in term
+    ]
 
 
 def _width(operands: Sequence[_Operand]) -> int:
@@ -197,32 +232,38 @@ def _candidates(operand: fx.Node, appraiser: Appraiser) -> list[Candidate]:
     """The forms of an operand that can take a scale in."""
     return [
         candidate
-        for candidate in appraiser.forest.candidates(operand)
-        if isinstance(candidate, Candidate)
-        and not candidate.form.diagonal
-        and candidate.form.out_channels is not None
+        for candidate in appraiser.forest.forms(operand)
+        if not candidate.form.diagonal and candidate.form.out_channels is not None
     ]
 
 
-def _drafted(
-    operand: fx.Node, candidate: Candidate, share: Share, appraiser: Appraiser
+def _best(
+    operand: _Operand, link: Link, scale: AffineConv, total: int, appraiser: Appraiser
 ) -> Region | None:
-    """The region of one operand with its share of the scale, if it costs no more than before."""
-    scale = share.link.form
-    if scale is None:
-        return None
+    """The region of an operand with its share of a scale that gains most, if one loses nothing."""
+    share = Share(link, operand.within, shifts=operand.shifts)
     part: AffineConv | Refusal = scale
-    if share.channels is not None and share.total is not None:
-        part = taken(scale, Columns(tuple(share.channels), share.total))
+    if operand.width < total:
+        channels = range(operand.start, operand.start + operand.width)
+        share = replace(share, channels=channels, total=total)
+        part = taken(scale, Columns(tuple(channels), total))
     if isinstance(part, Refusal):
         return None
-    if not share.shifts:
-        part = without_constant(part)
-    form = candidate.form.then(replace(part, columns=None))
+    part = replace(part if operand.shifts else without_constant(part), columns=None)
+    drafts = (_drafted(operand.value, form, part, share, appraiser) for form in operand.candidates)
+    fitting = (region for region in drafts if region is not None)
+    return max(fitting, key=lambda region: region.gain, default=None)
+
+
+def _drafted(
+    operand: fx.Node, candidate: Candidate, part: AffineConv, share: Share, appraiser: Appraiser
+) -> Region | None:
+    """The region of one operand with its share of the scale, if it costs no more than before."""
+    form = candidate.form.then(part)
     if isinstance(form, Refusal):
         return None
     scaled = replace(candidate, form=form)
-    gone = appraiser.dying([(operand, scaled)], metadata=moves_kernels(scaled))
+    gone = appraiser.dying([(operand, scaled)], metadata=scaled.moves_kernels)
     region = appraiser.draft(scaled, operand, gone)
     if isinstance(region, Refusal) or region.gain.loses:
         return None
@@ -233,4 +274,4 @@ def _drafted(
         shared=region.shared | dies,
         adjustments=(*region.adjustments, share),
     )
-    return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region
+    return region if appraiser.hazard_of(region) is None else None

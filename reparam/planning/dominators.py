@@ -2,6 +2,8 @@
 
 A unary operator depends on its operand; a sum depends on the nearest value that all its branches
 come from. Following these links from a value gives all bases that its form may be written over.
+Where branches meet is found by depth, as in Cooper, Harvey and Kennedy's "A simple, fast dominance
+algorithm" (2001), and without recursion: chains may be thousands of operators long.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from reparam.analysis.facts import Facts
 from reparam.capture.writes import assign, assignments
 from reparam.errors import Refusal
 from reparam.rules import Commuting, Several, Stacked, Step
+
+_LONGEST = 8
+"""How many links that do something a candidate spans; what is fused becomes one and extends it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +61,22 @@ class Candidate:
     path: tuple[Link, ...]
 
     @property
+    def inner(self) -> frozenset[fx.Node]:
+        """The nodes between the base and the value, the value included."""
+        return frozenset(node for link in self.path for node in link.inner)
+
+    @property
+    def crossed(self) -> frozenset[fx.Node]:
+        """The operators that the form crosses: they stay where they are."""
+        return frozenset(link.value for link in self.path if link.form is None)
+
+    @property
+    def moves_kernels(self) -> bool:
+        """Whether more than a scale and a shift joins another operator: shapes may change."""
+        kernels = [link for link in self.path if link.form is not None and not link.form.diagonal]
+        return len(kernels) > 1
+
+    @property
     def joins(self) -> int:
         """How many operators that do something the form joins."""
         return sum(link.form is not None and not link.form.identity for link in self.path)
@@ -67,16 +88,14 @@ class Forest:
     Args:
         steps: What each operator does to the forms of its operands.
         facts: What is known of the graph.
-        longest: How many links that do something a candidate may span.
     """
 
-    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts, longest: int = 8) -> None:
+    def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
         self.links: dict[fx.Node, Link] = {}
         self.passing: dict[fx.Node, Link] = {}
         self.refused: dict[fx.Node, Refusal] = {}
         self._depth: dict[fx.Node, int] = {}
         self._order = facts.order
-        self._longest = longest
         self._split = {node for node, step in steps.items() if isinstance(step, Several)}
         for node, step in steps.items():
             link = self._link(node, step, facts)
@@ -92,6 +111,7 @@ class Forest:
                     self.passing[node] = replace(link, form=None, commuting=commuting)
 
     def _link(self, node: fx.Node, step: Step, facts: Facts) -> Link | Refusal | None:
+        """How a value depends on its nearest dominator; None if it is no form over any."""
         if isinstance(step, Refusal):
             return step
         if isinstance(step, Stacked | Several):
@@ -122,7 +142,7 @@ class Forest:
         if isinstance(nearest, Link):
             return nearest
         # Padding that fits no sum by itself may fit what it pads: look further up.
-        for further in islice(self._up(base), self._longest):
+        for further in islice(self._up(base), _LONGEST):
             link = self._over(further.base, node, step, operands)
             if isinstance(link, Link):
                 return link
@@ -139,6 +159,7 @@ class Forest:
         branches: list[AffineConv] = []
         inner = {node}
         for term, operand in zip(step.terms, operands, strict=True):
+            # ``torch.stack(branches).sum(0)`` reads them through a value without a link.
             inner.update(
                 arg
                 for arg in node.all_input_nodes
@@ -205,16 +226,18 @@ class Forest:
             return
         refusal = yield from _forms(links)
         across = [links[0], *(self.passing.get(link.value, link) for link in links[1:])]
-        for index, (link, own) in enumerate(zip(across, links, strict=True)):
-            if link is not own:
-                yield from (
-                    found
-                    for found in _forms(across)
-                    if isinstance(found, Candidate) and len(found.path) > index + 1
-                )
-                break
+        crossed = next((n for n, link in enumerate(links) if across[n] is not link), None)
+        if crossed is not None:
+            for form in _forms(across):
+                # Only beyond what is crossed is there anything new.
+                if isinstance(form, Candidate) and len(form.path) > crossed + 1:
+                    yield form
         if refusal is not None:
             yield refusal
+
+    def forms(self, value: fx.Node) -> Iterator[Candidate]:
+        """A value's forms over its bases, the nearest first."""
+        return (form for form in self.candidates(value) if isinstance(form, Candidate))
 
     def _within_reach(self, value: fx.Node) -> list[Link]:
         """The links above a value that its forms may span."""
@@ -223,7 +246,7 @@ class Forest:
         for link in self._up(value):
             links.append(link)
             spanned += link.form is None or not link.form.identity
-            if spanned == self._longest:
+            if spanned == _LONGEST:
                 break
         return links
 

@@ -11,59 +11,97 @@ from reparam.analysis.effects import lays_out_anew, reads_layout
 from reparam.analysis.facts import Facts
 from reparam.capture.operators import indexes, permutes
 from reparam.errors import Refusal
-from reparam.planning.regions import Absorbed, Region
+from reparam.planning.regions import Region
 
 
 def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusal | None:
-    """Why a region is not safe: a write to what it reads, a layout or a type that changes.
+    """Why a region is not safe; the first of six hazards tells.
 
     Args:
         region: The region.
         facts: What is known of the graph.
         settled: Sums whose terms have left them already.
     """
-    path, main = region.path, region.main
-    first = next((link for link in path if link.form is not None), main)
+    return (
+        _integers_overflow(region)
+        or _operand_is_written(region, facts)
+        or _sum_is_written(region, facts, settled)
+        or _base_is_written(region, facts)
+        or _layout_is_read(region, facts)
+        or _alias_is_lost(region, facts)
+    )
+
+
+def _integers_overflow(region: Region) -> Refusal | None:
+    """Integers are multiplied as floats from now on, but were not before."""
+    first = next((link for link in region.path if link.form is not None), region.main)
     if region.converts and not all(promotes(node) for node in first.inner):
         return Refusal("integers may overflow before they become floats; pass example_inputs")
-    base, value, dying = region.base, region.value, region.dying
-    order = facts.order
-    place = order[main.value if main.value in dying else value]
-    inner = {node for link in path for node in link.inner}
-    for node in inner:
+    return None
+
+
+def _operand_is_written(region: Region, facts: Facts) -> Refusal | None:
+    """Somebody else writes to a value on the way between its definition and its read."""
+    for node in region.inner:
         for operand in node.all_input_nodes:
-            since = order[operand]
-            if operand is not base and facts.write_between(
-                operand, since, order[node] - 1, ignoring=dying
+            if operand is not region.base and facts.write_between(
+                operand, facts.order[operand], facts.order[node] - 1, ignoring=region.dying
             ):
                 return Refusal(f"{operand} is written to in place before it is read")
+    return None
+
+
+def _sum_is_written(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusal | None:
+    """A sum that loses a term becomes its other operand: a write to one would reach both."""
     for absorbed in region.absorbed:
-        if absorbed.total not in settled and _would_share_memory(absorbed, dying, facts):
-            return Refusal(f"{absorbed.total} is written to in place later")
+        total, kept = absorbed.total, absorbed.kept
+        # A sum in place shares memory with that operand already.
+        if total in settled or kept in facts.written.get(total, ()):
+            continue
+        since, end = facts.order[total], len(facts.order)
+        if any(facts.write_between(x, since, end, ignoring=region.dying) for x in (total, kept)):
+            return Refusal(f"{total} is written to in place later")
+    return None
+
+
+def _base_is_written(region: Region, facts: Facts) -> Refusal | None:
+    """Somebody writes to the base after its first read, and the new operator reads it later."""
+    base, value, dying, order = region.base, region.value, region.dying, facts.order
     # What is written to the base before anybody reads it is a part of its value.
-    reading = [node for node in inner | dying if base in node.all_input_nodes]
+    reading = [node for node in region.inner | dying if base in node.all_input_nodes]
     reads = [order[node] for node in reading] or [order[base]]
+    place = order[region.main.value if region.main.value in dying else value]
     if facts.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
         return Refusal(f"{base} is written to in place before it is read")
+    return None
+
+
+def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
+    """The value lies otherwise in memory than it did, and somebody's result depends on that."""
+    path = region.path
     permuted = False
-    for link in path[path.index(main) + 1 :]:
+    for link in path[path.index(region.main) + 1 :]:
         if link.commuting is not None:
             views = permutes(link.value) or indexes(link.value)
             permuted = views or (permuted and not link.commuting.copies)
     # What was computed after a transposition or an index becomes that view itself.
-    moves = permuted or any(
+    moves = region.adjustments or any(
         link.commuting is not None or len(link.inner) > 1 or indexes(link.value) for link in path
     )
-    if (moves or region.adjustments) and (permuted or facts.by_layout):
-        problem = _layout_problem(region.kept, dying, facts, views=permuted)
-        if problem is not None:
-            return problem
-    # The new value has memory of its own; nobody may rely on the old one's aliases.
-    if facts.write_between(value, order[value], len(order), ignoring=dying):
-        for member in facts.alias_class(value):
-            older = order[member] < order[value] and member not in dying
-            if older and any(order[user] > order[value] for user in member.users):
-                return Refusal(f"{value} shares memory with {member} and is written to later")
+    if permuted or (moves and facts.by_layout):
+        return _layout_problem(region.kept, region.dying, facts, views=permuted)
+    return None
+
+
+def _alias_is_lost(region: Region, facts: Facts) -> Refusal | None:
+    """The new value has memory of its own; nobody may rely on the old one's aliases."""
+    value, order = region.value, facts.order
+    if not facts.write_between(value, order[value], len(order), ignoring=region.dying):
+        return None
+    for member in facts.alias_class(value):
+        older = order[member] < order[value] and member not in region.dying
+        if older and any(order[user] > order[value] for user in member.users):
+            return Refusal(f"{value} shares memory with {member} and is written to later")
     return None
 
 
@@ -81,6 +119,7 @@ def _layout_problem(
     pending, seen = [value], {value}
     while pending:
         for reader in pending.pop().users:
+            # Of what the whole model returns no layout is promised; a part's result is read on.
             outside = reader.op == "output"
             if reader in seen or reader in dying or (outside and not (views and facts.inner)):
                 continue
@@ -92,15 +131,3 @@ def _layout_problem(
             if not lays_out_anew(reader, facts.root):
                 pending.append(reader)
     return None
-
-
-def _would_share_memory(absorbed: Absorbed, dying: Collection[fx.Node], facts: Facts) -> bool:
-    """Whether somebody writes to a sum, or to what stands for it, and another would see it."""
-    total = absorbed.total
-    if absorbed.kept in facts.written.get(total, ()):
-        return False  # they share memory already
-    since = facts.order[total]
-    return any(
-        facts.write_between(node, since, len(facts.order), ignoring=dying)
-        for node in (total, absorbed.kept)
-    )

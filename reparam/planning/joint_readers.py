@@ -1,21 +1,25 @@
 """Values that die only if all who read them are rewritten.
 
 A batch norm that feeds several convolutions stays as long as one of them reads it, so rewriting one
-alone saves nothing. Together they do: each takes the batch norm in, and it dies.
+alone saves nothing. Together they do: each takes the batch norm in, and it dies::
+
+    A(n(x)), B(n(x)) = (A . n)(x), (B . n)(x)
+
+The attention of Next-ViT (arXiv 2207.05501) is built so: a norm before q and, through a pool, k, v.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from torch import fx
 
 from reparam.capture.operators import computes
-from reparam.planning.appraiser import Appraiser, moves_kernels
+from reparam.planning.appraiser import Appraiser
 from reparam.planning.costs import NOTHING
 from reparam.planning.dominators import Candidate
-from reparam.planning.hazards import hazard
 from reparam.planning.regions import Region
 
 
@@ -26,6 +30,7 @@ def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
         nodes: The nodes of the graph, in order.
         appraiser: What has been decided so far.
     """
+    # What a sum takes in is read for the sum.
     sums = {
         inner: link.value
         for link in appraiser.forest.links.values()
@@ -33,7 +38,7 @@ def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
         for inner in link.inner
         if inner is not link.value
     }
-    found = False
+    gained = False
     for node in reversed(nodes):
         link = appraiser.forest.links.get(node)
         if link is None or link.form is None or link.form.identity or node in appraiser.dead:
@@ -41,14 +46,12 @@ def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
         readers = _affine_readers(node, appraiser, sums)
         if len(readers) < 2:
             continue
-        for base in _bases(node, appraiser):
-            regions = _weigh(readers, base, appraiser)
-            if regions:
-                for region in regions:
-                    appraiser.adopt(region)
-                found = True
-                break
-    return found
+        bases = (candidate.base for candidate in appraiser.forest.forms(node))
+        weighed = (_weigh(readers, base, appraiser) for base in bases)
+        for region in next(filter(None, weighed), ()):
+            appraiser.adopt(region)
+            gained = True
+    return gained
 
 
 def _affine_readers(
@@ -56,7 +59,7 @@ def _affine_readers(
 ) -> list[fx.Node]:
     """The operators that read a value, directly or across others; none if one is not affine."""
     links, facts = appraiser.forest.links, appraiser.facts
-    found: dict[fx.Node, None] = {}
+    readers: dict[fx.Node, None] = {}
     pending = [node]
     while pending:
         value = pending.pop()
@@ -67,9 +70,9 @@ def _affine_readers(
             if link.base is value and _is_crossed(link.value, appraiser):
                 pending.append(link.value)
             else:
-                found[link.value] = None
-    inner = {part for reader in found for part in links[reader].inner if part is not reader}
-    return [reader for reader in found if reader not in inner]
+                readers[link.value] = None
+    inner = {node for reader in readers for node in links[reader].inner if node is not reader}
+    return [reader for reader in readers if reader not in inner]
 
 
 def _is_crossed(node: fx.Node, appraiser: Appraiser) -> bool:
@@ -82,53 +85,30 @@ def _is_crossed(node: fx.Node, appraiser: Appraiser) -> bool:
     return link.form.identity and not computes(node)
 
 
-def _bases(node: fx.Node, appraiser: Appraiser) -> Iterator[fx.Node]:
-    """The bases of a value, the nearest first."""
-    for candidate in appraiser.forest.candidates(node):
-        if isinstance(candidate, Candidate):
-            yield candidate.base
-
-
 def _weigh(readers: Sequence[fx.Node], base: fx.Node, appraiser: Appraiser) -> list[Region]:
     """One region per reader if together they save operators and none costs more multiply-adds."""
     options: dict[fx.Node, list[Candidate]] = {}
     for reader in readers:
-        options[reader] = [
-            candidate
-            for candidate in appraiser.forest.candidates(reader)
-            if isinstance(candidate, Candidate) and candidate.base is base
-        ]
+        options[reader] = [form for form in appraiser.forest.forms(reader) if form.base is base]
         if not options[reader]:
             return []
-    first = [(reader, options[reader][0]) for reader in readers]
-    gone = appraiser.dying(first, metadata=any(moves_kernels(candidate) for _, candidate in first))
-    owns = [
-        gone & {reader, *(node for link in candidate.path for node in link.inner)}
-        for reader, candidate in first
-    ]
-    times = Counter(node for own in owns for node in own)
+    nearest = [(reader, candidates[0]) for reader, candidates in options.items()]
+    metadata = any(candidate.moves_kernels for _, candidate in nearest)
+    gone = appraiser.dying(nearest, metadata=metadata)
+    owns = [gone & candidate.inner for _, candidate in nearest]
+    times = Counter(chain.from_iterable(owns))
     shared = frozenset(node for node in gone if times[node] > 1)
     # What several read is taken in by all of them or crossed by all of them.
-    either = (one for several in options.values() for one in several)
-    crossed = shared.intersection(node for one in either for node in _crossed(one))
+    every = chain.from_iterable(options.values())
+    crossed = shared.intersection(chain.from_iterable(candidate.crossed for candidate in every))
     choices = []
     for kept in dict.fromkeys((frozenset[fx.Node](), crossed)):
-        fitting = {
-            reader: [one for one in options[reader] if _crossed(one) & shared == kept & _on(one)]
-            for reader in readers
+        agreeing = {
+            reader: [form for form in forms if form.crossed & shared == kept & form.inner]
+            for reader, forms in options.items()
         }
-        choices.append(_draft_all(fitting, owns, shared, appraiser))
-    return max(choices, key=lambda regions: sum((one.gain for one in regions), NOTHING))
-
-
-def _on(candidate: Candidate) -> set[fx.Node]:
-    """The nodes that a candidate takes in or crosses."""
-    return {node for link in candidate.path for node in link.inner}
-
-
-def _crossed(candidate: Candidate) -> frozenset[fx.Node]:
-    """The operators that a candidate leaves where they are."""
-    return frozenset(link.value for link in candidate.path if link.form is None)
+        choices.append(_draft_all(agreeing, owns, shared, appraiser))
+    return max(choices, key=lambda regions: sum((region.gain for region in regions), NOTHING))
 
 
 def _draft_all(
@@ -141,7 +121,7 @@ def _draft_all(
     regions: list[Region] = []
     gain = NOTHING
     for (reader, candidates), own in zip(options.items(), owns, strict=True):
-        drafts = [
+        drafts = [  # what dies for all of them is saved once, by the first
             appraiser.draft(candidate, reader, own, shared, counted=shared if regions else ())
             for candidate in candidates
         ]
@@ -150,7 +130,7 @@ def _draft_all(
             for region in drafts
             if isinstance(region, Region)
             and region.gain.amount >= 0
-            and hazard(region, appraiser.facts, appraiser.stand_ins) is None
+            and appraiser.hazard_of(region) is None
         ]
         if not fitting:
             return []

@@ -2,10 +2,13 @@
 
 Walking back from the outputs, a value is replaced by the convolution of its form over one of its
 bases where that costs less than the nodes that die. Whether more is gained further up is known
-beforehand, from dynamic programming along the affine dominators. What was decided becomes one link,
-and the walk is repeated until it finds nothing more. Then values with several readers are weighed,
-all their readers together, and the walk begins again; then sums of several values, and what scales
-them. At last comes what nobody reads, but code computes.
+beforehand, from dynamic programming along the affine dominators::
+
+    best(v) = the larger of best(above v) and, over the bases b of v, gain(v, b) + best(b)
+
+What was decided becomes one link, and the walk is repeated until it finds nothing more. Then values
+with several readers are weighed, all their readers together, and the walk begins again; then sums
+of several values, and what scales them. At last comes what nobody reads, but code computes.
 """
 
 from __future__ import annotations
@@ -96,7 +99,7 @@ class _Walk:
     def run(self) -> bool:
         """Rewrite what gains; say whether there was anything."""
         self._prepare()
-        found = False
+        gained = False
         for node in reversed(self.nodes):
             link = self.forest.links.get(node)
             if link is None or link.form is None or node in self.appraiser.dead:
@@ -104,10 +107,10 @@ class _Walk:
             region, reason = self._choose(node, link)
             if region is not None:
                 self.appraiser.adopt(region)
-                found = True
+                gained = True
             elif reason is not None:
                 self.refused[node] = reason
-        return found
+        return gained
 
     def _prepare(self) -> None:
         """List the candidates and what is gained from each value upwards."""
@@ -117,27 +120,31 @@ class _Walk:
             if link is None or node in self.appraiser.dead:
                 self.area[node] = 1.0
                 continue
+            # Positions per one of the input, so that gains before and after a stride compare.
             strides = prod(axis.stride for axis in (link.form.axes or ())) if link.form else 1
             above = self.area.get(link.base, 1.0)
             transposed = link.form is not None and link.form.transposed
             self.area[node] = above * strides if transposed else above / strides
-            found: list[Candidate] = []
+            candidates: list[Candidate] = []
             free = link.form is not None and link.form.identity and not computes(node)
             if link.form is not None and not free and node not in partial:
                 for candidate in self.forest.candidates(node):
                     if isinstance(candidate, Refusal):
                         self.stops[node] = candidate
                         break
-                    found.append(candidate)
-            self.candidates[node] = found
+                    candidates.append(candidate)
+            self.candidates[node] = candidates
             self.best[node] = self._keep(node, link)
-            for candidate in found:
+            for candidate in candidates:
                 region = self.appraiser.region(candidate, node)
                 if isinstance(region, Region):
                     self.best[node] = max(self.best[node], self._worth(region))
 
     def _partial_sums(self) -> set[fx.Node]:
-        """Sums that a larger sum, which gains, takes in: not worth a look of their own."""
+        """Sums that a larger sum, which gains, takes in: not worth a look of their own.
+
+        So a sum of a thousand branches is planned in linear time.
+        """
         links, appraiser = self.forest.links, self.appraiser
         gaining: set[fx.Node] = set()
         partial: set[fx.Node] = set()
@@ -167,8 +174,8 @@ class _Walk:
     def _worth(self, region: Region) -> Cost:
         """What a region gains, with what can still be gained above it."""
         unit = region.base if region.form.transposed else region.value
-        known = region.value in self.appraiser.facts.shapes
-        relative = self.appraiser.weigher.measure.counts_positions and not known
+        sized = region.value in self.appraiser.facts.shapes
+        relative = self.appraiser.weigher.measure.counts_positions and not sized
         scale = self.area[unit] if relative else 1.0
         survivor = region.base
         for link in region.path:
@@ -177,6 +184,7 @@ class _Walk:
         return region.gain.times(scale) + self.best.get(survivor, NOTHING)
 
     def _choose(self, node: fx.Node, link: Link) -> tuple[Region | None, Refusal | None]:
+        """The region of a value that is worth most, or why there is none; ties to the nearest."""
         worth = self._keep(node, link)
         chosen: Region | None = None
         reason: Refusal | None = None
@@ -184,11 +192,11 @@ class _Walk:
         for candidate in self.candidates.get(node, ()):
             region = self.appraiser.region(candidate, node)
             if isinstance(region, Refusal):
-                joins = candidate.joins > 1 or len(link.inner) > 1
+                several = candidate.joins > 1
+                joins = several or len(link.inner) > 1
                 if joins and not (candidate.joins == 1 and candidate.form.columns):
                     reason = reason or region
-                kernels = sum(1 for one in candidate.path if one.form and not one.form.identity)
-                if kernels > 1:
+                if several:
                     across = across or region
                 continue
             value = self._worth(region)
@@ -199,6 +207,7 @@ class _Walk:
         return None, reason or self._why_not(node, link, across)
 
     def _why_not(self, node: fx.Node, link: Link, across: Refusal | None) -> Refusal | None:
+        """Why a value stays of which no candidate says it; None if nobody expects otherwise."""
         above = self.forest.links.get(link.base)
         while above is not None and above.form is None:  # what forms cross
             above = self.forest.links.get(above.base)

@@ -110,17 +110,22 @@ class Region:
     @property
     def absorbed(self) -> list[Absorbed]:
         """The terms that the new operator adds."""
-        return [one for one in _flat(self.adjustments) if isinstance(one, Absorbed)]
+        return [term for term in _flat(self.adjustments) if isinstance(term, Absorbed)]
 
     @property
     def shares(self) -> list[Share]:
         """The scales that the new operator takes in with others."""
-        return [one for one in _flat(self.adjustments) if isinstance(one, Share)]
+        return [share for share in _flat(self.adjustments) if isinstance(share, Share)]
 
     @property
     def links(self) -> tuple[Link, ...]:
         """All links that become one operator: the path, and the scales after it."""
         return (*self.path, *(share.link for share in self.shares))
+
+    @property
+    def inner(self) -> frozenset[fx.Node]:
+        """The nodes between the base and the value, the value included."""
+        return frozenset(node for link in self.path for node in link.inner)
 
     @property
     def collapses(self) -> bool:
@@ -141,10 +146,11 @@ def sized_as_operand(base: fx.Node, path: tuple[Link, ...], main: Link) -> fx.No
 
 
 def _flat(adjustments: Iterable[Absorbed | Share]) -> Iterator[Absorbed | Share]:
-    for one in adjustments:
-        if isinstance(one, Absorbed):
-            yield from _flat(one.adjustments)
-        yield one
+    """All adjustments in order, those of absorbed terms before the terms."""
+    for adjustment in adjustments:
+        if isinstance(adjustment, Absorbed):
+            yield from _flat(adjustment.adjustments)
+        yield adjustment
 
 
 def main_link(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:

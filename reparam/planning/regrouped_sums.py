@@ -18,7 +18,6 @@ from reparam.algebra.affine import AffineConv, AffineSum
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.dominators import Candidate, Link
-from reparam.planning.hazards import hazard
 from reparam.planning.regions import Absorbed, Region
 
 
@@ -48,7 +47,7 @@ def adopt_regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool
         nodes: The nodes of the graph, in order.
         appraiser: What has been decided so far.
     """
-    found = False
+    gained = False
     seen: set[fx.Node] = set()
     for node in reversed(nodes):
         if node in seen or not _is_sum(node, appraiser):
@@ -57,8 +56,8 @@ def adopt_regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool
         for term in _terms(node, appraiser, seen):
             groups.setdefault(appraiser.forest.root(term.value), []).append(term)
         for group in groups.values():
-            found |= _join(group, appraiser)
-    return found
+            gained |= _join(group, appraiser)
+    return gained
 
 
 def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
@@ -76,7 +75,7 @@ def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
 def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[_Term]:
     """The terms of a sum of sums, the first ones first."""
     pending = [node]
-    found: list[_Term] = []
+    terms: list[_Term] = []
     while pending:
         total = pending.pop()
         seen.add(total)
@@ -90,13 +89,13 @@ def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[
             if alone and _is_sum(operand, appraiser):
                 pending.append(operand)
             else:
-                found.append(_Term(operand, total, other, term, alone))
-    return reversed(found)
+                terms.append(_Term(operand, total, other, term, alone))
+    return reversed(terms)
 
 
 def _join(group: Sequence[_Term], appraiser: Appraiser) -> bool:
     """Let terms over one base join the first that they may; say whether any did."""
-    found = False
+    joined = False
     remaining = sorted(group, key=lambda term: not term.alone)
     while remaining:
         first = remaining.pop(0)
@@ -107,8 +106,8 @@ def _join(group: Sequence[_Term], appraiser: Appraiser) -> bool:
             if region is not None:
                 appraiser.adopt(region)
                 remaining.remove(other)
-                found = True
-    return found
+                joined = True
+    return joined
 
 
 def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
@@ -134,4 +133,4 @@ def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
     region = appraiser.draft(candidate, first.value, gone, absorbed=absorbed)
     if isinstance(region, Refusal) or not region.gain.saves:
         return None
-    return None if hazard(region, appraiser.facts, appraiser.stand_ins) is not None else region
+    return region if appraiser.hazard_of(region) is None else None

@@ -183,7 +183,7 @@ MISTAKES = [
     Mistake(
         "a write between two reads is ignored",
         "planning/hazards.py",
-        "            if operand is not base and facts.write_between(\n",
+        "            if operand is not region.base and facts.write_between(\n",
         "            if False and facts.write_between(\n",
     ),
     Mistake(
@@ -219,8 +219,8 @@ MISTAKES = [
     Mistake(
         "every term of a sum takes the constant of a norm",
         "planning/distributed_scales.py",
-        "one if index == first else replace(one, shifts=False)",
-        "one",
+        "operand if index == first else replace(operand, shifts=False)",
+        "operand",
     ),
     Mistake(
         "a scale moves into a term that is read elsewhere",
@@ -297,13 +297,13 @@ MISTAKES = [
     Mistake(
         "readers of one value take its path in or cross it, each as it likes",
         "planning/joint_readers.py",
-        "_crossed(one) & shared == kept & _on(one)]",
-        "one is not None]",
+        "form.crossed & shared == kept & form.inner]",
+        "form is not None]",
     ),
     Mistake(
         "how values lie in memory is not followed",
         "planning/hazards.py",
-        "    if (moves or region.adjustments) and (permuted or facts.by_layout):\n",
+        "    if permuted or (moves and facts.by_layout):\n",
         "    if False:\n",
     ),
     Mistake(
