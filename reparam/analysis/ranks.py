@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.operators import operator_name
-from reparam.capture.writes import assign
+from reparam.capture.operators import Trait, operator_name, traits
 from reparam.modules.tree import fetch
 
 _RANKED_MODULE = {"1d": 3, "2d": 4, "3d": 5}
@@ -20,32 +19,6 @@ _RANKED_FAMILIES = ("Conv", "BatchNorm", "InstanceNorm", "AvgPool", "MaxPool", "
 _KEEPING_MODULES = (
     nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
 )  # fmt: skip
-
-_SHAPE_KEEPING_NAMES = set(
-    "relu relu_ relu6 gelu silu sigmoid sigmoid_ tanh hardswish hardsigmoid hardtanh leaky_relu "
-    "elu selu celu mish softplus softmax log_softmax dropout layer_norm group_norm batch_norm "
-    "contiguous clone detach neg abs exp sqrt rsqrt clamp clamp_ normalize float half double to "
-    "type_as prelu".split()
-)
-
-_KEEPING_NAMES = _SHAPE_KEEPING_NAMES | set(
-    "linear pad mul_ add_ sub_ div_ interpolate transpose swapaxes swapdims movedim "
-    "moveaxis".split()
-)
-
-_SEVERAL_NAMES = set("_native_batch_norm_legit_no_training native_batch_norm".split())
-
-_TYPE_KEEPING_NAMES = set(
-    "add sub mul div truediv iadd isub imul itruediv add_ sub_ mul_ div_ cat stack sum mean pad "
-    "flatten unflatten reshape view permute transpose movedim moveaxis swapaxes squeeze unsqueeze "
-    "getitem chunk split interpolate pixel_shuffle max_pool1d max_pool2d max_pool3d".split()
-)
-
-BROADCASTING = {
-    name + inplace
-    for name in "add sub mul div truediv true_divide subtract multiply divide".split()
-    for inplace in ("", "_")
-} | set("addcmul addcdiv rsub iadd isub imul itruediv".split())
 
 _RANKED_NAMES = re.compile(r"(conv|conv_transpose|(adaptive_)?(avg|max)_pool)([123])d$")
 
@@ -126,7 +99,7 @@ def _rank_facts(
         more = 1 if name == "stack" else 0
         joined = [ranks[value] for value in first if isinstance(value, fx.Node) and value in ranks]
         return [(node, joined[0] + more)] if joined else []
-    if name in BROADCASTING:
+    if Trait.BROADCASTS in traits(node):
         return _broadcast(node, root, ranks)
     if node.op not in ("call_function", "call_method") or operand is None:
         return []
@@ -137,7 +110,7 @@ def _rank_facts(
     if name == "convolution" and node.args[1] in ranks:
         rank = ranks[node.args[1]]  # type: ignore[index]
         return [(node, rank), (operand, rank)]
-    if name == "getitem" and operator_name(operand) in _SEVERAL_NAMES and node.args[1] == 0:
+    if name == "getitem" and Trait.FIRST_KEEPS_RANK in traits(operand) and node.args[1] == 0:
         return _equal(node, operand.all_input_nodes[0], ranks)
     if "length" in node.meta and (name == "size" or node.args[1:] == ("shape",)):
         return [(operand, int(node.meta["length"]))]
@@ -170,7 +143,7 @@ def _rank_facts(
     if name == "unflatten" and known is not None and len(node.args) > 2:
         sizes = node.args[2]
         return [(node, known + len(sizes) - 1)] if isinstance(sizes, tuple | list) else []
-    if name in _KEEPING_NAMES or node.target is assign:
+    if Trait.KEEPS_RANK in traits(node):
         return _equal(node, operand, ranks)
     return []
 
@@ -190,7 +163,7 @@ def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         module = fetch(root, str(node.target))
         return _is_activation(module) or type(module).__name__.startswith(("Dropout", "LayerNorm"))
-    return node.target is assign or operator_name(node) in _SHAPE_KEEPING_NAMES
+    return Trait.KEEPS_SHAPE in traits(node)
 
 
 def keeps_type(node: fx.Node, root: nn.Module) -> bool:
@@ -200,9 +173,7 @@ def keeps_type(node: fx.Node, root: nn.Module) -> bool:
         return keeps_shape(node, root) or name.startswith(
             ("MaxPool", "Flatten", "Unflatten", "Identity", "Upsampl", "PixelShuffle")
         )
-    if node.target is assign:
-        return False  # of two operands the first one tells
-    return keeps_shape(node, root) or operator_name(node) in _TYPE_KEEPING_NAMES
+    return Trait.KEEPS_TYPE in traits(node)
 
 
 def _keeps_axes(module: nn.Module) -> bool:
@@ -235,7 +206,7 @@ def _broadcast(
     if len(unknown) == 1 and node in ranks:
         operand, rank = unknown[0], ranks[node]
         # Of the model's own input it is taken that a constant does not add axes to it.
-        from_input = operand.op == "placeholder" or operator_name(operand) in BROADCASTING
+        from_input = operand.op == "placeholder" or Trait.BROADCASTS in traits(operand)
         if from_input or all(other < rank for other in known):
             return [(operand, rank)]
     if node in ranks and not known and len({_origin(one, root) for one in unknown}) == 1:
@@ -245,16 +216,16 @@ def _broadcast(
 
 def _origin(node: fx.Node, root: nn.Module, depth: int = 16) -> fx.Node:
     """The value that a value surely has as many axes as."""
-    name, first = operator_name(node), node.args[0] if node.args else None
+    first = node.args[0] if node.args else None
     if not depth:
         return node
-    if name in BROADCASTING:
+    if Trait.BROADCASTS in traits(node):
         origins = {_origin(operand, root, depth - 1) for operand in node.all_input_nodes}
         return origins.pop() if len(origins) == 1 else node
     if node.op == "call_module":
         keeps = _keeps_axes(fetch(root, str(node.target)))
     else:
-        keeps = name in _KEEPING_NAMES
+        keeps = Trait.KEEPS_RANK in traits(node)
     return _origin(first, root, depth - 1) if keeps and isinstance(first, fx.Node) else node
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.operators import operator_name
+from reparam.capture.operators import Trait, operator_name, traits
 from reparam.capture.reading.method_names import names_forward_uses
 from reparam.capture.recorded import RecordedTrace
 from reparam.capture.structures import nodes_in, outline
@@ -285,7 +285,7 @@ class _Graft:
 
     def _is_modal(self, owner: Call, graph: fx.Graph) -> bool:
         """Whether new code holds a dropout or the like that the old code did in training only."""
-        if not any(operator_name(node) in _MODAL and _does_work(node) for node in graph.nodes):
+        if not any(Trait.MODAL in traits(node) and _does_work(node) for node in graph.nodes):
             return False
         replaced = [call.module for call in self.trace.calls if self._moves_into(call, owner)]
         return any(
@@ -315,12 +315,6 @@ class _Graft:
             for call in reversed(self.trace.calls)
             if call.parent is not None and id(call.module) not in live and self._vanished(call)
         ]
-
-
-_MODAL = set(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout rrelu batch_norm "
-    "instance_norm".split()
-)
 
 
 def _does_work(node: fx.Node) -> bool:
