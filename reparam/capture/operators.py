@@ -186,7 +186,7 @@ _TABLE = {
     "exponential": _T.RANDOM | _T.DRAWS_BY_LAYOUT,
     "fractional_max_pool2d fractional_max_pool3d": _T.RANDOM,
     # The same numbers, elsewhere or of another type.
-    "identity": _HANDS_ON | _T.ALIASES,
+    "Identity": _HANDS_ON | _T.ALIASES,
     "detach": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
     "clone": _HANDS_ON,
     "contiguous": _HANDS_ON | _T.ALIASES | _T.MAY_COPY,
