@@ -70,12 +70,7 @@ def _size_or_operands(
     step = steps.get(value)
     operands = facts.operands(value)
     if isinstance(step, AffineConv):
-        here = step.axes is None or len(step.axes) == -axis - 1
-        if here and step.out_channels is not None:
-            return step.out_channels
-        if step.out_channels is None and isinstance(step.base, fx.Node):
-            return [(step.base, axis)]
-        return None
+        return _size_in_form(step, axis)
     if isinstance(step, AffineSum):
         return [(term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)]
     if isinstance(step, AffineStack):
@@ -88,6 +83,13 @@ def _size_or_operands(
     if Trait.BROADCASTS in traits(value) and operands:
         return [(operand, axis) for operand in operands]
     return [(operands[0], axis)] if operands and keeps_shape(value, facts.root) else None
+
+
+def _size_in_form(form: AffineConv, axis: int) -> int | list[tuple[fx.Node, int]] | None:
+    if form.out_channels is None:
+        return [(form.base, axis)] if isinstance(form.base, fx.Node) else None
+    here = form.axes is None or len(form.axes) == -axis - 1
+    return form.out_channels if here else None
 
 
 def _side_by_side(

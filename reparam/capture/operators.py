@@ -267,8 +267,7 @@ def traits(node: fx.Node, root: nn.Module | None = None) -> Trait:
     if node.op == "call_module" and root is not None:
         kind = type(fetch(root, str(node.target)))
         return traits_of(kind.__name__) if is_of_torch(kind) else _NOTHING
-    known = node.op == "call_method" or (node.op == "call_function" and _is_named(node.target))
-    return traits_of(operator_name(node)) if known else _NOTHING
+    return traits_of(torch_name(node))
 
 
 def is_of_torch(kind: type) -> bool:
@@ -281,6 +280,12 @@ def operator_name(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target.overloadpacket.__name__)
     return str(getattr(node.target, "__name__", node.target))
+
+
+def torch_name(node: fx.Node) -> str:
+    """The name of torch's or Python's own operator; empty for modules and somebody else's code."""
+    known = node.op == "call_method" or (node.op == "call_function" and _is_named(node.target))
+    return operator_name(node) if known else ""
 
 
 def has_known_name(target: Any) -> bool:
