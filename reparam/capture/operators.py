@@ -92,7 +92,10 @@ class Trait(Flag):
     """Does arithmetic, which costs something even if it changes nothing: ``x + 0``."""
 
     DIVIDES = auto()
-    """A true division: of integers it makes floats at once, and nothing overflows before."""
+    """A division: unless it rounds, it makes floats of integers before anything overflows."""
+
+    MULTIPLIES = auto()
+    """A product: a scale of one factor is a scale of it."""
 
     DISCONTINUOUS = auto()
     """Its value jumps, or has a type of its own: two forms of a model may differ much behind it."""
@@ -112,11 +115,14 @@ class Trait(Flag):
     POSITIVELY_HOMOGENEOUS = auto()
     """f(s * x) = s * f(x) for every s > 0, position by position: a positive scale may cross it."""
 
+    CLAMPS = auto()
+    """So it may if its bounds are zero, or not there."""
+
     EXTREME = auto()
-    """The same of the larger or smaller of two operands that share their scale."""
+    """So it may if its two operands share the scale: it is the larger or smaller one."""
 
     WINDOWED = auto()
-    """The same along the last axes, as many as its name says, unless it returns places, too."""
+    """So it may along other axes than the last ones, as many of them as its name says."""
 
 
 _T = Trait
@@ -142,8 +148,10 @@ _TABLE = {
     "zeros ones full eye arange linspace tensor": _T.CONSTANTS,
     "set_grad_enabled _enter_autocast _exit_autocast _enter_inference_mode": _T.SWITCHES,
     # Arithmetic.
-    "add sub mul": _ARITHMETIC | _OF_PYTHON,
-    "subtract multiply rsub": _ARITHMETIC,
+    "add sub": _ARITHMETIC | _OF_PYTHON,
+    "mul": _ARITHMETIC | _OF_PYTHON | _T.MULTIPLIES,
+    "subtract rsub": _ARITHMETIC,
+    "multiply": _ARITHMETIC | _T.MULTIPLIES,
     "truediv": _ARITHMETIC | _OF_PYTHON | _T.DIVIDES,
     "div divide true_divide": _ARITHMETIC | _T.DIVIDES,
     "addcmul addcdiv": _T.BROADCASTS,
@@ -151,7 +159,8 @@ _TABLE = {
     "pow": _OF_PYTHON,
     "floordiv mod eq ne lt le gt ge": _OF_PYTHON | _T.DISCONTINUOUS,
     "and_ or_ invert": _T.FRESH,
-    "iadd isub imul": _ARITHMETIC | _IN_PLACE,
+    "iadd isub": _ARITHMETIC | _IN_PLACE,
+    "imul": _ARITHMETIC | _IN_PLACE | _T.MULTIPLIES,
     "itruediv": _ARITHMETIC | _IN_PLACE | _T.DIVIDES,
     "ifloordiv imod ipow iand ior ixor imatmul": _IN_PLACE,
     "assign": _T.KEEPS_SHAPE | _T.KEEPS_RANK | _T.WRITES | _T.RETURNS_WHAT_IT_WROTE,
@@ -167,7 +176,9 @@ _TABLE = {
     "abs": _SHAPED | _T.NUMBERS | _T.POSITIVELY_HOMOGENEOUS,
     "absolute": _SHAPED | _T.POSITIVELY_HOMOGENEOUS,
     "relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh elu selu celu mish softplus "
-    "softmax log_softmax exp sqrt rsqrt clamp normalize group_norm": _SHAPED,
+    "softmax log_softmax exp sqrt rsqrt normalize group_norm": _SHAPED,
+    "clamp": _SHAPED | _T.CLAMPS,
+    "clip clamp_min": _T.CLAMPS,
     "layer_norm": _SHAPED | _T.LAYS_OUT_ANEW,
     "batch_norm": _SHAPED | _T.MODAL,
     "instance_norm": _T.MODAL,
