@@ -10,8 +10,17 @@ from torch import fx, nn
 
 from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
-from reparam.analysis.ranks import BROADCASTING, keeps_shape, keeps_type
-from reparam.capture.operators import CONVERSIONS, computes, converts, is_torch, operator_name
+from reparam.analysis.ranks import keeps_shape, keeps_type
+from reparam.capture.operators import (
+    Trait,
+    computes,
+    converts,
+    has_known_name,
+    is_of_torch,
+    operator_name,
+    traits,
+    type_named_by,
+)
 from reparam.errors import Refusal
 from reparam.modules.tree import fetch
 from reparam.rules import Commuting, Step
@@ -61,12 +70,7 @@ def _size_or_operands(
     step = steps.get(value)
     operands = facts.operands(value)
     if isinstance(step, AffineConv):
-        here = step.axes is None or len(step.axes) == -axis - 1
-        if here and step.out_channels is not None:
-            return step.out_channels
-        if step.out_channels is None and isinstance(step.base, fx.Node):
-            return [(step.base, axis)]
-        return None
+        return _size_in_form(step, axis)
     if isinstance(step, AffineSum):
         return [(term.base, axis) for term in step.terms if isinstance(term.base, fx.Node)]
     if isinstance(step, AffineStack):
@@ -76,9 +80,16 @@ def _size_or_operands(
     if isinstance(step, Commuting):
         operand = step.input_axis(axis, None)
         return [(operands[0], operand)] if isinstance(operand, int) and operands else None
-    if operator_name(value) in BROADCASTING and operands:
+    if Trait.BROADCASTS in traits(value) and operands:
         return [(operand, axis) for operand in operands]
     return [(operands[0], axis)] if operands and keeps_shape(value, facts.root) else None
+
+
+def _size_in_form(form: AffineConv, axis: int) -> int | list[tuple[fx.Node, int]] | None:
+    if form.out_channels is None:
+        return [(form.base, axis)] if isinstance(form.base, fx.Node) else None
+    here = form.axes is None or len(form.axes) == -axis - 1
+    return form.out_channels if here else None
 
 
 def _side_by_side(
@@ -125,7 +136,6 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
 
     It stays where it is, since the model may be converted later.
     """
-    name = operator_name(node)
     operand = node.args[0] if node.args else None
     if not converts(node) or not isinstance(operand, fx.Node):
         return None
@@ -136,7 +146,7 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
     refusal = Refusal("a conversion to another type or device, or to one known at run time")
     if len(own) != 1 or not holds_type(operand, dtype, facts):
         return refusal
-    for entry in (*node.args[1:], *node.kwargs.values(), CONVERSIONS[name]):
+    for entry in (*node.args[1:], *node.kwargs.values(), type_named_by(node)):
         if isinstance(entry, fx.Node):
             asks = entry.op == "call_function" and entry.args[1:] == ("dtype",)
             source = entry.args[0] if asks else entry
@@ -156,16 +166,11 @@ def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
         name = _torch_name(user, facts.root)
         if _READS_FLOATS.search(name):
             return True
-        if name in _LEAVES_TYPE:
+        if Trait.PASSES_TYPE in traits(user, facts.root):
             pending.extend(reader for reader in user.users if reader not in seen)
             seen.update(user.users)
     return False
 
-
-_LEAVES_TYPE = set(
-    "pad flatten reshape view permute transpose contiguous clone detach relu dropout identity "
-    "zeropad2d max_pool1d max_pool2d max_pool3d maxpool1d maxpool2d maxpool3d".split()
-)
 
 _READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
 
@@ -178,8 +183,8 @@ def _torch_name(node: fx.Node, root: nn.Module) -> str:
     """The name of torch's own operators in small letters; nothing for others."""
     if node.op == "call_module":
         kind = type(fetch(root, str(node.target)))
-        return kind.__name__.lower() if kind.__module__.startswith("torch.nn.modules") else ""
-    if node.op == "call_method" or (node.op == "call_function" and is_torch(node.target)):
+        return kind.__name__.lower() if is_of_torch(kind) else ""
+    if node.op == "call_method" or (node.op == "call_function" and has_known_name(node.target)):
         return operator_name(node)
     return ""
 
@@ -189,7 +194,7 @@ def promotes(node: fx.Node) -> bool:
 
     A sum or a product with an integer may overflow before anything becomes a float.
     """
-    if operator_name(node).strip("_") in ("truediv", "itruediv", "div", "divide", "true_divide"):
+    if Trait.DIVIDES in traits(node):
         return True
     if not computes(node):
         return True

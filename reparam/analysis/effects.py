@@ -6,8 +6,7 @@ and may write to them. What torch's own operators do, their schemas say.
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,30 +15,17 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from reparam.capture.operators import (
-    _FRESH_OPERATORS,
-    NUMBER_FUNCTIONS,
-    RETURN_WHAT_THEY_WROTE,
-    is_torch,
+    Trait,
+    has_known_name,
+    is_in_place,
+    is_of_torch,
     operator_name,
     reads_metadata,
+    traits,
+    traits_of,
 )
-from reparam.capture.writes import assign
 from reparam.modules.tree import fetch
 from reparam.rules import Rules
-
-_INPLACE_OPERATORS = {*RETURN_WHAT_THEY_WROTE, operator.setitem, assign}
-
-# Aliases that no schema declares: these return their input as it is, in eval mode or always.
-_QUIET_ALIASES = set(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
-    "feature_dropout Dropout Dropout1d Dropout2d Dropout3d AlphaDropout "
-    "FeatureAlphaDropout Identity Flatten Unflatten type_as contiguous float half double "
-    "bfloat16 to cpu cuda type conj real requires_grad_ einsum unsafe_chunk unsafe_split "
-    "unsafe_split_with_sizes atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid "
-    "cartesian_prod to_dense".split()
-)
-
-_RANDOM = set("gumbel_softmax rrelu fractional_max_pool2d fractional_max_pool3d".split())
 
 
 @dataclass(frozen=True)
@@ -62,8 +48,6 @@ class Effects:
         return not self.writes and not self.random
 
 
-_INPLACE_NAMES = {function.__name__ for function in RETURN_WHAT_THEY_WROTE} | {"setitem"}
-
 _FRESH = Effects(False, ())
 
 _VIEW = Effects(True, ())
@@ -77,92 +61,89 @@ def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
         root: The module that the node's path refers to.
         rules: The rules of this call; an operator with a rule is taken to write to nothing.
     """
-    arguments = tuple(node.all_input_nodes)
-    if node.op in ("placeholder", "get_attr", "output"):
-        return _VIEW if node.op == "output" else _FRESH
-    if reads_metadata(node):
+    if node.op == "output":
+        return _VIEW
+    if node.op in ("placeholder", "get_attr") or reads_metadata(node):
         return _FRESH
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
-        ours = type(module).__module__.startswith("torch.nn.modules")
-        if not ours and rules.find(type(module)) is not None and "forward" not in vars(module):
-            return Effects(True, arguments) if getattr(module, "inplace", False) else _VIEW
-        return _module_effects(module, arguments)
-    inplace = node.kwargs.get("inplace", False)
-    first = node.args[0] if node.args else node.kwargs.get("input")
-    target_nodes = (first,) if isinstance(first, fx.Node) else arguments
-    if node.op == "call_method":
-        name = str(node.target)
-        if not hasattr(torch.Tensor, name):
-            return Effects(True, arguments)  # a list, a dictionary, anything
-        if name == "__setitem__" or name.strip("_") in _INPLACE_NAMES:
-            return Effects(True, target_nodes)
-        return _named_effects(name, arguments, target_nodes, torch.Tensor)
-    target = node.target
-    if target in _INPLACE_OPERATORS:
-        adds_to_number = isinstance(first, int | float)  # 0 += x makes a new tensor
-        return _FRESH if adds_to_number else Effects(True, target_nodes)
-    if target in _FRESH_OPERATORS:
-        return _FRESH
-    if target in (operator.getitem, getattr):
-        return _VIEW
-    if target in NUMBER_FUNCTIONS:
-        return _FRESH
-    if isinstance(target, torch._ops.OpOverload):
-        return _schema_effects(target, node)
-    if isinstance(target, type) and issubclass(target, tuple):
-        return _VIEW
-    name = getattr(target, "__name__", "")
-    if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
-        mutable = any(getattr(target, one)._schema.is_mutable for one in target.overloads())
-        return Effects(True, arguments) if mutable else _declared_effects(target)
-    if not is_torch(target):
-        return _VIEW if rules.find(target) is not None else Effects(True, arguments)
-    if inplace is not False or _positional_inplace(target, node):
-        return Effects(True, target_nodes)
-    if "out" in node.kwargs:
-        return Effects(True, arguments)
-    return _named_effects(name, arguments, target_nodes, F)
+        return _module_effects(node, fetch(root, str(node.target)), rules)
+    return _method_effects(node) if node.op == "call_method" else _function_effects(node, rules)
 
 
 def reads_layout(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node may depend on how its operand lies in memory: code that nobody knows does."""
     if node.op == "call_module":
-        return not type(fetch(root, str(node.target))).__module__.startswith("torch.nn.modules")
-    if node.op == "call_function" and not is_torch(node.target):
-        return node.target not in NUMBER_FUNCTIONS and node.target is not getattr
-    return operator_name(node) in _LAYOUT_READERS
-
-
-_LAYOUT_READERS = set("view view_as as_strided stride is_contiguous data_ptr".split())
-
-
-def draws_by_layout(node: fx.Node) -> bool:
-    """Whether a node draws random numbers in the order in which its operand lies in memory."""
-    return node.op != "call_module" and operator_name(node) in _DRAWS_BY_LAYOUT
-
-
-_DRAWS_BY_LAYOUT = set(
-    "rand_like randn_like randint_like bernoulli bernoulli_ normal_ uniform_ random_ exponential_ "
-    "gumbel_softmax rrelu".split()
-)
-
-
-def may_copy(node: fx.Node, root: nn.Module) -> bool:
-    """Whether it depends on how an operand lies in memory if a node's value shares it."""
-    if node.op == "call_module":
-        return type(fetch(root, str(node.target))).__name__ == "Flatten"
-    return operator_name(node) in _MAY_COPY
+        return not is_of_torch(type(fetch(root, str(node.target))))
+    if node.op == "call_function" and not has_known_name(node.target):
+        return node.target is not getattr
+    return Trait.READS_LAYOUT in traits(node)
 
 
 def lays_out_anew(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node's value lies in memory the same way, however its operands do."""
-    if node.op == "call_module":
-        return type(fetch(root, str(node.target))) in (nn.Linear, nn.LayerNorm)
-    return operator_name(node) in ("linear", "layer_norm", "matmul", "bmm")
+    return Trait.LAYS_OUT_ANEW in traits(node, root)
 
 
-_MAY_COPY = set("reshape reshape_as flatten ravel contiguous".split())
+def may_copy(node: fx.Node, root: nn.Module) -> bool:
+    """Whether it depends on how an operand lies in memory if a node's value shares it."""
+    return Trait.MAY_COPY in traits(node, root)
+
+
+def draws_by_layout(node: fx.Node) -> bool:
+    """Whether a node draws random numbers in the order in which its operand lies in memory."""
+    return Trait.DRAWS_BY_LAYOUT in traits(node)
+
+
+def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
+    everything = Effects(True, tuple(node.all_input_nodes))
+    kind, inplace = type(module), getattr(module, "inplace", False)
+    if kind.__module__ == "torch.export._unlift":
+        return _FRESH  # it checks the sizes of the inputs
+    if "forward" in vars(module):
+        return everything
+    if not is_of_torch(kind):
+        return everything if inplace or rules.find(kind) is None else _VIEW
+    if module._forward_hooks or module._forward_pre_hooks or inplace:
+        return everything
+    return _VIEW if Trait.ALIASES in traits_of(kind.__name__) else _FRESH
+
+
+def _method_effects(node: fx.Node) -> Effects:
+    name = str(node.target)
+    if not hasattr(torch.Tensor, name):
+        return Effects(True, tuple(node.all_input_nodes))  # a list, a dictionary, anything
+    if Trait.WRITES in traits(node):
+        return Effects(True, _first(node))
+    return _named_effects(node, torch.Tensor)
+
+
+def _function_effects(node: fx.Node, rules: Rules) -> Effects:
+    target: Any = node.target
+    if target is getattr or (isinstance(target, type) and issubclass(target, tuple)):
+        return _VIEW
+    if isinstance(target, torch._ops.OpOverload):
+        return _schema_effects(target, node)
+    everything = Effects(True, tuple(node.all_input_nodes))
+    if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
+        overloads = [getattr(target, name) for name in target.overloads()]
+        mutable = any(overload._schema.is_mutable for overload in overloads)
+        return everything if mutable else _declared_effects(target)
+    if not has_known_name(target):
+        return _VIEW if rules.find(target) is not None else everything
+    if target.__module__ == "builtins":
+        return _FRESH  # numbers
+    if Trait.WRITES in traits(node):
+        adds_to_number = node.args and isinstance(node.args[0], int | float)
+        return _FRESH if adds_to_number else Effects(True, _first(node))  # 0 += x makes a tensor
+    if node.kwargs.get("inplace", False) is not False or _positional_inplace(target, node):
+        return Effects(True, _first(node))
+    return everything if "out" in node.kwargs else _named_effects(node, F)
+
+
+def _first(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The first operand of a node; all, where it is none of the graph."""
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return (first,) if isinstance(first, fx.Node) else tuple(node.all_input_nodes)
 
 
 def _positional_inplace(target: Any, node: fx.Node) -> bool:
@@ -174,19 +155,22 @@ def _positional_inplace(target: Any, node: fx.Node) -> bool:
     return position < len(node.args) and node.args[position] is not False
 
 
-def _named_effects(
-    name: str, arguments: tuple[fx.Node, ...], first: tuple[fx.Node, ...], home: Any
-) -> Effects:
-    if name in _QUIET_ALIASES:
+def _named_effects(node: fx.Node, home: Any) -> Effects:
+    """What a method or a function of torch does by its name."""
+    name, known = operator_name(node), traits(node)
+    if is_in_place(name):
+        return Effects(True, _first(node))
+    if Trait.ALIASES in known:
         return _VIEW
-    if name.endswith("_") and not name.endswith("__"):
-        return Effects(True, first)
+    if Trait.FRESH in known:
+        return _FRESH
     packet = getattr(torch.ops.aten, name, None) or getattr(torch.ops.aten, name.strip("_"), None)
     if packet is None:
         # A functional of many operators (F.normalize, F.interpolate): it writes to nothing.
-        known = hasattr(home, name)
-        return Effects(True, () if known else arguments, random=name in _RANDOM)
-    return _declared_effects(packet)
+        written = () if hasattr(home, name) else tuple(node.all_input_nodes)
+        return Effects(True, written, random=Trait.RANDOM in known)
+    declared = _declared_effects(packet)
+    return replace(declared, random=True) if Trait.RANDOM in known else declared
 
 
 @cache
@@ -214,23 +198,9 @@ def _schema_effects(target: torch._ops.OpOverload, node: fx.Node) -> Effects:
                 given = node.args[position : position + 1] or node.kwargs.get(argument.name)
                 fx.map_arg(given, written.append)
         return Effects(True, tuple(written))
-    name = schema.name.rsplit("::", 1)[-1]
+    passes_on = Trait.ALIASES in traits(node)
     return Effects(
-        name in _QUIET_ALIASES or any(result.alias_info for result in schema.returns),
+        passes_on or any(result.alias_info for result in schema.returns),
         (),
-        random=torch.Tag.nondeterministic_seeded in target.tags and name not in _QUIET_ALIASES,
+        random=torch.Tag.nondeterministic_seeded in target.tags and not passes_on,
     )
-
-
-def _module_effects(module: nn.Module, arguments: tuple[fx.Node, ...]) -> Effects:
-    home = type(module).__module__
-    if home == "torch.export._unlift":
-        return _FRESH  # it checks the sizes of the inputs
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    if not home.startswith("torch.nn.modules") or hooked or "forward" in vars(module):
-        return Effects(True, arguments)
-    if getattr(module, "inplace", False):
-        return Effects(True, arguments)
-    if type(module).__name__ in _QUIET_ALIASES:
-        return _VIEW
-    return _FRESH

@@ -16,8 +16,13 @@ from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import Effects, draws_by_layout, effects_of, may_copy
 from reparam.analysis.ranks import find_axes
-from reparam.capture.operators import NUMBER_FUNCTIONS, RETURN_WHAT_THEY_WROTE, reads_metadata
-from reparam.capture.writes import CONSTANT_FACTORIES, returns_what_it_wrote
+from reparam.capture.operators import (
+    CONSTANT_FACTORIES,
+    Trait,
+    reads_metadata,
+    returns_what_it_wrote,
+    traits,
+)
 from reparam.errors import Refusal
 from reparam.modules.float64 import in_float64, run_function
 from reparam.modules.tree import fetch, is_plain, memory
@@ -235,8 +240,7 @@ def gather(
         ):
             sources[node] = frozenset().union(*(sources[arg] for arg in node.all_input_nodes))
         if reads_metadata(node) or (
-            node.op == "call_function"
-            and node.target in NUMBER_FUNCTIONS
+            Trait.NUMBERS in traits(node)
             and node.all_input_nodes
             and all(argument in numbers for argument in node.all_input_nodes)
         ):
@@ -269,8 +273,8 @@ def _returns_what_it_wrote(node: fx.Node, effects: Effects) -> bool:
     """Whether a node only writes to its first operand, and returns it."""
     if effects.random or effects.writes != node.args[:1]:
         return False
-    operator = node.op == "call_function" and node.target in RETURN_WHAT_THEY_WROTE
-    return operator or returns_what_it_wrote(node.op, node.target, node.kwargs)
+    known = Trait.RETURNS_WHAT_IT_WROTE in traits(node)
+    return known or returns_what_it_wrote(node.op, node.target, node.kwargs)
 
 
 def _drop_changing(facts: Facts) -> None:

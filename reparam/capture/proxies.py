@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
+from reparam.capture.operators import CONSTANT_FACTORIES, Trait, traits
 from reparam.capture.structures import proxies_in
-from reparam.capture.writes import CONSTANT_FACTORIES, assign
+from reparam.capture.writes import assign
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
@@ -309,7 +310,7 @@ def is_tensor(node: fx.Node) -> bool:
     target: Any = node.target
     if target is operator.getitem:
         first = node.args[0]
-        return isinstance(first, fx.Node) and (is_tensor(first) or _returns_tensors(first))
+        return isinstance(first, fx.Node) and (is_tensor(first) or Trait.SPLITS in traits(first))
     if getattr(operator, str(getattr(target, "__name__", "")), None) is target:
         return any(is_tensor(argument) for argument in node.all_input_nodes)
     module = str(getattr(target, "__module__", "") or "torch")
@@ -339,11 +340,6 @@ def comes_of_tensors(node: fx.Node, is_one: Callable[[fx.Node], bool]) -> bool:
             return False
         node = node.all_input_nodes[0]
     return True
-
-
-def _returns_tensors(node: fx.Node) -> bool:
-    name = str(getattr(node.target, "__name__", node.target))
-    return node.op != "call_module" and name in ("chunk", "split", "unbind", "tensor_split")
 
 
 @cache

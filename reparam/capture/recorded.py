@@ -16,7 +16,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_unflatten
 
-from reparam.capture.operators import operator_name
+from reparam.capture.operators import Trait, traits
 from reparam.capture.trace import Call, Trace
 from reparam.modules.tree import fetch
 from reparam.rules import Rules
@@ -77,7 +77,7 @@ def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
     arguments = {str(node.target): node for node in nodes if node.op == "placeholder"}
     args, kwargs = _as_called(graph, list(arguments.values()))
     call = Call("", root, None, arguments, args, kwargs, result=nodes[-1].args[0])
-    contexts = any(operator_name(node).strip("_") in _CONTEXTS for node in nodes)
+    contexts = any(Trait.SWITCHES in traits(node) for node in nodes)
     return RecordedTrace(
         root, path, graph, [call], dict.fromkeys(nodes, call), {call} if contexts else set()
     )
@@ -110,9 +110,6 @@ def _as_called(graph: fx.Graph, inputs: list[fx.Node]) -> tuple[tuple[Any, ...],
     if len(packed) == 2 and isinstance(packed[0], tuple) and isinstance(packed[1], dict):
         return packed[0], packed[1]
     return tuple(packed), {}
-
-
-_CONTEXTS = {"set_grad_enabled", "enter_autocast", "exit_autocast", "enter_inference_mode"}
 
 
 def _is_operator(node: fx.Node, root: nn.Module, rules: Rules) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.capture.known_types import KnownType, KnownTypes
+from reparam.capture.operators import returns_what_it_wrote
 from reparam.capture.proxies import (
     Attribute,
     ConstantProxy,
@@ -25,7 +26,7 @@ from reparam.capture.proxies import (
 from reparam.capture.reading.source import code_below
 from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, bound, surely_given
-from reparam.capture.writes import assign, returns_what_it_wrote
+from reparam.capture.writes import assign
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules.state import Watch, random_state
 from reparam.modules.tree import fetch, has_hooks, has_own_call, names_of_tensors

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx
-
-CONSTANT_FACTORIES = frozenset(
-    (torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace, torch.tensor)
-)
+from torch import fx
 
 
 @fx.has_side_effect
@@ -40,25 +34,3 @@ def assignments(node: fx.Node) -> tuple[fx.Node, ...]:
     while found[-1].target is assign and isinstance(found[-1].args[0], fx.Node):
         found.append(found[-1].args[0])
     return tuple(reversed(found))
-
-
-def returns_what_it_wrote(kind: str, target: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether an operator surely writes to its first operand, if that is a tensor, and returns it.
-
-    Args:
-        kind: What kind of node calls it.
-        target: The operator.
-        kwargs: Its keyword arguments.
-    """
-    if target is assign:
-        return True
-    name = target if kind == "call_method" else getattr(target, "__name__", "")
-    if kind == "call_method":
-        known = hasattr(Tensor, name)
-    else:
-        known = any(getattr(home, name, None) is target for home in (torch, F))
-    inplace = kind == "call_function" and kwargs.get("inplace") is True
-    return known and (inplace or (name.endswith("_") and not name.endswith("__")))
-
-
-"""Functions that make the same tensor whenever they are given the same numbers."""

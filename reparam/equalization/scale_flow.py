@@ -18,16 +18,15 @@ from torch import fx
 
 from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
 from reparam.analysis.channels import known_channels
-from reparam.analysis.lifting import target_of
+from reparam.capture.operators import Trait, traits
 from reparam.equalization.channel_layouts import Channels, Layout, ScaleGroups, flattens
-from reparam.equalization.homogeneous import law_of
+from reparam.equalization.homogeneous import homogeneous
 from reparam.equalization.scalable_weights import Weights
 from reparam.errors import Refusal
 from reparam.modules.tree import fetch
 from reparam.planning.parts import Part
 from reparam.report.rows import described
 from reparam.rules import Commuting, Several
-from reparam.rules.elementwise import divide, multiply
 
 
 @dataclass(eq=False)
@@ -108,7 +107,7 @@ def _layout(node: fx.Node, weights: Weights | Refusal | None, scaling: Scaling) 
         return None
     reason = _reason(node, scaling)
     layout: Layout | None = None
-    if (law := law_of(node, scaling.part.facts)) is not None:
+    if (law := homogeneous(node, scaling.part.facts)) is not None:
         layout = _tied(law.operands, reason, scaling)
         if layout is not None and law.axes and (layout.axis >= -law.axes or layout.spread):
             layout = None
@@ -123,7 +122,7 @@ def _layout(node: fx.Node, weights: Weights | Refusal | None, scaling: Scaling) 
         layout = _through_view(node, step, scaling)
     elif isinstance(step, Several):
         layout = scaling.layouts[operands[0]]  # its parts are read one by one
-    elif _rule(node, scaling) in (multiply, divide):
+    elif _is_product(node):
         return _through_product(node, operands, reason, scaling)
     if layout is None:
         scaling.fix(operands, reason)
@@ -252,7 +251,7 @@ def _through_product(
     """A product carries the scale of one factor, a quotient that of the dividend."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     carriers = [one for one in operands if one in scaling.layouts]
-    if node in scaling.part.facts.written or _rule(node, scaling) is divide:
+    if node in scaling.part.facts.written or Trait.DIVIDES in traits(node):
         carriers = [one for one in carriers if one is first]
     given = (*node.args, *node.kwargs.values())
     carriers = [one for one in carriers if sum(value is one for value in given) == 1]
@@ -262,8 +261,10 @@ def _through_product(
     return scaling.layouts[carriers[0]] if carriers else None
 
 
-def _rule(node: fx.Node, scaling: Scaling) -> Any:
-    return scaling.part.rules.find(target_of(node, scaling.part.trace.root))
+def _is_product(node: fx.Node) -> bool:
+    """Whether a node is a product or a quotient, and does not round it."""
+    rounds = node.kwargs.get("rounding_mode") is not None
+    return not rounds and bool(traits(node) & (Trait.MULTIPLIES | Trait.DIVIDES))
 
 
 def _check_write(node: fx.Node, scaling: Scaling) -> None:
@@ -283,7 +284,7 @@ def _reason(node: fx.Node, scaling: Scaling) -> Refusal:
         return Refusal(f"{where} adds a constant to it; fuse the model first, if that is possible")
     if isinstance(step, AffineSum | AffineStack):
         return Refusal(f"{where} joins it with a value that keeps its own scale")
-    if _rule(node, scaling) in (multiply, divide):
+    if _is_product(node):
         return Refusal(f"{where} multiplies or divides by it")
     reason = f": {step.reason}" if isinstance(step, Refusal) else ""
     return Refusal(f"{where} reads it, which is not known to let scales pass{reason}")

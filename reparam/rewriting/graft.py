@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.operators import operator_name
+from reparam.capture.operators import Trait, operator_name, traits
 from reparam.capture.reading.method_names import names_forward_uses
 from reparam.capture.recorded import RecordedTrace
 from reparam.capture.structures import nodes_in, outline
@@ -286,7 +286,7 @@ class _Graft:
 
     def _is_modal(self, owner: Call, graph: fx.Graph) -> bool:
         """Whether new code holds a dropout or the like that the old code did in training only."""
-        if not any(operator_name(node) in _MODAL and _does_work(node) for node in graph.nodes):
+        if not any(Trait.MODAL in traits(node) and _does_work(node) for node in graph.nodes):
             return False
         replaced = [call.module for call in self.trace.calls if self._moved(call, owner)]
         return any(
@@ -307,12 +307,6 @@ class _Graft:
             and id(call.module) not in live
             and (call in self.shrunk or call in self.edited)
         ]
-
-
-_MODAL = set(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout rrelu batch_norm "
-    "instance_norm".split()
-)
 
 
 def _does_work(node: fx.Node) -> bool:

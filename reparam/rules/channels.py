@@ -10,12 +10,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv, AffineStack
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
+from reparam.rules.spelling import spellings
 from reparam.rules.steps import UNKNOWN_RANK, Selecting
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ def _channel_axis(x: Any, dim: Any) -> int | Refusal:
     return _BATCH if dim % rank == 0 else dim % rank - rank
 
 
-@register_rule(torch.cat, torch.concat, torch.concatenate, aten.cat, aten.concat)
+@register_rule(*spellings("cat"), *spellings("concat", "torch aten"), torch.concatenate)
 def concatenate(tensors: Any, dim: Any = 0) -> AffineConv | AffineStack | Refusal:
     """Values side by side along the channels."""
     if not isinstance(tensors, Sequence) or not tensors:
@@ -72,7 +72,7 @@ def _pieces(channels: int, sizes: Sequence[int]) -> Parts:
     return [range(start, end) for start, end in pairwise(ends)]
 
 
-@register_rule(torch.chunk, torch.Tensor.chunk, aten.chunk)
+@register_rule(*spellings("chunk"))
 def chunk(input: Any, chunks: Any, dim: Any = 0) -> Selecting | Refusal:
     """Parts of equal size, the last one smaller perhaps."""
     if not isinstance(chunks, int):
@@ -86,7 +86,7 @@ def _split(channels: int, size: int) -> Parts:
     return _pieces(channels, [size] * -(-channels // size))
 
 
-@register_rule(torch.Tensor.split, aten.split, aten.split_with_sizes)
+@register_rule(*spellings("split", "Tensor aten"), aten.split_with_sizes)
 def split(input: Any, split_size: Any, dim: Any = 0) -> Selecting | Refusal:
     """Parts of one size, or of given sizes."""
     sizes = split_size if isinstance(split_size, Sequence) else (split_size,)
@@ -103,7 +103,7 @@ def split_function(tensor: Any, split_size_or_sections: Any, dim: Any = 0) -> Se
     return split(tensor, split_size_or_sections, dim)
 
 
-@register_rule(torch.tensor_split, torch.Tensor.tensor_split, aten.tensor_split)
+@register_rule(*spellings("tensor_split"))
 def tensor_split(input: Any, indices_or_sections: Any, dim: Any = 0) -> Selecting | Refusal:
     """Parts of nearly equal size, the first ones larger, or parts that begin at given channels."""
     at = indices_or_sections
@@ -121,7 +121,7 @@ def tensor_split(input: Any, indices_or_sections: Any, dim: Any = 0) -> Selectin
     return _selecting(input, dim, parts, single=False)
 
 
-@register_rule(torch.narrow, torch.Tensor.narrow, aten.narrow)
+@register_rule(*spellings("narrow"))
 def narrow(input: Any, dim: Any, start: Any, length: Any) -> Selecting | Refusal:
     """Some neighbouring channels."""
     if not isinstance(start, int) or not isinstance(length, int):
@@ -141,7 +141,7 @@ def channel_slice(
     return _selecting(input, dim, lambda channels: [range(channels)[start:end:step]])
 
 
-@register_rule(torch.index_select, torch.Tensor.index_select, aten.index_select)
+@register_rule(*spellings("index_select"))
 def index_select(input: Any, dim: Any, index: Any) -> Selecting | Refusal:
     """Channels by their numbers."""
     if not isinstance(index, Tensor) or index.dim() > 1:
@@ -161,7 +161,7 @@ def shuffle(x: Any, groups: Any) -> Selecting | Refusal:
     return _selecting(x, 1, across)
 
 
-@register_rule(F.channel_shuffle, torch.channel_shuffle, aten.channel_shuffle)
+@register_rule(*spellings("channel_shuffle"))
 def channel_shuffle(input: Any, groups: Any) -> Selecting | Refusal:
     """The channels as groups, read across the groups."""
     return shuffle(input, groups)

@@ -5,20 +5,17 @@ v[o] = b + sum over t of W[t] * x[s * o + d * t - p]
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.geometry import Axis, PaddingMode
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
-
-aten = torch.ops.aten
+from reparam.rules.spelling import spellings
 
 Sizes = int | Sequence[int]
 
@@ -92,7 +89,7 @@ def convolution_module(module: nn.Conv2d, x: AffineConv) -> AffineConv | Refusal
     )
 
 
-@register_rule(F.conv1d, F.conv2d, F.conv3d, aten.conv1d, aten.conv2d, aten.conv3d)
+@register_rule(*spellings("conv1d conv2d conv3d"))
 def convolution_function(
     input: Any,
     weight: Any,
@@ -126,14 +123,7 @@ def transposed_module(
     )
 
 
-@register_rule(
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-    aten.conv_transpose1d,
-    aten.conv_transpose2d,
-    aten.conv_transpose3d,
-)
+@register_rule(*spellings("conv_transpose1d conv_transpose2d conv_transpose3d"))
 def transposed_function(
     input: Any,
     weight: Any,
@@ -158,7 +148,7 @@ def transposed_function(
     )
 
 
-@register_rule(torch.convolution, aten.convolution)
+@register_rule(*spellings("convolution"))
 def general_convolution(
     input: Any,
     weight: Any,
@@ -190,7 +180,7 @@ def linear_module(module: nn.Linear, x: AffineConv) -> AffineConv | Refusal:
     return x.convolve(module.weight, module.bias)
 
 
-@register_rule(F.linear, aten.linear)
+@register_rule(*spellings("linear"))
 def linear(input: Any, weight: Any, bias: Any = None) -> AffineConv | Refusal:
     """A linear layer: a kernel with no spatial axis."""
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
@@ -200,16 +190,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> AffineConv | Refusal:
     return input.convolve(weight, bias)
 
 
-@register_rule(
-    operator.matmul,
-    torch.matmul,
-    torch.mm,
-    torch.Tensor.matmul,
-    torch.Tensor.mm,
-    torch.Tensor.__matmul__,
-    aten.matmul,
-    aten.mm,
-)
+@register_rule(*spellings("matmul mm"), torch.Tensor.__matmul__)
 def matrix_product(input: Any, other: Any) -> AffineConv | Refusal:
     """A product with a constant matrix on the right."""
     if not isinstance(other, Tensor):
@@ -217,7 +198,7 @@ def matrix_product(input: Any, other: Any) -> AffineConv | Refusal:
     return linear(input, other.t() if other.dim() == 2 else other)
 
 
-@register_rule(torch.addmm, torch.Tensor.addmm, aten.addmm)
+@register_rule(*spellings("addmm"))
 def matrix_product_and_bias(
     input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1
 ) -> AffineConv | Refusal:

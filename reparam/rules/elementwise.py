@@ -5,7 +5,6 @@ v = x + alpha * y        v = x * factor        v = x / divisor        v = -x
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from reparam.algebra.affine import Affine, AffineConv, AffineSum
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
+from reparam.rules.spelling import spellings
 from reparam.rules.steps import Stacked
-
-aten = torch.ops.aten
 
 
 def _is_number(value: Any) -> bool:
@@ -67,15 +65,7 @@ def _times(value: Any, factor: Any) -> Any:
     return value * factor
 
 
-@register_rule(
-    operator.add,
-    operator.iadd,
-    torch.add,
-    torch.Tensor.add,
-    torch.Tensor.add_,
-    aten.add,
-    aten.add_,
-)
+@register_rule(*spellings("add", in_place=True))
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
     """A sum of two branches, or of a branch and a constant."""
     if not _is_number(alpha):
@@ -96,16 +86,7 @@ def add(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
 
 
 @register_rule(
-    operator.sub,
-    operator.isub,
-    torch.sub,
-    torch.subtract,
-    torch.Tensor.sub,
-    torch.Tensor.sub_,
-    torch.Tensor.subtract,
-    torch.Tensor.subtract_,
-    aten.sub,
-    aten.sub_,
+    *spellings("sub", in_place=True), *spellings("subtract", "torch Tensor", in_place=True)
 )
 def subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
     """A difference of two branches, or of a branch and a constant."""
@@ -116,23 +97,14 @@ def subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
     return add(input, _times(other, -alpha))
 
 
-@register_rule(torch.rsub, aten.rsub)
+@register_rule(*spellings("rsub"))
 def reversed_subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
     """``other - alpha * input``."""
     return subtract(other, input, alpha=alpha)
 
 
 @register_rule(
-    operator.mul,
-    operator.imul,
-    torch.mul,
-    torch.multiply,
-    torch.Tensor.mul,
-    torch.Tensor.mul_,
-    torch.Tensor.multiply,
-    torch.Tensor.multiply_,
-    aten.mul,
-    aten.mul_,
+    *spellings("mul", in_place=True), *spellings("multiply", "torch Tensor", in_place=True)
 )
 def multiply(input: Any, other: Any) -> Affine | Refusal:
     """A product with a number or with one factor per channel."""
@@ -142,19 +114,8 @@ def multiply(input: Any, other: Any) -> Affine | Refusal:
 
 
 @register_rule(
-    operator.truediv,
-    operator.itruediv,
-    torch.div,
-    torch.divide,
-    torch.true_divide,
-    torch.Tensor.div,
-    torch.Tensor.div_,
-    torch.Tensor.divide,
-    torch.Tensor.divide_,
-    torch.Tensor.true_divide,
-    torch.Tensor.true_divide_,
-    aten.div,
-    aten.div_,
+    *spellings("truediv div", in_place=True),
+    *spellings("divide true_divide", "torch Tensor", in_place=True),
 )
 def divide(input: Any, other: Any, *, rounding_mode: Any = None) -> Affine | Refusal:
     """A quotient by a number or by one divisor per channel."""
@@ -168,22 +129,14 @@ def divide(input: Any, other: Any, *, rounding_mode: Any = None) -> Affine | Ref
 
 
 @register_rule(
-    operator.neg,
-    torch.neg,
-    torch.negative,
-    torch.Tensor.neg,
-    torch.Tensor.neg_,
-    torch.Tensor.negative,
-    torch.Tensor.negative_,
-    aten.neg,
-    aten.neg_,
+    *spellings("neg", in_place=True), *spellings("negative", "torch Tensor", in_place=True)
 )
 def negate(input: Any) -> Affine | Refusal:
     """The negative of a value."""
     return _scale(input, -1)
 
 
-@register_rule(torch.stack, aten.stack)
+@register_rule(*spellings("stack"))
 def stack(tensors: Any, dim: Any = 0) -> Stacked | Refusal:
     """Branches along a new axis; they add up once `total` sums over it."""
     if not isinstance(tensors, Sequence) or not isinstance(dim, int):
@@ -194,7 +147,7 @@ def stack(tensors: Any, dim: Any = 0) -> Stacked | Refusal:
     return Stacked(branches, dim)
 
 
-@register_rule(torch.sum, torch.Tensor.sum, aten.sum)
+@register_rule(*spellings("sum"))
 def total(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Any:
     """The sum over stacked branches."""
     dims = (dim,) if isinstance(dim, int) else dim
@@ -211,7 +164,7 @@ def total(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = Non
     return result
 
 
-@register_rule(torch.addcmul, torch.Tensor.addcmul, torch.Tensor.addcmul_, aten.addcmul)
+@register_rule(*spellings("addcmul"), torch.Tensor.addcmul_)
 def add_product(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Affine | Refusal:
     """``input + value * tensor1 * tensor2``."""
     if isinstance(tensor1, Tensor) and isinstance(tensor2, Tensor):
@@ -227,12 +180,7 @@ def leaky_relu_module(module: nn.LeakyReLU, x: AffineConv) -> AffineConv | Refus
     return leaky_relu(x, module.negative_slope)
 
 
-@register_rule(
-    torch.nn.functional.leaky_relu,
-    torch.nn.functional.leaky_relu_,
-    aten.leaky_relu,
-    aten.leaky_relu_,
-)
+@register_rule(*spellings("leaky_relu", in_place=True))
 def leaky_relu(
     input: Any, negative_slope: Any = 0.01, inplace: Any = False
 ) -> AffineConv | Refusal:

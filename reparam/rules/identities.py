@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
-
-aten = torch.ops.aten
+from reparam.rules.spelling import spellings
 
 
 @register_rule(
@@ -32,7 +29,7 @@ def identity_module(module: nn.Module, x: AffineConv) -> AffineConv | Refusal:
 
 
 @register_rule(
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout
+    *spellings("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", "F")
 )
 def dropout(
     input: Any, p: Any = 0.5, training: Any = True, inplace: Any = False
@@ -42,7 +39,9 @@ def dropout(
     return _dropout(input, training)
 
 
-@register_rule(aten.dropout, torch.dropout, aten.feature_dropout, aten.alpha_dropout)
+@register_rule(
+    *spellings("dropout", "torch aten"), *spellings("feature_dropout alpha_dropout", "aten")
+)
 def native_dropout(input: Any, p: Any, train: Any) -> AffineConv | Refusal:
     """Dropout outside training."""
     del p

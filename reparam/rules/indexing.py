@@ -17,9 +17,8 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.geometry import Axis
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
+from reparam.rules.spelling import spellings
 from reparam.rules.steps import UNKNOWN_RANK, Commuting, Selecting
-
-aten = torch.ops.aten
 
 
 def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = False) -> Commuting:
@@ -39,7 +38,7 @@ def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = Fal
     return Commuting(input_axis, scales_only)
 
 
-@register_rule(torch.squeeze, torch.Tensor.squeeze, aten.squeeze)
+@register_rule(*spellings("squeeze"))
 def squeeze(input: Any, dim: Any = None) -> Commuting | Refusal:
     """Axes of size one go; only where a global pool tells that their size is one."""
     if not isinstance(input, AffineConv) or input.rank is None:
@@ -53,7 +52,7 @@ def squeeze(input: Any, dim: Any = None) -> Commuting | Refusal:
     return _regrouped([axis for axis in range(input.rank) if axis not in gone], input.rank)
 
 
-@register_rule(torch.unsqueeze, torch.Tensor.unsqueeze, aten.unsqueeze)
+@register_rule(*spellings("unsqueeze"))
 def unsqueeze(input: Any, dim: Any) -> Commuting | Refusal:
     """A new axis of size one."""
     if not isinstance(input, AffineConv) or not isinstance(dim, int):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reparam.algebra.affine import AffineConv
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
+from reparam.rules.spelling import spellings
 from reparam.rules.steps import Several
 
 aten = torch.ops.aten
@@ -48,7 +49,7 @@ def batch_norm(
     return input.normalize(running_mean, running_var, weight, bias, eps, axis=1 - input.rank)
 
 
-@register_rule(torch.batch_norm, aten.batch_norm)
+@register_rule(*spellings("batch_norm", "torch aten"))
 def native_batch_norm(
     input: Any,
     weight: Any,
@@ -99,7 +100,7 @@ def batch_norm_and_statistics(
     return Several((normalized, _STATISTICS, _STATISTICS))
 
 
-@register_rule(aten.native_batch_norm, torch.native_batch_norm)
+@register_rule(*spellings("native_batch_norm"))
 def batch_norm_and_batch_statistics(
     input: Any,
     weight: Any,

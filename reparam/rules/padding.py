@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from reparam.algebra.affine import AffineConv
@@ -17,6 +16,7 @@ from reparam.algebra.geometry import Axis, PaddingMode
 from reparam.errors import Refusal
 from reparam.rules.convolution import spread
 from reparam.rules.registry import register_rule
+from reparam.rules.spelling import spellings
 from reparam.rules.steps import Commuting
 from reparam.rules.views import spatial
 
@@ -30,7 +30,7 @@ _MODES: dict[str, PaddingMode] = {
 }
 
 
-@register_rule(F.pad, aten.pad, aten.constant_pad_nd)
+@register_rule(*spellings("pad"), aten.constant_pad_nd)
 def pad(input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> AffineConv | Refusal:
     """Padding or cropping of the last axes, the last one first."""
     if not isinstance(mode, str):  # ATen's constant_pad_nd has no mode
@@ -124,7 +124,7 @@ def average_pool(
     return pooled.scale(taps / divisor_override)
 
 
-@register_rule(F.avg_pool1d, torch.avg_pool1d, aten.avg_pool1d)
+@register_rule(*spellings("avg_pool1d"))
 def average_pool_1d(
     input: Any,
     kernel_size: Any,
@@ -137,7 +137,7 @@ def average_pool_1d(
     return average_pool(input, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
-@register_rule(F.avg_pool2d, aten.avg_pool2d)
+@register_rule(*spellings("avg_pool2d"))
 def average_pool_2d(
     input: Any,
     kernel_size: Any,
@@ -153,7 +153,7 @@ def average_pool_2d(
     )
 
 
-@register_rule(F.avg_pool3d, aten.avg_pool3d)
+@register_rule(*spellings("avg_pool3d"))
 def average_pool_3d(
     input: Any,
     kernel_size: Any,

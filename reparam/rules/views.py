@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,9 +15,8 @@ from reparam.algebra.affine import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
 from reparam.rules.registry import register_rule
+from reparam.rules.spelling import spellings
 from reparam.rules.steps import UNKNOWN_RANK, Commuting, Extent, Stacked
-
-aten = torch.ops.aten
 
 Step = Commuting | Refusal
 
@@ -57,7 +55,7 @@ def _flattened(x: Any, start: Any, end: Any) -> Step:
     return _commuting(x, input_axis)
 
 
-@register_rule(torch.flatten, torch.Tensor.flatten, aten.flatten)
+@register_rule(*spellings("flatten"))
 def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Step:
     """Neighbouring axes become one."""
     return _flattened(input, start_dim, end_dim)
@@ -81,21 +79,13 @@ def _permuted(x: Any, order: Sequence[Any]) -> Step:
     return _commuting(x, input_axis)
 
 
-@register_rule(torch.permute, torch.Tensor.permute, aten.permute)
+@register_rule(*spellings("permute"))
 def permute(input: Any, *dims: Any) -> Step:
     """Axes in another order."""
     return _permuted(input, dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims)
 
 
-@register_rule(
-    torch.transpose,
-    torch.Tensor.transpose,
-    torch.swapaxes,
-    torch.swapdims,
-    torch.Tensor.swapaxes,
-    torch.Tensor.swapdims,
-    aten.transpose,
-)
+@register_rule(*spellings("transpose"), *spellings("swapaxes swapdims", "torch Tensor"))
 def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
     """Two axes change places."""
     if not isinstance(dim0, int) or not isinstance(dim1, int):
@@ -110,7 +100,7 @@ def transpose(input: Any, dim0: Any, dim1: Any) -> Step:
     return _commuting(input, lambda axis, channels: swapped.get(axis, axis))
 
 
-@register_rule(torch.movedim, torch.moveaxis, torch.Tensor.movedim, torch.Tensor.moveaxis)
+@register_rule(*spellings("movedim moveaxis", "torch Tensor"))
 def move_axes(input: Any, source: Any, destination: Any) -> Step:
     """Some axes move, the others keep their order."""
     sources = source if isinstance(source, Sequence) else (source,)
@@ -125,7 +115,7 @@ def move_axes(input: Any, source: Any, destination: Any) -> Step:
     return _permuted(input, [moved[to] if to in moved else next(others) for to in range(rank)])
 
 
-@register_rule(torch.reshape, torch.Tensor.reshape, torch.Tensor.view, aten.reshape, aten.view)
+@register_rule(*spellings("reshape view"))
 def reshape(input: Any, *shape: Any) -> Step:
     """Axes of new sizes; those of the same size at either end are the same axes."""
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
@@ -166,7 +156,7 @@ def _unflattened(x: Any, dim: Any, sizes: Any) -> Step:
     return _commuting(x, input_axis)
 
 
-@register_rule(torch.unflatten, torch.Tensor.unflatten)
+@register_rule(*spellings("unflatten", "torch Tensor"))
 def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
     """One axis becomes several."""
     return _unflattened(input, dim, sizes)
@@ -178,7 +168,7 @@ def unflatten_module(module: nn.Unflatten, x: AffineConv) -> Step:
     return _unflattened(x, module.dim, module.unflattened_size)
 
 
-@register_rule(torch.Tensor.reshape_as, torch.Tensor.view_as, aten.reshape_as, aten.view_as)
+@register_rule(*spellings("reshape_as view_as"))
 def reshape_as(input: Any, other: Any) -> Step:
     """Axes of the sizes of another value."""
     return reshape(input, other)
@@ -227,21 +217,21 @@ def spatial(
     return Commuting(input_axis, scales_only=True, constants=constants, refusal=refusal)
 
 
-@register_rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d)
+@register_rule(*spellings("adaptive_avg_pool1d", "F"))
 def adaptive_pool_1d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
     return spatial(input, 1)
 
 
-@register_rule(F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d)
+@register_rule(*spellings("adaptive_avg_pool2d"))
 def adaptive_pool_2d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
     return spatial(input, 2)
 
 
-@register_rule(F.adaptive_avg_pool3d, aten.adaptive_avg_pool3d)
+@register_rule(*spellings("adaptive_avg_pool3d"))
 def adaptive_pool_3d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
     del output_size
@@ -265,7 +255,7 @@ def interpolate(
     return spatial(input, None)
 
 
-@register_rule(torch.mean, torch.Tensor.mean, aten.mean)
+@register_rule(*spellings("mean"))
 def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Affine | Step:
     """The mean over stacked branches, or over axes that a map of the channels may cross."""
     if isinstance(input, Stacked):
@@ -289,9 +279,7 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
     return Commuting(input_axis, scales_only=True)
 
 
-@register_rule(
-    torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, aten.clone, aten.contiguous
-)
+@register_rule(*spellings("contiguous clone"))
 def copy(input: Any, *, memory_format: Any = None) -> Step:
     """The same numbers, perhaps in another place of memory; it stays, since a view may need it."""
     del memory_format

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from reparam.algebra.affine import AffineConv
 from reparam.analysis.ranks import keeps_shape
-from reparam.capture.operators import NUMBER_FUNCTIONS, converts, is_torch, operator_name
+from reparam.capture.operators import Trait, converts, has_known_name, traits
 from reparam.capture.structures import nodes_in
 from reparam.modules.float64 import call_exact, run_function
 from reparam.modules.tree import fetch, has_hooks
@@ -24,12 +24,6 @@ from reparam.planning.parts import Part
 from reparam.rules import Commuting
 
 _SIZES = {1: (64, 2048), 2: (32, 64), 3: (16, 32)}
-
-_DISCONTINUOUS = set(
-    "sign sgn round floor ceil trunc frac floor_divide floordiv remainder fmod mod argmax argmin "
-    "topk sort argsort max min eq ne lt le gt ge heaviside bucketize searchsorted nonzero bool "
-    "float half double bfloat16 to type type_as _to_copy int long".split()
-)
 
 
 def may_run(module: nn.Module) -> bool:
@@ -101,16 +95,15 @@ def runs_alone(node: fx.Node, part: Part) -> bool:
         module = fetch(part.trace.root, str(node.target))
         ours = type(module).__module__.startswith("torch.nn.modules") or node in part.steps
         return ours and may_run(module) and "forward" not in vars(module)
-    name = operator_name(node).strip("_")
     if node in part.facts.numbers:
         return True
     if converts(node) and isinstance(part.steps.get(node), Commuting):
         return True
-    if name in _DISCONTINUOUS:
+    if Trait.DISCONTINUOUS in traits(node):
         return False
     if node.op == "call_method":
         return True
-    return node in part.steps or is_torch(node.target) or node.target in NUMBER_FUNCTIONS
+    return node in part.steps or has_known_name(node.target)
 
 
 def execute(node: fx.Node, values: dict[fx.Node, Any], read: Any, part: Part) -> None:

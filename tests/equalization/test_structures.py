@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import reparam
+from reparam.rules import registry
 from tests.equalization.spreading import equalized, image, scaled, spread
 
 
@@ -238,3 +240,36 @@ def test_functional_layers() -> None:
     assert len(scaled_rows := equalized(spread(Functional()), image(2, 3, 9, 9)).reparam_report
                .equalized) == 3  # fmt: skip
     assert [row.channels[0] > 0 for row in scaled_rows] == [True, True, False]
+
+
+class Scaled(nn.Module):
+    """A layer that only its user's rule explains, with one factor per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,c->nchw", x, self.gamma)
+
+
+def test_a_scale_crosses_a_layer_with_a_rule_of_the_users() -> None:
+    model = spread(chain(nn.ReLU(), Scaled(), nn.ReLU()))
+    assert not scaled(equalized(model, image(2, 3, 8, 8)))
+    before = registry.registered_rules()
+    reparam.register_rule(Scaled)(lambda module, x: x.scale(module.gamma))
+    try:
+        equal = equalized(model, image(2, 3, 8, 8))
+    finally:
+        registry.forget_rules_but(before)
+    assert scaled(equal) == {"0"}
+
+
+def test_a_constant_of_a_users_rule_stops_a_scale() -> None:
+    before = registry.registered_rules()
+    reparam.register_rule(Scaled)(lambda module, x: x.scale(module.gamma).shift(1.0))
+    try:
+        equal = reparam.equalize(spread(chain(nn.ReLU(), Scaled())), verify=False)
+    finally:
+        registry.forget_rules_but(before)
+    assert not scaled(equal)
