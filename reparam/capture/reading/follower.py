@@ -49,6 +49,7 @@ class Notes:
         called: The modules that it calls, by identity.
         opened: Identities of the modules of which it uses what is inside.
         returned: What each function that was read returns; None while it is read.
+        followed: Identities of the modules whose own code was read.
         handed_on: The methods that somebody may call who cannot be followed.
     """
 
@@ -56,6 +57,7 @@ class Notes:
     called: dict[int, nn.Module] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)
     returned: dict[Any, Value | None] = field(default_factory=dict)
+    followed: set[int] = field(default_factory=set)
     handed_on: set[MethodType] = field(default_factory=set)
 
 
@@ -114,7 +116,7 @@ class Follower:
         """What ``thing.name`` may be."""
         if isinstance(thing, nn.Module):
             if name in RUNS:
-                return refer_to(thing)
+                return refer_to(MethodType(nn.Module.__call__, thing))
             if self.is_weight(thing, name):
                 self.open(thing)
                 return NOTHING
@@ -156,8 +158,6 @@ class Follower:
                 return refer_to(inspect.unwrap(attribute))
             case classmethod(__func__=FunctionType() as getter):
                 return refer_to(MethodType(getter, module))  # it has what its class has
-        if name in RUNS and attribute is vars(nn.Module)[name]:
-            return itself
         if name == "__dict__" or (attribute is None and "__getattr__" in methods(kind)):
             self.use(itself)
         function = inspect.unwrap(attribute) if callable(attribute) else None
@@ -205,6 +205,8 @@ class Follower:
     ) -> Value:
         """What a method of a module may return."""
         name = function.__name__
+        if function is nn.Module.__call__:
+            return self.call(refer_to(module), args, keywords)
         if vars(nn.Module).get(name) is not function:
             self.open(module)
             return self.read(function, (refer_to(module), *args), keywords)

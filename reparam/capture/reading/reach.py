@@ -51,6 +51,16 @@ class Reach(Notes):
         Args:
             module: The module.
         """
+        pending = [module]
+        while pending:
+            module = pending.pop()
+            self.followed.add(id(module))
+            self._follow(module)
+            # Of what it calls and opens, the forward stays as it is, too.
+            staying = [] if self.trusting else self.called.values()
+            pending = [m for m in staying if id(m) in self.opened - self.followed]
+
+    def _follow(self, module: nn.Module) -> None:
         self.opened.add(id(module))
         if "forward" in vars(module):
             Follower(self, strict=True).use(refer_to(vars(module)["forward"]))

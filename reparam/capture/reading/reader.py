@@ -276,6 +276,11 @@ class Reader(Follower):
                     for after in kinds.itself
                     if isinstance(owner, nn.Module) and isinstance(after, type)
                 )
+            case ast.Call(
+                func=ast.Name(id="next"),
+                args=[ast.Call(func=ast.Attribute(value=holder, attr="parameters"))],
+            ) if name in _METADATA and _are_alike(self.value(holder)):
+                return NOTHING
             case ast.Attribute(value=holder, attr=weight) if name in _METADATA:
                 # Who asks for the type of a weight does not use it.
                 holders = (h for h in self.value(holder).itself if not self.is_weight(h, weight))
@@ -376,3 +381,9 @@ def _bind(
             yield parameter.name, refer_to(parameter.default) | spread
         else:
             yield parameter.name, spread
+
+
+def _are_alike(value: Value) -> bool:
+    """Whether all weights below some modules are of one type, so that any of them tells it."""
+    tensors = [p for m in value.modules for p in m.parameters()]
+    return len({(p.dtype, p.device, p.requires_grad) for p in tensors}) <= 1
