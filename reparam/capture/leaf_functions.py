@@ -20,6 +20,7 @@ from typing import Any
 from torch import fx, nn
 
 from reparam.capture.reading.reach import Reach
+from reparam.capture.reading.values import refer_to
 from reparam.capture.structures import proxies_in
 
 
@@ -119,15 +120,10 @@ def _only_looks_at_modules(
     if not modules:
         return True
     reach = Reach()
-
-    def refer(value: Any) -> frozenset[Any]:
-        return frozenset([value]) if isinstance(value, nn.Module) else frozenset()
-
     reach.read(
         inspect.unwrap(function),
-        tuple(map(refer, args)),
-        {name: refer(value) for name, value in kwargs.items()},
-        strict=True,
+        tuple(map(refer_to, args)),
+        {name: refer_to(value) for name, value in kwargs.items()},
     )
     parts = {id(part) for module in modules for part in module.modules()}
     return not parts & (reach.opened | reach.called.keys())
