@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
@@ -31,10 +31,34 @@ def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     return target(*args, **kwargs)
 
 
+def run_node(
+    node: fx.Node,
+    root: nn.Module,
+    read: Callable[[fx.Node], Any],
+    call: Callable[[nn.Module, Any, Any], Any],
+) -> Any:
+    """What a node of a graph returns for given values.
+
+    Args:
+        node: A function, a method or a module that is called.
+        root: The module that the graph's paths refer to.
+        read: The value of an operand.
+        call: Calls a module with positional and keyword arguments.
+    """
+    args, kwargs = fx.map_arg((node.args, node.kwargs), read)
+    if node.op == "call_module":
+        return call(fetch(root, str(node.target)), args, kwargs)
+    return run_function(node, args, kwargs)
+
+
 def in_float64(value: Any) -> Any:
     """A floating-point tensor in float64; anything else as it is."""
     floats = isinstance(value, Tensor) and value.is_floating_point()
     return value.double() if floats else value
+
+
+TYPES_MAY_DIFFER = ContextVar("TYPES_MAY_DIFFER", default=False)
+"""Whether fused code runs in another type than it was traced with, to see what it computes."""
 
 
 class Widened(TorchDispatchMode):
@@ -116,12 +140,9 @@ _LAYERS = {
 
 @contextmanager
 def of_any_type() -> Iterator[None]:
-    """Run fused code in another type than it was traced with, to see what it computes."""
+    """Let `TYPES_MAY_DIFFER` be true meanwhile."""
     token = TYPES_MAY_DIFFER.set(True)
     try:
         yield
     finally:
         TYPES_MAY_DIFFER.reset(token)
-
-
-TYPES_MAY_DIFFER = ContextVar("TYPES_MAY_DIFFER", default=False)

@@ -1,8 +1,7 @@
-"""Run the modules that get new code on random inputs, before and after: do they still agree?
+"""Run the graph of a part in float64 on random inputs, as far as that tells something.
 
-Regions are checked by themselves, which does not see a mistake in how they were put back. So the
-graph as it was runs once, in float64 on an input as small as works, and what every module was given
-and what it returned is kept; its new code must return the same.
+Nobody's own code is run, and no operator whose value jumps where its operand is rounded, or is
+drawn at random: what cannot be run is not known, nor is what depends on it.
 """
 
 from __future__ import annotations
@@ -18,23 +17,20 @@ from reparam.algebra.affine import AffineConv
 from reparam.analysis.ranks import keeps_shape
 from reparam.capture.operators import NUMBER_FUNCTIONS, converts, is_torch, operator_name
 from reparam.capture.structures import nodes_in
-from reparam.modules.float64 import call_exact, run_function
 from reparam.modules.tree import fetch, has_hooks
 from reparam.planning.parts import Part
 from reparam.rules import Commuting
+from reparam.verification.exact_run import ExactRun
 
 _SIZES = {1: (64, 2048), 2: (32, 64), 3: (16, 32)}
+"""Usual sizes of a spatial axis, by how many of them there are; the second are tried if the first
+are too small."""
 
 _DISCONTINUOUS = set(
     "sign sgn round floor ceil trunc frac floor_divide floordiv remainder fmod mod argmax argmin "
     "topk sort argsort max min eq ne lt le gt ge heaviside bucketize searchsorted nonzero bool "
     "float half double bfloat16 to type type_as _to_copy int long".split()
 )
-
-
-def may_run(module: nn.Module) -> bool:
-    """Whether running a module calls nobody who listens."""
-    return not any(map(has_hooks, module.modules()))
 
 
 # -- Inputs ---------------------------------------------------------------------------------------
@@ -87,46 +83,65 @@ def _layout(node: fx.Node, part: Part) -> tuple[int, dict[int, int]] | None:
     return (rank, sizes) if rank > 1 and all(-axis < rank for axis in sizes) else None
 
 
-def is_known(structure: Any, values: Mapping[fx.Node, Any], part: Part) -> bool:
-    """Whether all nodes in a structure have a value, or are constants."""
-    nodes: list[fx.Node] = []
-    fx.map_arg(structure, nodes.append)
-    nodes.extend(nodes_in(structure))
-    return all(node in values or node in part.facts.sources for node in nodes)
+# -- Runs -----------------------------------------------------------------------------------------
 
 
-def runs_alone(node: fx.Node, part: Part) -> bool:
+class RandomRun(ExactRun):
+    """Runs those operators of a part that can be run by themselves.
+
+    Args:
+        part: The part; its graph is not edited yet.
+        inputs: Random inputs of it.
+        weights: What to take instead of some parameters, by their identity.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        inputs: Mapping[fx.Node, Tensor],
+        weights: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        super().__init__(part.facts, inputs, weights)
+        self.part = part
+
+    def knows(self, structure: Any) -> bool:
+        """Whether all nodes in a structure have a value, or are constants."""
+        sources = self.facts.sources
+        return all(node in self.values or node in sources for node in nodes_in(structure))
+
+    def try_to_run(self, node: fx.Node) -> bool:
+        """Run a node, and say whether its value is known: a function of its operands in float64."""
+        if node.op in ("placeholder", "output", "get_attr") or node in self.facts.sources:
+            return False
+        if not self.knows((node.args, node.kwargs)) or not _runs_alone(node, self.part):
+            return False
+        before = torch.get_rng_state()
+        result = self.run(node)
+        is_random = not torch.equal(torch.get_rng_state(), before)
+        floats = (t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point())
+        if is_random or any(tensor.dtype != torch.float64 for tensor in floats):
+            del self.values[node]
+            return False
+        return True
+
+
+def _runs_alone(node: fx.Node, part: Part) -> bool:
     """Whether running a node runs nobody's own code, and its value does not jump."""
     if node.op == "call_module":
         module = fetch(part.trace.root, str(node.target))
         ours = type(module).__module__.startswith("torch.nn.modules") or node in part.steps
         return ours and may_run(module) and "forward" not in vars(module)
-    name = operator_name(node).strip("_")
     if node in part.facts.numbers:
         return True
     if converts(node) and isinstance(part.steps.get(node), Commuting):
         return True
-    if name in _DISCONTINUOUS:
+    if operator_name(node).strip("_") in _DISCONTINUOUS:
         return False
     if node.op == "call_method":
         return True
     return node in part.steps or is_torch(node.target) or node.target in NUMBER_FUNCTIONS
 
 
-def execute(node: fx.Node, values: dict[fx.Node, Any], read: Any, part: Part) -> None:
-    """Run one node of a graph, if its operands are there."""
-    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
-    before = torch.get_rng_state()
-    result: Any
-    if node.op == "call_module":
-        module = fetch(part.trace.root, str(node.target))
-        result = call_exact(module, args, kwargs)
-    elif converts(node):
-        result = args[0]
-    else:
-        result = run_function(node, args, kwargs)
-    if not torch.equal(torch.get_rng_state(), before):
-        return  # a random number
-    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    if all(not t.is_floating_point() or t.dtype == torch.float64 for t in tensors):
-        values[node] = result
+def may_run(module: nn.Module) -> bool:
+    """Whether running a module calls nobody who listens."""
+    return not any(map(has_hooks, module.modules()))

@@ -1,4 +1,4 @@
-"""Compare original and fused: one region on a small random input, or whole models.
+"""Compare one region with the operator that is to replace it, on a small random input.
 
 Every region is compared in float64 before its weights are rounded, so the bound is near float64
 rounding whatever the dtype of the model.
@@ -14,14 +14,12 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra.lowering import run_operator
 from reparam.analysis.facts import Facts
-from reparam.capture.operators import converts
 from reparam.errors import Refusal
-from reparam.modules.float64 import call_exact, in_float64, run_function
-from reparam.modules.tree import fetch
 from reparam.planning.regions import Absorbed, Region, Share
+from reparam.verification.exact_run import ExactRun
 
 REGION_BOUND = 1e-9
-
+"""Largest relative difference of a region, in float64."""
 
 NOT_FINITE = Refusal("a weight is NaN or infinite")
 
@@ -223,30 +221,15 @@ def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
 def _run(
     value: fx.Node,
     nodes: Sequence[fx.Node],
-    values: dict[fx.Node, Any],
+    given: Mapping[fx.Node, Tensor],
     facts: Facts,
     replacements: Mapping[fx.Node, Any],
 ) -> Any:
-    def read(node: fx.Node) -> Any:
-        if node in values:
-            return values[node]
-        values[node] = in_float64(facts.constant(node))
-        return values[node]
-
+    run = ExactRun(facts, given)
     for node in nodes:
         if node in replacements:
             source, function = replacements[node]
-            values[node] = function(values[source])
-            continue
-        args = fx.map_arg(node.args, read)
-        kwargs = fx.map_arg(node.kwargs, read)
-        if converts(node):  # a region takes in none that does anything
-            values[node] = args[0]
-        elif node.op == "call_module":
-            values[node] = call_exact(fetch(facts.root, str(node.target)), args, kwargs)
+            run.values[node] = function(run.values[source])
         else:
-            values[node] = run_function(node, args, kwargs)
-    return values[value]
-
-
-"""Largest relative difference of a region, in float64."""
+            run.run(node)
+    return run.values[value]
