@@ -15,8 +15,9 @@ from reparam.equalization.new_weights import Rescaling
 from reparam.modules.tree import fetch
 from reparam.planning.parts import Part
 from reparam.report.rows import described
+from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
-from reparam.verification.random_runs import RandomRun, random_inputs
+from reparam.verification.random_runs import random_inputs, try_to_run
 from reparam.verification.region_check import REGION_BOUND
 
 
@@ -76,13 +77,18 @@ def _compare(
     part: Part, inputs: Mapping[fx.Node, Tensor], new: Mapping[str, Tensor], rescaling: Rescaling
 ) -> set[fx.Node]:
     """The values that were compared."""
-    weights = {id(fetch(part.trace.root, path)): tensor for path, tensor in new.items()}
-    before = RandomRun(part, inputs)
-    after = RandomRun(part, {node: value.clone() for node, value in inputs.items()}, weights)
+    root, graph = part.trace.root, part.trace.graph
+    weights = {id(fetch(root, path)): tensor for path, tensor in new.items()}
+    before = ExactRun(part.facts, dict(inputs))
+    after = ExactRun(part.facts, {node: x.clone() for node, x in inputs.items()}, weights)
+    for node in graph.find_nodes(op="get_attr"):
+        parameter = fetch(root, str(node.target))
+        if id(parameter) in weights:
+            after.values[node] = weights[id(parameter)]
     reached: set[fx.Node] = set()
     last_reader = {operand: node for node in part.facts.order for operand in node.all_input_nodes}
     for node in part.facts.order:
-        if before.try_to_run(node) and after.try_to_run(node):
+        if try_to_run(node, before, part) and try_to_run(node, after, part):
             _compare_value(node, before.values[node], after.values[node], rescaling)
             reached.add(node)
         for operand in node.all_input_nodes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from reparam.modules.state import undisturbed
-from reparam.modules.tree import fetch, has_hooks, join, own_tensors
+from reparam.modules.tree import has_hooks, join, own_tensors
 
 
 def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -29,26 +29,6 @@ def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     if node.op == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
-
-
-def run_node(
-    node: fx.Node,
-    root: nn.Module,
-    read: Callable[[fx.Node], Any],
-    call: Callable[[nn.Module, Any, Any], Any],
-) -> Any:
-    """What a node of a graph returns for given values.
-
-    Args:
-        node: A function, a method or a module that is called.
-        root: The module that the graph's paths refer to.
-        read: The value of an operand.
-        call: Calls a module with positional and keyword arguments.
-    """
-    args, kwargs = fx.map_arg((node.args, node.kwargs), read)
-    if node.op == "call_module":
-        return call(fetch(root, str(node.target)), args, kwargs)
-    return run_function(node, args, kwargs)
 
 
 def in_float64(value: Any) -> Any:
@@ -92,7 +72,7 @@ def call_exact(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    exact: Mapping[str, Tensor] | None = None,
+    exact: Mapping[int, Tensor],
     without: Collection[str] = (),
 ) -> Any:
     """Call a module in float64, without a copy of it.
@@ -101,13 +81,12 @@ def call_exact(
         module: The module.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        exact: Parameters of it that are known more exactly than it holds them.
+        exact: What it uses instead of some parameters, by the identity of these.
         without: Paths of its parts whose tensors are not used.
     """
     unused = tuple(f"{path}." for path in without)
-    better = {id(fetch(module, name)): tensor for name, tensor in (exact or {}).items()}
-    given = {
-        join(path, name): better[id(tensor)] if id(tensor) in better else tensor.detach().double()
+    weights = {
+        join(path, name): exact[id(tensor)] if id(tensor) in exact else tensor.detach().double()
         for path, part in module.named_modules()  # each once, since each is put back once
         if not f"{path}.".startswith(unused)
         for name, tensor in own_tensors(part).items()
@@ -118,7 +97,7 @@ def call_exact(
             around.enter_context(undisturbed(module))
             around.enter_context(Widened())  # type: ignore[no-untyped-call]
         around.enter_context(of_any_type())
-        return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
+        return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
 
 
 def _only_computes(module: nn.Module) -> bool:

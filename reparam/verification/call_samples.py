@@ -22,8 +22,9 @@ from reparam.capture.trace import Call
 from reparam.modules.float64 import call_exact, copied
 from reparam.modules.tree import fetch
 from reparam.planning.parts import Part
+from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
-from reparam.verification.random_runs import RandomRun, random_inputs
+from reparam.verification.random_runs import random_inputs, try_to_run
 
 MODULE_BOUND = 1e-6
 """Largest relative difference of a module, in float64; regions have a bound near rounding."""
@@ -78,14 +79,14 @@ def _sampled(
     for call, nodes in inside.items():
         starting[nodes[0]].append(call)
         ending[nodes[-1]].append(call)
-    run = RandomRun(part, inputs)
+    run = ExactRun(part.facts, dict(inputs))
     given: dict[Call, Any] = {}
     samples: dict[Call, Sample] = {}
     for node in part.facts.order:
         for call in starting.get(node, ()):  # what follows may write to what it is given
             if run.knows((call.args, call.kwargs)):
                 given[call] = copied(filled((call.args, call.kwargs), run.read))
-        run.try_to_run(node)
+        try_to_run(node, run, part)
         for call in ending.get(node, ()):
             # Nothing in it may be unknown, even what does not reach its result.
             if call in given and run.knows((inside[call], call.result)):
@@ -123,7 +124,7 @@ _FAINT = 1e-290
 def module_error(
     module: nn.Module,
     sample: Sample,
-    exact: Mapping[str, Tensor],
+    exact: Mapping[int, Tensor],
     inner: Mapping[str, Sample] | None = None,
 ) -> float:
     """How far what a module returns is from a sample, in float64.
@@ -131,7 +132,7 @@ def module_error(
     Args:
         module: The module with its new code.
         sample: What it was given, and returned before.
-        exact: Weights of it that are known more exactly than it holds them.
+        exact: What its weights are before they are rounded, by the identity of those.
         inner: Parts of it, by path, that need not run: they are to be given what their sample was
             given, and return what it returned.
 
@@ -162,13 +163,13 @@ def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[lis
         yield errors
 
 
-def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -> bool:
+def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[int, Tensor]) -> bool:
     """Whether rounding of the inputs changes what a module returns beyond recognition.
 
     Args:
         module: The module with its new code.
         sample: What it was given.
-        exact: Weights of it that are known more exactly than it holds them.
+        exact: What its weights are before they are rounded, by the identity of those.
     """
     generator = torch.Generator("cpu").manual_seed(0)
 
@@ -186,7 +187,7 @@ def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -
 def _called(
     module: nn.Module,
     inputs: tuple[Any, Any],
-    exact: Mapping[str, Tensor],
+    exact: Mapping[int, Tensor],
     without: Collection[str] = (),
 ) -> Any:
     """What a module returns in float64, for inputs of which it gets a copy."""

@@ -94,10 +94,10 @@ class Check:
         module, sample = fetch(root, call.path), self.samples[call]
         inner = self._inner(call, able)
         try:
-            exact = self._weights(call, rewritten, inner)
+            exact = self._weights(call, rewritten, root, inner)
             error = module_error(module, sample, exact, inner)
             if not error <= MODULE_BOUND and inner:  # it may use more of its parts than it calls
-                exact = self._weights(call, rewritten, ())
+                exact = self._weights(call, rewritten, root, ())
                 error = module_error(module, sample, exact)
         except Exception as problem:  # the new code does not run
             reason = f"its new code raises {type(problem).__name__}: {problem}"
@@ -154,19 +154,26 @@ class Check:
         return closed
 
     def _weights(
-        self, call: Call, rewritten: Rewrite, without: Collection[str]
-    ) -> dict[str, Tensor]:
-        """The new weights inside a module before they were rounded, but for those in some parts."""
+        self, call: Call, rewritten: Rewrite, root: nn.Module, without: Collection[str]
+    ) -> dict[int, Tensor]:
+        """What the new weights in a module were before they were rounded, by the identity of these.
+
+        Args:
+            call: The call of the module.
+            rewritten: What was changed.
+            root: The changed root of the part.
+            without: Paths in the module of parts whose weights are left out.
+        """
         prefix = f"{call.path}." if call.path else ""
         left_out = tuple(f"{prefix}{path}." for path in without)
-        exact: dict[str, Tensor] = {}
+        exact: dict[int, Tensor] = {}
         for region in self.regions:
             path, form = rewritten.names[region.value], region.form
             if path.startswith(prefix) and not path.startswith(left_out):
                 device = None if form.like is None else form.like.device
                 module = lower(form, *form.weights.evaluate(device))
                 for name, parameter in module.named_parameters():
-                    exact[f"{path[len(prefix) :]}.{name}"] = parameter
+                    exact[id(fetch(root, f"{path}.{name}"))] = parameter
         return exact
 
 

@@ -6,8 +6,7 @@ drawn at random: what cannot be run is not known, nor is what depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from reparam.algebra.affine import AffineConv
 from reparam.analysis.ranks import keeps_shape
 from reparam.capture.operators import NUMBER_FUNCTIONS, converts, is_torch, operator_name
-from reparam.capture.structures import nodes_in
 from reparam.modules.tree import fetch, has_hooks
 from reparam.planning.parts import Part
 from reparam.rules import Commuting
@@ -86,43 +84,29 @@ def _layout(node: fx.Node, part: Part) -> tuple[int, dict[int, int]] | None:
 # -- Runs -----------------------------------------------------------------------------------------
 
 
-class RandomRun(ExactRun):
-    """Runs those operators of a part that can be run by themselves.
+def try_to_run(node: fx.Node, run: ExactRun, part: Part) -> bool:
+    """Run a node, if that gives a function of its operands in float64.
 
     Args:
+        node: The node.
+        run: What ran so far.
         part: The part; its graph is not edited yet.
-        inputs: Random inputs of it.
-        weights: What to take instead of some parameters, by their identity.
+
+    Returns:
+        Whether its value is known now.
     """
-
-    def __init__(
-        self,
-        part: Part,
-        inputs: Mapping[fx.Node, Tensor],
-        weights: Mapping[int, Tensor] | None = None,
-    ) -> None:
-        super().__init__(part.facts, inputs, weights)
-        self.part = part
-
-    def knows(self, structure: Any) -> bool:
-        """Whether all nodes in a structure have a value, or are constants."""
-        sources = self.facts.sources
-        return all(node in self.values or node in sources for node in nodes_in(structure))
-
-    def try_to_run(self, node: fx.Node) -> bool:
-        """Run a node, and say whether its value is known: a function of its operands in float64."""
-        if node.op in ("placeholder", "output", "get_attr") or node in self.facts.sources:
-            return False
-        if not self.knows((node.args, node.kwargs)) or not _runs_alone(node, self.part):
-            return False
-        before = torch.get_rng_state()
-        result = self.run(node)
-        is_random = not torch.equal(torch.get_rng_state(), before)
-        floats = (t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point())
-        if is_random or any(tensor.dtype != torch.float64 for tensor in floats):
-            del self.values[node]
-            return False
-        return True
+    if node.op in ("placeholder", "output", "get_attr") or node in part.facts.sources:
+        return False
+    if not run.knows((node.args, node.kwargs)) or not _runs_alone(node, part):
+        return False
+    before = torch.get_rng_state()
+    run.run(node)
+    is_random = not torch.equal(torch.get_rng_state(), before)
+    tensors = [leaf for leaf in tree_leaves(run.values[node]) if isinstance(leaf, Tensor)]
+    if is_random or any(t.is_floating_point() and t.dtype != torch.float64 for t in tensors):
+        del run.values[node]
+        return False
+    return True
 
 
 def _runs_alone(node: fx.Node, part: Part) -> bool:

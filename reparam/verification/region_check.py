@@ -225,7 +225,7 @@ def _run(
     facts: Facts,
     replacements: Mapping[fx.Node, Any],
 ) -> Any:
-    run = ExactRun(facts, given)
+    run = ExactRun(facts, dict(given))
     for node in nodes:
         if node in replacements:
             source, function = replacements[node]
