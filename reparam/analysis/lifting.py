@@ -133,7 +133,7 @@ def _find_rule(
             return Refusal("it is called with None")
         if (special := special_tensor(module)) is not None:
             return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
-        if facts.is_written(module):
+        if facts.memory.is_written(module):
             return Refusal("its parameters or buffers may be written to in forward")
         return rule, (module,)
     return rule, ()
@@ -182,7 +182,7 @@ def _apply(
     if taught:
         step = _taken_after(step, [*leading[0].parameters(), *leading[0].buffers()], taught=True)
     elif not leading and isinstance(step, AffineConv):
-        made = not facts.made.isdisjoint(node.all_input_nodes)
+        made = not facts.constants.made.isdisjoint(node.all_input_nodes)
         step = _taken_after(step, _sources(node, facts), made=made)
     if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
         problem = _may_broadcast(step, node, facts, steps)
@@ -269,7 +269,7 @@ def _sources(node: fx.Node, facts: Facts) -> list[Any]:
     constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
     names = {name for arg in constants for name in facts.sources[arg]}
     # What is made of numbers is seen in a run. A scalar takes on another's type.
-    made = [facts.constant_as_it_runs(arg) for arg in constants if arg in facts.made]
+    made = [facts.constants.as_it_runs(arg) for arg in constants if arg in facts.constants.made]
     several = [value for value in made if isinstance(value, Tensor) and value.dim()]
     return [*(fetch(facts.root, name) for name in sorted(names)), *several]
 

@@ -178,7 +178,7 @@ class Weigher:
         known = node in shapes and all(operand in shapes for operand in operands)
         module = None
         constants = [arg for arg in node.all_input_nodes if arg in self.facts.sources]
-        held: list[Any] = [self.facts.constant_as_it_runs(constant) for constant in constants]
+        held: list[Any] = [self.facts.constants.as_it_runs(constant) for constant in constants]
         if node.op == "call_module":
             module = fetch(self.facts.root, str(node.target))
             held.extend(own_tensors(module).values())
@@ -280,7 +280,7 @@ class _NodeRun:
 
     def _value(self, node: fx.Node) -> Any:
         if node in self.facts.sources:
-            return self.facts.constant_as_it_runs(node)
+            return self.facts.constants.as_it_runs(node)
         like = next(self.facts.root.parameters(), None)
         return _random(
             self.facts.shapes[node],
