@@ -201,14 +201,14 @@ MISTAKES = [
     Mistake(
         "hooks are ignored",
         "analysis/lifting.py",
-        "        if has_hooks(module):\n",
-        "        if False:\n",
+        "    if has_hooks(module):\n",
+        "    if False:\n",
     ),
     Mistake(
         "a forward set on the instance is ignored",
         "analysis/lifting.py",
-        '        if "forward" in vars(module):\n',
-        "        if False:\n",
+        '    if "forward" in vars(module):\n',
+        "    if False:\n",
     ),
     Mistake(
         "a module that is called twice is replaced in its place",
@@ -267,8 +267,8 @@ MISTAKES = [
     Mistake(
         "a factor per channel may widen a value of one channel",
         "analysis/lifting.py",
-        "        problem = _may_broadcast(step, node, facts, steps)\n",
-        "        problem = None\n",
+        "            return _may_broadcast(step, node, self.facts, self.steps) or step\n",
+        "            return step\n",
     ),
     Mistake(
         "parameters of different types are folded together",
