@@ -62,11 +62,8 @@ class Facts:
 
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node reads and that depend on the model's input."""
-        return [
-            argument
-            for argument in node.all_input_nodes
-            if argument not in self.sources and argument not in self.numbers
-        ]
+        sources, numbers = self.constants.sources, self.numbers
+        return [arg for arg in node.all_input_nodes if arg not in sources and arg not in numbers]
 
     def computed_for(self, nodes: Collection[fx.Node], dead: Collection[fx.Node]) -> int:
         """How many operators compute constants for some nodes alone.
