@@ -54,89 +54,14 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx
     Raises:
         ReparamError: If a rule raises, or returns something that is no form.
     """
-    steps: dict[fx.Node, Step] = {}
-    extents = Extents(steps, facts)
+    lifting = _Lifting(facts, rules, path)
     for node in graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output") or node in facts.sources:
-            continue
-        if node in facts.numbers:
-            continue
-        whole = steps.get(node.all_input_nodes[0]) if node.target is operator.getitem else None
-        if isinstance(whole, Several):
-            index = node.args[1]
-            whole_read = Refusal("several results of an operator are read at once")
-            steps[node] = whole.results[index] if isinstance(index, int) else whole_read
-            continue
-        if node.target is assign:
-            border = assigned_border(node, steps, facts)
-            if border is not None:
-                steps[node] = border
-            continue
-        found = _find_rule(node, facts, rules)
-        if found is None:
-            follows_affine = any(
-                isinstance(steps.get(arg), Affine | Commuting) for arg in node.args[:1]
-            )
-            converted = conversion(node, facts) if follows_affine else None
-            if converted is not None:
-                steps[node] = converted
-            continue
-        if isinstance(found, Refusal):
-            steps[node] = found
-            continue
-        rule, leading = found
-        step = _apply(rule, leading, node, facts, steps, extents, path)
-        if isinstance(step, Selecting):
-            step = _selected(step, node, facts, steps)
-        if step is None:
-            continue
-        if isinstance(step, Commuting) and step.copies and _is_free(node, facts):
-            step = identity(node.all_input_nodes[0])
-        if node in facts.written and not isinstance(step, Refusal):
-            problem = facts.overwrites(node)
-            step = step if problem is None else problem
-        steps[node] = step
-    return steps
-
-
-_RESHAPES = ("view", "reshape")
-
-
-def _is_free(node: fx.Node, facts: Facts) -> bool:
-    """Whether nobody sees that a copy is one: no reader asks for its layout in memory."""
-    if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
-        return False
-    readers = {reader for member in facts.alias_class(node) for reader in member.users}
-    return not any(reads_layout(reader, facts.root) for reader in readers)
-
-
-def _find_rule(
-    node: fx.Node, facts: Facts, rules: Rules
-) -> tuple[Rule, tuple[Any, ...]] | Refusal | None:
-    """The rule of a node and the arguments that come before its own."""
-    target = target_of(node, facts.root)
-    if rules.switched_off(target):
-        return Refusal("its rule is switched off for this call")
-    rule = rules.find(target)
-    if rule is None:
-        return None
-    if node.op == "call_module":
-        module = fetch(facts.root, str(node.target))
-        if has_hooks(module):
-            return Refusal("it has hooks, which would not see the same values any more")
-        if "forward" in vars(module):
-            return Refusal("its forward is set on the instance")
-        given = (*node.args, *node.kwargs.values())
-        if any(isinstance(value, tuple | list | dict) for value in given):
-            return Refusal("it is called with several values in one argument")
-        if any(value is None for value in given):
-            return Refusal("it is called with None")
-        if (special := special_tensor(module)) is not None:
-            return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
-        if facts.is_written(module):
-            return Refusal("its parameters or buffers may be written to in forward")
-        return rule, (module,)
-    return rule, ()
+        computes = node.op not in ("placeholder", "get_attr", "output")
+        if computes and node not in facts.sources and node not in facts.numbers:
+            step = lifting.step(node)
+            if step is not None:
+                lifting.steps[node] = step
+    return lifting.steps
 
 
 def target_of(node: fx.Node, root: nn.Module) -> Any:
@@ -148,47 +73,125 @@ def target_of(node: fx.Node, root: nn.Module) -> Any:
     return node.target
 
 
-def _apply(
-    rule: Rule,
-    leading: tuple[Any, ...],
-    node: fx.Node,
-    facts: Facts,
-    steps: Mapping[fx.Node, Step],
-    extents: Extents,
-    path: str,
-) -> Lifted:
-    def lifted(argument: fx.Node) -> Any:
-        if argument in facts.sources:
-            return facts.constant(argument)
-        if argument in facts.numbers:
-            return extents.of(argument, node) if operator_name(node) in _RESHAPES else UNKNOWN
-        step = steps.get(argument)
+class _Lifting:
+    """The steps of the nodes so far, and how to lift the next one."""
+
+    def __init__(self, facts: Facts, rules: Rules, path: str) -> None:
+        self.facts = facts
+        self.rules = rules
+        self.path = path
+        self.steps: dict[fx.Node, Step] = {}
+        self.extents = Extents(self.steps, facts)
+
+    def step(self, node: fx.Node) -> Step | None:
+        """What a node does to the forms of its operands; None if nothing is known of it."""
+        if node.target is operator.getitem:
+            whole = self.steps.get(node.all_input_nodes[0])
+            if isinstance(whole, Several):
+                return _one_of(whole, node.args[1])
+        if node.target is assign:
+            return assigned_border(node, self.steps, self.facts)
+        target = target_of(node, self.facts.root)
+        if self.rules.switched_off(target):
+            return Refusal("its rule is switched off for this call")
+        rule = self.rules.find(target)
+        if rule is None:
+            return self._converted(node)
+        if node.op != "call_module":
+            return self._by_rule(rule, node, None)
+        module = fetch(self.facts.root, str(node.target))
+        return _not_as_its_class(module, node, self.facts) or self._by_rule(rule, node, module)
+
+    def _converted(self, node: fx.Node) -> Step | None:
+        """A conversion of a form to a type that it has."""
+        first: Any = node.args[0] if node.args else None
+        affine = isinstance(self.steps.get(first), Affine | Commuting)
+        return conversion(node, self.facts) if affine else None
+
+    def _by_rule(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Step | None:
+        """What a rule says of a node, and what others see of that."""
+        step = self._said(rule, node, module)
+        if isinstance(step, Selecting):
+            step = _selected(step, node, self.facts, self.steps)
+        if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
+            step = identity(node.all_input_nodes[0])
+        if node in self.facts.written and not isinstance(step, Refusal | None):
+            return self.facts.overwrites(node) or step
+        return step
+
+    def _said(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Lifted:
+        """What a rule says of a node."""
+        args, kwargs = _map_nodes(
+            (tuple(node.args), dict(node.kwargs)), lambda operand: self._operand(operand, node)
+        )
+        where = f"at {join(self.path, node.name if module is None else str(node.target))}"
+        target = target_of(node, self.facts.root)
+        if module is None:
+            step = call_rule(rule, target, where, args, kwargs)
+            if isinstance(step, AffineConv):
+                step = _typed_as_constants(step, node, self.facts)
+        else:
+            try:
+                args, kwargs = _by_position(module, args, kwargs)
+            except TypeError as error:
+                return Refusal(f"its rule does not know how it is called ({error})")
+            taught = not is_built_in(rule)
+            with holding_float64(module) if taught else nullcontext():
+                step = call_rule(rule, target, where, (module, *args), kwargs)
+            if taught:
+                step = _taken_after(step, [*module.parameters(), *module.buffers()], taught=True)
+        if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, module):
+            return _may_broadcast(step, node, self.facts, self.steps) or step
+        return step
+
+    def _operand(self, operand: fx.Node, reader: fx.Node) -> Any:
+        """What the rule of a reader sees of an operand."""
+        facts = self.facts
+        if operand in facts.sources:
+            return facts.constant(operand)
+        if operand in facts.numbers:
+            reshapes = operator_name(reader) in _RESHAPES
+            return self.extents.of(operand, reader) if reshapes else UNKNOWN
+        step = self.steps.get(operand)
         if isinstance(step, Stacked):
             return step
-        return identity(argument, facts.ranks.get(argument), facts.ones.get(argument, 0))
+        return identity(operand, facts.ranks.get(operand), facts.ones.get(operand, 0))
 
-    args = _map_nodes(node.args, lifted)
-    kwargs = {name: _map_nodes(value, lifted) for name, value in node.kwargs.items()}
-    target = target_of(node, facts.root)
-    where = f"at {join(path, str(node.target) if leading else node.name)}"
-    taught = bool(leading) and not is_built_in(rule)
-    try:
-        if leading:
-            args, kwargs = _by_position(leading[0], args, kwargs)
-    except TypeError as error:
-        return Refusal(f"its rule does not know how it is called ({error})")
-    with holding_float64(leading[0]) if taught else nullcontext():
-        step = call_rule(rule, target, where, (*leading, *args), kwargs)
-    if taught:
-        step = _taken_after(step, [*leading[0].parameters(), *leading[0].buffers()], taught=True)
-    elif not leading and isinstance(step, AffineConv):
-        made = not facts.made.isdisjoint(node.all_input_nodes)
-        step = _taken_after(step, _sources(node, facts), made=made)
-    if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, leading):
-        problem = _may_broadcast(step, node, facts, steps)
-        if problem is not None:
-            return problem
-    return step
+
+_RESHAPES = ("view", "reshape")
+
+
+def _one_of(whole: Several, index: Any) -> Step:
+    """One of several results of an operator."""
+    if isinstance(index, int):
+        return whole.results[index]
+    return Refusal("several results of an operator are read at once")
+
+
+def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal | None:
+    """Why a module may compute something else than the rule of its class says."""
+    given = (*node.args, *node.kwargs.values())
+    if has_hooks(module):
+        return Refusal("it has hooks, which would not see the same values any more")
+    if "forward" in vars(module):
+        return Refusal("its forward is set on the instance")
+    if any(isinstance(value, tuple | list | dict) for value in given):
+        return Refusal("it is called with several values in one argument")
+    if any(value is None for value in given):
+        return Refusal("it is called with None")
+    if (special := special_tensor(module)) is not None:
+        return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
+    if facts.memory.is_written(module):
+        return Refusal("its parameters or buffers may be written to in forward")
+    return None
+
+
+def _is_free(node: fx.Node, facts: Facts) -> bool:
+    """Whether nobody sees that a copy is one: no reader asks for its layout in memory."""
+    if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
+        return False
+    readers = {reader for member in facts.alias_class(node) for reader in member.users}
+    return not any(reads_layout(reader, facts.root) for reader in readers)
 
 
 @contextmanager
@@ -227,9 +230,9 @@ def _selected(
     return parts[0] if selecting.single else Several(tuple(parts))
 
 
-def _counts_channels(node: fx.Node, leading: tuple[Any, ...]) -> bool:
+def _counts_channels(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether an operator raises unless its input has as many channels as its parameters."""
-    name = type(leading[0]).__name__ if leading else operator_name(node)
+    name = operator_name(node) if module is None else type(module).__name__
     return any(part in name.lower() for part in ("conv", "linear", "batch_norm", "batchnorm"))
 
 
@@ -264,14 +267,16 @@ def _by_position(
     return bound.args[1:], bound.kwargs
 
 
-def _sources(node: fx.Node, facts: Facts) -> list[Any]:
-    """The parameters that the constants of a call are made of, and what is made of numbers."""
+def _typed_as_constants(step: AffineConv, node: fx.Node, facts: Facts) -> Lifted:
+    """A form with the type of the parameters that the constants of a call are made of."""
     constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
     names = {name for arg in constants for name in facts.sources[arg]}
+    made = [arg for arg in constants if arg in facts.constants.made]
     # What is made of numbers is seen in a run. A scalar takes on another's type.
-    made = [facts.constant_as_it_runs(arg) for arg in constants if arg in facts.made]
-    several = [value for value in made if isinstance(value, Tensor) and value.dim()]
-    return [*(fetch(facts.root, name) for name in sorted(names)), *several]
+    values = [facts.constants.as_it_runs(arg) for arg in made]
+    several = [value for value in values if isinstance(value, Tensor) and value.dim()]
+    tensors = [*(fetch(facts.root, name) for name in sorted(names)), *several]
+    return _taken_after(step, tensors, made=bool(made))
 
 
 def _taken_after(

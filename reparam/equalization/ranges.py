@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 NEGLIGIBLE = -24.0
+"""Logarithm of the range, beside the largest of its tensor, from which a channel counts as dead."""
 
 TOLERANCE = 1e-3
+"""Change of all logarithms below which nothing changes any more."""
 
 _MOST_ROUNDS = 500
 
@@ -159,8 +161,3 @@ def _turns(sides: Sequence[_Side], free: Tensor) -> list[_Turn]:
             left[groups] = False
             turns.append(_Turn(groups, sides, len(free)))
     return turns
-
-
-"""Logarithm of the range, beside the largest of its tensor, from which a channel counts as dead."""
-
-"""Change of all logarithms below which nothing changes any more."""

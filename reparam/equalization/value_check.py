@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx
 
 from reparam.equalization.new_weights import Rescaling
-from reparam.modules.float64 import call_exact, in_float64, run_function
 from reparam.modules.tree import fetch
 from reparam.planning.parts import Part
 from reparam.report.rows import described
+from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
-from reparam.verification.random_runs import is_known, random_inputs, runs_alone
+from reparam.verification.random_runs import random_inputs, try_to_run
 from reparam.verification.region_check import REGION_BOUND
 
 
@@ -77,51 +77,25 @@ def _compare(
     part: Part, inputs: Mapping[fx.Node, Tensor], new: Mapping[str, Tensor], rescaling: Rescaling
 ) -> set[fx.Node]:
     """The values that were compared."""
-    sources = part.facts.sources
-    by_identity = {id(fetch(part.trace.root, path)): tensor for path, tensor in new.items()}
-    before: dict[fx.Node, Any] = {}
-    after: dict[fx.Node, Any] = {}
+    root, graph = part.trace.root, part.trace.graph
+    weights = {id(fetch(root, path)): tensor for path, tensor in new.items()}
+    before = ExactRun(part.facts, dict(inputs))
+    after = ExactRun(part.facts, {node: x.clone() for node, x in inputs.items()}, weights)
+    for node in graph.find_nodes(op="get_attr"):
+        parameter = fetch(root, str(node.target))
+        if id(parameter) in weights:
+            after.values[node] = weights[id(parameter)]
     reached: set[fx.Node] = set()
-    last = {operand: node for node in part.facts.order for operand in node.all_input_nodes}
+    last_reader = {operand: node for node in part.facts.order for operand in node.all_input_nodes}
     for node in part.facts.order:
-        if node in inputs:
-            before[node], after[node] = inputs[node], inputs[node].clone()
-            continue
-        if node.op in ("placeholder", "output", "get_attr") or node in sources:
-            continue
-        if not is_known((node.args, node.kwargs), before, part) or not runs_alone(node, part):
-            continue
-        state = torch.get_rng_state()
-        before[node] = _run(node, before, {}, part)
-        if not torch.equal(torch.get_rng_state(), state):
-            del before[node]
-            continue
-        after[node] = _run(node, after, by_identity, part)
-        _compare_value(node, before[node], after[node], rescaling)
-        reached.add(node)
+        if try_to_run(node, before, part) and try_to_run(node, after, part):
+            _compare_value(node, before.values[node], after.values[node], rescaling)
+            reached.add(node)
         for operand in node.all_input_nodes:
-            if last[operand] is node:
-                before.pop(operand, None)
-                after.pop(operand, None)
+            if last_reader[operand] is node:
+                before.values.pop(operand, None)
+                after.values.pop(operand, None)
     return reached
-
-
-def _run(node: fx.Node, values: dict[fx.Node, Any], new: Mapping[int, Tensor], part: Part) -> Any:
-    root = part.trace.root
-
-    def read(operand: fx.Node) -> Any:
-        if operand in values:
-            return values[operand]
-        if operand.op == "get_attr" and id(held := fetch(root, str(operand.target))) in new:
-            return new[id(held)]
-        return in_float64(part.facts.constant(operand))
-
-    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
-    if node.op != "call_module":
-        return run_function(node, args, kwargs)
-    module = fetch(root, str(node.target))
-    exact = {name: new[id(t)] for name, t in module.named_parameters() if id(t) in new}
-    return call_exact(module, args, kwargs, exact)
 
 
 def _compare_value(node: fx.Node, before: Any, after: Any, rescaling: Rescaling) -> None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from reparam.modules.state import undisturbed
-from reparam.modules.tree import fetch, has_hooks, join, own_tensors
+from reparam.modules.tree import has_hooks, join, own_tensors
 
 
 def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -35,6 +35,10 @@ def in_float64(value: Any) -> Any:
     """A floating-point tensor in float64; anything else as it is."""
     floats = isinstance(value, Tensor) and value.is_floating_point()
     return value.double() if floats else value
+
+
+TYPES_MAY_DIFFER = ContextVar("TYPES_MAY_DIFFER", default=False)
+"""Whether fused code runs in another type than it was traced with, to see what it computes."""
 
 
 class Widened(TorchDispatchMode):
@@ -68,7 +72,7 @@ def call_exact(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    exact: Mapping[str, Tensor] | None = None,
+    exact: Mapping[int, Tensor],
     without: Collection[str] = (),
 ) -> Any:
     """Call a module in float64, without a copy of it.
@@ -77,13 +81,12 @@ def call_exact(
         module: The module.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        exact: Parameters of it that are known more exactly than it holds them.
+        exact: What it uses instead of some parameters, by the identity of these.
         without: Paths of its parts whose tensors are not used.
     """
     unused = tuple(f"{path}." for path in without)
-    better = {id(fetch(module, name)): tensor for name, tensor in (exact or {}).items()}
-    given = {
-        join(path, name): better[id(tensor)] if id(tensor) in better else tensor.detach().double()
+    weights = {
+        join(path, name): exact[id(tensor)] if id(tensor) in exact else tensor.detach().double()
         for path, part in module.named_modules()  # each once, since each is put back once
         if not f"{path}.".startswith(unused)
         for name, tensor in own_tensors(part).items()
@@ -94,7 +97,7 @@ def call_exact(
             around.enter_context(undisturbed(module))
             around.enter_context(Widened())  # type: ignore[no-untyped-call]
         around.enter_context(of_any_type())
-        return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
+        return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
 
 
 def _only_computes(module: nn.Module) -> bool:
@@ -116,12 +119,9 @@ _LAYERS = {
 
 @contextmanager
 def of_any_type() -> Iterator[None]:
-    """Run fused code in another type than it was traced with, to see what it computes."""
+    """Let `TYPES_MAY_DIFFER` be true meanwhile."""
     token = TYPES_MAY_DIFFER.set(True)
     try:
         yield
     finally:
         TYPES_MAY_DIFFER.reset(token)
-
-
-TYPES_MAY_DIFFER = ContextVar("TYPES_MAY_DIFFER", default=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from math import inf, isnan, prod
 from typing import Any
 
@@ -178,7 +179,7 @@ class Weigher:
         known = node in shapes and all(operand in shapes for operand in operands)
         module = None
         constants = [arg for arg in node.all_input_nodes if arg in self.facts.sources]
-        held: list[Any] = [self.facts.constant_as_it_runs(constant) for constant in constants]
+        held: list[Any] = [self.facts.constants.as_it_runs(constant) for constant in constants]
         if node.op == "call_module":
             module = fetch(self.facts.root, str(node.target))
             held.extend(own_tensors(module).values())
@@ -266,27 +267,26 @@ class _NodeRun:
         self.node = node
         self.module = module
         self.facts = facts
-        self.arguments: tuple[Any, Any] | None = None
 
     def __call__(self) -> Any:
-        if self.arguments is None:
-            self.arguments = fx.map_arg((self.node.args, self.node.kwargs), self._value)
-            if not type(self.module).__module__.startswith("torch.nn.modules"):
-                self.module = deepcopy(self.module)  # it may count its calls
-        args, kwargs = self.arguments
-        if self.module is not None:
-            return self.module(*args, **kwargs)
-        return run_function(self.node, args, kwargs)
+        return self._bound()
+
+    @cached_property
+    def _bound(self) -> Callable[[], Any]:
+        """The operator with its operands, which are made once."""
+        args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), self._value)
+        if self.module is None:
+            return partial(run_function, self.node, args, kwargs)
+        ours = type(self.module).__module__.startswith("torch.nn.modules")
+        module = self.module if ours else deepcopy(self.module)  # it may count its calls
+        return partial(module, *args, **kwargs)
 
     def _value(self, node: fx.Node) -> Any:
         if node in self.facts.sources:
-            return self.facts.constant_as_it_runs(node)
+            return self.facts.constants.as_it_runs(node)
         like = next(self.facts.root.parameters(), None)
-        return _random(
-            self.facts.shapes[node],
-            self.facts.dtypes[node],
-            None if like is None else like.device,
-        )
+        device = None if like is None else like.device
+        return _random(self.facts.shapes[node], self.facts.dtypes[node], device)
 
 
 class _FormRun:
@@ -327,6 +327,7 @@ def _random(
 
 
 _SECONDS = 0.02
+"""How long an operator is run again and again."""
 
 
 class LatencyCost:
@@ -360,6 +361,3 @@ def _time(operator: Operator) -> float:
 def latency() -> Measure:
     """The time that operators take on this machine; every call measures anew."""
     return Measure(LatencyCost(), "microseconds", needs_sizes=True)
-
-
-"""How long an operator is run again and again."""

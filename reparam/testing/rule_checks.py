@@ -110,6 +110,17 @@ def rulecheck(
         True
     """
     load_rules()
+    return _checked(target, input_shape, arguments, rules, draws, seed)
+
+
+def _checked(
+    target: Any,
+    input_shape: Sequence[int],
+    arguments: tuple[Any, ...],
+    rules: Mapping[Target, Rule | None] | None,
+    draws: int,
+    seed: int,
+) -> RuleCheck:
     if inspect.isclass(target):
         raise ReparamError(f"rulecheck needs a module, not the class {target.__name__}: build one")
     shape = tuple(input_shape)
@@ -133,19 +144,27 @@ def rulecheck(
                 if step is None or isinstance(step, Refusal):
                     refusals[str(step or "it is not about such a call")] = None
                     continue
+                weights = "random weights" if drawn else "the weights as they are"
                 for case in cases(_Setting(specimen, step, shape, generator, rules)):
-                    error, text = difference(case.forward, case.formal, case.x, case.count)
-                    if text:
-                        raise RuleCheckError(
-                            f"the rule {name} does not say what forward computes. What differs is "
-                            f"{text}. That was found {case.where}, with an input of shape "
-                            f"{tuple(case.x.shape)} and "
-                            f"{'random weights' if drawn else 'the weights as they are'}"
-                        )
-                    errors.append(error)
+                    errors.append(_error(case, name, weights))
     if not errors and not refusals:
         refusals["no network that was tried fuses with it"] = None
     return RuleCheck(name, len(errors), max(errors, default=0.0), tuple(refusals))
+
+
+def _error(case: _Case, rule: str, weights: str) -> float:
+    """The rounding error of a form.
+
+    Raises:
+        RuleCheckError: If it is more than rounding.
+    """
+    error, text = difference(case.forward, case.formal, case.x, case.count)
+    if text:
+        raise RuleCheckError(
+            f"the rule {rule} does not say what forward computes. What differs is {text}. That was "
+            f"found {case.where}, with an input of shape {tuple(case.x.shape)} and {weights}"
+        )
+    return error
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from reparam.rules.steps import Selecting
 Pair = tuple[nn.Module | None, nn.Module | None]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""By the number of spatial axes."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -213,6 +214,3 @@ def input_of(before: nn.Module | None, count: int, shape: Sequence[int]) -> tupl
     for index, stride in enumerate(strides, len(sizes) - len(strides)):
         sizes[index] *= stride
     return tuple(sizes)
-
-
-"""By the number of spatial axes."""

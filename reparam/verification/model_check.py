@@ -18,8 +18,10 @@ from reparam.modules.float64 import Widened, copied, in_float64, of_any_type
 from reparam.modules.state import undisturbed
 
 EXACT_BOUND = 1e-9
+"""Largest relative difference of two models in float64."""
 
 FACTOR = 4
+"""How many times the error of the original, and one rounding, a changed model may have."""
 
 
 class DifferenceError(Exception):
@@ -113,11 +115,6 @@ def _layout(leaves: Sequence[Any]) -> list[Any]:
 def _largest(actual: Sequence[Any], expected: Sequence[Any]) -> float:
     pairs = zip(_floats(actual), _floats(expected), strict=True)
     return max((relative_error(one, two) for one, two in pairs), default=0.0)
-
-
-"""Largest relative difference of two models in float64."""
-
-"""How many times the error of the original, and one rounding, a changed model may have."""
 
 
 # -- Whole models ---------------------------------------------------------------------------------

@@ -8,21 +8,14 @@ becomes another one in its place, there is nothing to run: the region itself was
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Collection, Set
 from types import NoneType
-from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor, nn
 
 from reparam.algebra.lowering import lower
-from reparam.capture.structures import filled, nodes_in
+from reparam.capture.structures import nodes_in
 from reparam.capture.trace import Call
-from reparam.modules.float64 import call_exact, copied, in_float64
 from reparam.modules.tree import fetch
 from reparam.planning.parts import Part
 from reparam.planning.regions import Region
@@ -31,8 +24,14 @@ from reparam.rewriting.graft import Grafted
 from reparam.rewriting.new_code import GraftError
 from reparam.rewriting.placement import frame_of
 from reparam.rewriting.rewriter import Rewriter
-from reparam.verification.model_check import relative_error
-from reparam.verification.random_runs import execute, is_known, may_run, random_inputs, runs_alone
+from reparam.verification.call_samples import (
+    MODULE_BOUND,
+    Sample,
+    is_chaotic,
+    module_error,
+    sample_calls,
+)
+from reparam.verification.random_runs import may_run
 
 
 class MismatchError(GraftError):
@@ -95,10 +94,10 @@ class Check:
         module, sample = fetch(root, call.path), self.samples[call]
         inner = self._inner(call, able)
         try:
-            exact = self._weights(call, rewritten, inner)
+            exact = self._weights(call, rewritten, root, inner)
             error = module_error(module, sample, exact, inner)
             if not error <= MODULE_BOUND and inner:  # it may use more of its parts than it calls
-                exact = self._weights(call, rewritten, ())
+                exact = self._weights(call, rewritten, root, ())
                 error = module_error(module, sample, exact)
         except Exception as problem:  # the new code does not run
             reason = f"its new code raises {type(problem).__name__}: {problem}"
@@ -155,19 +154,26 @@ class Check:
         return closed
 
     def _weights(
-        self, call: Call, rewritten: Rewrite, without: Collection[str]
-    ) -> dict[str, Tensor]:
-        """The new weights inside a module before they were rounded, but for those in some parts."""
+        self, call: Call, rewritten: Rewrite, root: nn.Module, without: Collection[str]
+    ) -> dict[int, Tensor]:
+        """What the new weights in a module were before they were rounded, by the identity of these.
+
+        Args:
+            call: The call of the module.
+            rewritten: What was changed.
+            root: The changed root of the part.
+            without: Paths in the module of parts whose weights are left out.
+        """
         prefix = f"{call.path}." if call.path else ""
         left_out = tuple(f"{prefix}{path}." for path in without)
-        exact: dict[str, Tensor] = {}
+        exact: dict[int, Tensor] = {}
         for region in self.regions:
             path, form = rewritten.names[region.value], region.form
             if path.startswith(prefix) and not path.startswith(left_out):
                 device = None if form.like is None else form.like.device
                 module = lower(form, *form.weights.evaluate(device))
                 for name, parameter in module.named_parameters():
-                    exact[f"{path[len(prefix) :]}.{name}"] = parameter
+                    exact[id(fetch(root, f"{path}.{name}"))] = parameter
         return exact
 
 
@@ -184,188 +190,3 @@ def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:
     return fetch(root, new) is rewritten.modules[new] and all(
         type(fetch(root, path)) in (nn.Identity, NoneType) for path in others
     )
-
-
-MODULE_BOUND = 1e-6
-
-"""Largest relative difference of a module, in float64; regions have a bound near rounding."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one call was given and what it returned."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-
-
-def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
-    """Run the graph of a part on a random input and keep what some calls got and returned.
-
-    Args:
-        part: The part; its graph is not edited yet.
-        calls: The calls.
-
-    Returns:
-        The samples; calls that depend on code of the user's or on random numbers have none, and
-        there are none at all if no input of a usual size works.
-    """
-    for inputs in random_inputs(part):
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                return _run(part, inputs, calls)
-        except Exception:  # another size, perhaps
-            continue
-    return {}
-
-
-def module_error(
-    module: nn.Module,
-    sample: Sample,
-    exact: Mapping[str, Tensor],
-    inner: Mapping[str, Sample] | None = None,
-) -> float:
-    """How far what a module returns is from a sample, in float64.
-
-    Args:
-        module: The module with its new code.
-        sample: What it was given, and returned before.
-        exact: Weights of it that are known more exactly than it holds them.
-        inner: Parts of it, by path, that need not run: they are to be given what their sample was
-            given, and return what it returned.
-
-    Returns:
-        The largest relative difference, those of what the parts are given included.
-    """
-    with _standing_in(module, inner or {}) as errors:
-        result = _again(module, (sample.args, sample.kwargs), exact, inner or ())
-    return max(_difference(sample.result, result), *errors, 0.0)
-
-
-@contextmanager
-def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[list[float]]:
-    """Let parts of a module return what they did; collects the errors of what they are given."""
-    errors: list[float] = []
-    with ExitStack() as stack:
-        for path, sample in inner.items():
-            part = fetch(module, path)
-            before = dict(vars(part))
-            stack.callback(vars(part).update, before)
-            stack.callback(vars(part).pop, "forward")
-
-            def replay(*args: Any, sample: Sample = sample, **kwargs: Any) -> Any:
-                errors.append(_difference((sample.args, sample.kwargs), (args, kwargs)))
-                return copied(sample.result)
-
-            vars(part)["forward"] = replay
-        yield errors
-
-
-def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[str, Tensor]) -> bool:
-    """Whether rounding of the inputs changes what a module returns beyond recognition.
-
-    Args:
-        module: The module with its new code.
-        sample: What it was given.
-        exact: Weights of it that are known more exactly than it holds them.
-    """
-    given = (sample.args, sample.kwargs)
-    generator = torch.Generator("cpu").manual_seed(0)
-
-    def rounded(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        signs = torch.randint(-1, 2, value.shape, generator=generator).to(value)
-        return value * (1 + _ROUNDING * signs)
-
-    one, two = (_again(module, inputs, exact) for inputs in (given, tree_map(rounded, given)))
-    return _difference(one, two) > MODULE_BOUND
-
-
-def _again(
-    module: nn.Module,
-    given: tuple[Any, Any],
-    exact: Mapping[str, Tensor],
-    without: Collection[str] = (),
-) -> Any:
-    args, kwargs = copied(given)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return call_exact(module, args, kwargs, exact, without)
-
-
-def _difference(before: Any, after: Any) -> float:
-    """The largest relative difference of any tensor; infinite if their shapes differ."""
-    ones, others = (
-        [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-        for value in (before, after)
-    )
-    if [tensor.shape for tensor in ones] != [tensor.shape for tensor in others]:
-        return float("inf")
-    return max(
-        (relative_error(other, one) for one, other in zip(ones, others, strict=True)), default=0.0
-    )
-
-
-# -- Running --------------------------------------------------------------------------------------
-
-
-def _run(
-    part: Part, inputs: Mapping[fx.Node, Tensor], calls: Collection[Call]
-) -> dict[Call, Sample]:
-    order, sources = part.facts.order, part.facts.sources
-    inside: dict[Call, list[fx.Node]] = {call: [] for call in calls}
-    for node, caller in part.trace.caller.items():
-        if node.op not in ("placeholder", "output", "get_attr"):
-            for call in inside.keys() & set(caller.ancestry()):
-                inside[call].append(node)
-    starting: dict[fx.Node, list[Call]] = {}
-    ending: dict[fx.Node, list[Call]] = {}
-    for call, nodes in inside.items():
-        if nodes:
-            starting.setdefault(min(nodes, key=order.__getitem__), []).append(call)
-            ending.setdefault(max(nodes, key=order.__getitem__), []).append(call)
-    values: dict[fx.Node, Any] = {}
-    given: dict[Call, Any] = {}
-    samples: dict[Call, Sample] = {}
-
-    def read(node: fx.Node) -> Any:
-        if node not in values:
-            values[node] = in_float64(part.facts.constant(node))
-        return values[node]
-
-    for node in order:
-        for call in starting.get(node, ()):
-            if is_known((call.args, call.kwargs), values, part):
-                given[call] = copied(filled((call.args, call.kwargs), read))
-        if node in inputs:
-            values[node] = inputs[node]
-        elif node.op not in ("placeholder", "output", "get_attr") and node not in sources:
-            known = is_known((node.args, node.kwargs), values, part)
-            if known and runs_alone(node, part):
-                execute(node, values, read, part)
-        for call in ending.get(node, ()):
-            # Nothing in it may be unknown, even what does not reach its result.
-            complete = all(n in values or n in sources for n in inside[call])
-            if call in given and complete and is_known(call.result, values, part):
-                result = copied(filled(call.result, read))
-                if _is_usual(result):
-                    args, kwargs = given[call]
-                    samples[call] = Sample(args, kwargs, result)
-    return samples
-
-
-def _is_usual(result: Any) -> bool:
-    """Whether a result neither overflows nor all but vanishes, where float64 has fewer digits."""
-    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    largest = [float(t.abs().max()) for t in tensors if t.is_floating_point() and t.numel()]
-    return bool(tensors) and all(not one or _FAINT < one < inf for one in largest)
-
-
-_FAINT = 1e-290
-
-"""Values near the smallest that float64 holds have fewer digits."""
-
-_ROUNDING = 2.0**-52
-
-"""One unit in the last place of 1, in float64."""

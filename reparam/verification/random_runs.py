@@ -1,14 +1,12 @@
-"""Run the modules that get new code on random inputs, before and after: do they still agree?
+"""Run the graph of a part in float64 on random inputs, as far as that tells something.
 
-Regions are checked by themselves, which does not see a mistake in how they were put back. So the
-graph as it was runs once, in float64 on an input as small as works, and what every module was given
-and what it returned is kept; its new code must return the same.
+Nobody's own code is run, and no operator whose value jumps where its operand is rounded, or is
+drawn at random: what cannot be run is not known, nor is what depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,18 +15,14 @@ from torch.utils._pytree import tree_leaves
 from reparam.algebra.affine import AffineConv
 from reparam.analysis.ranks import keeps_shape
 from reparam.capture.operators import Trait, converts, has_known_name, traits
-from reparam.capture.structures import nodes_in
-from reparam.modules.float64 import call_exact, run_function
 from reparam.modules.tree import fetch, has_hooks
 from reparam.planning.parts import Part
 from reparam.rules import Commuting
+from reparam.verification.exact_run import ExactRun
 
 _SIZES = {1: (64, 2048), 2: (32, 64), 3: (16, 32)}
-
-
-def may_run(module: nn.Module) -> bool:
-    """Whether running a module calls nobody who listens."""
-    return not any(map(has_hooks, module.modules()))
+"""Usual sizes of a spatial axis, by how many of them there are; the second are tried if the first
+are too small."""
 
 
 # -- Inputs ---------------------------------------------------------------------------------------
@@ -81,15 +75,35 @@ def _layout(node: fx.Node, part: Part) -> tuple[int, dict[int, int]] | None:
     return (rank, sizes) if rank > 1 and all(-axis < rank for axis in sizes) else None
 
 
-def is_known(structure: Any, values: Mapping[fx.Node, Any], part: Part) -> bool:
-    """Whether all nodes in a structure have a value, or are constants."""
-    nodes: list[fx.Node] = []
-    fx.map_arg(structure, nodes.append)
-    nodes.extend(nodes_in(structure))
-    return all(node in values or node in part.facts.sources for node in nodes)
+# -- Runs -----------------------------------------------------------------------------------------
 
 
-def runs_alone(node: fx.Node, part: Part) -> bool:
+def try_to_run(node: fx.Node, run: ExactRun, part: Part) -> bool:
+    """Run a node, if that gives a function of its operands in float64.
+
+    Args:
+        node: The node.
+        run: What ran so far.
+        part: The part; its graph is not edited yet.
+
+    Returns:
+        Whether its value is known now.
+    """
+    if node.op in ("placeholder", "output", "get_attr") or node in part.facts.sources:
+        return False
+    if not run.knows((node.args, node.kwargs)) or not _runs_alone(node, part):
+        return False
+    before = torch.get_rng_state()
+    run.run(node)
+    is_random = not torch.equal(torch.get_rng_state(), before)
+    tensors = [leaf for leaf in tree_leaves(run.values[node]) if isinstance(leaf, Tensor)]
+    if is_random or any(t.is_floating_point() and t.dtype != torch.float64 for t in tensors):
+        del run.values[node]
+        return False
+    return True
+
+
+def _runs_alone(node: fx.Node, part: Part) -> bool:
     """Whether running a node runs nobody's own code, and its value does not jump."""
     if node.op == "call_module":
         module = fetch(part.trace.root, str(node.target))
@@ -106,20 +120,6 @@ def runs_alone(node: fx.Node, part: Part) -> bool:
     return node in part.steps or has_known_name(node.target)
 
 
-def execute(node: fx.Node, values: dict[fx.Node, Any], read: Any, part: Part) -> None:
-    """Run one node of a graph, if its operands are there."""
-    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
-    before = torch.get_rng_state()
-    result: Any
-    if node.op == "call_module":
-        module = fetch(part.trace.root, str(node.target))
-        result = call_exact(module, args, kwargs)
-    elif converts(node):
-        result = args[0]
-    else:
-        result = run_function(node, args, kwargs)
-    if not torch.equal(torch.get_rng_state(), before):
-        return  # a random number
-    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    if all(not t.is_floating_point() or t.dtype == torch.float64 for t in tensors):
-        values[node] = result
+def may_run(module: nn.Module) -> bool:
+    """Whether running a module calls nobody who listens."""
+    return not any(map(has_hooks, module.modules()))

@@ -1,4 +1,4 @@
-"""Compare original and fused: one region on a small random input, or whole models.
+"""Compare one region with the operator that is to replace it, on a small random input.
 
 Every region is compared in float64 before its weights are rounded, so the bound is near float64
 rounding whatever the dtype of the model.
@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reparam.algebra.geometry import Axis
 from reparam.algebra.lowering import run_operator
 from reparam.analysis.facts import Facts
-from reparam.capture.operators import converts
 from reparam.errors import Refusal
-from reparam.modules.float64 import call_exact, in_float64, run_function
-from reparam.modules.tree import fetch
 from reparam.planning.regions import Absorbed, Region, Share
+from reparam.verification.exact_run import ExactRun
 
 REGION_BOUND = 1e-9
-
+"""Largest relative difference of a region, in float64."""
 
 NOT_FINITE = Refusal("a weight is NaN or infinite")
 
@@ -114,39 +113,48 @@ def _difference(expected: Tensor, actual: Tensor, region: Region) -> float:
 
 def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
     """The smallest input that has a border, an interior and a second stride; then larger ones."""
-    form, path = region.form, region.path
-    first = next((link.form for link in path if link.form and link.form.axes is not None), form)
-    axes = first.axes or ()
-    if region.base in facts.shapes:
-        shape = list(facts.shapes[region.base])
-    else:
-        rank = facts.ranks.get(region.base, max(len(axes) + 2, 2))
-        shape = [4 if not axes else 2] * rank
-        shape[-len(axes) - 1] = form.in_channels or 1
-    if region.base in facts.shapes and path[0].form is None:
-        yield tuple(shape)
+    forms = (link.form for link in region.path if link.form and link.form.axes is not None)
+    axes = next(forms, region.form).axes or ()
+    channels = region.form.in_channels or 1
+    seen = facts.shapes.get(region.base)
+    if seen is not None and region.path[0].form is None:
+        yield tuple(seen)  # a view may be one for this shape alone
         return
+    shape = list(seen or ())
+    if seen is None:
+        rank = facts.ranks.get(region.base, max(len(axes) + 2, 2))
+        shape = [2 if axes else 4] * rank
+        shape[-len(axes) - 1] = channels
+    small = _smallest(shape, axes, region.form.axes or ())
+    yield small
+    first = len(small) - len(axes)
+    for size in (8, 32):
+        yield (*small[:first], *(max(length, size) for length in small[first:]))
+    if seen is not None:
+        yield tuple(seen)
+    elif any(link.commuting is not None for link in region.path):
+        for axis in range(len(small)):  # views moved the channels to the axis that is known
+            yield tuple(channels if index == axis else 3 for index in range(len(small)))
+
+
+def _smallest(
+    shape: Sequence[int], axes: Sequence[Axis], composite: Sequence[Axis]
+) -> tuple[int, ...]:
+    """A shape whose spatial axes are as small as tells.
+
+    Args:
+        shape: A shape that the region takes.
+        axes: The axes of the first operator.
+        composite: Those of the new operator.
+    """
     small = list(shape)
-    composite = form.axes or ()
     for index, axis in enumerate(composite if len(composite) == len(axes) else axes):
         small[index - len(axes)] = axis.reach + axis.stride + 1 - min(axis.before + axis.after, 0)
     if axes and len(small) > len(axes) + 1:
         small[0] = 1
     elif not axes and len(small) > 1:
         small[0] = max(small[0], 4)  # of one row nobody can tell how much a channel varies
-    yield tuple(small)
-    for size in (8, 32):
-        yield tuple(
-            max(length, size) if index >= len(small) - len(axes) else length
-            for index, length in enumerate(small)
-        )
-    if region.base in facts.shapes:
-        yield tuple(shape)
-    elif any(link.commuting is not None for link in path):
-        for channel in range(len(small)):  # views moved the channels to the axis that is known
-            yield tuple(
-                (form.in_channels or 1) if index == channel else 3 for index in range(len(small))
-            )
+    return tuple(small)
 
 
 def _adjusted(
@@ -157,52 +165,56 @@ def _adjusted(
     facts: Facts,
 ) -> Any:
     """What a value was, with the terms and the scales that join it."""
-    needed = _between(region.base, value, facts, {})
-    result = _run(value, needed, {region.base: x.clone()}, facts, {})
-    for one in adjustments:
-        if isinstance(one, Share):
-            result = _scaled(result, one, region, facts)
+    result = _as_it_was(value, region.base, x.clone(), facts)
+    for joined in adjustments:
+        if isinstance(joined, Share):
+            result = _scaled(result, joined, region, facts)
         else:
-            result = result + _adjusted(one.term, one.adjustments, x, region, facts)
+            result = result + _adjusted(joined.term, joined.adjustments, x, region, facts)
     return result
 
 
 def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Tensor:
     """What a scale makes of one operand of what it scales, the others being zero."""
     link, channels = share.link, share.channels
-    nodes = _between(link.base, link.value, facts, {})
     axis = x.dim() - len(region.form.axes or ()) - 1
 
     def scale(part: Tensor) -> Tensor:
+        scaled: Tensor
         if channels is None or share.total is None:
-            scaled: Tensor = _run(link.value, nodes, {link.base: part}, facts, {})
+            scaled = _as_it_was(link.value, link.base, part, facts)
             return scaled
         shape = list(part.shape)
         shape[axis] = share.total
         whole = part.new_zeros(shape)
         whole.narrow(axis, channels.start, len(channels)).copy_(part)
-        scaled = _run(link.value, nodes, {link.base: whole}, facts, {})
+        scaled = _as_it_was(link.value, link.base, whole, facts)
         return scaled.narrow(axis, channels.start, len(channels))
 
     return scale(x) if share.shifts else scale(x) - scale(torch.zeros_like(x))
+
+
+def _as_it_was(value: fx.Node, base: fx.Node, x: Tensor, facts: Facts) -> Any:
+    """What the original graph makes of a value of the base."""
+    return _run(value, _between(base, value, facts, {}), {base: x}, facts, {})
 
 
 def _between(
     base: fx.Node, value: fx.Node, facts: Facts, replacements: Mapping[fx.Node, Any]
 ) -> list[fx.Node]:
     """The nodes to run, in order, from one value to another."""
-    found: set[fx.Node] = set()
+    between: set[fx.Node] = set()
     pending = [value]
     while pending:
         node = pending.pop()
-        if node in found or node is base or node in facts.sources:
+        if node in between or node is base or node in facts.sources:
             continue
         if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[base]):
             raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
-        found.add(node)
+        between.add(node)
         replacement = replacements.get(node)
         pending.extend(node.all_input_nodes if replacement is None else (replacement[0],))
-    return sorted(found, key=facts.order.__getitem__)
+    return sorted(between, key=facts.order.__getitem__)
 
 
 def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
@@ -223,30 +235,16 @@ def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
 def _run(
     value: fx.Node,
     nodes: Sequence[fx.Node],
-    values: dict[fx.Node, Any],
+    given: Mapping[fx.Node, Tensor],
     facts: Facts,
     replacements: Mapping[fx.Node, Any],
 ) -> Any:
-    def read(node: fx.Node) -> Any:
-        if node in values:
-            return values[node]
-        values[node] = in_float64(facts.constant(node))
-        return values[node]
-
+    """The value of a node, once those before it ran, some of them replaced."""
+    run = ExactRun(facts, dict(given))
     for node in nodes:
         if node in replacements:
             source, function = replacements[node]
-            values[node] = function(values[source])
-            continue
-        args = fx.map_arg(node.args, read)
-        kwargs = fx.map_arg(node.kwargs, read)
-        if converts(node):  # a region takes in none that does anything
-            values[node] = args[0]
-        elif node.op == "call_module":
-            values[node] = call_exact(fetch(facts.root, str(node.target)), args, kwargs)
+            run.values[node] = function(run.values[source])
         else:
-            values[node] = run_function(node, args, kwargs)
-    return values[value]
-
-
-"""Largest relative difference of a region, in float64."""
+            run.run(node)
+    return run.values[value]

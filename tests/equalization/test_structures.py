@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.rules import registry
 from tests.equalization.spreading import equalized, image, scaled, spread
+from tests.support.errors import relative_error, run
 
 
 class Written(nn.Module):
@@ -97,6 +98,15 @@ def test_spelling(name: str) -> None:
     model = Written(lambda m, x, last: last(between(m, x)), conv(3, 6), conv(6, 4))
     equal = equalized(spread(model), image(2, 3, 10, 10))
     assert len(scaled(equal)) == layers
+
+
+def test_a_conversion_to_the_type_that_values_have() -> None:
+    """Values are compared in float64, where it must not round them."""
+    model = spread(Written(lambda m, x, last: last(x.float().relu()), conv(3, 6), conv(6, 4)))
+    equal = reparam.equalize(model)
+    assert scaled(equal) == {"first"}
+    x = image(2, 3, 10, 10).float()
+    assert relative_error(run(equal, (x,)), run(model, (x,))) < 1e-5
 
 
 class Residual(nn.Module):

@@ -128,13 +128,13 @@ MISTAKES = [
     ),
     Mistake(
         "a write in place to a value that is read later is ignored",
-        "analysis/facts.py",
+        "analysis/memory.py",
         "                if any(self.order[user] > position for user in readers):\n",
         "                if False:\n",
     ),
     Mistake(
         "a write in place to the model's input is ignored",
-        "analysis/facts.py",
+        "analysis/memory.py",
         '                if member.op in ("placeholder", "get_attr"):\n',
         "                if False:\n",
     ),
@@ -170,9 +170,9 @@ MISTAKES = [
     ),
     Mistake(
         "a constant that is written to through a view stays one",
-        "analysis/facts.py",
-        " or any(map(facts.overwrites, writers))\n",
-        "\n",
+        "analysis/constants.py",
+        "            or any(shared.overwrites(writer, unread) for writer in writers)\n",
+        "",
     ),
     Mistake(
         "the value of a caller is taken for what its part made of it",
@@ -188,7 +188,7 @@ MISTAKES = [
     ),
     Mistake(
         "views share no memory with what they look at",
-        "analysis/facts.py",
+        "analysis/memory.py",
         "                    parent[find(argument)] = find(node)\n",
         "                    pass\n",
     ),
@@ -201,14 +201,14 @@ MISTAKES = [
     Mistake(
         "hooks are ignored",
         "analysis/lifting.py",
-        "        if has_hooks(module):\n",
-        "        if False:\n",
+        "    if has_hooks(module):\n",
+        "    if False:\n",
     ),
     Mistake(
         "a forward set on the instance is ignored",
         "analysis/lifting.py",
-        '        if "forward" in vars(module):\n',
-        "        if False:\n",
+        '    if "forward" in vars(module):\n',
+        "    if False:\n",
     ),
     Mistake(
         "a module that is called twice is replaced in its place",
@@ -267,8 +267,8 @@ MISTAKES = [
     Mistake(
         "a factor per channel may widen a value of one channel",
         "analysis/lifting.py",
-        "        problem = _may_broadcast(step, node, facts, steps)\n",
-        "        problem = None\n",
+        "            return _may_broadcast(step, node, self.facts, self.steps) or step\n",
+        "            return step\n",
     ),
     Mistake(
         "parameters of different types are folded together",

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from reparam.analysis.parts import find_parts
 from torch import fx, nn
 
 from reparam.analysis.facts import Facts
-from reparam.analysis.parts import find_parts
 from reparam.capture.invariants import hold
 from reparam.errors import InvariantError, Refusal
 from reparam.modules.at_work import at_work
@@ -21,7 +21,13 @@ from reparam.rules import Rules
 
 def planned() -> tuple[Decision, Facts]:
     """Two regions, one behind the other: a convolution and its norm, twice."""
-    layers = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)]
+    layers = [
+        nn.Conv2d(3, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 3, 1),
+        nn.BatchNorm2d(3),
+    ]
     with at_work():
         (part,), _ = find_parts(nn.Sequential(*layers).eval(), Rules(None), None)
         return decide(part.trace.graph, part.steps, part.facts, {}), part.facts

@@ -1,0 +1,207 @@
+"""What calls of modules were given and returned in one run, and whether new code agrees.
+
+The graph of a part runs once as it was, in float64 on a random input as small as works. Whatever
+becomes of the modules that were called in it, given the same they must return the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from reparam.capture.structures import filled
+from reparam.capture.trace import Call
+from reparam.modules.float64 import call_exact, copied
+from reparam.modules.tree import fetch
+from reparam.planning.parts import Part
+from reparam.verification.exact_run import ExactRun
+from reparam.verification.model_check import relative_error
+from reparam.verification.random_runs import random_inputs, try_to_run
+
+MODULE_BOUND = 1e-6
+"""Largest relative difference of a module, in float64; regions have a bound near rounding."""
+
+_ROUNDING = 2.0**-52
+"""One unit in the last place of 1, in float64."""
+
+
+# -- Samples --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one call of a module was given, and what it returned.
+
+    Args:
+        inputs: Its positional and its keyword arguments.
+        result: What the module returned for them.
+    """
+
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    result: Any
+
+
+def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
+    """Run the graph of a part on a random input and keep what some calls got and returned.
+
+    Args:
+        part: The part; its graph is not edited yet.
+        calls: The calls.
+
+    Returns:
+        The samples; calls that depend on code of the user's or on random numbers have none, and
+        there are none at all if no input of a usual size works.
+    """
+    for inputs in random_inputs(part):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                return _sampled(part, inputs, calls)
+        except Exception:  # another size, perhaps
+            continue
+    return {}
+
+
+def _sampled(
+    part: Part, inputs: Mapping[fx.Node, Tensor], calls: Collection[Call]
+) -> dict[Call, Sample]:
+    """The samples of one run."""
+    inside = _nodes_inside(part, calls)
+    starting: dict[fx.Node, list[Call]] = defaultdict(list)
+    ending: dict[fx.Node, list[Call]] = defaultdict(list)
+    for call, nodes in inside.items():
+        starting[nodes[0]].append(call)
+        ending[nodes[-1]].append(call)
+    run = ExactRun(part.facts, dict(inputs))
+    given: dict[Call, Any] = {}
+    samples: dict[Call, Sample] = {}
+    for node in part.facts.order:
+        for call in starting.get(node, ()):  # what follows may write to what it is given
+            if run.knows((call.args, call.kwargs)):
+                given[call] = copied(filled((call.args, call.kwargs), run.read))
+        try_to_run(node, run, part)
+        for call in ending.get(node, ()):
+            # Nothing in it may be unknown, even what does not reach its result.
+            if call in given and run.knows((inside[call], call.result)):
+                result = copied(filled(call.result, run.read))
+                if _is_usual(result):
+                    samples[call] = Sample(given[call], result)
+    return samples
+
+
+def _nodes_inside(part: Part, calls: Collection[Call]) -> dict[Call, list[fx.Node]]:
+    """The operators that run in each of some calls, in order; calls without any are left out."""
+    inside: dict[Call, list[fx.Node]] = {}
+    for node in part.facts.order:
+        if node.op not in ("placeholder", "output", "get_attr"):
+            for call in part.trace.caller[node].ancestry():
+                if call in calls:
+                    inside.setdefault(call, []).append(node)
+    return inside
+
+
+def _is_usual(result: Any) -> bool:
+    """Whether a result neither overflows nor all but vanishes, where float64 has fewer digits."""
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    largest = [float(t.abs().max()) for t in tensors if t.is_floating_point() and t.numel()]
+    return bool(tensors) and all(not one or _FAINT < one < inf for one in largest)
+
+
+_FAINT = 1e-290
+"""Values near the smallest that float64 holds have fewer digits."""
+
+
+# -- Errors ---------------------------------------------------------------------------------------
+
+
+def module_error(
+    module: nn.Module,
+    sample: Sample,
+    exact: Mapping[int, Tensor],
+    inner: Mapping[str, Sample] | None = None,
+) -> float:
+    """How far what a module returns is from a sample, in float64.
+
+    Args:
+        module: The module with its new code.
+        sample: What it was given, and returned before.
+        exact: What its weights are before they are rounded, by the identity of those.
+        inner: Parts of it, by path, that need not run: they are to be given what their sample was
+            given, and return what it returned.
+
+    Returns:
+        The largest relative difference, those of what the parts are given included.
+    """
+    with _standing_in(module, inner or {}) as errors:
+        result = _called(module, sample.inputs, exact, inner or ())
+    return max(_difference(sample.result, result), *errors, 0.0)
+
+
+@contextmanager
+def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[list[float]]:
+    """Let parts of a module return what they did; collects the errors of what they are given."""
+    errors: list[float] = []
+    with ExitStack() as stack:
+        for path, sample in inner.items():
+            part = fetch(module, path)
+            before = dict(vars(part))
+            stack.callback(vars(part).update, before)
+            stack.callback(vars(part).pop, "forward")
+
+            def replay(*args: Any, sample: Sample = sample, **kwargs: Any) -> Any:
+                errors.append(_difference(sample.inputs, (args, kwargs)))
+                return copied(sample.result)
+
+            vars(part)["forward"] = replay
+        yield errors
+
+
+def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[int, Tensor]) -> bool:
+    """Whether rounding of the inputs changes what a module returns beyond recognition.
+
+    Args:
+        module: The module with its new code.
+        sample: What it was given.
+        exact: What its weights are before they are rounded, by the identity of those.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def rounded(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        signs = torch.randint(-1, 2, value.shape, generator=generator).to(value)
+        return value * (1 + _ROUNDING * signs)
+
+    result = _called(module, sample.inputs, exact)
+    after_rounding = _called(module, tree_map(rounded, sample.inputs), exact)
+    return _difference(result, after_rounding) > MODULE_BOUND
+
+
+def _called(
+    module: nn.Module,
+    inputs: tuple[Any, Any],
+    exact: Mapping[int, Tensor],
+    without: Collection[str] = (),
+) -> Any:
+    """What a module returns in float64, for inputs of which it gets a copy."""
+    args, kwargs = copied(inputs)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return call_exact(module, args, kwargs, exact, without)
+
+
+def _difference(before: Any, after: Any) -> float:
+    """The largest relative difference of any tensor; infinite if their shapes differ."""
+    expected, actual = (
+        [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        for value in (before, after)
+    )
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+        return inf
+    return max(map(relative_error, actual, expected), default=0.0)
