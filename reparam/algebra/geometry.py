@@ -70,7 +70,7 @@ class Axis:
     @property
     def pads_value(self) -> bool:
         """Whether a value that is not zero is read outside the input."""
-        return self.padded and self.mode == "value"
+        return self.mode == "value" and self.padded
 
     @property
     def cropped(self) -> bool:

@@ -84,16 +84,7 @@ class _Lessons:
         return self.drew or bool(self.opaque)
 
     def with_leaves(self, modules: Set[Any], root: nn.Module, reason: str) -> _Lessons:
-        """The same with more leaves; where the root would be one it cannot be traced.
-
-        Args:
-            modules: Identities and types of the modules.
-            root: The module that is traced.
-            reason: Why they have to be leaves.
-
-        Raises:
-            UntraceableError: If the root is among them.
-        """
+        """The same with more leaves; if the root is among them it cannot be traced."""
         if id(root) in modules:
             raise UntraceableError(reason)
         return replace(self, opaque=self.opaque | modules)
@@ -127,15 +118,8 @@ def _attempt(
 ) -> _Outcome:
     """Run a module's forward on proxies once."""
     watch = Watch(root)
-    tracer = Tracer(
-        root,
-        rules,
-        lessons.opaque,
-        inputs,
-        watch,
-        lessons.making,
-        notices_random=lessons.notices_random,
-    )
+    opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
+    tracer = Tracer(root, rules, opaque, inputs, watch, making, notices_random=notices_random)
     result: fx.Graph | Exception
     try:
         with (

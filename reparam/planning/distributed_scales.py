@@ -164,7 +164,11 @@ def _opened(node: fx.Node, appraiser: Appraiser) -> list[_Operand] | Refusal:
     """
     step = _joint(node, appraiser)
     if step is None:
-        candidates = _candidates(node, appraiser)
+        candidates = [
+            candidate
+            for candidate in appraiser.forest.forms(node)
+            if not candidate.form.diagonal and candidate.form.out_channels is not None
+        ]
         width = candidates[0].form.out_channels if candidates else None
         if width is None:
             return Refusal(f"{node} is no convolution and no linear layer, which could take it in")
@@ -226,15 +230,6 @@ def _added(node: fx.Node, terms: Sequence[Sequence[_Operand]]) -> list[_Operand]
 def _width(operands: Sequence[_Operand]) -> int:
     """How many channels operands have side by side."""
     return max((operand.start + operand.width for operand in operands), default=0)
-
-
-def _candidates(operand: fx.Node, appraiser: Appraiser) -> list[Candidate]:
-    """The forms of an operand that can take a scale in."""
-    return [
-        candidate
-        for candidate in appraiser.forest.forms(operand)
-        if not candidate.form.diagonal and candidate.form.out_channels is not None
-    ]
 
 
 def _best(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 from torch import fx
 
@@ -63,7 +63,7 @@ class Candidate:
     @property
     def inner(self) -> frozenset[fx.Node]:
         """The nodes between the base and the value, the value included."""
-        return frozenset(node for link in self.path for node in link.inner)
+        return frozenset(chain.from_iterable(link.inner for link in self.path))
 
     @property
     def crossed(self) -> frozenset[fx.Node]:

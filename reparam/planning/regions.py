@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import fx
 
@@ -125,7 +126,7 @@ class Region:
     @property
     def inner(self) -> frozenset[fx.Node]:
         """The nodes between the base and the value, the value included."""
-        return frozenset(node for link in self.path for node in link.inner)
+        return frozenset(chain.from_iterable(link.inner for link in self.path))
 
     @property
     def collapses(self) -> bool:
