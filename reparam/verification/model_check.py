@@ -1,4 +1,4 @@
-"""Compare a changed model with its original on example inputs, and judge the difference."""
+"""Compare a whole model with its original on example inputs: is the difference rounding?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DifferenceError(Exception):
 
 
 class Judge:
-    """Remembers what a model returns, to compare with what the changed model does.
+    """Runs a model on example inputs before it changes, to compare what it returns after.
 
     In float64 two models are the same if they agree to within rounding. Else both are compared with
     the original in float64: a changed model may be a few times as far from it as the original is.

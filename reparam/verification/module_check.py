@@ -39,7 +39,10 @@ class MismatchError(GraftError):
 
 
 class Check:
-    """Remembers what the modules around the regions of a part return.
+    """Compares the modules of a part before and after their code changes.
+
+    Made before the graph is edited, it runs that once and keeps a sample of every call whose code
+    will change; `run` gives the modules with their new code the same and compares what they return.
 
     Args:
         part: The part, planned; its graph is not edited yet.
