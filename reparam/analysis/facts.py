@@ -201,10 +201,10 @@ def _passed(
 ) -> set[fx.Node]:
     """What a module is given, or returns besides something that is read, is computed, too."""
     passed: set[fx.Node] = set()
-    for given, returned in reversed(list(calls)):
+    for arguments, returned in reversed(list(calls)):
         if unread.issuperset(returned) and passed.isdisjoint(returned):
             continue
-        pending = [*given, *returned]
+        pending = [*arguments, *returned]
         while pending:
             node = pending.pop()
             if node in unread and node not in passed:

@@ -170,14 +170,14 @@ def _one_of(whole: Several, index: Any) -> Step:
 
 def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal | None:
     """Why a module may compute something else than the rule of its class says."""
-    given = (*node.args, *node.kwargs.values())
+    inputs = (*node.args, *node.kwargs.values())
     if has_hooks(module):
         return Refusal("it has hooks, which would not see the same values any more")
     if "forward" in vars(module):
         return Refusal("its forward is set on the instance")
-    if any(isinstance(value, tuple | list | dict) for value in given):
+    if any(isinstance(value, tuple | list | dict) for value in inputs):
         return Refusal("it is called with several values in one argument")
-    if any(value is None for value in given):
+    if any(value is None for value in inputs):
         return Refusal("it is called with None")
     if (special := special_tensor(module)) is not None:
         return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
@@ -292,10 +292,10 @@ def _taken_after(
     """
     floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
     if isinstance(step, AffineSum | AffineStack):
-        found = [_taken_after(form, floats, taught=taught, made=made) for form in step.terms]
-        same = tuple(form for form in found if isinstance(form, AffineConv))
-        refusals = (form for form in found if isinstance(form, Refusal))
-        return next(refusals, replace(step, terms=same))
+        terms = [_taken_after(form, floats, taught=taught, made=made) for form in step.terms]
+        forms = tuple(term for term in terms if isinstance(term, AffineConv))
+        refusals = (term for term in terms if isinstance(term, Refusal))
+        return next(refusals, replace(step, terms=forms))
     if not isinstance(step, AffineConv):
         return step
     if not floats and made and step.dtype is not None:

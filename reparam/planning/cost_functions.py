@@ -176,7 +176,7 @@ class Weigher:
         """An operator of the graph."""
         operands = self.facts.operands(node)
         shapes = self.facts.shapes
-        known = node in shapes and all(operand in shapes for operand in operands)
+        sized = node in shapes and all(operand in shapes for operand in operands)
         module = None
         constants = [arg for arg in node.all_input_nodes if arg in self.facts.sources]
         held: list[Any] = [self.facts.constants.as_it_runs(constant) for constant in constants]
@@ -189,11 +189,11 @@ class Weigher:
             _kind(form) if form is not None and form.multiply_adds else "other",
             multiply_adds,
             sum(weight.numel() for weight in weights if weight.is_floating_point()),
-            prod(shapes[node]) if known else 0.0,
+            prod(shapes[node]) if sized else 0.0,
             **_settings(form),
-            input_shapes=tuple(tuple(shapes[operand]) for operand in operands) if known else (),
+            input_shapes=tuple(tuple(shapes[operand]) for operand in operands) if sized else (),
             dtype=self.facts.dtypes.get(operands[0]) if operands else None,
-            run=_NodeRun(node, module, self.facts) if known else None,
+            run=_NodeRun(node, module, self.facts) if sized else None,
         )
 
     def _operator_for(

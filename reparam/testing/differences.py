@@ -34,55 +34,55 @@ def difference(expected: Map, actual: Map, x: Tensor, count: int) -> tuple[float
         The largest difference relative to the largest value, and what it is that differs; nothing
         if the maps agree up to rounding.
     """
-    one = expected(x.clone())
+    value = expected(x.clone())
     try:
-        two = actual(x.clone())
+        formal = actual(x.clone())
     except ChannelAxisError as problem:
         return float("inf"), str(problem)
-    if one.shape != two.shape:
+    if value.shape != formal.shape:
         return float("inf"), (
-            f"the border (forward returns the shape {tuple(one.shape)}, the rule's form "
-            f"{tuple(two.shape)}: kernel size, stride or padding are others)"
+            f"the border (forward returns the shape {tuple(value.shape)}, the rule's form "
+            f"{tuple(formal.shape)}: kernel size, stride or padding are others)"
         )
-    if not one.isfinite().all():
+    if not value.isfinite().all():
         return float("inf"), "what forward returns itself: values that are infinite or not a number"
-    error = _distance(one, two)
+    error = _distance(value, formal)
     if error <= _ROUNDING:
         return error, ""
-    index = tuple(int(i) for i in torch.unravel_index((one - two).abs().argmax(), one.shape))
+    index = tuple(int(i) for i in torch.unravel_index((value - formal).abs().argmax(), value.shape))
     return error, (
         f"{_kind(expected, actual, x, count)}; the largest difference, "
-        f"{float((one - two).abs().max()):.2g}, is at index {index}, where forward returns "
-        f"{float(one[index]):.4g} and the rule's form gives {float(two[index]):.4g}"
+        f"{float((value - formal).abs().max()):.2g}, is at index {index}, where forward returns "
+        f"{float(value[index]):.4g} and the rule's form gives {float(formal[index]):.4g}"
     )
 
 
-def _distance(one: Tensor, two: Tensor, scale: Tensor | None = None) -> float:
-    if not one.numel():
+def _distance(expected: Tensor, actual: Tensor, scale: Tensor | None = None) -> float:
+    if not expected.numel():
         return 0.0
-    largest = float((one if scale is None else scale).abs().max())
-    difference = float((one - two).abs().max())
+    largest = float((expected if scale is None else scale).abs().max())
+    difference = float((expected - actual).abs().max())
     return difference / largest if largest else difference
 
 
 def _kind(expected: Map, actual: Map, x: Tensor, count: int) -> str:
-    zero, one = torch.zeros_like(x), expected(x.clone())
+    zero, value = torch.zeros_like(x), expected(x.clone())
     constant, formal = expected(zero.clone()), actual(zero.clone())
-    linear, other = one - constant, actual(x.clone()) - formal
-    if _distance(expected(-2 * x), 3 * constant - 2 * one, one) > _ROUNDING:
+    linear, other = value - constant, actual(x.clone()) - formal
+    if _distance(expected(-2 * x), 3 * constant - 2 * value, value) > _ROUNDING:
         return "forward itself (it is not affine in its input, so that the rule has to refuse)"
     inside: tuple[Any, ...] = (
         ...,
-        *(slice(size // 3, size - size // 3) for size in one.shape[one.dim() - count :]),
+        *(slice(size // 3, size - size // 3) for size in value.shape[value.dim() - count :]),
     )
-    found = []
-    if _distance(linear[inside], other[inside], one) > _ROUNDING:
-        found.append(_of_kernels(x, linear[inside], other[inside], inside, count))
-    if _distance(constant[inside], formal[inside], one) > _ROUNDING:
-        found.append(_of_constants(constant, formal))
-    if not found:
+    kinds = []
+    if _distance(linear[inside], other[inside], value) > _ROUNDING:
+        kinds.append(_of_kernels(x, linear[inside], other[inside], inside, count))
+    if _distance(constant[inside], formal[inside], value) > _ROUNDING:
+        kinds.append(_of_constants(constant, formal))
+    if not kinds:
         return "the border (far from it they agree: the padding, or its mode, is another)"
-    return ", and ".join(found)
+    return ", and ".join(kinds)
 
 
 def _of_constants(constant: Tensor, formal: Tensor) -> str:

@@ -193,21 +193,21 @@ class _Setting:
     Args:
         specimen: The operator.
         step: What its rule says of it.
-        given: The shape of its input that the user gave.
+        shape: The shape of its input that the user gave.
         generator: Where random numbers come from.
         rules: The rules of this call.
     """
 
     specimen: Specimen
     step: Step | Selecting
-    given: tuple[int, ...]
+    shape: tuple[int, ...]
     generator: torch.Generator
     rules: Mapping[Target, Rule | None] | None
 
     @property
     def count(self) -> int:
         """How many axes come after the channel axis."""
-        return axes_after_channels(self.step, self.given)
+        return axes_after_channels(self.step, self.shape)
 
     def random(self, shape: Sequence[int]) -> Tensor:
         values = torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64)
@@ -216,12 +216,12 @@ class _Setting:
     def runs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs of the given and of a larger size, and what forward returns for them."""
         network = self.specimen.between(None, None)
-        for shape in (self.given, larger(self.step, self.count, self.given)):
+        for shape in (self.shape, larger(self.step, self.count, self.shape)):
             x = self.random(shape)
             try:
                 value = network(x.clone())
             except Exception as error:
-                if shape is not self.given:
+                if shape is not self.shape:
                     return  # it is for one size
                 raise ReparamError(
                     f"forward does not run in float64 on an input of shape {shape} "
@@ -253,16 +253,16 @@ def _between_others(setting: _Setting) -> Iterator[_Case]:
                     draw(part, setting.generator)
                     where.append(f"{word} {part}")
             network = setting.specimen.between(before, after)
-            given = setting.random(input_of(before, setting.count, x.shape))
+            inputs = setting.random(input_of(before, setting.count, x.shape))
             try:
-                rank = network(given.clone()).dim()
+                rank = network(inputs.clone()).dim()
             except RuntimeError:  # the window of a neighbour is too large
                 continue
-            fused = fuse(network, given.clone(), rules=setting.rules, verify=False)
+            fused = fuse(network, inputs.clone(), rules=setting.rules, verify=False)
             report: Any = fused.reparam_report
             if report.fused:
                 count = setting.count if isinstance(setting.step, AffineConv) else max(rank - 2, 0)
-                yield _Case(" and ".join(where), network, fused, given, count)
+                yield _Case(" and ".join(where), network, fused, inputs, count)
 
 
 def _as_map(form: AffineConv, count: int, shape: Sequence[int]) -> Map | None:

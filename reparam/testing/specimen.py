@@ -42,15 +42,15 @@ class Specimen:
     arguments: tuple[Any, ...]
 
     @classmethod
-    def of(cls, given: Any, target: Target, arguments: Sequence[Any]) -> Specimen:
+    def of(cls, original: Any, target: Target, arguments: Sequence[Any]) -> Specimen:
         """A specimen of copies.
 
         Args:
-            given: The module or the function.
+            original: The module or the function.
             target: What its rule is registered for.
             arguments: What it is called with besides its input.
         """
-        module = copy.deepcopy(given) if isinstance(given, nn.Module) else nn.Module()
+        module = copy.deepcopy(original) if isinstance(original, nn.Module) else nn.Module()
         copies = (in_float64(copy.deepcopy(argument)) for argument in arguments)
         return cls(target, module.double().eval(), tuple(copies))
 

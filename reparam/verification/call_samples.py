@@ -80,19 +80,19 @@ def _sampled(
         starting[nodes[0]].append(call)
         ending[nodes[-1]].append(call)
     run = ExactRun(part.facts, dict(inputs))
-    given: dict[Call, Any] = {}
+    inputs_of: dict[Call, Any] = {}
     samples: dict[Call, Sample] = {}
     for node in part.facts.order:
         for call in starting.get(node, ()):  # what follows may write to what it is given
             if run.knows((call.args, call.kwargs)):
-                given[call] = copied(filled((call.args, call.kwargs), run.read))
+                inputs_of[call] = copied(filled((call.args, call.kwargs), run.read))
         try_to_run(node, run, part)
         for call in ending.get(node, ()):
             # Nothing in it may be unknown, even what does not reach its result.
-            if call in given and run.knows((inside[call], call.result)):
+            if call in inputs_of and run.knows((inside[call], call.result)):
                 result = copied(filled(call.result, run.read))
                 if _is_usual(result):
-                    samples[call] = Sample(given[call], result)
+                    samples[call] = Sample(inputs_of[call], result)
     return samples
 
 
@@ -111,7 +111,7 @@ def _is_usual(result: Any) -> bool:
     """Whether a result neither overflows nor all but vanishes, where float64 has fewer digits."""
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     largest = [float(t.abs().max()) for t in tensors if t.is_floating_point() and t.numel()]
-    return bool(tensors) and all(not one or _FAINT < one < inf for one in largest)
+    return bool(tensors) and all(not size or _FAINT < size < inf for size in largest)
 
 
 _FAINT = 1e-290

@@ -1,4 +1,4 @@
-"""Compare a changed model with its original on example inputs, and judge the difference."""
+"""Compare a whole model with its original on example inputs: is the difference rounding?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DifferenceError(Exception):
 
 
 class Judge:
-    """Remembers what a model returns, to compare with what the changed model does.
+    """Runs a model on example inputs before it changes, to compare what it returns after.
 
     In float64 two models are the same if they agree to within rounding. Else both are compared with
     the original in float64: a changed model may be a few times as far from it as the original is.
@@ -114,7 +114,7 @@ def _layout(leaves: Sequence[Any]) -> list[Any]:
 
 def _largest(actual: Sequence[Any], expected: Sequence[Any]) -> float:
     pairs = zip(_floats(actual), _floats(expected), strict=True)
-    return max((relative_error(one, two) for one, two in pairs), default=0.0)
+    return max((relative_error(*pair) for pair in pairs), default=0.0)
 
 
 # -- Whole models ---------------------------------------------------------------------------------
@@ -190,10 +190,7 @@ def verify(
                 f"{[tuple(tensor.shape) for tensor in truth]} and "
                 f"{[tuple(tensor.shape) for tensor in run]}"
             )
-    errors = [
-        tuple(relative_error(one, two) for one, two in zip(run, truth, strict=True)) for run in runs
-    ]
-    return Verification(*errors)
+    return Verification(*(tuple(map(relative_error, run, truth)) for run in runs))
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
@@ -215,14 +212,8 @@ def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
 def _exact_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """What a model returns in float64, also where it converts values to a smaller type."""
     with Widened():  # type: ignore[no-untyped-call]
-        return _outputs(copy_model(model).double(), _exact_inputs(inputs))
-
-
-def _exact_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    converted: tuple[Any, ...] = torch.utils._pytree.tree_map(in_float64, inputs)
-    return converted
+        return _outputs(copy_model(model).double(), tree_map(in_float64, inputs))
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(model(*inputs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]

@@ -39,7 +39,10 @@ class MismatchError(GraftError):
 
 
 class Check:
-    """Remembers what the modules around the regions of a part return.
+    """Compares the modules of a part before and after their code changes.
+
+    Made before the graph is edited, it runs that once and keeps a sample of every call whose code
+    will change; `run` gives the modules with their new code the same and compares what they return.
 
     Args:
         part: The part, planned; its graph is not edited yet.
@@ -112,14 +115,14 @@ class Check:
     def _inner(self, call: Call, able: Set[Call]) -> dict[str, Sample]:
         """The samples of the modules inside one that are compared by themselves, by path in it."""
         prefix = f"{call.path}." if call.path else ""
-        found: dict[str, Sample] = {}
+        samples: dict[str, Sample] = {}
         for inner in able:
             if inner is call or self.times[id(inner.module)] > 1:
                 continue
             around = list(inner.ancestry())[1:]
             if call in around and able.isdisjoint(around[: around.index(call)]):
-                found[inner.path.removeprefix(prefix)] = self.samples[inner]
-        return found
+                samples[inner.path.removeprefix(prefix)] = self.samples[inner]
+        return samples
 
     def _closed(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> set[Call]:
         """The modules that regions lie in, but for those that a region outside changes too.

@@ -235,12 +235,12 @@ def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
 def _run(
     value: fx.Node,
     nodes: Sequence[fx.Node],
-    given: Mapping[fx.Node, Tensor],
+    values: dict[fx.Node, Any],
     facts: Facts,
     replacements: Mapping[fx.Node, Any],
 ) -> Any:
     """The value of a node, once those before it ran, some of them replaced."""
-    run = ExactRun(facts, dict(given))
+    run = ExactRun(facts, values)
     for node in nodes:
         if node in replacements:
             source, function = replacements[node]
