@@ -8,7 +8,6 @@ to an affine form its rule says (`reparam.rules`).
 from __future__ import annotations
 
 import builtins
-import operator
 from collections.abc import Iterator
 from enum import Flag, auto
 from functools import cache
@@ -301,15 +300,13 @@ def torch_name(node: fx.Node) -> str:
 
 def has_known_name(target: Any) -> bool:
     """Whether a function is torch's or Python's own, whose name says what it does."""
-    name, module = getattr(target, "__name__", ""), getattr(target, "__module__", None) or ""
-    if target is assign:
-        return True  # a tensor's own way to take an assignment
-    if module == "torch" or module.startswith("torch."):
-        return True
+    module = getattr(target, "__module__", None) or ""
+    if module in ("torch", "_operator") or module.startswith("torch.") or target is assign:
+        return True  # an assignment is a tensor's own way to take one
     if isinstance(target, torch._ops.OpOverload) or _is_builtin(target):
         return True
-    homes = (torch, F, torch._C._nn, operator)
-    return any(getattr(home, name, None) is target for home in homes)
+    name = getattr(target, "__name__", "")
+    return any(getattr(home, name, None) is target for home in (torch, F, torch._C._nn))
 
 
 def _is_builtin(target: Any) -> bool:
