@@ -63,7 +63,8 @@ class Reach(Notes):
     def _follow(self, module: nn.Module) -> None:
         self.opened.add(id(module))
         if "forward" in vars(module):
-            Follower(self, strict=True).use(refer_to(vars(module)["forward"]))
+            follower = Follower(self, strict=True)
+            follower.use(follower.refer(vars(module)["forward"]))
         # A user may call the methods that do not run, but they do not decide how the model runs.
         for name, function in methods(type(module)).items():
             self.read(function, (refer_to(module),), strict=name in RUNS)
