@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.analysis.parts import Part
 from reparam.equalization.new_weights import Rescaling
 from reparam.modules.float64 import call_exact, in_float64, run_function
 from reparam.modules.tree import fetch
-from reparam.planning.parts import Part
 from reparam.report.rows import described
 from reparam.verification.model_check import relative_error
 from reparam.verification.random_runs import is_known, random_inputs, runs_alone

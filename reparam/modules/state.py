@@ -6,7 +6,7 @@ import pickle
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -240,8 +240,14 @@ def _refill(holder: Any, content: Any) -> None:
 
 
 @contextmanager
-def all_or_nothing(target: nn.Module) -> Iterator[None]:
-    """Put every module back as it was if anything is raised."""
+def all_or_nothing(target: nn.Module, written: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Put every module back as it was if anything is raised.
+
+    Args:
+        target: The root of the modules.
+        written: Tensors whose values are put back, too.
+    """
+    values = [(tensor, tensor.detach().clone()) for tensor in written]
     saved = [
         (
             module,
@@ -269,4 +275,12 @@ def all_or_nothing(target: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
             if isinstance(module, fx.GraphModule):
                 module.recompile()
+        for tensor, before in values:
+            overwrite(tensor, before)
         raise
+
+
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Write other values to the memory of a tensor."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(values)

@@ -2,5 +2,5 @@
 
 Files, in the order in which data flows: `costs`, `dominators`, `cost_functions`, `regions`,
 `hazards`, `appraiser`, `joint_readers`, `regrouped_sums`, `distributed_scales`, `planner`,
-`parts`.
+`planned_parts`.
 """

@@ -9,9 +9,10 @@ from torch import fx
 
 from reparam.algebra.affine import AffineConv
 from reparam.analysis.lifting import target_of
+from reparam.analysis.parts import Part, Untraced
 from reparam.capture.trace import Trace
 from reparam.modules.tree import fetch, join
-from reparam.planning.parts import Part, Untraced
+from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
 from reparam.report.tables import FusedRow, RefusedRow
 from reparam.rules import describe_rule, describe_target, is_built_in
@@ -34,11 +35,12 @@ def fused_row(part: Part, region: Region) -> FusedRow:
     )
 
 
-def refused_rows(part: Part) -> list[RefusedRow]:
+def refused_rows(planned: PlannedPart) -> list[RefusedRow]:
     """One row per operator that the planner leaves."""
+    trace, refused = planned.part.trace, planned.decision.refused
     return [
-        RefusedRow(place(part.trace, node), operator_kind(part.trace, node), refusal.reason)
-        for node, refusal in part.decision.refused.items()
+        RefusedRow(place(trace, node), operator_kind(trace, node), refusal.reason)
+        for node, refusal in refused.items()
     ]
 
 

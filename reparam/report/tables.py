@@ -178,6 +178,17 @@ class EqualizationReport(_Printed):
         yield from _rest(self.refused, "is not scaled", self.notes)
 
 
+def refuse_all(report: Report | EqualizationReport, reason: str) -> None:
+    """Take down that nothing of what a report says was done, since the model was left as it was."""
+    if isinstance(report, Report):
+        rows = [RefusedRow(row.place, row.operators, reason) for row in report.fused]
+        report.fused.clear()
+    else:
+        rows = [RefusedRow(row.place, row.operator, reason) for row in report.equalized]
+        report.equalized.clear()
+    report.refused.extend(rows)
+
+
 def _rest(refused: Sequence[RefusedRow], said: str, notes: Iterable[str]) -> RenderResult:
     """What ends each report: what was refused, of which something is said, and the notes."""
     if refused:

@@ -64,10 +64,10 @@ def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> Graf
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     removed = {path for path, _ in rewrite.removed}
-    for node in rewrite.trace.graph.find_nodes(op="get_attr"):
+    for node in rewrite.graph.find_nodes(op="get_attr"):
         if node.target in removed and not node.users:
-            rewrite.trace.graph.erase_node(node)
-    target.graph = rewrite.trace.graph
+            rewrite.graph.erase_node(node)
+    target.graph = rewrite.graph
     prune(target, rewrite, rewrite.trace.calls, (), lambda call: False, elsewhere)
     return Grafted(rewrite.trace.calls)
 
@@ -86,10 +86,10 @@ class _Graft:
         self.rewrite = rewrite
         self.target = target
         self.trace = rewrite.trace
-        self.present = set(self.trace.graph.nodes)
+        self.present = set(rewrite.graph.nodes)
         self.inside: dict[Call, list[fx.Node]] = {call: [] for call in self.trace.calls}
-        for node in self.trace.graph.nodes:
-            caller = self.trace.caller.get(node)
+        for node in rewrite.graph.nodes:
+            caller = self.rewrite.caller.get(node)
             for call in caller.ancestry() if caller is not None else ():
                 self.inside[call].append(node)
         times = Counter(id(call.module) for call in self.trace.calls)
@@ -190,7 +190,7 @@ class _Graft:
 
     def _drop_idle(self) -> None:
         """Leave out of new code what it need not compute."""
-        idle, caller = self.rewrite.idle, self.trace.caller
+        idle, caller = self.rewrite.idle, self.rewrite.caller
         owners = self._owners(self.edited - self.repeated)
         for owner in owners:
             for node in [node for node in reversed(self.inside[owner]) if node in idle]:
@@ -204,7 +204,7 @@ class _Graft:
                     self.inside[call].remove(node)
                     self.shrunk.add(call)
                 self.present.remove(node)
-                self.trace.graph.erase_node(node)
+                self.rewrite.graph.erase_node(node)
 
     def _is_gone(self, node: fx.Node) -> bool:
         return node.op != "get_attr" and self.rewrite.current(node) not in self.present

@@ -55,7 +55,7 @@ class Slicer:
         paths: Mapping[str, Sequence[str]],
     ) -> None:
         self.rewrite = rewrite
-        self.caller = rewrite.trace.caller
+        self.caller = rewrite.caller
         self.inside = inside
         self.inlined = inlined
         self.paths = paths

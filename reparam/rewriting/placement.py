@@ -26,17 +26,16 @@ class Placer:
         trace: The trace.
         facts: What was known of the graph before it is edited.
         result: What is to be done to the modules so far; parts to be kept are noted there.
-        merged: Numbers of the calls whose code will be a part of their caller's.
+        merged: The calls whose code will be a part of their caller's.
     """
 
     def __init__(
-        self, trace: Trace, facts: Facts, result: Rewrite, merged: Collection[int]
+        self, trace: Trace, facts: Facts, result: Rewrite, merged: Collection[Call]
     ) -> None:
         self.trace = trace
         self.facts = facts
         self.result = result
-        self.merged = {trace.calls[number] for number in merged}
-        self.spans: dict[fx.Node, set[Call]] = {}
+        self.merged = merged
         self.as_written = True
         self.uses = Counter(
             id(fetch(trace.root, str(node.target)))
@@ -67,8 +66,7 @@ class Placer:
         frame = common_caller(callers) if region.collapses else self.trace.caller[value]
         while frame in self.merged and frame.parent is not None:
             frame = frame.parent
-        spanned = self.spans[value] if value in self.spans else self._span(region)
-        whole = common_caller([frame, *callers, *spanned])
+        whole = common_caller([frame, *callers, *self._span(region)])
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             if region.collapses:
@@ -91,10 +89,6 @@ class Placer:
         while not swap and owner.parent is not None and self._must_not_grow(owner):
             owner = owner.parent
         return frame, owner, swap
-
-    def remember_span(self, region: Region) -> None:
-        """Note how a region's value depends on its base while the graph is what was traced."""
-        self.spans[region.value] = self._span(region)
 
     def _span(self, region: Region) -> set[Call]:
         """The calls through which a region's value depends on its base, dying or not."""
@@ -237,7 +231,8 @@ class Placer:
         old = fetch(self.trace.root, str(node.target))
         holder = self.trace.caller[node].module
         times = self.traced_through[id(holder)]
-        reads = node.args[:1] if len(node.args) == 1 and not node.kwargs else ()
+        reader = self.result.copy(node)
+        reads = reader.args[:1] if len(reader.args) == 1 and not reader.kwargs else ()
         return (
             self.as_written
             and self.uses[id(old)] == times
@@ -254,7 +249,7 @@ class Placer:
         """Whether a call's own code can name a value."""
         if node.op == "get_attr":
             return True
-        caller = self.trace.caller[node]
+        caller = self.result.caller[node]
         if caller is call or call in caller.ancestry():
             return True
         return any(self.result.current(argument) is node for argument in nodes_in(call.arguments))

@@ -20,17 +20,18 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.algebra.lowering import lower
+from reparam.analysis.parts import Part
 from reparam.capture.structures import filled, nodes_in
 from reparam.capture.trace import Call
 from reparam.modules.float64 import call_exact, copied, in_float64
 from reparam.modules.tree import fetch
-from reparam.planning.parts import Part
+from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
-from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.changes import Rewrite, unedited
 from reparam.rewriting.graft import Grafted
 from reparam.rewriting.new_code import GraftError
-from reparam.rewriting.placement import frame_of
-from reparam.rewriting.rewriter import Rewriter
+from reparam.rewriting.placement import Placer, frame_of
+from reparam.rewriting.rewriter import changed_calls
 from reparam.verification.model_check import relative_error
 from reparam.verification.random_runs import execute, is_known, may_run, random_inputs, runs_alone
 
@@ -43,12 +44,13 @@ class Check:
     """Remembers what the modules around the regions of a part return.
 
     Args:
-        part: The part, planned; its graph is not edited yet.
+        planned: The part; its modules are not changed yet.
     """
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.regions = part.decision.regions
+    def __init__(self, planned: PlannedPart) -> None:
+        self.planned = planned
+        self.part = part = planned.part
+        self.regions = planned.decision.regions
         self.frames = {region.value: frame_of(part.trace, region) for region in self.regions}
         self.times = Counter(id(call.module) for call in part.trace.calls)
         changing = [self.frames[region.value] for region in self._changing()]
@@ -59,9 +61,9 @@ class Check:
         """The regions for which code has to change."""
         regions = self.regions
         if any(map(_may_stay_in_place, regions)):
-            part = self.part
-            rewriter = Rewriter(part.trace, part.facts, part.merged)
-            regions = [region for region in regions if rewriter.edits(region)]
+            trace, merged = self.part.trace, self.planned.merged
+            placer = Placer(trace, self.part.facts, unedited(trace), merged)
+            regions = [region for region in regions if changed_calls(placer, region)]
         return regions
 
     def run(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> int:
@@ -204,7 +206,7 @@ def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
     """Run the graph of a part on a random input and keep what some calls got and returned.
 
     Args:
-        part: The part; its graph is not edited yet.
+        part: The part; its modules are not changed yet.
         calls: The calls.
 
     Returns:

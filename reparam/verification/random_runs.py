@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from reparam.algebra.affine import AffineConv
+from reparam.analysis.parts import Part
 from reparam.analysis.ranks import keeps_shape
 from reparam.capture.operators import NUMBER_FUNCTIONS, converts, is_torch, operator_name
 from reparam.capture.structures import nodes_in
 from reparam.modules.float64 import call_exact, run_function
 from reparam.modules.tree import fetch, has_hooks
-from reparam.planning.parts import Part
 from reparam.rules import Commuting
 
 _SIZES = {1: (64, 2048), 2: (32, 64), 3: (16, 32)}
