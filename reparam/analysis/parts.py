@@ -113,7 +113,7 @@ def find_parts(
         ReparamError: If the model does not run on the inputs.
     """
     if isinstance(model, ExportedProgram):
-        return [_program_part(model, rules)], []
+        return [_part(as_trace(*read_program(model)), rules)], []
     forget_classes()
     parts, untraced, reach = _capture_all(model, rules, inputs)
     untraced.extend(_alone(model, reach, rules))
@@ -177,6 +177,11 @@ def _capture(
     """
     given = None if inputs is None else _given(module, inputs)
     traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
+    return _part(replace(traced, by_methods=by_methods), rules, inputs)
+
+
+def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) -> Part:
+    """All that is certain of a graph."""
     recorded = recorded_values(traced.graph)
     shapes, dtypes = recorded.shapes, recorded.dtypes
     if inputs is not None:
@@ -185,19 +190,9 @@ def _capture(
         (list(nodes_in((call.args, call.kwargs))), list(nodes_in(call.result)))
         for call in traced.calls
     ]
-    facts = gather(
-        module, traced.graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path)
-    )
-    steps = lift(traced.graph, facts, rules, path)
-    return Part(replace(traced, by_methods=by_methods), facts, steps, rules)
-
-
-def _program_part(program: ExportedProgram, rules: Rules) -> Part:
-    """Read a program as one part."""
-    root, graph = read_program(program)
-    values = recorded_values(graph)
-    facts = gather(root, graph, rules, values.shapes, values.dtypes, values.ranks)
-    return Part(as_trace(root, graph), facts, lift(graph, facts, rules), rules)
+    root, graph, path = traced.root, traced.graph, traced.path
+    facts = gather(root, graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path))
+    return Part(traced, facts, lift(graph, facts, rules, path), rules)
 
 
 def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:

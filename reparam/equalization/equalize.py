@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,16 +17,13 @@ from reparam.equalization.seen_values import fix_seen_values
 from reparam.equalization.value_check import ScaleError, check_scales
 from reparam.errors import Refusal
 from reparam.modules.at_work import at_work, check_inplace, check_model
-from reparam.modules.copying import copy_model
 from reparam.modules.state import overwrite
 from reparam.modules.tree import fetch, join
 from reparam.report.rows import operator_kind, place, untraced_row
 from reparam.report.tables import EqualizationReport, EqualizedRow, RefusedRow, refuse_all
-from reparam.rewriting.programs import rebuild
-from reparam.rewriting.rewriter import rewrite
 from reparam.rules import Rules, load_rules
 from reparam.verification.model_check import as_arguments
-from reparam.verification.transactions import Transaction
+from reparam.verification.transactions import Transaction, called_with, copied
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
@@ -105,27 +101,29 @@ def _equalized(
     report = EqualizationReport(type(model).__name__)
     parts, untraced = find_parts(model, Rules(), inputs)
     report.refused.extend(map(untraced_row, untraced))
-    transaction = Transaction(verify, inputs, report.notes, partial(refuse_all, report))
-    if isinstance(model, ExportedProgram):
-        (part,) = parts
-        new = _new_weights(parts, part.trace.root, report, powers_of_two, verify)
-        result: Any = rebuild(model, rewrite(part.trace, [], part.facts))
-        _write(new, result.state_dict)
-        result = transaction.on_program(model, part, result)
-    else:
-        new = _new_weights(parts, model, report, powers_of_two, verify)
-        target = model if inplace else copy_model(model)
-        tensors = {path: fetch(target, path) for path in new}
-        change = partial(_write, new, tensors)
-        result = transaction.on_model(model, target, change, tensors.values())
+    root = model if isinstance(model, nn.Module) else parts[0].trace.root
+    new = _new_weights(parts, root, report, powers_of_two, verify)
+    target: Any = model if inplace else copied(model)
+    held = {path: _tensor(target, path) for path in new}
+
+    def change() -> Any:
+        for path, values in new.items():
+            overwrite(held[path], values)
+        return target
+
+    called = called_with(model, inputs) if verify else None
+    transaction = Transaction(model, inplace, called, report.notes, partial(refuse_all, report))
+    result = transaction.run(change, held.values())
     vars(result)["reparam_report"] = report  # its class may forbid to set attributes
     return result
 
 
-def _write(new: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Write new values to tensors of the same names."""
-    for name, values in new.items():
-        overwrite(tensors[name], values)
+def _tensor(model: nn.Module | ExportedProgram, path: str) -> Tensor:
+    if isinstance(model, ExportedProgram):
+        tensor: Tensor = model.state_dict[path]
+    else:
+        tensor = fetch(model, path)
+    return tensor
 
 
 def _new_weights(

@@ -1,4 +1,4 @@
 """Plan and fuse: the public calls, and a plan carried out.
 
-Files, in the order in which data flows: `vetoes`, `new_operators`, `applying`, `driver`.
+Files, in the order in which data flows: `new_operators`, `applying`, `driver`.
 """

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from reparam.errors import Refusal
 from reparam.fusing.new_operators import Made, add_note, make_all
-from reparam.fusing.vetoes import plan_allowed
 from reparam.modules.copying import LateCopy
 from reparam.modules.state import all_or_nothing
 from reparam.modules.tree import fetch, join, own_tensors
 from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
-from reparam.report.rows import applied_row, fused_row, refused_rows
-from reparam.report.tables import Report
+from reparam.report.rows import fused_row, refused_rows
+from reparam.report.tables import FusedRow, Report
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.graft import graft
 from reparam.rewriting.new_code import GraftError, TornError, UnlikeError
 from reparam.rewriting.placement import frame_of
 from reparam.rewriting.programs import rebuild
-from reparam.rewriting.rewriter import Operators, rewrite
+from reparam.rewriting.rewriter import rewrite
 from reparam.verification.module_check import Check, MismatchError
-from reparam.verification.transactions import Transaction
+from reparam.verification.transactions import Model, Transaction
 
 _UNCHECKED = (
     "every new operator was compared with what it replaces, but some modules around them could not "
@@ -40,67 +39,64 @@ def apply_parts(
     report: Report,
     transaction: Transaction,
     *,
-    inplace: bool,
-) -> nn.Module:
+    verify: bool,
+) -> Model:
     """Fuse a model as planned.
 
     Args:
         model: The planned model.
         plans: Its parts.
         report: Filled with what was done.
-        transaction: Says whether to compare every region and every module with new code in float64,
-            and compares the whole.
-        inplace: Change the model itself, not a copy of it.
+        transaction: Changes the model or a copy, and compares the whole.
+        verify: Compare every region and every module with new code in float64.
     """
-    verify = transaction.verify
-    made: list[dict[Hashable, Made]] = [{} for _ in plans]
-    plans = [
-        make_all(planned, operators, verify, report)
-        for planned, operators in zip(plans, made, strict=True)
-    ]
+    makings: list[dict[Hashable, Made]] = [{} for _ in plans]
+    plans = [make_all(*making, verify, report) for making in zip(plans, makings, strict=True)]
     kinds = [
         {name: type(module) for name, module in planned.part.trace.root.named_modules()}
         for planned in plans
     ]
     # What dies is not copied: the copy gets memory of its own once it is fused.
-    late = None if inplace else LateCopy(model)
+    late = None if transaction.inplace else LateCopy(model)
     target = model if late is None else late.model
 
-    def change() -> None:
-        for planned, operators, held in zip(plans, made, kinds, strict=True):
+    def change() -> nn.Module:
+        for planned, made, held in zip(plans, makings, kinds, strict=True):
             root = _still_there(target, planned.part.trace.path, held)
             if root is not None:  # else nobody ran it, and it went with the code around it
-                complete = _apply(planned, operators, root, report, verify=verify)
-                if not complete and not transaction.compares:
+                unchecked = _apply(planned, made, root, report, verify=verify)
+                if unchecked and transaction.called is None:
                     add_note(report, _UNCHECKED)
         if late is not None:
             late.copy_parameters()
+        return target
 
-    return transaction.on_model(model, target, change)
+    return transaction.run(change)
 
 
 def apply_to_program(
-    program: ExportedProgram, planned: PlannedPart, report: Report, transaction: Transaction
-) -> ExportedProgram:
+    program: ExportedProgram,
+    planned: PlannedPart,
+    report: Report,
+    transaction: Transaction,
+    *,
+    verify: bool,
+) -> Model:
     """Fuse an exported program as planned.
 
     Args:
         program: The planned program; it is not changed.
         planned: What it was read as.
         report: Filled with what was done.
-        transaction: Says whether to compare every region in float64, and compares the whole.
+        transaction: Compares the whole.
+        verify: Compare every region in float64.
     """
     made: dict[Hashable, Made] = {}
-    planned = make_all(planned, made, transaction.verify, report)
-    part = planned.part
-    rewritten = rewrite(part.trace, _operators(planned, made), part.facts)
-    fused = rebuild(program, rewritten)
+    planned = make_all(planned, made, verify, report)
+    rewritten = _rewrite(planned, made)
     report.refused.extend(refused_rows(planned))
-    report.fused.extend(
-        applied_row(fused_row(part, region), made[region.key][1], rewritten.names[region.value])
-        for region in planned.decision.regions
-    )
-    return transaction.on_program(program, part, fused)
+    report.fused.extend(_rows(planned, made, rewritten))
+    return transaction.run(lambda: rebuild(program, rewritten))
 
 
 def _apply(
@@ -110,7 +106,7 @@ def _apply(
     report: Report,
     *,
     verify: bool,
-) -> bool:
+) -> int:
     """Put one part back into the module tree, planned anew without what cannot be put back.
 
     Args:
@@ -121,63 +117,64 @@ def _apply(
         verify: Compare every module with new code.
 
     Returns:
-        Whether every module with new code was compared.
+        How many modules with new code could not be compared.
     """
     while planned.decision.regions:
-        regions, trace = planned.decision.regions, planned.part.trace
-        # In place nothing is left of what the rows tell of, once it is grafted.
-        refused = refused_rows(planned)
-        rows = [fused_row(planned.part, region) for region in regions]
-        attempt = _attempt(planned, made, root, verify=verify)
-        if attempt.problem is None:
+        rewritten = _rewrite(planned, made)
+        # In place, nothing is left of what the rows tell of once it is put back.
+        refused, fused = refused_rows(planned), _rows(planned, made, rewritten)
+        outcome = _put_back(planned, rewritten, root, verify=verify)
+        if not isinstance(outcome, GraftError):
             report.refused.extend(refused)
-            for row, region in zip(rows, regions, strict=True):
-                name = join(trace.path, attempt.rewritten.names[region.value])
-                report.fused.append(applied_row(row, made[region.key][1], name))
-            return not attempt.unchecked
-        if isinstance(attempt.problem, MismatchError):
-            warnings.warn(f"{attempt.problem}; it was left alone. Please report it", stacklevel=7)
-        planned = make_all(_replanned(attempt, attempt.problem), made, verify, report)
+            report.fused.extend(fused)
+            return outcome
+        if isinstance(outcome, MismatchError):
+            warnings.warn(f"{outcome}; it was left alone. Please report it", stacklevel=7)
+        planned = make_all(_replanned(planned, rewritten, outcome), made, verify, report)
     report.refused.extend(refused_rows(planned))
-    return True
+    return 0
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """What came of putting a part back.
+def _rewrite(planned: PlannedPart, made: Mapping[Hashable, Made]) -> Rewrite:
+    part = planned.part
+    operators = [(region, made[region.key][0]) for region in planned.decision.regions]
+    return rewrite(part.trace, operators, part.facts, planned.merged, planned.unlike)
 
-    Args:
-        planned: The part.
-        rewritten: Its edited graph.
-        problem: Why the module tree is as it was, if it is.
-        unchecked: How many modules with new code could not be compared.
+
+def _rows(
+    planned: PlannedPart, made: Mapping[Hashable, Made], rewritten: Rewrite
+) -> list[FusedRow]:
+    """The rows of the regions once they are operators."""
+    path, names = planned.part.trace.path, rewritten.names
+    return [
+        replace(
+            fused_row(planned.part, region),
+            error=made[region.key][1],
+            name=join(path, names[region.value]),
+        )
+        for region in planned.decision.regions
+    ]
+
+
+def _put_back(
+    planned: PlannedPart, rewritten: Rewrite, root: nn.Module, *, verify: bool
+) -> int | GraftError:
+    """Put one part back into the module tree.
+
+    Returns:
+        How many modules with new code could not be compared, or why the module tree is as it was.
     """
-
-    planned: PlannedPart
-    rewritten: Rewrite
-    problem: GraftError | None = None
-    unchecked: int = 0
-
-
-def _attempt(
-    planned: PlannedPart, made: Mapping[Hashable, Made], root: nn.Module, *, verify: bool
-) -> _Attempt:
-    """Put one part back into the module tree, if that can be."""
-    part, operators = planned.part, _operators(planned, made)
     check = Check(planned) if verify else None
-    rewritten = rewrite(part.trace, operators, part.facts, planned.merged, planned.unlike)
     try:
         with all_or_nothing(root):
-            grafted = graft(rewritten, root, _held(root, part.elsewhere))
-            unchecked = 0 if check is None else check.run(grafted, rewritten, root)
+            grafted = graft(rewritten, root, _held(root, planned.part.elsewhere))
+            return 0 if check is None else check.run(grafted, rewritten, root)
     except GraftError as problem:
-        return _Attempt(planned, rewritten, problem)
-    return _Attempt(planned, rewritten, unchecked=unchecked)
+        return problem
 
 
-def _replanned(attempt: _Attempt, problem: GraftError) -> PlannedPart:
-    """The part planned such that a problem does not come again."""
-    planned = attempt.planned
+def _replanned(planned: PlannedPart, rewritten: Rewrite, problem: GraftError) -> PlannedPart:
+    """The part, planned such that a problem does not come again."""
     merged, unlike = planned.merged, planned.unlike
     if isinstance(problem, TornError):
         merged |= set(problem.calls)
@@ -185,22 +182,17 @@ def _replanned(attempt: _Attempt, problem: GraftError) -> PlannedPart:
         unlike |= {id(call.module) for call in problem.calls}
     if (merged, unlike) != (planned.merged, planned.unlike):
         # Planned as code of its caller, or apart from other calls, it may still be.
-        return plan_allowed(planned.part, planned.measure, planned.banned, merged, unlike)
+        return replace(planned, merged=merged, unlike=unlike).decided()
     reason = Refusal(problem.reason)
-    at_fault = _at_fault(planned, problem, attempt.rewritten)
-    return planned.without({(region.value, region.base): reason for region in at_fault})
+    return planned.without(dict.fromkeys(_at_fault(planned, rewritten, problem), reason))
 
 
-def _at_fault(planned: PlannedPart, problem: GraftError, rewritten: Rewrite) -> list[Region]:
+def _at_fault(planned: PlannedPart, rewritten: Rewrite, problem: GraftError) -> list[Region]:
     """The regions for which code changed that cannot change, or else all in its module."""
     regions, trace, calls = planned.decision.regions, planned.part.trace, set(problem.calls)
     direct = [region for region in regions if rewritten.changes[region.value] & calls]
     inside = [region for region in regions if calls & set(frame_of(trace, region).ancestry())]
     return direct or inside or regions
-
-
-def _operators(planned: PlannedPart, made: Mapping[Hashable, Made]) -> Operators:
-    return [(region, made[region.key][0]) for region in planned.decision.regions]
 
 
 def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.Module | None:

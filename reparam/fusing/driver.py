@@ -15,16 +15,16 @@ from torch.export import ExportedProgram
 from reparam.analysis.parts import find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
-from reparam.fusing.vetoes import plan_allowed
 from reparam.modules.at_work import at_work, check_inplace, check_model
 from reparam.planning.cost_functions import MACS, MEMORY, CostFunction, Measure, latency
 from reparam.planning.planned_parts import PlannedPart
 from reparam.report.rows import fused_row, refused_rows, untraced_row
 from reparam.report.tables import FusedRow, RefusedRow, Report, refuse_all
+from reparam.rewriting.rewriter import frame_problems
 from reparam.rules import Rules, load_rules
 from reparam.rules.registry import Rule, Target
 from reparam.verification.model_check import as_arguments
-from reparam.verification.transactions import Transaction
+from reparam.verification.transactions import Transaction, called_with
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
@@ -43,7 +43,7 @@ class Plan:
     _untraced: list[RefusedRow] = field(repr=False)
     _parts: list[PlannedPart] = field(repr=False)
     _inputs: tuple[Any, ...] | None = field(repr=False)
-    _modules: dict[str, nn.Module] = field(repr=False)
+    _modules: tuple[nn.Module, ...] = field(repr=False)
 
     @property
     def fused(self) -> list[FusedRow]:
@@ -97,9 +97,7 @@ class Plan:
 
     def _check_model(self) -> None:
         """Raise unless the model is what was planned."""
-        now = _modules(self.model)
-        same = now.keys() == self._modules.keys()
-        if not same or any(now[path] is not module for path, module in self._modules.items()):
+        if [*map(id, _modules(self.model))] != [*map(id, self._modules)]:
             raise ReparamError(
                 "the model has other modules than when it was planned, as after a plan that was "
                 "applied in place; plan it again"
@@ -126,14 +124,14 @@ class Plan:
         self._check_model()
         notes = list(self.report.notes)
         report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
-        transaction = Transaction(verify, self._inputs, notes, partial(refuse_all, report))
-        fused: nn.Module | ExportedProgram
+        called = called_with(self.model, self._inputs) if verify else None
+        transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
         with at_work():
             if isinstance(self.model, ExportedProgram):
                 (planned,) = self._parts
-                fused = apply_to_program(self.model, planned, report, transaction)
+                fused = apply_to_program(self.model, planned, report, transaction, verify=verify)
             else:
-                fused = apply_parts(self.model, self._parts, report, transaction, inplace=inplace)
+                fused = apply_parts(self.model, self._parts, report, transaction, verify=verify)
         vars(fused)["reparam_report"] = report  # its class may forbid to set attributes
         return fused
 
@@ -187,7 +185,7 @@ def plan(
                 "cost='latency' is measured on the sizes of inputs: pass example_inputs"
             )
         planned = [
-            plan_allowed(part, measure if known else MACS)
+            PlannedPart(part, frame_problems, measure if known else MACS).decided()
             for part, known in zip(parts, sized, strict=True)
         ]
     rows = [untraced_row(module) for module in untraced]
@@ -243,9 +241,9 @@ def fuse(
     return fused
 
 
-def _modules(model: nn.Module | ExportedProgram) -> dict[str, nn.Module]:
-    """What a plan is made for: a program does not change."""
-    return {} if isinstance(model, ExportedProgram) else dict(model.named_modules())
+def _modules(model: nn.Module | ExportedProgram) -> tuple[nn.Module, ...]:
+    """What a plan is made for; a program does not change."""
+    return () if isinstance(model, ExportedProgram) else tuple(model.modules())
 
 
 def _measure(cost: Any) -> Measure:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Hashable
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.laws import kernel_shape
@@ -30,7 +30,7 @@ def make_all(
 
     Args:
         planned: The part.
-        made: The operators that are made already, by key and by signature of a region; extended.
+        made: The operators made so far, by key and by signature of their regions; extended.
         verify: Whether to compare every region in float64 with what replaces it.
         report: Notes what a user should know.
 
@@ -38,14 +38,14 @@ def make_all(
         The part, planned without those regions whose operator cannot be made.
     """
     while True:
-        banned: dict[tuple[fx.Node, fx.Node], Refusal] = {}
+        banned: dict[Region, Refusal] = {}
         for region in planned.decision.regions:
             if region.key in made:
                 continue
             alike = signature(region, planned.part.facts)
             operator = made.get(alike) or _make(region, planned.part, verify, report)
             if isinstance(operator, Refusal):
-                banned[region.value, region.base] = operator
+                banned[region] = operator
                 continue
             made[region.key] = operator
             if alike is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from torch import fx
 
@@ -47,11 +46,6 @@ def refused_rows(planned: PlannedPart) -> list[RefusedRow]:
 def untraced_row(untraced: Untraced) -> RefusedRow:
     """The row of a module that stays as it is."""
     return RefusedRow(untraced.path or "the model", type(untraced.module).__name__, untraced.reason)
-
-
-def applied_row(row: FusedRow, error: float | None, name: str) -> FusedRow:
-    """The row of one region once it is applied."""
-    return replace(row, error=error, name=name)
 
 
 def taught_rules(part: Part, region: Region) -> str:

@@ -22,14 +22,20 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from reparam.capture.programs import STATE_KINDS, lifted_state
+from reparam.capture.programs import STATE_KINDS, lifted_state, read_program
+from reparam.capture.recorded import as_trace
 from reparam.modules.float64 import run_function
-from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.changes import Rewrite, begun
 
 _ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
 
 
 # -- Back to a program ----------------------------------------------------------------------------
+
+
+def copy_program(program: ExportedProgram) -> ExportedProgram:
+    """The same program, with memory of its own."""
+    return rebuild(program, begun(as_trace(*read_program(program))))
 
 
 def rebuild(program: ExportedProgram, rewrite: Rewrite) -> ExportedProgram:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
+from functools import partial
 
 from torch import fx, nn
 
 from reparam.algebra.lowering import explicit_padding, pad_mode
 from reparam.analysis.facts import Facts
+from reparam.analysis.parts import Part
 from reparam.capture.structures import nodes_in
 from reparam.capture.trace import Call, Trace, knows_only_tensors
 from reparam.errors import Refusal
 from reparam.modules.tree import all_names
 from reparam.planning.dominators import Link
 from reparam.planning.regions import Region
-from reparam.rewriting.changes import Rewrite, begun
+from reparam.rewriting.changes import Rewrite, begun, unedited
 from reparam.rewriting.placement import Placer, frame_of
 from reparam.rewriting.repeats import edited_alike
 
@@ -29,7 +31,7 @@ def rewrite(
     merged: Collection[Call] = (),
     unlike: Set[int] = frozenset(),
 ) -> Rewrite:
-    """Edit a copy of the graph of a trace.
+    """Edit a copy of the graph of a trace so that every region becomes its operator.
 
     Args:
         trace: The trace; it is not changed.
@@ -38,7 +40,16 @@ def rewrite(
         merged: The calls whose code will be a part of their caller's.
         unlike: Identities of the modules whose calls need different code.
     """
-    return Rewriter(trace, facts, merged).run(operators, unlike)
+    rewriter = Rewriter(trace, facts, merged)
+    result = rewriter.result
+    result.alike = edited_alike(trace, operators, facts.idle) - unlike
+    result.dead = {node for region, _ in operators for node in region.dying}
+    result.dead -= {region.value for region, _ in operators}
+    for region, module in operators:
+        rewriter.apply(region, module)
+    for region, _ in reversed(operators):  # what another region read until it was written, too
+        rewriter.sweep(region)
+    return result
 
 
 class Rewriter:
@@ -60,32 +71,16 @@ class Rewriter:
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
         for node, call in self.result.caller.items():
             self.inside[call].add(node)
-        self.edited: set[Call] = set()  # the calls whose code changed for the region at hand
+        self.edited: set[Call] = set()
+        """The calls whose code changes for the region at hand."""
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
         self.taken = set(self.paths)
 
-    def run(self, operators: Operators, unlike: Set[int] = frozenset()) -> Rewrite:
-        """Edit the graph so that every region becomes its operator.
-
-        Args:
-            operators: The regions and the modules that stand for them.
-            unlike: Identities of the modules whose calls need different code.
-        """
-        self.result.alike = edited_alike(self.trace, operators, self.facts.idle) - unlike
-        self.result.dead = {node for region, _ in operators for node in region.dying}
-        self.result.dead -= {region.value for region, _ in operators}
-        for region, module in operators:
-            self.edited = self.result.changes[region.value] = set()
-            self.apply(region, module)
-        for region, _ in reversed(operators):  # what another region read until it was written, too
-            self.edited = self.result.changes[region.value]
-            self._sweep(region)
-        return self.result
-
     def apply(self, region: Region, module: nn.Module) -> None:
         """Edit the graph so that one region becomes its operator."""
         graph, result = self.result.graph, self.result
+        self.edited = result.changes[region.value] = set()
         self._erase_unread(_doomed(region, self.facts, result))
         main, value = region.main, region.value
         place = main.value if region.collapses else value
@@ -124,7 +119,7 @@ class Rewriter:
                 self._skip(share.link, region, frame)
         for absorbed in region.absorbed:
             self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
-        self._sweep(region)
+        self.sweep(region)
 
     def _note_new(self, node: fx.Node, owner: Call) -> fx.Node:
         """Note whose code a new node belongs to."""
@@ -157,8 +152,9 @@ class Rewriter:
         if not keep_code and old.op == "call_module":
             self.result.removed.append((str(old.target), self.trace.caller[old]))
 
-    def _sweep(self, region: Region) -> None:
+    def sweep(self, region: Region) -> None:
         """Erase what nobody reads any more: parameters, constants and assertions included."""
+        self.edited = self.result.changes[region.value]
         frames = {self.trace.caller[node] for node in region.dying}
         dying = sorted(region.dying, key=self.facts.order.__getitem__, reverse=True)
         for node in map(self.result.copy, dying):
@@ -239,7 +235,6 @@ class Rewriter:
 
 def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:
     """What reads a dying value although nobody reads it, and cannot read what replaces it."""
-    ignored = facts.asserted | facts.unread
     replaced = {link.value for link in region.path} if region.collapses else {region.value}
     replaced.update(absorbed.total for absorbed in region.absorbed)
     replaced.update(share.link.value for share in region.shares)
@@ -247,8 +242,8 @@ def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:
         user
         for node in region.dying
         for user in rewrite.copy(node).users
-        if (origin := rewrite.origin(user)) in ignored
-        and origin not in region.dying
+        if (origin := rewrite.origin(user)) not in region.dying
+        and (origin in facts.asserted or origin in facts.unread)
         and not (node in replaced and origin in facts.numbers)
     ]
 
@@ -275,15 +270,24 @@ def changed_calls(placer: Placer, region: Region) -> set[Call]:
     return changed
 
 
-def frame_problem(placer: Placer, region: Region) -> Refusal | None:
-    """Why a region may not be fused although it is exact: its code keeps state.
+def frame_problems(part: Part, merged: Collection[Call]) -> Callable[[Region], Refusal | None]:
+    """What says of a region why it may not be fused although it is exact: its code keeps state.
+
+    Args:
+        part: The part that the regions are in.
+        merged: The calls whose code will be a part of their caller's.
+    """
+    if not part.trace.stateful:
+        return lambda region: None
+    placer = Placer(part.trace, part.facts, unedited(part.trace), merged)
+    return partial(_frame_problem, placer)
+
+
+def _frame_problem(placer: Placer, region: Region) -> Refusal | None:
+    """Why a region may not be fused.
 
     A module whose forward changes the module runs as it is written. What lies inside one of its
     parts may change if that part alone decides how it runs.
-
-    Args:
-        placer: It places regions of a trace of which nothing is edited.
-        region: The region.
     """
     trace = placer.trace
     frame = frame_of(trace, region)

@@ -1,4 +1,4 @@
-"""Change a whole model: all of it or nothing, and nothing if it computes something else then."""
+"""Change a whole model: all of it or nothing, and nothing if it returns something else then."""
 
 from __future__ import annotations
 
@@ -11,90 +11,72 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.analysis.parts import Part
 from reparam.capture.programs import as_module
 from reparam.modules.copying import copy_model
 from reparam.modules.state import all_or_nothing
-from reparam.rewriting.programs import rebuild
-from reparam.rewriting.rewriter import rewrite
+from reparam.rewriting.programs import copy_program
 from reparam.verification.model_check import DifferenceError, Judge
+
+Model = nn.Module | ExportedProgram
 
 
 @dataclass(frozen=True)
 class Transaction:
-    """One change of a whole model.
+    """One change of a whole model, or of a copy of it.
 
     Args:
-        verify: Whether to compare the model before and after, if there are inputs.
-        inputs: Example inputs.
+        model: The model.
+        inplace: Whether the model itself is changed.
+        called: What it is called with to compare it before and after; None if it is not compared.
         notes: How far the outputs are apart is noted here.
         refuse: Takes down that all was left as it was, and why.
     """
 
-    verify: bool
-    inputs: tuple[Any, ...] | None
+    model: Model
+    inplace: bool
+    called: tuple[tuple[Any, ...], dict[str, Any]] | None
     notes: list[str]
     refuse: Callable[[str], None]
 
-    @property
-    def compares(self) -> bool:
-        """Whether a module is compared before and after."""
-        return self.verify and self.inputs is not None
-
-    def on_model(
-        self,
-        model: nn.Module,
-        target: nn.Module,
-        change: Callable[[], None],
-        written: Iterable[Tensor] = (),
-    ) -> nn.Module:
-        """Change a model or a copy of it.
+    def run(self, change: Callable[[], Model], written: Iterable[Tensor] = ()) -> Model:
+        """Make the change.
 
         Args:
-            model: The model.
-            target: What is changed: the model itself, or a copy.
-            change: Changes the target.
-            written: Tensors of the target whose values it changes.
+            change: Makes it, and returns the model or the copy.
+            written: Tensors of the model itself whose values it changes.
 
         Returns:
-            The target; the model as it was, or a copy, if the change was none to make.
+            What was changed; the model as it was, or a copy of that, if it returned something else.
         """
-        inplace = target is model
-        judge = None
-        if self.verify and self.inputs is not None:
-            judge = Judge(model, self.inputs, inplace=inplace)
+        model, inplace, judge = self.model, self.inplace, None
+        if self.called is not None:
+            judge = Judge(_runnable(model), *self.called, inplace=inplace)
+        itself = model if inplace and isinstance(model, nn.Module) else None
         try:
-            with all_or_nothing(model, written) if inplace else nullcontext():
-                change()
+            with nullcontext() if itself is None else all_or_nothing(itself, written):
+                changed = change()
                 if judge is not None:
-                    judge.compare(target, self.notes)
+                    judge.compare(_runnable(changed), self.notes)
+                return changed
         except DifferenceError as problem:
-            self._refuse(problem)
-            return model if inplace else copy_model(model)
-        return target
+            warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=5)
+            self.refuse(str(problem))
+        return model if inplace else copied(model)
 
-    def on_program(
-        self, program: ExportedProgram, part: Part, changed: ExportedProgram
-    ) -> ExportedProgram:
-        """Take a changed program for one.
 
-        Args:
-            program: The program as it was.
-            part: What it was read as.
-            changed: The changed one.
+def called_with(
+    model: Model, inputs: tuple[Any, ...] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What a model is called with: example inputs, or those that it was exported with."""
+    if inputs is not None:
+        return inputs, {}
+    return model.example_inputs if isinstance(model, ExportedProgram) else None
 
-        Returns:
-            The changed one; a copy of the program if the change was none to make.
-        """
-        called = program.example_inputs if self.inputs is None else (self.inputs, {})
-        if self.verify and called is not None:
-            try:
-                Judge(as_module(program), *called).compare(as_module(changed), self.notes)
-            except DifferenceError as problem:
-                self._refuse(problem)
-                return rebuild(program, rewrite(part.trace, [], part.facts))
-        return changed
 
-    def _refuse(self, problem: DifferenceError) -> None:
-        warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=6)
-        self.refuse(str(problem))
+def _runnable(model: Model) -> nn.Module:
+    return as_module(model) if isinstance(model, ExportedProgram) else model
+
+
+def copied(model: Model) -> Model:
+    """An equal model with memory of its own."""
+    return copy_program(model) if isinstance(model, ExportedProgram) else copy_model(model)
