@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from reparam.equalization.scalable_weights import find_weights, shared_memory
 from reparam.equalization.scale_flow import follow_scales
 from reparam.equalization.seen_values import fix_seen_values
 from reparam.equalization.value_check import ScaleError, check_scales
-from reparam.errors import Refusal
+from reparam.errors import Refusal, warn
 from reparam.modules.at_work import at_work, check_inplace, check_model
 from reparam.modules.state import overwrite
 from reparam.modules.tree import fetch, join
@@ -146,7 +145,7 @@ def _new_weights(
                     report.notes.append(_UNCHECKED)
             except ScaleError as problem:
                 reason = f"verification failed: {problem}"
-                warnings.warn(f"{reason}; it was left alone. Please report it", stacklevel=4)
+                warn(f"{reason}; it was left alone. Please report it")
                 for layer in scaling.layers.values():
                     scaling.groups.fix((*layer.inputs, *layer.outputs), Refusal(reason))
                 rescaling = rescale(scaling, powers_of_two=powers_of_two)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam.errors import Refusal
+from reparam.errors import Refusal, warn
 from reparam.fusing.new_operators import Made, add_note, make_all
 from reparam.modules.copying import LateCopy
 from reparam.modules.state import all_or_nothing
@@ -129,7 +128,7 @@ def _apply(
             report.fused.extend(fused)
             return outcome
         if isinstance(outcome, MismatchError):
-            warnings.warn(f"{outcome}; it was left alone. Please report it", stacklevel=7)
+            warn(f"{outcome}; it was left alone. Please report it")
         planned = make_all(_replanned(planned, rewritten, outcome), made, verify, report)
     report.refused.extend(refused_rows(planned))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable
 
 import torch
@@ -12,7 +11,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.laws import kernel_shape
 from reparam.algebra.lowering import lower, take_after
 from reparam.analysis.parts import Part
-from reparam.errors import Refusal
+from reparam.errors import Refusal, warn
 from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
 from reparam.report.rows import place, taught_rules
@@ -82,10 +81,9 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
                     if taught
                     else "A rule of reparam is wrong: please report it"
                 )
-                warnings.warn(
+                warn(
                     f"{where}: the fused operator differs by {error:.1e} and was left alone. "
-                    f"{blame}",
-                    stacklevel=5,
+                    f"{blame}"
                 )
                 reason = f"verification failed: a relative difference of {error:.1e}"
                 return Refusal(f"{reason}; it rests on {taught}" if taught else reason)
@@ -93,10 +91,7 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
         if not is_finite(module):
             if error is None and not is_finite(lower(form, *form.weights.evaluate(device))):
                 return NOT_FINITE
-            warnings.warn(
-                f"{where}: the fused weights overflow {form.dtype}; it was left alone",
-                stacklevel=5,
-            )
+            warn(f"{where}: the fused weights overflow {form.dtype}; it was left alone")
             return Refusal(f"the fused weights overflow {form.dtype}")
     return module, error
 

@@ -88,6 +88,7 @@ def begun(trace: Trace) -> Rewrite:
     copies: dict[fx.Node, fx.Node] = {}
     for node in trace.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node].name = node.name  # programs have some that torch.fx would not give
     origins = {new: node for node, new in copies.items()}
     caller = {new: trace.caller[node] for node, new in copies.items()}
     return Rewrite(trace, graph, caller, copies, origins)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from reparam.capture.programs import as_module
+from reparam.errors import warn
 from reparam.modules.copying import copy_model
 from reparam.modules.state import all_or_nothing
 from reparam.rewriting.programs import copy_program
@@ -59,7 +59,7 @@ class Transaction:
                     judge.compare(_runnable(changed), self.notes)
                 return changed
         except DifferenceError as problem:
-            warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=5)
+            warn(f"{problem}; the model was left as it is. Please report it")
             self.refuse(str(problem))
         return model if inplace else copied(model)
 
