@@ -1,8 +1,11 @@
-"""The ways in which the library says no: exceptions, and a value for the report."""
+"""The ways in which the library says no: exceptions, a value for the report, and warnings."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass
+from types import FrameType
 
 
 class ReparamError(Exception):
@@ -37,3 +40,12 @@ class UntraceableError(Exception):
 
 class MadeTensorError(UntraceableError):
     """A graph cannot hold a tensor that a forward makes of nothing but numbers."""
+
+
+def warn(text: str) -> None:
+    """Warn at the line of the user's that called the library."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals["__name__"].startswith("reparam."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

@@ -10,10 +10,10 @@ from typing import Any
 from torch import fx, nn
 
 from reparam.analysis.extents import Extents
+from reparam.analysis.parts import Part
 from reparam.capture.operators import operator_name
 from reparam.errors import Refusal
 from reparam.modules.tree import fetch
-from reparam.planning.parts import Part
 from reparam.rules import Extent
 
 Channels = tuple[int, ...]

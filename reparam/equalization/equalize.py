@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.capture.programs import as_module
+from reparam.analysis.parts import Part, find_parts
 from reparam.equalization.new_weights import Rescaling, rescale, spread_of
 from reparam.equalization.scalable_weights import find_weights, shared_memory
 from reparam.equalization.scale_flow import follow_scales
 from reparam.equalization.seen_values import fix_seen_values
 from reparam.equalization.value_check import ScaleError, check_scales
-from reparam.errors import Refusal, ReparamError
-from reparam.modules.at_work import at_work, check_model
-from reparam.modules.copying import copy_model
+from reparam.errors import Refusal, warn
+from reparam.modules.at_work import at_work, check_inplace, check_model
+from reparam.modules.state import overwrite
 from reparam.modules.tree import fetch, join
-from reparam.planning.parts import Part, find_parts, program_part
 from reparam.report.rows import operator_kind, place, untraced_row
-from reparam.report.tables import EqualizationReport, EqualizedRow, RefusedRow
-from reparam.rewriting.programs import rebuild
-from reparam.rewriting.rewriter import rewrite
+from reparam.report.tables import EqualizationReport, EqualizedRow, RefusedRow, refuse_all
 from reparam.rules import Rules, load_rules
-from reparam.verification.model_check import DifferenceError, Judge, as_arguments
+from reparam.verification.model_check import as_arguments
+from reparam.verification.transactions import Transaction, called_with, copied
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
@@ -85,25 +80,49 @@ def equalize(
         True
     """
     check_model(model)
+    if inplace:
+        check_inplace(model)
     inputs = None if example_inputs is None else as_arguments(example_inputs)
-    if inplace and isinstance(model, ExportedProgram):
-        raise ReparamError(
-            "an ExportedProgram cannot be changed in place; take the one that is returned"
-        )
     load_rules()
-    report = EqualizationReport(type(model).__name__)
     with at_work():
-        if isinstance(model, ExportedProgram):
-            part = program_part(model, Rules())
-            new = _new_weights([part], part.trace.root, report, powers_of_two, verify)
-            called = model.example_inputs if inputs is None else (inputs, {})
-            program: ModelT = _as_program(model, part, new, report, called if verify else None)
-            return program
-        parts, untraced = find_parts(model, Rules(), inputs)
-        report.refused.extend(map(untraced_row, untraced))
-        new = _new_weights(parts, model, report, powers_of_two, verify)
-        target: ModelT = _as_module(model, new, report, inputs if verify else None, inplace=inplace)
+        equalized: ModelT = _equalized(model, inputs, inplace, powers_of_two, verify)
+    return equalized
+
+
+def _equalized(
+    model: Any,
+    inputs: tuple[Any, ...] | None,
+    inplace: bool,
+    powers_of_two: bool,
+    verify: bool,
+) -> Any:
+    """The model with other weights, and with its report."""
+    report = EqualizationReport(type(model).__name__)
+    parts, untraced = find_parts(model, Rules(), inputs)
+    report.refused.extend(map(untraced_row, untraced))
+    root = model if isinstance(model, nn.Module) else parts[0].trace.root
+    new = _new_weights(parts, root, report, powers_of_two, verify)
+    target: Any = model if inplace else copied(model)
+    held = {path: _tensor(target, path) for path in new}
+
+    def change() -> Any:
+        for path, values in new.items():
+            overwrite(held[path], values)
         return target
+
+    called = called_with(model, inputs) if verify else None
+    transaction = Transaction(model, inplace, called, report.notes, partial(refuse_all, report))
+    result = transaction.run(change, held.values())
+    vars(result)["reparam_report"] = report  # its class may forbid to set attributes
+    return result
+
+
+def _tensor(model: nn.Module | ExportedProgram, path: str) -> Tensor:
+    if isinstance(model, ExportedProgram):
+        tensor: Tensor = model.state_dict[path]
+    else:
+        tensor = fetch(model, path)
+    return tensor
 
 
 def _new_weights(
@@ -126,7 +145,7 @@ def _new_weights(
                     report.notes.append(_UNCHECKED)
             except ScaleError as problem:
                 reason = f"verification failed: {problem}"
-                warnings.warn(f"{reason}; it was left alone. Please report it", stacklevel=4)
+                warn(f"{reason}; it was left alone. Please report it")
                 for layer in scaling.layers.values():
                     scaling.groups.fix((*layer.inputs, *layer.outputs), Refusal(reason))
                 rescaling = rescale(scaling, powers_of_two=powers_of_two)
@@ -159,72 +178,3 @@ def _describe(rescaling: Rescaling, report: EqualizationReport) -> None:
     for node, reason in scaling.refused.items():
         row = RefusedRow(place(trace, node), operator_kind(trace, node), reason.reason)
         report.refused.append(row)
-
-
-def _as_module(
-    model: Any,
-    new: Mapping[str, Tensor],
-    report: EqualizationReport,
-    inputs: tuple[Any, ...] | None,
-    *,
-    inplace: bool,
-) -> Any:
-    judge = None if inputs is None else Judge(model, inputs, inplace=inplace)
-    target = model if inplace else copy_model(model)
-    try:
-        with all_or_nothing({path: fetch(target, path) for path in new}):
-            for path, tensor in new.items():
-                _write(fetch(target, path), tensor)
-            if judge is not None:
-                judge.compare(target, report.notes)
-    except DifferenceError as problem:
-        _refuse_all(report, problem)
-    vars(target)["reparam_report"] = report  # its class may forbid to set attributes
-    return target
-
-
-def _as_program(
-    program: Any,
-    part: Part,
-    new: Mapping[str, Tensor],
-    report: EqualizationReport,
-    called: tuple[tuple[Any, ...], dict[str, Any]] | None,
-) -> Any:
-    result = rebuild(program, part, rewrite(part.trace, [], part.facts))
-    old = {name: result.state_dict[name].detach().clone() for name in new}
-    for name, tensor in new.items():
-        _write(result.state_dict[name], tensor)
-    if called is not None:
-        try:
-            Judge(as_module(program), *called).compare(as_module(result), report.notes)
-        except DifferenceError as problem:
-            _refuse_all(report, problem)
-            for name, tensor in old.items():
-                _write(result.state_dict[name], tensor)
-    result.reparam_report = report  # type: ignore[attr-defined]
-    return result
-
-
-@contextmanager
-def all_or_nothing(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put every parameter back as it was if anything is raised."""
-    saved = [(parameter, parameter.detach().clone()) for parameter in parameters.values()]
-    try:
-        yield
-    except BaseException:
-        for parameter, values in saved:
-            _write(parameter, values)
-        raise
-
-
-def _write(parameter: Tensor, values: Tensor) -> None:
-    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-        parameter.copy_(values)
-
-
-def _refuse_all(report: EqualizationReport, problem: DifferenceError) -> None:
-    warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=4)
-    report.refused.extend(
-        RefusedRow(row.place, row.operator, str(problem)) for row in report.equalized
-    )
-    report.equalized.clear()

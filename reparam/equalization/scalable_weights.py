@@ -17,10 +17,10 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.analysis.lifting import target_of
+from reparam.analysis.parts import Part
 from reparam.errors import Refusal
 from reparam.modules.state import tensors_held
 from reparam.modules.tree import fetch, is_plain, memory, own_tensors, read_from
-from reparam.planning.parts import Part
 from reparam.rules.calling import in_names_of
 from reparam.rules.convolution import (
     convolution_function,

@@ -18,13 +18,13 @@ from torch import fx
 
 from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
 from reparam.analysis.channels import known_channels
+from reparam.analysis.parts import Part
 from reparam.capture.operators import Trait, traits
 from reparam.equalization.channel_layouts import Channels, Layout, ScaleGroups, flattens
 from reparam.equalization.homogeneous import homogeneous
 from reparam.equalization.scalable_weights import Weights
 from reparam.errors import Refusal
 from reparam.modules.tree import fetch
-from reparam.planning.parts import Part
 from reparam.report.rows import described
 from reparam.rules import Commuting, Several
 

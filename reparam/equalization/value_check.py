@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reparam.analysis.parts import Part
 from reparam.equalization.new_weights import Rescaling
 from reparam.modules.tree import fetch
-from reparam.planning.parts import Part
 from reparam.report.rows import described
 from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam.capture.programs import as_module
-from reparam.errors import Refusal
+from reparam.errors import Refusal, warn
 from reparam.fusing.new_operators import Made, add_note, make_all
-from reparam.modules.copying import LateCopy, copy_model
+from reparam.modules.copying import LateCopy
 from reparam.modules.state import all_or_nothing
 from reparam.modules.tree import fetch, join, own_tensors
-from reparam.planning.parts import Part
+from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
-from reparam.report.rows import applied_row, fused_row, refused_rows
-from reparam.report.tables import RefusedRow, Report
+from reparam.report.rows import fused_row, refused_rows
+from reparam.report.tables import FusedRow, Report
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.graft import graft
 from reparam.rewriting.new_code import GraftError, TornError, UnlikeError
 from reparam.rewriting.placement import frame_of
 from reparam.rewriting.programs import rebuild
 from reparam.rewriting.rewriter import rewrite
-from reparam.verification.model_check import DifferenceError, Judge
 from reparam.verification.module_check import Check, MismatchError
+from reparam.verification.transactions import Model, Transaction
 
 _UNCHECKED = (
     "every new operator was compared with what it replaces, but some modules around them could not "
@@ -38,144 +34,164 @@ _UNCHECKED = (
 
 def apply_parts(
     model: nn.Module,
-    parts: list[Part],
+    plans: Sequence[PlannedPart],
     report: Report,
+    transaction: Transaction,
     *,
-    inplace: bool,
     verify: bool,
-    inputs: tuple[Any, ...] | None = None,
-) -> nn.Module:
+) -> Model:
     """Fuse a model as planned.
 
     Args:
         model: The planned model.
-        parts: Its parts; their graphs are used up.
+        plans: Its parts.
         report: Filled with what was done.
-        inplace: Change the model itself, not a copy of it.
-        verify: Compare every region and every module with new code in float64, and the whole on
-            the inputs.
-        inputs: Example inputs of the model.
+        transaction: Changes the model or a copy, and compares the whole.
+        verify: Compare every region and every module with new code in float64.
     """
-    judge = Judge(model, inputs, inplace=inplace) if verify and inputs is not None else None
-    operators = [make_all(part, verify, report) for part in parts]
+    makings: list[dict[Hashable, Made]] = [{} for _ in plans]
+    plans = [make_all(*making, verify, report) for making in zip(plans, makings, strict=True)]
     kinds = [
-        {name: type(module) for name, module in part.trace.root.named_modules()} for part in parts
+        {name: type(module) for name, module in planned.part.trace.root.named_modules()}
+        for planned in plans
     ]
     # What dies is not copied: the copy gets memory of its own once it is fused.
-    late = None if inplace else LateCopy(model)
+    late = None if transaction.inplace else LateCopy(model)
     target = model if late is None else late.model
-    try:
-        with all_or_nothing(model) if inplace else nullcontext():
-            for part, made, held in zip(parts, operators, kinds, strict=True):
-                _apply(part, made, target, held, report, verify=verify)
-            if late is not None:
-                late.copy_parameters()
-            if judge is not None:
-                report.notes = [note for note in report.notes if note != _UNCHECKED]
-                judge.compare(target, report.notes)
-    except DifferenceError as problem:
-        _refuse_all(report, problem)
-        target = model if inplace else copy_model(model)
-    vars(target)["reparam_report"] = report  # its class may forbid to set attributes
-    return target
+
+    def change() -> nn.Module:
+        for planned, made, held in zip(plans, makings, kinds, strict=True):
+            root = _still_there(target, planned.part.trace.path, held)
+            if root is not None:  # else nobody ran it, and it went with the code around it
+                unchecked = _apply(planned, made, root, report, verify=verify)
+                if unchecked and transaction.called is None:
+                    add_note(report, _UNCHECKED)
+        if late is not None:
+            late.copy_parameters()
+        return target
+
+    return transaction.run(change)
 
 
 def apply_to_program(
     program: ExportedProgram,
-    part: Part,
+    planned: PlannedPart,
     report: Report,
+    transaction: Transaction,
     *,
     verify: bool,
-    inputs: tuple[Any, ...] | None = None,
-) -> ExportedProgram:
+) -> Model:
     """Fuse an exported program as planned.
 
     Args:
         program: The planned program; it is not changed.
-        part: Its graph, which is used up.
+        planned: What it was read as.
         report: Filled with what was done.
-        verify: Compare every region in float64, and the whole on the inputs.
-        inputs: Example inputs; those that the program was exported with, if there are none.
+        transaction: Compares the whole.
+        verify: Compare every region in float64.
     """
-    made = make_all(part, verify, report)
-    regions = part.decision.regions
-    report.refused.extend(refused_rows(part))
-    rows = [fused_row(part, region) for region in regions]
-    operators = [(region, made[region.key][0]) for region in regions]
-    rewritten = rewrite(part.trace, operators, part.facts)
-    fused = rebuild(program, part, rewritten)
-    for row, region in zip(rows, regions, strict=True):
-        error, name = made[region.key][1], rewritten.names[region.value]
-        report.fused.append(applied_row(row, error, name))
-    called = program.example_inputs if inputs is None else (inputs, {})
-    if verify and called is not None:
-        try:
-            Judge(as_module(program), *called).compare(as_module(fused), report.notes)
-        except DifferenceError as problem:
-            _refuse_all(report, problem)
-            fused = copy.copy(program)
-    fused.reparam_report = report  # type: ignore[attr-defined]
-    return fused
+    made: dict[Hashable, Made] = {}
+    planned = make_all(planned, made, verify, report)
+    rewritten = _rewrite(planned, made)
+    report.refused.extend(refused_rows(planned))
+    report.fused.extend(_rows(planned, made, rewritten))
+    return transaction.run(lambda: rebuild(program, rewritten))
 
 
 def _apply(
-    part: Part,
-    made: dict[Any, Made],
-    target: nn.Module,
-    kinds: Mapping[str, type],
+    planned: PlannedPart,
+    made: dict[Hashable, Made],
+    root: nn.Module,
     report: Report,
     *,
     verify: bool,
-) -> None:
-    """Put one part back into the module tree; plan anew without what cannot be put back.
+) -> int:
+    """Put one part back into the module tree, planned anew without what cannot be put back.
 
     Args:
-        part: The part.
-        made: Its operators.
-        target: The module tree.
-        kinds: The classes of all modules that were in the part.
+        planned: The part.
+        made: Its operators; extended.
+        root: Its root in the module tree.
         report: Filled with what was done.
         verify: Compare every module with new code.
+
+    Returns:
+        How many modules with new code could not be compared.
     """
-    root = _still_there(target, part.trace.path, kinds)
-    if root is None:
-        return  # nobody ran it, and it went with the code around it
-    while True:
-        regions = part.decision.regions
-        refused = refused_rows(part)
-        if not regions:
+    while planned.decision.regions:
+        rewritten = _rewrite(planned, made)
+        # In place, nothing is left of what the rows tell of once it is put back.
+        refused, fused = refused_rows(planned), _rows(planned, made, rewritten)
+        outcome = _put_back(planned, rewritten, root, verify=verify)
+        if not isinstance(outcome, GraftError):
             report.refused.extend(refused)
-            return
-        rows = [fused_row(part, region) for region in regions]
-        check = Check(part) if verify else None
-        operators = [(region, made[region.key][0]) for region in regions]
-        try:
-            with all_or_nothing(root):
-                rewritten = rewrite(part.trace, operators, part.facts, part.merged, part.unlike)
-                grafted = graft(rewritten, root, _held(root, part.elsewhere))
-                unchecked = check.run(grafted, rewritten, root) if check is not None else 0
-        except GraftError as problem:
-            if isinstance(problem, MismatchError):
-                warnings.warn(f"{problem}; it was left alone. Please report it", stacklevel=5)
-            settled = part.merged, part.unlike
-            if isinstance(problem, TornError):
-                part.merged |= {part.trace.calls.index(call) for call in problem.calls}
-            if isinstance(problem, UnlikeError):
-                part.unlike |= {id(call.module) for call in problem.calls}
-            # Planned as code of its caller, or apart from other calls, it may still be.
-            again = (part.merged, part.unlike) != settled
-            at_fault = [] if again else _at_fault(part, problem, rewritten)
-            part = part.anew(at_fault, Refusal(problem.reason))
-            made = make_all(part, verify, report)
-            continue
-        report.refused.extend(refused)
-        for row, region in zip(rows, regions, strict=True):
-            error = made[region.key][1]
-            name = join(part.trace.path, rewritten.names[region.value])
-            report.fused.append(applied_row(row, error, name))
-        if unchecked:
-            add_note(report, _UNCHECKED)
-        return
+            report.fused.extend(fused)
+            return outcome
+        if isinstance(outcome, MismatchError):
+            warn(f"{outcome}; it was left alone. Please report it")
+        planned = make_all(_replanned(planned, rewritten, outcome), made, verify, report)
+    report.refused.extend(refused_rows(planned))
+    return 0
+
+
+def _rewrite(planned: PlannedPart, made: Mapping[Hashable, Made]) -> Rewrite:
+    part = planned.part
+    operators = [(region, made[region.key][0]) for region in planned.decision.regions]
+    return rewrite(part.trace, operators, part.facts, planned.merged, planned.unlike)
+
+
+def _rows(
+    planned: PlannedPart, made: Mapping[Hashable, Made], rewritten: Rewrite
+) -> list[FusedRow]:
+    """The rows of the regions once they are operators."""
+    path, names = planned.part.trace.path, rewritten.names
+    return [
+        replace(
+            fused_row(planned.part, region),
+            error=made[region.key][1],
+            name=join(path, names[region.value]),
+        )
+        for region in planned.decision.regions
+    ]
+
+
+def _put_back(
+    planned: PlannedPart, rewritten: Rewrite, root: nn.Module, *, verify: bool
+) -> int | GraftError:
+    """Put one part back into the module tree.
+
+    Returns:
+        How many modules with new code could not be compared, or why the module tree is as it was.
+    """
+    check = Check(planned) if verify else None
+    try:
+        with all_or_nothing(root):
+            grafted = graft(rewritten, root, _held(root, planned.part.elsewhere))
+            return 0 if check is None else check.run(grafted, rewritten, root)
+    except GraftError as problem:
+        return problem
+
+
+def _replanned(planned: PlannedPart, rewritten: Rewrite, problem: GraftError) -> PlannedPart:
+    """The part, planned such that a problem does not come again."""
+    merged, unlike = planned.merged, planned.unlike
+    if isinstance(problem, TornError):
+        merged |= set(problem.calls)
+    if isinstance(problem, UnlikeError):
+        unlike |= {id(call.module) for call in problem.calls}
+    if (merged, unlike) != (planned.merged, planned.unlike):
+        # Planned as code of its caller, or apart from other calls, it may still be.
+        return replace(planned, merged=merged, unlike=unlike).decided()
+    reason = Refusal(problem.reason)
+    return planned.without(dict.fromkeys(_at_fault(planned, rewritten, problem), reason))
+
+
+def _at_fault(planned: PlannedPart, rewritten: Rewrite, problem: GraftError) -> list[Region]:
+    """The regions for which code changed that cannot change, or else all in its module."""
+    regions, trace, calls = planned.decision.regions, planned.part.trace, set(problem.calls)
+    direct = [region for region in regions if rewritten.changes[region.value] & calls]
+    inside = [region for region in regions if calls & set(frame_of(trace, region).ancestry())]
+    return direct or inside or regions
 
 
 def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.Module | None:
@@ -199,19 +215,3 @@ def _held(root: nn.Module, paths: Collection[str]) -> set[int]:
     there = root.named_modules(remove_duplicate=False) if paths else ()
     held = [module for path, module in there if path in paths]
     return {id(part) for module in held for part in (module, *own_tensors(module).values())}
-
-
-def _refuse_all(report: Report, problem: DifferenceError) -> None:
-    warnings.warn(f"{problem}; the model was left as it is. Please report it", stacklevel=5)
-    report.refused.extend(
-        RefusedRow(row.place, row.operators, str(problem)) for row in report.fused
-    )
-    report.fused.clear()
-
-
-def _at_fault(part: Part, problem: GraftError, rewritten: Rewrite) -> list[Region]:
-    """The regions for which code changed that cannot change, or else all in its module."""
-    regions, calls = part.decision.regions, set(problem.calls)
-    direct = [region for region in regions if rewritten.changes[region.value] & calls]
-    inside = [region for region in regions if calls & set(frame_of(part.trace, region).ancestry())]
-    return direct or inside or regions

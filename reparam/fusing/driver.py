@@ -5,27 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 from torch.export import ExportedProgram
 
+from reparam.analysis.parts import find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
-from reparam.modules.at_work import at_work, check_model
+from reparam.modules.at_work import at_work, check_inplace, check_model
 from reparam.planning.cost_functions import MACS, MEMORY, CostFunction, Measure, latency
-from reparam.planning.parts import Part, Untraced, find_parts, program_part
+from reparam.planning.planned_parts import PlannedPart
 from reparam.report.rows import fused_row, refused_rows, untraced_row
-from reparam.report.tables import FusedRow, RefusedRow, Report
+from reparam.report.tables import FusedRow, RefusedRow, Report, refuse_all
+from reparam.rewriting.rewriter import frame_problems
 from reparam.rules import Rules, load_rules
 from reparam.rules.registry import Rule, Target
 from reparam.verification.model_check import as_arguments
+from reparam.verification.transactions import Transaction, called_with
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What `fuse` would do to a model: print it, look at it, apply it.
 
@@ -37,8 +41,9 @@ class Plan:
     model: nn.Module | ExportedProgram
     report: Report
     _untraced: list[RefusedRow] = field(repr=False)
-    _options: dict[str, Any] = field(repr=False)
-    _parts: list[Part] | None = field(repr=False)
+    _parts: list[PlannedPart] = field(repr=False)
+    _inputs: tuple[Any, ...] | None = field(repr=False)
+    _modules: tuple[nn.Module, ...] = field(repr=False)
 
     @property
     def fused(self) -> list[FusedRow]:
@@ -71,7 +76,7 @@ class Plan:
                 difference.
 
         Raises:
-            ReparamError: If a package is missing.
+            ReparamError: If a package is missing, or the model is not what was planned any more.
 
         Examples:
             >>> import tempfile
@@ -86,19 +91,20 @@ class Plan:
         """
         from reparam.report.html.writing import write_plan  # needs what not everybody installs
 
+        self._check_model()
         with at_work():
-            parts = self._planned()
-            write_plan(path, self.report, parts, verify=verify)
+            write_plan(path, self.report, self._parts, verify=verify)
 
-    def _planned(self) -> list[Part]:
-        """The parts; planned again if an earlier call used their graphs up."""
-        if self._parts is None:
-            fresh = plan(self.model, **self._options)
-            self._parts, self.report = fresh._parts or [], fresh.report
-        return self._parts
+    def _check_model(self) -> None:
+        """Raise unless the model is what was planned."""
+        if [*map(id, _modules(self.model))] != [*map(id, self._modules)]:
+            raise ReparamError(
+                "the model has other modules than when it was planned, as after a plan that was "
+                "applied in place; plan it again"
+            )
 
     def apply(self, *, inplace: bool = False, verify: bool = True) -> Any:
-        """Carry the plan out.
+        """Carry the plan out; that can be done again and again, unless it is done in place.
 
         Args:
             inplace: Change the model itself, not a copy of it.
@@ -110,25 +116,24 @@ class Plan:
             ``reparam_report``.
 
         Raises:
-            ReparamError: If the model cannot be copied, or not be changed in place.
+            ReparamError: If the model cannot be copied, cannot be changed in place, or is not what
+                was planned any more.
         """
-        if inplace and isinstance(self.model, ExportedProgram):
-            raise ReparamError(
-                "an ExportedProgram cannot be changed in place; take the one that is returned"
-            )
-        parts, self._parts = self._planned(), None
-        report = Report(self.report.model, [], list(self._untraced), [], self.report.unit)
-        report.notes.extend(note for note in self.report.notes if note == _APART)
-        inputs = self._options["example_inputs"]
-        arguments = None if inputs is None else as_arguments(inputs)
+        if inplace:
+            check_inplace(self.model)
+        self._check_model()
+        notes = list(self.report.notes)
+        report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
+        called = called_with(self.model, self._inputs) if verify else None
+        transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
         with at_work():
             if isinstance(self.model, ExportedProgram):
-                return apply_to_program(
-                    self.model, parts[0], report, verify=verify, inputs=arguments
-                )
-            return apply_parts(
-                self.model, parts, report, inplace=inplace, verify=verify, inputs=arguments
-            )
+                (planned,) = self._parts
+                fused = apply_to_program(self.model, planned, report, transaction, verify=verify)
+            else:
+                fused = apply_parts(self.model, self._parts, report, transaction, verify=verify)
+        vars(fused)["reparam_report"] = report  # its class may forbid to set attributes
+        return fused
 
 
 def plan(
@@ -173,28 +178,23 @@ def plan(
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
     with at_work():
-        if isinstance(model, ExportedProgram):
-            parts, failures = [program_part(model, Rules(rules))], list[Untraced]()
-        else:
-            parts, failures = find_parts(model, Rules(rules), inputs)
-        apart = False
-        for part in parts:
-            if measure.needs_sizes and not part.facts.shapes:
-                apart = True  # its sizes are not known
-            else:
-                part.measure = measure
-            part.decide()
-    if apart and inputs is None and not any(part.facts.shapes for part in parts):
-        raise ReparamError("cost='latency' is measured on the sizes of inputs: pass example_inputs")
-    untraced = [untraced_row(failure) for failure in failures]
-    report = Report(type(model).__name__, [], list(untraced), unit=measure.unit)
-    if apart:
-        report.notes.append(_APART)
-    for part in parts:
-        report.fused.extend(fused_row(part, region) for region in part.decision.regions)
+        parts, untraced = find_parts(model, Rules(rules), inputs)
+        sized = [not measure.needs_sizes or bool(part.facts.shapes) for part in parts]
+        if parts and inputs is None and not any(sized):
+            raise ReparamError(
+                "cost='latency' is measured on the sizes of inputs: pass example_inputs"
+            )
+        planned = [
+            PlannedPart(part, frame_problems, measure if known else MACS).decided()
+            for part, known in zip(parts, sized, strict=True)
+        ]
+    rows = [untraced_row(module) for module in untraced]
+    notes = [] if all(sized) else [_APART]
+    report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
+    for part in planned:
+        report.fused.extend(fused_row(part.part, region) for region in part.decision.regions)
         report.refused.extend(refused_rows(part))
-    options = {"example_inputs": example_inputs, "rules": rules, "cost": cost}
-    return Plan(model, report, untraced, options, parts)
+    return Plan(model, report, rows, planned, inputs, _modules(model))
 
 
 def fuse(
@@ -239,6 +239,11 @@ def fuse(
         planned = plan(model, example_inputs, rules=rules, cost=cost)
         fused: ModelT = planned.apply(inplace=inplace, verify=verify)
     return fused
+
+
+def _modules(model: nn.Module | ExportedProgram) -> tuple[nn.Module, ...]:
+    """What a plan is made for; a program does not change."""
+    return () if isinstance(model, ExportedProgram) else tuple(model.modules())
 
 
 def _measure(cost: Any) -> Measure:

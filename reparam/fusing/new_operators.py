@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.laws import kernel_shape
 from reparam.algebra.lowering import lower, take_after
-from reparam.errors import Refusal
-from reparam.planning.parts import Part
+from reparam.analysis.parts import Part
+from reparam.errors import Refusal, warn
+from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
 from reparam.report.rows import place, taught_rules
 from reparam.report.tables import Report
@@ -22,28 +22,36 @@ from reparam.verification.region_check import NOT_FINITE, REGION_BOUND, compared
 Made = tuple[nn.Module, float | None]
 
 
-def make_all(part: Part, verify: bool, report: Report) -> dict[Hashable, Made]:
-    """The operators of all regions; plan anew without those that cannot be."""
-    made: dict[Hashable, Made] = {}
-    alike: dict[Hashable, Made] = {}
+def make_all(
+    planned: PlannedPart, made: dict[Hashable, Made], verify: bool, report: Report
+) -> PlannedPart:
+    """Make the operators of all regions.
+
+    Args:
+        planned: The part.
+        made: The operators made so far, by key and by signature of their regions; extended.
+        verify: Whether to compare every region in float64 with what replaces it.
+        report: Notes what a user should know.
+
+    Returns:
+        The part, planned without those regions whose operator cannot be made.
+    """
     while True:
-        failed = False
-        for region in part.decision.regions:
-            key = region.key
-            if key in made:
+        banned: dict[Region, Refusal] = {}
+        for region in planned.decision.regions:
+            if region.key in made:
                 continue
-            same = signature(region, part.facts)
-            result = alike.get(same) or _make(region, part, verify, report)
-            if isinstance(result, Refusal):
-                part.ban(region, result)
-                failed = True
-            else:
-                made[key] = result
-                if same is not None:
-                    alike[same] = result
-        if not failed:
-            return made
-        part.decide()
+            alike = signature(region, planned.part.facts)
+            operator = made.get(alike) or _make(region, planned.part, verify, report)
+            if isinstance(operator, Refusal):
+                banned[region] = operator
+                continue
+            made[region.key] = operator
+            if alike is not None:
+                made[alike] = operator
+        if not banned:
+            return planned
+        planned = planned.without(banned)
 
 
 def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Refusal:
@@ -73,10 +81,9 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
                     if taught
                     else "A rule of reparam is wrong: please report it"
                 )
-                warnings.warn(
+                warn(
                     f"{where}: the fused operator differs by {error:.1e} and was left alone. "
-                    f"{blame}",
-                    stacklevel=5,
+                    f"{blame}"
                 )
                 reason = f"verification failed: a relative difference of {error:.1e}"
                 return Refusal(f"{reason}; it rests on {taught}" if taught else reason)
@@ -84,10 +91,7 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
         if not is_finite(module):
             if error is None and not is_finite(lower(form, *form.weights.evaluate(device))):
                 return NOT_FINITE
-            warnings.warn(
-                f"{where}: the fused weights overflow {form.dtype}; it was left alone",
-                stacklevel=5,
-            )
+            warn(f"{where}: the fused weights overflow {form.dtype}; it was left alone")
             return Refusal(f"the fused weights overflow {form.dtype}")
     return module, error
 

@@ -54,6 +54,14 @@ def _alone() -> Iterator[None]:
             parametrize._cache_enabled = enabled
 
 
+def check_inplace(model: Any) -> None:
+    """Raise unless the model can be changed in place."""
+    if isinstance(model, ExportedProgram):
+        raise ReparamError(
+            "an ExportedProgram cannot be changed in place; take the one that is returned"
+        )
+
+
 def check_model(model: Any) -> None:
     """Raise unless the model can be planned; an exported program has no training mode."""
     if isinstance(model, ExportedProgram):

@@ -239,8 +239,14 @@ def _refill(holder: Any, content: Any) -> None:
 
 
 @contextmanager
-def all_or_nothing(target: nn.Module) -> Iterator[None]:
-    """Put every module back as it was if anything is raised."""
+def all_or_nothing(target: nn.Module, written: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Put every module back as it was if anything is raised.
+
+    Args:
+        target: The root of the modules.
+        written: Tensors whose values are put back, too.
+    """
+    values = [(tensor, tensor.detach().clone()) for tensor in written]
     saved = [
         (
             module,
@@ -263,4 +269,12 @@ def all_or_nothing(target: nn.Module) -> Iterator[None]:
                 held.update(before)
             if isinstance(module, fx.GraphModule):
                 module.recompile()
+        for tensor, value in values:
+            overwrite(tensor, value)
         raise
+
+
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Write other values to the memory of a tensor."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(values)

@@ -2,5 +2,5 @@
 
 Files, in the order in which data flows: `costs`, `dominators`, `cost_functions`, `regions`,
 `hazards`, `positions`, `appraiser`, `joint_readers`, `regrouped_sums`, `distributed_scales`,
-`planner`, `invariants`, `parts`.
+`planner`, `invariants`, `planned_parts`.
 """

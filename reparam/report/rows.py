@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from torch import fx
 
 from reparam.algebra.affine import AffineConv
 from reparam.analysis.lifting import target_of
+from reparam.analysis.parts import Part, Untraced
 from reparam.capture.structures import reached
 from reparam.capture.trace import Trace
 from reparam.modules.tree import fetch, join
-from reparam.planning.parts import Part, Untraced
+from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
 from reparam.report.tables import FusedRow, RefusedRow
 from reparam.rules import describe_rule, describe_target, is_built_in
@@ -35,22 +35,18 @@ def fused_row(part: Part, region: Region) -> FusedRow:
     )
 
 
-def refused_rows(part: Part) -> list[RefusedRow]:
+def refused_rows(planned: PlannedPart) -> list[RefusedRow]:
     """One row per operator that the planner leaves."""
+    trace, refused = planned.part.trace, planned.decision.refused
     return [
-        RefusedRow(place(part.trace, node), operator_kind(part.trace, node), refusal.reason)
-        for node, refusal in part.decision.refused.items()
+        RefusedRow(place(trace, node), operator_kind(trace, node), refusal.reason)
+        for node, refusal in refused.items()
     ]
 
 
 def untraced_row(untraced: Untraced) -> RefusedRow:
     """The row of a module that stays as it is."""
     return RefusedRow(untraced.path or "the model", type(untraced.module).__name__, untraced.reason)
-
-
-def applied_row(row: FusedRow, error: float | None, name: str) -> FusedRow:
-    """The row of one region once it is applied."""
-    return replace(row, error=error, name=name)
 
 
 def taught_rules(part: Part, region: Region) -> str:

@@ -202,6 +202,17 @@ def _refusals(rows: list[RefusedRow], verb: str) -> Columns:
     }
 
 
+def refuse_all(report: Report | EqualizationReport, reason: str) -> None:
+    """Take down that nothing of what a report says was done, since the model was left as it was."""
+    if isinstance(report, Report):
+        rows = [RefusedRow(row.place, row.operators, reason) for row in report.fused]
+        report.fused.clear()
+    else:
+        rows = [RefusedRow(row.place, row.operator, reason) for row in report.equalized]
+        report.equalized.clear()
+    report.refused.extend(rows)
+
+
 def _many(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -14,11 +15,14 @@ class Rewrite:
     """What has to be done to the modules of the root besides new code.
 
     Args:
-        trace: The trace, its graph edited.
+        trace: The trace, which stays as it is.
+        graph: A copy of its graph, edited.
+        caller: For each node of the copy the innermost call whose code it belongs to.
+        copies: For each node of the trace its copy.
+        origins: For each node of the copy that is a copy what it is a copy of.
         modules: New modules by the path where they belong.
-        edited: The calls whose own code changed.
-        changes: The same by the value of the region for which it changed.
-        replaced: For each node that is gone the node that stands for it.
+        changes: The calls whose own code changed, by the value of the region for which it changed.
+        replaced: For each node of the copy that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
         swapped: Modules that are replaced where they are registered, and the call that all of the
             region lies in.
@@ -26,15 +30,19 @@ class Rewrite:
         joined: Where the operator is registered that stands for a module, by the module's path.
         protected: For each call the parts that other methods of its module run by themselves.
         inlined: Calls whose code has to move into their caller's.
-        idle: Nodes that no code has to compute.
-        dead: Values that are computed no more, though another node stands where they stood.
+        idle: Nodes of the copy that no code has to compute.
+        dead: Values of the trace that are computed no more, though another node stands where they
+            stood.
         alike: Identities of the modules that are called several times and edited the same each
             time.
     """
 
     trace: Trace
+    graph: fx.Graph
+    caller: dict[fx.Node, Call]
+    copies: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    origins: dict[fx.Node, fx.Node] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    edited: set[Call] = field(default_factory=set)
     changes: dict[fx.Node, set[Call]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     removed: list[tuple[str, Call]] = field(default_factory=list)
@@ -47,8 +55,40 @@ class Rewrite:
     dead: set[fx.Node] = field(default_factory=set)
     alike: set[int] = field(default_factory=set)
 
+    @property
+    def edited(self) -> set[Call]:
+        """The calls whose own code changed."""
+        return set().union(*self.changes.values())
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        """The copy of a node of the trace; the node itself where there is none."""
+        return self.copies.get(node, node)
+
+    def origin(self, node: fx.Node) -> fx.Node:
+        """What a node is a copy of; the node itself if it is none."""
+        return self.origins.get(node, node)
+
     def current(self, node: fx.Node) -> fx.Node:
-        """The node that stands for a node of the trace now."""
+        """The node of the copy that stands for a node of the trace, or of the copy, now."""
+        node = self.copies.get(node, node)
         while node in self.replaced:
             node = self.replaced[node]
         return node
+
+
+def unedited(trace: Trace) -> Rewrite:
+    """No change of a trace, to ask what a change would be."""
+    return Rewrite(trace, trace.graph, trace.caller)
+
+
+def begun(trace: Trace) -> Rewrite:
+    """No change of a trace yet, with a copy of its graph to edit."""
+    graph = fx.Graph()
+    graph.set_codegen(copy.copy(trace.graph._codegen))
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in trace.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node].name = node.name  # programs have some that torch.fx would not give
+    origins = {new: node for node, new in copies.items()}
+    caller = {new: trace.caller[node] for node, new in copies.items()}
+    return Rewrite(trace, graph, caller, copies, origins)

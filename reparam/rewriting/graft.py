@@ -68,10 +68,10 @@ def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> Graf
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     removed = {path for path, _ in rewrite.removed}
-    for node in rewrite.trace.graph.find_nodes(op="get_attr"):
+    for node in rewrite.graph.find_nodes(op="get_attr"):
         if node.target in removed and not node.users:
-            rewrite.trace.graph.erase_node(node)
-    target.graph = rewrite.trace.graph
+            rewrite.graph.erase_node(node)
+    target.graph = rewrite.graph
     prune(target, rewrite, rewrite.trace.calls, (), lambda call, owner: True, elsewhere)
     return Grafted()
 
@@ -91,8 +91,8 @@ class _Graft:
         self.target = target
         self.trace = rewrite.trace
         self.inside: dict[Call, list[fx.Node]] = {call: [] for call in self.trace.calls}
-        for node in self.trace.graph.nodes:
-            caller = self.trace.caller.get(node)
+        for node in rewrite.graph.nodes:
+            caller = self.rewrite.caller.get(node)
             for call in caller.ancestry() if caller is not None else ():
                 self.inside[call].append(node)
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
@@ -128,7 +128,7 @@ class _Graft:
         Whoever takes in the code of another call has new code, too.
         """
         inlined, edited = set[Call](), set(self.rewrite.edited)
-        present = set(self.trace.graph.nodes)
+        present = set(self.rewrite.graph.nodes)
         for call in reversed(self.trace.calls):  # those inside a call before it
             if call.parent is None:
                 continue
@@ -227,7 +227,8 @@ class _Graft:
         Returns:
             The modules and tensors that this code used, and the code.
         """
-        graph, caller, idle = self.trace.graph, self.trace.caller, self.rewrite.idle
+        rewrite, idle = self.rewrite, self.rewrite.idle
+        caller = rewrite.caller
         dropped: list[tuple[str, Call]] = []
         for owner in self.trace.calls:
             if owner not in self.edited or owner in self.repeated:
@@ -242,7 +243,7 @@ class _Graft:
                 for call in caller[node].ancestry():
                     self.inside[call].remove(node)
                     self.shrunk.add(call)
-                graph.erase_node(node)
+                rewrite.graph.erase_node(node)
         return dropped
 
     def _attach(self, code: NewCode) -> None:

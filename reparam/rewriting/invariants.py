@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import fx
 
 from reparam.capture.invariants import GRAPH, Invariant
+from reparam.capture.trace import Trace
 from reparam.modules.tree import fetch
 from reparam.rewriting.changes import Rewrite
 
 
+def _as_trace(rewritten: Rewrite) -> Trace:
+    return replace(rewritten.trace, graph=rewritten.graph, caller=rewritten.caller)
+
+
 def _leads_nowhere(rewritten: Rewrite) -> Iterator[fx.Node]:
-    for node in rewritten.trace.graph.nodes:
+    for node in rewritten.graph.nodes:
         if node.op in ("call_module", "get_attr"):
             path = str(node.target)
             new = path in rewritten.modules or path.rpartition(".")[0] in rewritten.modules
@@ -23,18 +29,18 @@ def _leads_nowhere(rewritten: Rewrite) -> Iterator[fx.Node]:
 
 
 def _still_there(rewritten: Rewrite) -> Iterator[fx.Node]:
-    nodes = set(rewritten.trace.graph.nodes)
+    nodes = set(rewritten.graph.nodes)
     return (node for node in rewritten.replaced if node in nodes)
 
 
 def _never_called(rewritten: Rewrite) -> Iterator[fx.Node]:
-    called = {node.target for node in rewritten.trace.graph.nodes if node.op == "call_module"}
+    called = {node.target for node in rewritten.graph.nodes if node.op == "call_module"}
     return (value for value, path in rewritten.names.items() if path not in called)
 
 
 REWRITTEN = (
     *(
-        Invariant(law.law, lambda rewritten, law=law: law.breaking(rewritten.trace))
+        Invariant(law.law, lambda rewritten, law=law: law.breaking(_as_trace(rewritten)))
         for law in GRAPH
     ),
     Invariant("a path leads to a part of the root or to a new operator", _leads_nowhere),

@@ -107,7 +107,7 @@ class NewCode:
         """Write nodes, and one call for all nodes in a call that stays one."""
         slicer, graph, called = self.slicer, self.graph, set[Call]()
         for node in nodes:
-            inner = slicer.called_from(self.call, slicer.rewrite.trace.caller[node])
+            inner = slicer.called_from(self.call, slicer.rewrite.caller[node])
             if inner is None and node.op not in ("placeholder", "output", "get_attr"):
                 self._values[node] = copied = graph.node_copy(node, self._read)
                 if node.op == "call_module":

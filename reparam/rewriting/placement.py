@@ -50,17 +50,16 @@ class Placer:
         trace: The trace.
         facts: What was known of the graph before it is edited.
         result: What is to be done to the modules so far.
-        merged: Numbers of the calls whose code will be a part of their caller's.
+        merged: The calls whose code will be a part of their caller's.
     """
 
     def __init__(
-        self, trace: Trace, facts: Facts, result: Rewrite, merged: Collection[int]
+        self, trace: Trace, facts: Facts, result: Rewrite, merged: Collection[Call]
     ) -> None:
         self.trace = trace
         self.facts = facts
         self.result = result
-        self.merged = {trace.calls[number] for number in merged}
-        self.spans: dict[fx.Node, set[Call]] = {}
+        self.merged = merged
         self.uses = Counter(
             id(fetch(trace.root, str(node.target)))
             for node in trace.graph.nodes
@@ -81,8 +80,7 @@ class Placer:
         around = frame_of(self.trace, region)
         frame = around if region.collapses else self.trace.caller[region.value]
         frame = next(call for call in frame.ancestry() if call not in self.merged)
-        spanned = self.spans.get(region.value) or self._span(region)
-        whole = common_caller([frame, around, *spanned])
+        whole = common_caller([frame, around, *self._span(region)])
         if not region.collapses:
             owner = self._that_may_grow(self._that_sees(region))
             if knows_only_tensors(whole):
@@ -117,10 +115,6 @@ class Placer:
     def _that_may_grow(self, call: Call) -> Call:
         """The innermost call around one that may have a new part."""
         return next(outer for outer in call.ancestry() if not self._must_not_grow(outer))
-
-    def remember_span(self, region: Region) -> None:
-        """Note how a region's value depends on its base while the graph is what was traced."""
-        self.spans[region.value] = self._span(region)
 
     def _span(self, region: Region) -> set[Call]:
         """The calls through which a region's value depends on its base, dying or not."""
@@ -243,10 +237,11 @@ class Placer:
         ):
             return False
         old, caller = fetch(self.trace.root, str(node.target)), self.trace.caller[node]
+        reader = self.result.copy(node)
         return (
             self.uses[id(old)] == self.traced_through[id(caller.module)]
-            and node.args == (self.result.current(link.base),)
-            and not node.kwargs
+            and reader.args == (self.result.current(link.base),)
+            and not reader.kwargs
             and id(old) not in self.read_directly
             and not self._serves_others(caller)
             and not has_hooks(old)
@@ -259,7 +254,7 @@ class Placer:
         """Whether a call's own code can name a value."""
         return (
             node.op == "get_attr"
-            or call in self.trace.caller[node].ancestry()
+            or call in self.result.caller[node].ancestry()
             or any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
         )
 

@@ -9,7 +9,6 @@ sizes and the structure of arguments and results, is taken over as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,24 +21,31 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from reparam.capture.programs import STATE_KINDS, lifted_state
+from reparam.capture.programs import STATE_KINDS, lifted_state, read_program
+from reparam.capture.recorded import as_trace
 from reparam.modules.float64 import run_function
-from reparam.planning.parts import Part
-from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.changes import Rewrite, begun
 
 _ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
 
 
-def rebuild(program: ExportedProgram, part: Part, rewrite: Rewrite) -> ExportedProgram:
+# -- Back to a program ----------------------------------------------------------------------------
+
+
+def copy_program(program: ExportedProgram) -> ExportedProgram:
+    """The same program, with memory of its own."""
+    return rebuild(program, begun(as_trace(*read_program(program))))
+
+
+def rebuild(program: ExportedProgram, rewrite: Rewrite) -> ExportedProgram:
     """Write an edited graph down as a program.
 
     Args:
         program: The program that was planned.
-        part: What `program_part` made of it.
-        rewrite: Its edited trace.
+        rewrite: Its edited graph.
     """
-    edited = rewrite.trace.graph
-    writer = _Writer(program, rewrite, part.facts.order)
+    edited = rewrite.graph
+    writer = _Writer(program, rewrite)
     state = _remaining_state(program, edited) + _new_state(program, rewrite)
     state.sort(key=lambda spec: STATE_KINDS.index(spec.kind))
     for spec in state:
@@ -141,12 +147,9 @@ def _renamed(call: ModuleCallEntry, names: dict[str, str]) -> ModuleCallEntry:
 class _Writer:
     """Writes a graph in the operators of a program's dialect."""
 
-    def __init__(
-        self, program: ExportedProgram, rewrite: Rewrite, known: Collection[fx.Node]
-    ) -> None:
+    def __init__(self, program: ExportedProgram, rewrite: Rewrite) -> None:
         self.program = program
         self.rewrite = rewrite
-        self.known = known
         self.graph = fx.Graph()
         self.placed: dict[str, fx.Node] = {}
         self.values: dict[fx.Node, fx.Node] = {}
@@ -188,14 +191,14 @@ class _Writer:
             self.graph.output(results).meta = dict(node.meta)
         elif node.op == "get_attr" and str(node.target) in self.placed:
             self.values[node] = self.placed[str(node.target)]
-        elif node in self.known:
+        elif node in self.rewrite.origins:
             self.values[node] = self.graph.node_copy(node, self.values.__getitem__)
         else:
             self.values[node] = self._expanded(node)
 
     def names(self) -> dict[str, str]:
         """For each value of the program's graph that is left its name in the new one."""
-        current = ((old, self.rewrite.current(old)) for old in self.known)
+        current = ((old, self.rewrite.current(old)) for old in self.rewrite.copies)
         return {old.name: self.values[new].name for old, new in current if new in self.values}
 
     def _expanded(self, node: fx.Node) -> fx.Node:

@@ -55,7 +55,7 @@ def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
     kept: set[int] = set()
     paths = {
         str(node.target)
-        for node in rewrite.trace.graph.nodes
+        for node in rewrite.graph.nodes
         if node.op == "call_module" or (node.op == "get_attr" and node.users)
     }
     for path in paths | set(rewrite.modules):

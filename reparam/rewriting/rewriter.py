@@ -1,21 +1,23 @@
-"""Edit a traced graph so that each region becomes one operator, and note whose code changes."""
+"""Edit a copy of a graph so that each region becomes one operator; note whose code changes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
+from functools import partial
 
 from torch import fx, nn
 
 from reparam.algebra.lowering import explicit_padding, pad_mode
 from reparam.analysis.facts import Facts
+from reparam.analysis.parts import Part
 from reparam.capture.structures import nodes_in
 from reparam.capture.trace import Call, Trace, calls_between, knows_only_tensors
 from reparam.errors import Refusal
 from reparam.modules.tree import all_names
 from reparam.planning.dominators import Link
 from reparam.planning.regions import Region
-from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.changes import Rewrite, begun, unedited
 from reparam.rewriting.placement import Placement, Placer, frame_of
 from reparam.rewriting.repeats import edited_alike
 
@@ -26,68 +28,60 @@ def rewrite(
     trace: Trace,
     operators: Operators,
     facts: Facts,
-    merged: Collection[int] = (),
+    merged: Collection[Call] = (),
     unlike: Set[int] = frozenset(),
 ) -> Rewrite:
-    """Edit the graph of a trace.
+    """Edit a copy of the graph of a trace so that every region becomes its operator.
 
     Args:
-        trace: The trace; its graph is changed.
+        trace: The trace; it is not changed.
         operators: The regions and the modules that stand for them.
-        facts: What was known of the graph before.
-        merged: Numbers of the calls whose code will be a part of their caller's.
+        facts: What is known of the graph.
+        merged: The calls whose code will be a part of their caller's.
         unlike: Identities of the modules whose calls need different code.
     """
-    return Rewriter(trace, facts, merged).run(operators, unlike)
+    rewriter = Rewriter(trace, facts, merged)
+    result = rewriter.result
+    result.alike = edited_alike(trace, operators, facts.idle) - unlike
+    result.dead = {node for region, _ in operators for node in region.dying}
+    result.dead -= {region.value for region, _ in operators}
+    for region, module in operators:
+        rewriter.apply(region, module)
+    for region, _ in reversed(operators):  # what another region read until it was written, too
+        rewriter.sweep(region)
+    return result
 
 
 class Rewriter:
-    """Edits the graph of one trace, region by region.
+    """Edits a copy of the graph of one trace, region by region.
 
     Args:
         trace: The trace.
-        facts: What was known of the graph before.
-        merged: Numbers of the calls whose code will be a part of their caller's.
+        facts: What is known of the graph.
+        merged: The calls whose code will be a part of their caller's.
     """
 
-    def __init__(self, trace: Trace, facts: Facts, merged: Collection[int] = ()) -> None:
+    def __init__(self, trace: Trace, facts: Facts, merged: Collection[Call] = ()) -> None:
         self.trace = trace
         self.facts = facts
-        self.result = Rewrite(trace, idle=facts.idle)
+        self.result = begun(trace)
+        self.result.idle = set(map(self.result.copy, facts.idle))
         self.placer = Placer(trace, facts, self.result, merged)
         self.paths = all_names(trace.root)
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
-        for node in trace.graph.nodes:
-            self.inside[trace.caller[node]].add(node)
+        for node, call in self.result.caller.items():
+            self.inside[call].add(node)
+        self.edited: set[Call] = set()
+        """The calls whose code changes for the region at hand."""
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
         self.taken = set(self.paths)
 
-    def run(self, operators: Operators, unlike: Set[int] = frozenset()) -> Rewrite:
-        """Edit the graph so that every region becomes its operator.
-
-        Args:
-            operators: The regions and the modules that stand for them.
-            unlike: Identities of the modules whose calls need different code.
-        """
-        self.result.alike = edited_alike(self.trace, operators, self.facts.idle) - unlike
-        for region, _ in operators:  # while the graph is what was traced
-            self.placer.remember_span(region)
-            self.result.dead |= region.dying
-        self.result.dead -= {region.value for region, _ in operators}
-        for region, module in operators:
-            self.result.edited = self.result.changes[region.value] = set()
-            self.apply(region, module)
-        for region, _ in reversed(operators):  # what another region read until it was written, too
-            self.result.edited = self.result.changes[region.value]
-            self._sweep(region)
-        self.result.edited = set().union(*self.result.changes.values())
-        return self.result
-
     def apply(self, region: Region, module: nn.Module) -> None:
         """Edit the graph so that one region becomes its operator."""
-        graph, result = self.trace.graph, self.result
-        self._erase_unread(self._doomed(region))
+        graph, result = self.result.graph, self.result
+        self.edited = result.changes[region.value] = set()
+        self._erase_unread(_doomed(region, self.facts, result))
         main, value = region.main, region.value
         place = main.value if region.collapses else value
         home = self.placer.placement(region)
@@ -107,25 +101,18 @@ class Rewriter:
             result.swapped.append((path, home.frame))
             for other in self.paths[path]:
                 result.modules[other] = module
-        with graph.inserting_before(place):
+        with graph.inserting_before(result.copy(place)):
             for sides in explicit_padding(region.form):
-                read = graph.call_function(
-                    nn.functional.pad, (read, sides), {"mode": pad_mode(region.form, sides)}
-                )
-                self.trace.caller[read] = owner
-                self.inside[owner].add(read)
-                result.edited.add(owner)
+                mode = pad_mode(region.form, sides)
+                padded = graph.call_function(nn.functional.pad, (read, sides), {"mode": mode})
+                read = self._note_new(padded, owner)
+                self.edited.add(owner)
             if region.converts:
-                weight = graph.get_attr(f"{path}.weight")
-                read = graph.call_method("type_as", (read, weight))
-                for node in (weight, read):
-                    self.trace.caller[node] = owner
-                    self.inside[owner].add(node)
-            new = graph.call_module(path, (read,))
-        self.trace.caller[new] = owner
-        self.inside[owner].add(new)
+                weight = self._note_new(graph.get_attr(f"{path}.weight"), owner)
+                read = self._note_new(graph.call_method("type_as", (read, weight)), owner)
+            new = self._note_new(graph.call_module(path, (read,)), owner)
         if not swap:
-            result.edited.add(owner)
+            self.edited.add(owner)
             self._note_edits(main.inner if region.collapses else (value,), region)
         self._substitute(place, new, keep_code=swap)
         if region.collapses:
@@ -133,40 +120,17 @@ class Rewriter:
                 if link.form is not None and link is not main:
                     self._skip(link, region, home)
         for share in region.shares:
-            if share.link.value not in result.replaced:
+            if result.copy(share.link.value) not in result.replaced:
                 self._skip(share.link, region, home)
         for absorbed in region.absorbed:
             self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
-        self._sweep(region)
+        self.sweep(region)
 
-    def _doomed(self, region: Region) -> list[fx.Node]:
-        """What reads a dying value although nobody reads it, and cannot read what replaces it."""
-        ignored = self.facts.asserted | self.facts.unread
-        replaced = {link.value for link in region.path} if region.collapses else {region.value}
-        replaced.update(absorbed.total for absorbed in region.absorbed)
-        replaced.update(share.link.value for share in region.shares)
-        return [
-            user
-            for node in region.dying
-            for user in node.users
-            if user in ignored
-            and user not in region.dying
-            and not (node in replaced and user in self.facts.numbers)
-        ]
-
-    def edits(self, region: Region) -> set[Call]:
-        """The calls whose code would change for a region."""
-        home = self.placer.placement(region)
-        if not region.collapses:
-            return {home.owner, self.trace.caller[region.value]}
-        changed = set() if region.main.value in home.swaps else {home.owner}
-        changed.update(self.trace.caller[node] for node in self._doomed(region))
-        for link in region.links:
-            if link.form is not None and link.value not in home.swaps:
-                changed.update(
-                    self.trace.caller[node] for node in link.inner if node.op != "get_attr"
-                )
-        return changed
+    def _note_new(self, node: fx.Node, owner: Call) -> fx.Node:
+        """Note whose code a new node belongs to."""
+        self.result.caller[node] = owner
+        self.inside[owner].add(node)
+        return node
 
     def _skip(self, link: Link, region: Region, home: Placement) -> None:
         """Make one link of a path the identity."""
@@ -184,50 +148,57 @@ class Rewriter:
     def _note_edits(self, nodes: Iterable[fx.Node], region: Region) -> None:
         for node in nodes:
             if node in region.dying and node.op != "get_attr":
-                self.result.edited.add(self.trace.caller[node])
+                self.edited.add(self.trace.caller[node])
 
     def _substitute(self, old: fx.Node, new: fx.Node, *, keep_code: bool) -> None:
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        self.result.replaced[old] = new
+        copy = self.result.copy(old)
+        copy.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self.result.replaced[copy] = new
         if not keep_code and old.op == "call_module":
             self.result.removed.append((str(old.target), self.trace.caller[old]))
 
-    def _sweep(self, region: Region) -> None:
+    def sweep(self, region: Region) -> None:
         """Erase what nobody reads any more: parameters, constants and assertions included."""
+        self.edited = self.result.changes[region.value]
         frames = {self.trace.caller[node] for node in region.dying}
-        pending = sorted(region.dying, key=self.facts.order.__getitem__, reverse=True)
-        for node in pending:
-            if node.users or node not in self.inside[self.trace.caller[node]]:
+        dying = sorted(region.dying, key=self.facts.order.__getitem__, reverse=True)
+        for node in map(self.result.copy, dying):
+            if node.users or not self._is_there(node):
                 continue
             feeds = list(node.all_input_nodes)
             if node not in self.result.replaced:
-                self.result.edited.add(self.trace.caller[node])
+                self.edited.add(self.result.caller[node])
             self._erase(node)
             for feed in feeds:
                 self._erase_constants(feed)
         for frame in frames:
             left = self.inside[frame]
-            if left <= self.facts.asserted:
+            if all(self.result.origin(node) in self.facts.asserted for node in left):
                 self._erase_unread(list(left))
 
+    def _is_there(self, node: fx.Node) -> bool:
+        return node in self.inside[self.result.caller[node]]
+
     def _erase(self, node: fx.Node) -> None:
+        caller = self.result.caller[node]
         if node.op in ("call_module", "get_attr") and node not in self.result.replaced:
-            self.result.removed.append((str(node.target), self.trace.caller[node]))
-        self.inside[self.trace.caller[node]].discard(node)
-        self.trace.graph.erase_node(node)
+            self.result.removed.append((str(node.target), caller))
+        self.inside[caller].discard(node)
+        self.result.graph.erase_node(node)
 
     def _erase_unread(self, nodes: list[fx.Node]) -> None:
         """Erase what nobody reads of what is gone, and assertions on its shape."""
-        found: set[fx.Node] = set()
+        unread: set[fx.Node] = set()
         pending = list(nodes)
         while pending:
             node = pending.pop()
-            if node not in found:
-                found.add(node)
+            if node not in unread:
+                unread.add(node)
                 pending.extend(node.users)
-        for node in sorted(found, key=self.facts.order.__getitem__, reverse=True):
-            if node in self.inside[self.trace.caller[node]]:
-                self.result.edited.add(self.trace.caller[node])
+        order, origin = self.facts.order, self.result.origin
+        for node in sorted(unread, key=lambda node: order[origin(node)], reverse=True):
+            if self._is_there(node):
+                self.edited.add(self.result.caller[node])
                 self._erase(node)
 
     def _erase_constants(self, node: fx.Node) -> None:
@@ -235,13 +206,12 @@ class Rewriter:
         pending = [node]
         while pending:
             node = pending.pop()
-            if node.users or node not in self.inside[self.trace.caller[node]]:
-                continue
-            if node not in self.facts.sources and node not in self.facts.numbers:
-                continue
-            feeds = list(node.all_input_nodes)
-            self._erase(node)
-            pending.extend(feeds)
+            origin = self.result.origin(node)
+            constant = origin in self.facts.sources or origin in self.facts.numbers
+            if constant and not node.users and self._is_there(node):
+                feeds = list(node.all_input_nodes)
+                self._erase(node)
+                pending.extend(feeds)
 
     def _home(self, owner: Call, module: nn.Module) -> str:
         """Where a new operator is registered: once, if several calls can see it there."""
@@ -268,13 +238,60 @@ class Rewriter:
         return prefix + name
 
 
-def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
-    """Why a region may not be fused although it is exact: its code keeps state.
+def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:
+    """What reads a dying value although nobody reads it, and cannot read what replaces it."""
+    replaced = {link.value for link in region.path} if region.collapses else {region.value}
+    replaced.update(absorbed.total for absorbed in region.absorbed)
+    replaced.update(share.link.value for share in region.shares)
+    return [
+        user
+        for node in region.dying
+        for user in rewrite.copy(node).users
+        if (origin := rewrite.origin(user)) not in region.dying
+        and (origin in facts.asserted or origin in facts.unread)
+        and not (node in replaced and origin in facts.numbers)
+    ]
+
+
+def changed_calls(placer: Placer, region: Region) -> set[Call]:
+    """The calls whose code would change for a region.
+
+    Args:
+        placer: It places regions of a trace of which nothing is edited.
+        region: The region.
+    """
+    caller = placer.trace.caller
+    home = placer.placement(region)
+    if not region.collapses:
+        return {home.owner, caller[region.value]}
+    changed = set() if region.main.value in home.swaps else {home.owner}
+    changed.update(caller[node] for node in _doomed(region, placer.facts, placer.result))
+    for link in region.links:
+        if link.form is not None and link.value not in home.swaps:
+            changed.update(caller[node] for node in link.inner if node.op != "get_attr")
+    return changed
+
+
+def frame_problems(part: Part, merged: Collection[Call]) -> Callable[[Region], Refusal | None]:
+    """What says of a region why it may not be fused although it is exact: its code keeps state.
+
+    Args:
+        part: The part that the regions are in.
+        merged: The calls whose code will be a part of their caller's.
+    """
+    if not part.trace.stateful:
+        return lambda region: None
+    placer = Placer(part.trace, part.facts, unedited(part.trace), merged)
+    return partial(_frame_problem, placer)
+
+
+def _frame_problem(placer: Placer, region: Region) -> Refusal | None:
+    """Why a region may not be fused.
 
     A module whose forward changes the module runs as it is written. What lies inside one of its
     parts may change if that part alone decides how it runs.
     """
-    trace = rewriter.trace
+    trace = placer.trace
     frame = frame_of(trace, region)
     refusal = Refusal(
         f"{frame.path or 'the model'} changes its own attributes when it runs, or enters a context "
@@ -286,7 +303,7 @@ def frame_problem(rewriter: Rewriter, region: Region) -> Refusal | None:
         if node.op != "get_attr"
         for call in trace.caller[node].ancestry()
     } - set(frame.ancestry())
-    if ({frame} | crossed | rewriter.edits(region)) & trace.stateful:
+    if ({frame} | crossed | changed_calls(placer, region)) & trace.stateful:
         return refusal
     if not any(call in trace.stateful for call in frame.ancestry()):
         return None

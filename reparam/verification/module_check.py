@@ -17,13 +17,13 @@ from reparam.algebra.lowering import lower
 from reparam.capture.structures import nodes_in
 from reparam.capture.trace import Call
 from reparam.modules.tree import fetch
-from reparam.planning.parts import Part
+from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Region
-from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.changes import Rewrite, unedited
 from reparam.rewriting.graft import Grafted
 from reparam.rewriting.new_code import GraftError
-from reparam.rewriting.placement import frame_of
-from reparam.rewriting.rewriter import Rewriter
+from reparam.rewriting.placement import Placer, frame_of
+from reparam.rewriting.rewriter import changed_calls
 from reparam.verification.call_samples import (
     MODULE_BOUND,
     Sample,
@@ -45,12 +45,13 @@ class Check:
     will change; `run` gives the modules with their new code the same and compares what they return.
 
     Args:
-        part: The part, planned; its graph is not edited yet.
+        planned: The part; its modules are not changed yet.
     """
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.regions = part.decision.regions
+    def __init__(self, planned: PlannedPart) -> None:
+        self.planned = planned
+        self.part = part = planned.part
+        self.regions = planned.decision.regions
         self.frames = {region.value: frame_of(part.trace, region) for region in self.regions}
         self.times = Counter(id(call.module) for call in part.trace.calls)
         changing = [self.frames[region.value] for region in self._changing()]
@@ -61,9 +62,9 @@ class Check:
         """The regions for which code has to change."""
         regions = self.regions
         if any(map(_may_stay_in_place, regions)):
-            part = self.part
-            rewriter = Rewriter(part.trace, part.facts, part.merged)
-            regions = [region for region in regions if rewriter.edits(region)]
+            trace, merged = self.part.trace, self.planned.merged
+            placer = Placer(trace, self.part.facts, unedited(trace), merged)
+            regions = [region for region in regions if changed_calls(placer, region)]
         return regions
 
     def run(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> int:

@@ -36,8 +36,9 @@ def picture() -> str:
     torch.manual_seed(0)
     block = nn.Sequential(ThreeBranches(64)).eval()
     plan = reparam.plan(randomise_batch_norm(block, 0))
-    (part,) = plan._planned()
-    numbers = {region: number for number, region in enumerate(part.decision.regions, 1)}
+    (planned,) = plan._parts
+    part, regions = planned.part, planned.decision.regions
+    numbers = {region: number for number, region in enumerate(regions, 1)}
     results = {number: fused_row(part, region).result for region, number in numbers.items()}
     before = lay_out(graph_before(part, numbers, {}))
     after = lay_out(graph_after(part, numbers, {}, results))

@@ -276,7 +276,7 @@ def test_plan_and_verify_take_programs() -> None:
     program = export(case.model, (case.x,))
     plan = reparam.plan(program)
     assert len(plan.fused) == len(plan.apply().reparam_report.fused)
-    again = plan.apply()  # plans anew
+    again = plan.apply()
     assert again.reparam_report.fused == plan.apply().reparam_report.fused
     assert max(reparam.verify(program, again, case.x).fused) < 1e-5
 

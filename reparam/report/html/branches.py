@@ -17,8 +17,8 @@ from functools import partial, reduce
 from torch import fx
 
 from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.analysis.parts import Part
 from reparam.errors import Refusal
-from reparam.planning.parts import Part
 from reparam.planning.regions import Absorbed, Region, Share
 from reparam.report.rows import operator_kind, place
 

@@ -7,7 +7,7 @@ it takes in stands for what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -15,7 +15,7 @@ from torch import fx
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.lowering import explicit_padding
-from reparam.planning.parts import Part
+from reparam.analysis.parts import Part
 from reparam.planning.regions import Region
 from reparam.report.rows import operator_kind, place
 
@@ -103,8 +103,8 @@ def graph_after(
     """
     shown = _shown(part)
     drawn = set(shown)
-    stands_for, made = _replaced(part.decision.regions)
-    dying = {node for region in part.decision.regions for node in region.dying}
+    stands_for, made = _replaced(numbers)
+    dying = {node for region in numbers for node in region.dying}
 
     def current(node: fx.Node) -> fx.Node:
         while node in stands_for and node not in made:
@@ -144,7 +144,7 @@ def graph_after(
 
 
 def _replaced(
-    regions: Sequence[Region],
+    regions: Iterable[Region],
 ) -> tuple[dict[fx.Node, fx.Node], dict[fx.Node, tuple[Region, fx.Node]]]:
     """What stands for what afterwards, and where the new operators are with what they read."""
     stands_for: dict[fx.Node, fx.Node] = {}

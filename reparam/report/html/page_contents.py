@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from reparam.planning.parts import Part
+from reparam.planning.planned_parts import PlannedPart
 from reparam.report.html.drawn_graphs import graph_after, graph_before
 from reparam.report.html.graph_layout import Layout, lay_out
 from reparam.report.html.region_details import Computed, RegionDetails, region_details
@@ -58,12 +58,12 @@ class Page:
         )
 
 
-def plan_page(report: Report, parts: Sequence[Part], *, verify: bool) -> Page:
+def plan_page(report: Report, parts: Sequence[PlannedPart], *, verify: bool) -> Page:
     """The page of a plan.
 
     Args:
         report: The tables of the plan.
-        parts: The planned parts; they are not changed.
+        parts: The planned parts.
         verify: Compare every region in float64 with what will replace it.
 
     Returns:
@@ -71,20 +71,20 @@ def plan_page(report: Report, parts: Sequence[Part], *, verify: bool) -> Page:
     """
     pictures: list[PartPicture] = []
     regions: list[RegionDetails] = []
-    refused = len(report.refused) - sum(len(part.decision.refused) for part in parts)
-    for part in parts:
+    refused = len(report.refused) - sum(len(planned.decision.refused) for planned in parts)
+    for planned in parts:
+        part, decision = planned.part, planned.decision
         known: dict[Hashable, Computed] = {}
         refusals: dict[fx.Node, int] = {}
-        for node in part.decision.refused:
+        for node in decision.refused:
             refused += 1
             refusals[node] = refused
         own = [
             region_details(part, number, region, known, verify=verify)
-            for number, region in enumerate(part.decision.regions, len(regions) + 1)
+            for number, region in enumerate(decision.regions, len(regions) + 1)
         ]
         numbers = {
-            region: details.number
-            for region, details in zip(part.decision.regions, own, strict=True)
+            region: details.number for region, details in zip(decision.regions, own, strict=True)
         }
         results = {details.number: details.row.result for details in own}
         regions.extend(own)

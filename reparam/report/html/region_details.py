@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.lowering import lower, unsupported
+from reparam.analysis.parts import Part
 from reparam.errors import Refusal
-from reparam.planning.parts import Part
 from reparam.planning.regions import Region
 from reparam.report.html.branches import Formula, composed, formula
 from reparam.report.html.kernel_pictures import KernelPicture, draw, picture

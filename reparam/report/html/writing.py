@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reparam.errors import ReparamError
-from reparam.planning.parts import Part
+from reparam.planning.planned_parts import PlannedPart
 from reparam.report.tables import Report
 
 
 def write_plan(
-    path: str | os.PathLike[str], report: Report, parts: Sequence[Part], *, verify: bool
+    path: str | os.PathLike[str], report: Report, parts: Sequence[PlannedPart], *, verify: bool
 ) -> None:
     """Write the page of a plan.
 
     Args:
         path: The file.
         report: The tables of the plan.
-        parts: The planned parts; they are not changed.
+        parts: The planned parts.
         verify: Compare every region in float64 with what will replace it.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import nn
 
 import reparam
 from reparam.algebra.affine import AffineConv, identity
-from reparam.planning.parts import Part
+from reparam.analysis.parts import Part
 from reparam.planning.regions import Region
 from reparam.report.html.branches import Formula, composed, formula
 from tests.models.block import Block
@@ -23,8 +23,8 @@ from tests.support.randomise import randomise_batch_norm
 
 
 def regions(model: nn.Module) -> list[tuple[Part, Region]]:
-    parts = reparam.plan(model)._parts or []
-    return [(part, region) for part in parts for region in part.decision.regions]
+    parts = reparam.plan(model)._parts
+    return [(planned.part, region) for planned in parts for region in planned.decision.regions]
 
 
 def trained(block: Block) -> nn.Module:

@@ -16,7 +16,7 @@ from tests.support import small_repvgg
 
 def page(model: nn.Module) -> Page:
     plan = reparam.plan(model)
-    return plan_page(plan.report, plan._planned(), verify=False)
+    return plan_page(plan.report, plan._parts, verify=False)
 
 
 def operators(graph: DrawnGraph) -> int:
@@ -74,6 +74,6 @@ def test_the_model_is_not_changed() -> None:
     model = small_repvgg.build("plain")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = reparam.plan(model)
-    plan_page(plan.report, plan._planned(), verify=True)
+    plan_page(plan.report, plan._parts, verify=True)
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
     assert len(plan.apply().reparam_report.fused) == len(plan.fused)

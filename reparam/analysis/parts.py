@@ -1,12 +1,11 @@
-"""The parts of a model that can be traced, and what the planner decides for each."""
+"""The parts of a model that can be traced, each with what is certain of its graph."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -25,18 +24,12 @@ from reparam.capture.recorded import as_trace, recorded_trace, recorded_values
 from reparam.capture.structures import nodes_in
 from reparam.capture.trace import Call, Trace, knows_only_tensors
 from reparam.capture.tracing import trace
-from reparam.errors import Refusal, ReparamError, UntraceableError
+from reparam.errors import ReparamError, UntraceableError
 from reparam.modules.tree import fetch, has_hooks, read_from
-from reparam.planning.cost_functions import MACS, Measure
-from reparam.planning.planner import Decision, decide
-from reparam.planning.regions import Region
-from reparam.rewriting.rewriter import Rewriter, frame_problem
 from reparam.rules import Rules, Step
 
-_SHARED = Refusal("its module is used by two parts of the model, traced apart")
 
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Part:
     """One module that could be traced.
 
@@ -45,79 +38,22 @@ class Part:
         facts: What is known of the graph.
         steps: What each operator does to the forms of its operands.
         rules: The rules of this call.
-        banned: Regions, by value and base, that turned out not to be possible.
-        decision: What the planner decided.
-        make: Makes the part once more.
-        merged: Numbers of the calls whose code will be a part of their caller's.
-        unlike: Identities of the modules whose calls need different code.
         elsewhere: Paths below its root of the modules that other code uses, too.
-        shared: Identities of the modules that more than this part uses, each apart.
-        measure: By what its operators are weighed.
+        shared: Identities of the modules that more than one part uses, each apart.
     """
 
     trace: Trace
     facts: Facts
     steps: Mapping[fx.Node, Step]
     rules: Rules
-    banned: dict[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
-    decision: Decision = field(default_factory=Decision)
-    make: Callable[[], Part] | None = None
-    merged: frozenset[int] = frozenset()
-    unlike: frozenset[int] = frozenset()
     elsewhere: frozenset[str] = frozenset()
     shared: frozenset[int] = frozenset()
-    measure: Measure = MACS
 
-    def decide(self) -> None:
-        """Plan anew until no region is one that its modules do not allow."""
-        stateful = Rewriter(self.trace, self.facts, self.merged) if self.trace.stateful else None
-        while True:
-            self.decision = decide(
-                self.trace.graph, self.steps, self.facts, self.banned, self.measure
-            )
-            problems = [
-                (region, problem)
-                for region in self.decision.regions
-                if stateful and (problem := frame_problem(stateful, region)) is not None
-            ]
-            problems += [
-                (region, _SHARED) for region in self.decision.regions if self._shares(region)
-            ]
-            for region, problem in problems:
-                self.ban(region, problem)
-            if not problems:
-                return
+    def shares(self, nodes: Collection[fx.Node]) -> bool:
+        """Whether some nodes lie in modules that two parts use, each traced without the other."""
+        return not self.shared.isdisjoint(self.touched(nodes))
 
-    def _shares(self, region: Region) -> bool:
-        """Whether a region lies in modules that two parts use, each traced without the other."""
-        return not self.shared.isdisjoint(self.touched(region.dying))
-
-    def ban(self, region: Region, reason: Refusal) -> None:
-        """Exclude a region from the next decision."""
-        self.banned[region.value, region.base] = reason
-
-    def anew(self, regions: Collection[Region], reason: Refusal) -> Part:
-        """The part with a graph that is not edited yet, planned without some regions.
-
-        Args:
-            regions: The regions to exclude besides those that are excluded already.
-            reason: Why.
-        """
-        if self.make is None:
-            raise RuntimeError("a part that cannot be made again")
-        fresh = self.make()
-        fresh.make, fresh.elsewhere, fresh.shared = self.make, self.elsewhere, self.shared
-        fresh.merged, fresh.unlike, fresh.measure = self.merged, self.unlike, self.measure
-        for region in regions:
-            self.ban(region, reason)
-        nodes = {node.name: node for node in fresh.facts.order}
-        for key, refusal in self.banned.items():
-            value, base = (nodes[node.name] for node in key)
-            fresh.banned[value, base] = refusal
-        fresh.decide()
-        return fresh
-
-    def touched(self, nodes: Iterable[fx.Node], roots: Collection[int] = ()) -> set[int]:
+    def touched(self, nodes: Collection[fx.Node], roots: Collection[int] = ()) -> set[int]:
         """Identities of the modules whose code or operators some nodes are.
 
         Args:
@@ -164,24 +100,40 @@ class Untraced:
 
 
 def find_parts(
-    model: nn.Module, rules: Rules, inputs: tuple[Any, ...] | None
+    model: nn.Module | ExportedProgram, rules: Rules, inputs: tuple[Any, ...] | None
 ) -> tuple[list[Part], list[Untraced]]:
-    """Trace a model as far as possible; what each part becomes is not decided yet.
+    """Trace a model as far as possible; a program is one part as it is.
 
     Args:
-        model: The model.
+        model: The model; it is not changed.
         rules: The rules of this call.
         inputs: Example inputs of the model.
 
     Raises:
         ReparamError: If the model does not run on the inputs.
     """
+    if isinstance(model, ExportedProgram):
+        return [_part(as_trace(*read_program(model)), rules)], []
     forget_classes()
+    parts, untraced, reach = _capture_all(model, rules, inputs)
+    untraced.extend(_alone(model, reach, rules))
+    untraced.extend(_opened(model, reach, rules, {id(stays.module) for stays in untraced}))
+    return _with_uses(parts, reach), untraced
+
+
+def _capture_all(
+    model: nn.Module, rules: Rules, inputs: tuple[Any, ...] | None
+) -> tuple[list[Part], list[Untraced], Reach]:
+    """Trace everything as far as possible; who else uses a part is not known yet.
+
+    Returns:
+        The parts, the modules that cannot be traced, and what the code of these reaches.
+    """
     by_methods = called_by_methods(model)
+    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
     parts: list[Part] = []
     untraced: list[Untraced] = []
     reach = Reach()
-    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
     pending: list[nn.Module] = [model]
     seen: set[int] = set()
     while pending:
@@ -193,37 +145,62 @@ def find_parts(
         if isinstance(module, torch.jit.ScriptModule):
             untraced.append(Untraced(path, module, "it is scripted: its code is not Python's"))
             continue
-        given = _given(model, inputs) if module is model and inputs is not None else None
         try:
-            own = inputs if module is model else None
-            make = partial(_make, module, rules, path, given, own, by_methods)
-            part = make()
+            part = _capture(module, rules, path, inputs if module is model else None, by_methods)
         except UntraceableError as error:
             untraced.append(Untraced(path, module, error.reason))
             reach.follow(module)
-            called = {id(part) for part in reach.only_called()}
+            called = {id(child) for child in reach.only_called()}
             pending.extend(
-                part
-                for part in model.modules()
-                if id(part) in called and not _is_operator(part, rules)
+                child
+                for child in model.modules()
+                if id(child) in called and not _is_operator(child, rules)
             )
-            continue
-        part.make = make
-        parts.append(part)
-        pending.extend(_opaque_leaves(part.trace, rules))
-        pending.extend(_left_out(part))
-    roots = {id(part.trace.root) for part in parts}
-    untraced.extend(_alone(model, reach, rules))
-    untraced.extend(_opened(model, reach, rules, {id(stays.module) for stays in untraced}))
-    users = Counter(
-        key for part in parts for key in part.touched(part.running(), roots) | part.typed()
-    )
-    users.update(reach.opened | (reach.called.keys() - roots))
-    users.update(key for part in parts for key in _used_otherwise(part))
-    for part in parts:
-        part.shared = frozenset(key for key, count in users.items() if count > 1)
-    _note_uses_elsewhere(parts, reach)
-    return parts, untraced
+        else:
+            parts.append(part)
+            pending.extend(_opaque_leaves(part.trace, rules))
+            pending.extend(_left_out(part))
+    return parts, untraced, reach
+
+
+def _capture(
+    module: nn.Module,
+    rules: Rules,
+    path: str,
+    inputs: tuple[Any, ...] | None,
+    by_methods: Mapping[int, Collection[tuple[int, str]]],
+) -> Part:
+    """Trace one module, without regard to the rest of the model.
+
+    Raises:
+        UntraceableError: If that cannot be.
+    """
+    given = None if inputs is None else _given(module, inputs)
+    traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
+    return _part(replace(traced, by_methods=by_methods), rules, inputs)
+
+
+def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) -> Part:
+    """All that is certain of a graph."""
+    recorded = recorded_values(traced.graph)
+    shapes, dtypes = recorded.shapes, recorded.dtypes
+    if inputs is not None:
+        shapes, dtypes = record_shapes(traced, inputs)
+    calls = [
+        (list(nodes_in((call.args, call.kwargs))), list(nodes_in(call.result)))
+        for call in traced.calls
+    ]
+    root, graph, path = traced.root, traced.graph, traced.path
+    facts = gather(root, graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path))
+    return Part(traced, facts, lift(graph, facts, rules, path), rules)
+
+
+def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
+    """The parameters of the model's forward that the example inputs give."""
+    try:
+        return inspect.signature(model.forward).bind(*inputs).arguments
+    except TypeError as error:
+        raise ReparamError(f"example_inputs do not fit the model's forward: {error}") from None
 
 
 def _is_operator(module: nn.Module, rules: Rules) -> bool:
@@ -301,55 +278,31 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
                 yield leaf
 
 
-def _make(
-    module: nn.Module,
-    rules: Rules,
-    path: str,
-    given: Mapping[str, Any] | None,
-    inputs: tuple[Any, ...] | None,
-    by_methods: Mapping[int, Collection[tuple[int, str]]],
-) -> Part:
-    traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
-    traced.by_methods = by_methods
-    recorded = recorded_values(traced.graph)
-    shapes, dtypes = recorded.shapes, recorded.dtypes
-    if inputs is not None:
-        shapes, dtypes = record_shapes(traced, inputs)
-    calls = [
-        (list(nodes_in((call.args, call.kwargs))), list(nodes_in(call.result)))
-        for call in traced.calls
-    ]
-    facts = gather(
-        module, traced.graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path)
-    )
-    return Part(traced, facts, lift(traced.graph, facts, rules, path), rules)
-
-
-def _note_uses_elsewhere(parts: Iterable[Part], reach: Reach) -> None:
-    """Note for each part what must not be removed with its code."""
-    uses = {part: part.touched(part.trace.graph.nodes) for part in parts}
-    for part in parts:
-        others = set(reach.opened).union(*(uses[other] for other in parts if other is not part))
-        below = part.trace.root.named_modules(remove_duplicate=False)
-        part.elsewhere = frozenset(path for path, module in below if id(module) in others)
-
-
-def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
-    """The parameters of the model's forward that the example inputs give."""
-    try:
-        return inspect.signature(model.forward).bind(*inputs).arguments
-    except TypeError as error:
-        raise ReparamError(f"example_inputs do not fit the model's forward: {error}") from None
-
-
-def program_part(program: ExportedProgram, rules: Rules) -> Part:
-    """Read a program as one part; what it becomes is not decided yet.
+def _with_uses(parts: list[Part], reach: Reach) -> list[Part]:
+    """The parts, each with what else uses the modules that its code uses.
 
     Args:
-        program: The program; it is not changed.
-        rules: The rules of this call.
+        parts: All parts of the model.
+        reach: What code that cannot be traced uses.
     """
-    root, graph = read_program(program)
-    values = recorded_values(graph)
-    facts = gather(root, graph, rules, values.shapes, values.dtypes, values.ranks)
-    return Part(as_trace(root, graph), facts, lift(graph, facts, rules), rules)
+    roots = {id(part.trace.root) for part in parts}
+    users = Counter(
+        key for part in parts for key in part.touched(part.running(), roots) | part.typed()
+    )
+    users.update(reach.opened | (reach.called.keys() - roots))
+    users.update(key for part in parts for key in _used_otherwise(part))
+    shared = frozenset(key for key, count in users.items() if count > 1)
+    named = [part.touched(list(part.trace.graph.nodes)) for part in parts]
+    namings = Counter(chain(reach.opened, *named))
+    return [
+        replace(
+            part,
+            shared=shared,
+            elsewhere=frozenset(
+                path
+                for path, module in part.trace.root.named_modules(remove_duplicate=False)
+                if namings[id(module)] > (id(module) in own)
+            ),
+        )
+        for part, own in zip(parts, named, strict=True)
+    ]

@@ -1,0 +1,63 @@
+"""What is to become of one part: decided without the regions that its modules do not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import fx
+
+from reparam.analysis.parts import Part
+from reparam.capture.trace import Call
+from reparam.errors import Refusal
+from reparam.planning.cost_functions import MACS, Measure
+from reparam.planning.planner import Decision, decide
+from reparam.planning.regions import Region
+
+Veto = Callable[[Region], Refusal | None]
+
+_SHARED = Refusal("its module is used by two parts of the model, traced apart")
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedPart:
+    """One part, and what is to become of it.
+
+    Args:
+        part: The part.
+        vetoes: Given the part and what is merged, it gives what says of a region why the modules
+            around it do not allow it, if they do not.
+        measure: By what its operators are weighed.
+        banned: Regions, by value and base, that turned out not to be possible, and why.
+        merged: The calls whose code will be a part of their caller's.
+        unlike: Identities of the modules whose calls need different code.
+        decision: What the planner decided.
+    """
+
+    part: Part
+    vetoes: Callable[[Part, frozenset[Call]], Veto]
+    measure: Measure = MACS
+    banned: Mapping[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
+    merged: frozenset[Call] = frozenset()
+    unlike: frozenset[int] = frozenset()
+    decision: Decision = field(default_factory=Decision)
+
+    def decided(self) -> PlannedPart:
+        """The same, planned anew until no region is one that its modules do not allow."""
+        part, banned = self.part, dict(self.banned)
+        veto = self.vetoes(part, self.merged)
+        while True:
+            decision = decide(part.trace.graph, part.steps, part.facts, banned, self.measure)
+            vetoed = {
+                (region.value, region.base): reason
+                for region in decision.regions
+                if (reason := _SHARED if part.shares(region.dying) else veto(region)) is not None
+            }
+            if not vetoed:
+                return replace(self, banned=banned, decision=decision)
+            banned |= vetoed
+
+    def without(self, regions: Mapping[Region, Refusal]) -> PlannedPart:
+        """The same, planned anew without some regions."""
+        banned = {(region.value, region.base): reason for region, reason in regions.items()}
+        return replace(self, banned={**self.banned, **banned}).decided()

@@ -1,0 +1,82 @@
+"""Change a whole model: all of it or nothing, and nothing if it returns something else then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from reparam.capture.programs import as_module
+from reparam.errors import warn
+from reparam.modules.copying import copy_model
+from reparam.modules.state import all_or_nothing
+from reparam.rewriting.programs import copy_program
+from reparam.verification.model_check import DifferenceError, Judge
+
+Model = nn.Module | ExportedProgram
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """One change of a whole model, or of a copy of it.
+
+    Args:
+        model: The model.
+        inplace: Whether the model itself is changed.
+        called: What it is called with to compare it before and after; None if it is not compared.
+        notes: How far the outputs are apart is noted here.
+        refuse: Takes down that all was left as it was, and why.
+    """
+
+    model: Model
+    inplace: bool
+    called: tuple[tuple[Any, ...], dict[str, Any]] | None
+    notes: list[str]
+    refuse: Callable[[str], None]
+
+    def run(self, change: Callable[[], Model], written: Iterable[Tensor] = ()) -> Model:
+        """Make the change.
+
+        Args:
+            change: Makes it, and returns the model or the copy.
+            written: Tensors of the model itself whose values it changes.
+
+        Returns:
+            What was changed; the model as it was, or a copy of that, if it returned something else.
+        """
+        model, inplace, judge = self.model, self.inplace, None
+        if self.called is not None:
+            judge = Judge(_runnable(model), *self.called, inplace=inplace)
+        itself = model if inplace and isinstance(model, nn.Module) else None
+        try:
+            with nullcontext() if itself is None else all_or_nothing(itself, written):
+                changed = change()
+                if judge is not None:
+                    judge.compare(_runnable(changed), self.notes)
+                return changed
+        except DifferenceError as problem:
+            warn(f"{problem}; the model was left as it is. Please report it")
+            self.refuse(str(problem))
+        return model if inplace else copied(model)
+
+
+def called_with(
+    model: Model, inputs: tuple[Any, ...] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What a model is called with: example inputs, or those that it was exported with."""
+    if inputs is not None:
+        return inputs, {}
+    return model.example_inputs if isinstance(model, ExportedProgram) else None
+
+
+def _runnable(model: Model) -> nn.Module:
+    return as_module(model) if isinstance(model, ExportedProgram) else model
+
+
+def copied(model: Model) -> Model:
+    """An equal model with memory of its own."""
+    return copy_program(model) if isinstance(model, ExportedProgram) else copy_model(model)
