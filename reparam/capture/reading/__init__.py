@@ -1,5 +1,5 @@
 """Code that cannot be traced, read and never run.
 
-Files, in the order in which data flows: `source`, `values`, `settings`, `call_sites`, `follower`,
-`method_names`, `reader`, `reach`.
+Files, in the order in which data flows: `source`, `registries`, `values`, `settings`,
+`call_sites`, `follower`, `method_names`, `reader`, `reach`.
 """

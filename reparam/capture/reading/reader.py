@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from reparam.capture.reading.follower import Follower, Notes, is_plain_container
+from reparam.capture.reading.registries import handed_out
 from reparam.capture.reading.settings import outcome
 from reparam.capture.reading.source import Definition, definition, parameters_of, repeats
 from reparam.capture.reading.values import (
@@ -279,7 +280,22 @@ class Reader(Follower):
             case ast.Call(
                 func=ast.Name(id="next"),
                 args=[ast.Call(func=ast.Attribute(value=holder, attr="parameters"))],
-            ) if name in _METADATA and _are_alike(self.value(holder)):
+            ) if name in _METADATA and _are_alike(self.value(holder), name):
+                return NOTHING
+            case ast.Attribute(
+                value=ast.Call(
+                    func=ast.Name(id="next"),
+                    args=[
+                        ast.GeneratorExp(
+                            generators=[
+                                ast.comprehension(
+                                    iter=ast.Call(func=ast.Attribute(value=holder, attr="modules"))
+                                )
+                            ]
+                        )
+                    ],
+                )
+            ) if name in _METADATA and _are_alike(self.value(holder), name):
                 return NOTHING
             case ast.Attribute(value=holder, attr=weight) if name in _METADATA:
                 # Who asks for the type of a weight does not use it.
@@ -333,10 +349,16 @@ class Reader(Follower):
                 func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]
             ) if "**" not in keywords:
                 return union((*args[2:], *(self.attribute(h, name) for h in args[0].itself)))
-            case ast.Call(func=ast.Attribute(value=base, attr=name)) if name in _OF_CONTAINERS:
-                holder = self.value(base)
-                if holder.inside:
-                    self.use(union((*args, *keywords.values())))
+            case ast.Call(func=ast.Attribute(value=base, attr=name)):
+                holder, given = self.value(base), union((*args, *keywords.values()))
+                registered = [handed_out(thing, name) for thing in holder.itself]
+                if registered and None not in registered:
+                    self.use(given)
+                    return given | union(
+                        Value(functions or frozenset()) for functions in registered
+                    )
+                if holder.inside and name in _OF_CONTAINERS:
+                    self.use(given)
                     return self.call(self.value(node.func), args, keywords) | Value(
                         holder.inside, holder.inside
                     )
@@ -383,7 +405,7 @@ def _bind(
             yield parameter.name, spread
 
 
-def _are_alike(value: Value) -> bool:
-    """Whether all weights below some modules are of one type, so that any of them tells it."""
-    tensors = [p for m in value.modules for p in m.parameters()]
-    return len({(p.dtype, p.device, p.requires_grad) for p in tensors}) <= 1
+def _are_alike(value: Value, name: str) -> bool:
+    """Whether all weights below some modules agree in a property, so that any of them tells it."""
+    tensors = [tensor for module in value.modules for tensor in module.parameters()]
+    return len({getattr(tensor, name) for tensor in tensors}) <= 1

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reparam.capture.reading.registries import is_registry
+
 
 @dataclass(frozen=True)
 class Value:
@@ -62,6 +64,8 @@ def refer_to(thing: Any) -> Value:
     """A Python object as an expression's value."""
     if isinstance(thing, _THINGS):
         return Value(frozenset([thing]))
+    if is_registry(thing):
+        return Value(frozenset([MethodType(type(thing).__getitem__, thing)]))
     inside = frozenset(entry for entry in entries_of(thing) if isinstance(entry, _THINGS))
     return Value(inside=inside) if inside else NOTHING
 
