@@ -10,14 +10,13 @@ Rooms, in the order in which data flows: `errors`, `modules`, `algebra`, `rules`
 """
 
 from reparam import testing
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.geometry import Axis
-from reparam.equalization.equalize import equalize
+from reparam.algebra import AffineConv, Axis
+from reparam.equalization import equalize
 from reparam.errors import Refusal, ReparamError
-from reparam.fusing.driver import Plan, fuse, plan
-from reparam.planning.cost_functions import Operator
+from reparam.fusing import Plan, fuse, plan
+from reparam.planning import Operator
 from reparam.rules import register_rule
-from reparam.verification.model_check import Verification, verify
+from reparam.verification import Verification, verify
 
 __version__ = "0.1.0"
 

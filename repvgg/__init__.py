@@ -7,7 +7,7 @@ from types import ModuleType
 
 from wrapt import when_imported
 
-from reparam.deployment.checkpoints import read_state_dict
+from reparam.deployment import read_state_dict
 from repvgg.models import (
     FeatureInfo,
     RepVGG,

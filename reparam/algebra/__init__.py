@@ -3,3 +3,18 @@
 Files, in the order in which data flows: `kernels`, `geometry`, `forms`, `selection`, `laws`,
 `affine`, `lowering`.
 """
+
+from reparam.algebra.affine import Affine, AffineConv, AffineStack, AffineSum, identity
+from reparam.algebra.forms import Columns
+from reparam.algebra.geometry import Axis, PaddingMode
+from reparam.algebra.laws import kernel_shape
+from reparam.algebra.lowering import (
+    explicit_padding,
+    lower,
+    operators,
+    pad_mode,
+    run_operator,
+    take_after,
+    unsupported,
+)
+from reparam.algebra.selection import taken, without_constant

@@ -3,3 +3,11 @@
 Files, in the order in which data flows: `example_run`, `effects`, `memory`, `constants`,
 `rank_laws`, `ranks`, `facts`, `borders`, `channels`, `extents`, `lifting`, `parts`.
 """
+
+from reparam.analysis.channels import holds_type, known_channels, promotes
+from reparam.analysis.effects import lays_out_anew, reads_layout
+from reparam.analysis.extents import Extents
+from reparam.analysis.facts import Facts
+from reparam.analysis.lifting import target_of
+from reparam.analysis.parts import Part, Untraced, find_parts
+from reparam.analysis.ranks import keeps_shape

@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.geometry import Axis
+from reparam.algebra import AffineConv, Axis
 from reparam.analysis.facts import Facts
-from reparam.capture.writes import assign, assignments
+from reparam.capture import assign, assignments
 from reparam.errors import Refusal
-from reparam.rules import Step
-from reparam.rules.steps import UNKNOWN_RANK
+from reparam.rules import UNKNOWN_RANK, Step
 
 _WHOLE = slice(None)
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape, keeps_type
-from reparam.capture.operators import (
+from reparam.capture import (
     Trait,
     computes,
     converts,
@@ -22,7 +22,7 @@ from reparam.capture.operators import (
     type_named_by,
 )
 from reparam.errors import Refusal
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 from reparam.rules import Commuting, Step
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import Effects
 from reparam.analysis.memory import Memory
-from reparam.capture.operators import CONSTANT_FACTORIES, Trait, returns_what_it_wrote, traits
-from reparam.modules.float64 import in_float64, run_function
-from reparam.modules.tree import fetch, is_plain, memory
+from reparam.capture import CONSTANT_FACTORIES, Trait, returns_what_it_wrote, traits
+from reparam.modules import fetch, in_float64, is_plain, memory, run_function
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from reparam.capture.operators import (
+from reparam.capture import (
     Trait,
     has_known_name,
     is_in_place,
@@ -24,7 +24,7 @@ from reparam.capture.operators import (
     traits,
     traits_of,
 )
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 from reparam.rules import Rules
 
 

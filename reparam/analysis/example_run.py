@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.capture.structures import filled
-from reparam.capture.trace import Trace
+from reparam.capture import Trace, filled
 from reparam.errors import ReparamError
-from reparam.modules.float64 import copied
-from reparam.modules.state import undisturbed
+from reparam.modules import copied, undisturbed
 
 
 class _Recorder(fx.Interpreter):

@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape
-from reparam.rules import UNKNOWN, Commuting, Extent, Step
-from reparam.rules.steps import Unknown
+from reparam.rules import UNKNOWN, Commuting, Extent, Step, Unknown
 
 _Place = tuple[fx.Node, int]
 

@@ -14,7 +14,7 @@ from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, draws_by_layout, effects_of, may_copy
 from reparam.analysis.memory import Memory, find_memory
 from reparam.analysis.ranks import find_axes
-from reparam.capture.operators import Trait, reads_metadata, traits
+from reparam.capture import Trait, reads_metadata, traits
 from reparam.errors import Refusal
 from reparam.rules import Rules
 

@@ -12,20 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.algebra.affine import Affine, AffineConv, AffineStack, AffineSum, identity
+from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.analysis.borders import assigned_border
 from reparam.analysis.channels import conversion, known_channels
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts
-from reparam.capture.operators import operator_name
-from reparam.capture.writes import assign
+from reparam.capture import assign, operator_name
 from reparam.errors import Refusal
-from reparam.modules.state import undisturbed
-from reparam.modules.tree import fetch, has_hooks, join, special_tensor
+from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
 from reparam.rules import (
     UNKNOWN,
     Commuting,
+    Rule,
     Rules,
     Selecting,
     Several,
@@ -34,7 +33,6 @@ from reparam.rules import (
     call_rule,
     is_built_in,
 )
-from reparam.rules.registry import Rule
 
 Lifted = Step | Selecting | None
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import Effects
 from reparam.errors import Refusal
-from reparam.modules.tree import fetch, memory
+from reparam.modules import fetch, memory
 from reparam.rules import Rules
 
 

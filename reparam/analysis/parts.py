@@ -17,15 +17,22 @@ from torch.nn.utils import parametrize
 from reparam.analysis.example_run import record_shapes
 from reparam.analysis.facts import Facts, gather
 from reparam.analysis.lifting import lift
-from reparam.capture.programs import read_program
-from reparam.capture.reading.reach import Reach, called_by_methods
-from reparam.capture.reading.source import forget_classes
-from reparam.capture.recorded import as_trace, recorded_trace, recorded_values
-from reparam.capture.structures import nodes_in
-from reparam.capture.trace import Call, Trace, knows_only_tensors
-from reparam.capture.tracing import trace
+from reparam.capture import (
+    CAPTURED,
+    Call,
+    Trace,
+    as_trace,
+    hold,
+    knows_only_tensors,
+    nodes_in,
+    read_program,
+    recorded_trace,
+    recorded_values,
+    trace_forward,
+)
+from reparam.capture.reading import Reach, called_by_methods, forget_classes
 from reparam.errors import ReparamError, UntraceableError
-from reparam.modules.tree import fetch, has_hooks, read_from
+from reparam.modules import fetch, has_hooks, read_from
 from reparam.rules import Rules, Step
 
 
@@ -176,12 +183,15 @@ def _capture(
         UntraceableError: If that cannot be.
     """
     given = None if inputs is None else _given(module, inputs)
-    traced = recorded_trace(module, rules, path) or trace(module, rules, path=path, given=given)
+    traced = recorded_trace(module, rules, path) or trace_forward(
+        module, rules, path=path, given=given
+    )
     return _part(replace(traced, by_methods=by_methods), rules, inputs)
 
 
 def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) -> Part:
     """All that is certain of a graph."""
+    hold("capture", CAPTURED, traced)
     recorded = recorded_values(traced.graph)
     shapes, dtypes = recorded.shapes, recorded.dtypes
     if inputs is not None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.operators import Trait, torch_name, traits, traits_of
-from reparam.modules.tree import fetch
+from reparam.capture import Trait, torch_name, traits, traits_of
+from reparam.modules import fetch
 
 _RANKED_MODULE = {"1d": 3, "2d": 4, "3d": 5}
 
@@ -175,7 +175,6 @@ _LAWS: dict[str, RankLaw] = {
     **dict.fromkeys(("mean", "sum"), _reduce),
     **dict.fromkeys(("squeeze", "unsqueeze", "getitem"), _regroup),
 }
-
 """Operators whose value has another number of axes than its operand, or that tell how many."""
 
 

@@ -9,8 +9,8 @@ from itertools import takewhile
 from torch import fx, nn
 
 from reparam.analysis.rank_laws import Axes, is_activation, rank_facts, reduction, regrouped
-from reparam.capture.operators import Trait, torch_name, traits
-from reparam.modules.tree import fetch
+from reparam.capture import Trait, torch_name, traits
+from reparam.modules import fetch
 
 
 def keeps_shape(node: fx.Node, root: nn.Module) -> bool:

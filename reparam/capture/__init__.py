@@ -4,3 +4,30 @@ Files, in the order in which data flows: `reading`, `writes`, `operators`, `stru
 `invariants`, `contexts`, `known_types`, `leaf_functions`, `proxies`, `tracer`, `tracing`,
 `programs`, `recorded`.
 """
+
+from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
+from reparam.capture.operators import (
+    CONSTANT_FACTORIES,
+    Trait,
+    computes,
+    converts,
+    has_known_name,
+    indexes,
+    is_in_place,
+    is_of_torch,
+    operator_name,
+    permutes,
+    reads_metadata,
+    reads_shape_only,
+    returns_what_it_wrote,
+    torch_name,
+    traits,
+    traits_of,
+    type_named_by,
+)
+from reparam.capture.programs import STATE_KINDS, as_module, lifted_state, read_program
+from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, recorded_values
+from reparam.capture.structures import Built, filled, nodes_in, outline, reached, written_into
+from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors
+from reparam.capture.tracing import trace_forward
+from reparam.capture.writes import assign, assignments

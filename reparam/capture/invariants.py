@@ -16,7 +16,7 @@ from torch import fx
 from reparam.capture.structures import nodes_in
 from reparam.capture.trace import Trace
 from reparam.errors import InvariantError
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 
 SWITCH = "REPARAM_INVARIANTS"
 

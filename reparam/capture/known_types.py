@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.modules.tree import has_hooks, join
+from reparam.modules import has_hooks, join
 
 _OF_ONE_TYPE = {
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,

@@ -19,8 +19,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.reading.reach import Reach
-from reparam.capture.reading.values import refer_to
+from reparam.capture.reading import Reach, refer_to
 from reparam.capture.structures import proxies_in
 
 

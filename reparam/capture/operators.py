@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.capture.writes import assign
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 
 
 class Trait(Flag):
@@ -392,5 +392,4 @@ def returns_what_it_wrote(kind: str, target: Any, kwargs: dict[str, Any]) -> boo
 CONSTANT_FACTORIES = frozenset(
     getattr(torch, name) for name, known in listed() if Trait.CONSTANTS in known
 )
-
 """Functions that make the same tensor whenever they are given the same numbers."""

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_unflatten
 
 from reparam.capture.operators import Trait, traits
 from reparam.capture.trace import Call, Trace
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 from reparam.rules import Rules
 
 

@@ -23,13 +23,12 @@ from reparam.capture.proxies import (
     comes_of_tensors,
     is_tensor,
 )
-from reparam.capture.reading.source import code_below
+from reparam.capture.reading import code_below
 from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, bound, surely_given
 from reparam.capture.writes import assign
 from reparam.errors import MadeTensorError, UntraceableError
-from reparam.modules.state import Watch, random_state
-from reparam.modules.tree import fetch, has_hooks, has_own_call, names_of_tensors
+from reparam.modules import Watch, fetch, has_hooks, has_own_call, names_of_tensors, random_state
 from reparam.rules import Rules
 
 _RETURN_A_TENSOR = {

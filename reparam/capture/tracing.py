@@ -27,13 +27,13 @@ from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
 from reparam.capture.tracer import Tracer
 from reparam.errors import MadeTensorError, UntraceableError
-from reparam.modules.state import Watch
+from reparam.modules import Watch
 from reparam.rules import Rules
 
 _TRACING = RLock()  # torch.fx patches torch while it traces
 
 
-def trace(
+def trace_forward(
     root: nn.Module, rules: Rules, *, path: str = "", given: Mapping[str, Any] | None = None
 ) -> Trace:
     """Trace a module's forward, with whatever cannot be traced as a leaf.

@@ -10,7 +10,7 @@ from reparam.cli.options import Request, json_option, model_options, threads_opt
 from reparam.cli.preparing import prepare
 from reparam.cli.printing import show, show_json
 from reparam.cli.progress import working
-from reparam.deployment.latency import Latency, compare, cpu_threads, describe_machine
+from reparam.deployment import Latency, compare, cpu_threads, describe_machine
 
 
 @click.command()

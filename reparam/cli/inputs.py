@@ -25,6 +25,7 @@ _DTYPES = {
 }
 
 _INTEGERS = 10
+"""Random integers are below this, so that they are indices of almost any table."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,3 @@ def make_inputs(shapes: Sequence[InputShape], seed: int) -> tuple[Tensor, ...]:
     """Random inputs of these shapes, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(shape.make(generator) for shape in shapes)
-
-
-"""Random integers are below this, so that they are indices of almost any table."""

@@ -14,6 +14,7 @@ from reparam.cli.inputs import InputShape, read_shape
 from reparam.cli.models import FORMS, is_known_form, read_argument
 
 NOTHING_FUSED = 3
+"""Exit code where nothing was fused although it had to be."""
 
 
 @dataclass
@@ -168,6 +169,3 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
-
-
-"""Exit code where nothing was fused although it had to be."""

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.deployment.atomic_write import write_files
-from reparam.deployment.programs import SUFFIXES as PROGRAMS
-from reparam.deployment.programs import compare, record
+from reparam.deployment import SUFFIXES as PROGRAMS
+from reparam.deployment import program_error, record, write_files
 from reparam.errors import ReparamError
-from reparam.fusing.driver import Plan
+from reparam.fusing import Plan
 
 _SUFFIXES = (*PROGRAMS, ".safetensors")
 
@@ -79,7 +78,7 @@ def write_model(
             given = _two_samples(model, given)
         program = record(model, given, output.suffix, any_batch=any_batch)
         cases = [given, tuple(one[:1] for one in given)] if any_batch else [given]
-        data, difference = program.data, compare(model, program, cases)
+        data, difference = program.data, program_error(model, program, cases)
     else:
         data = _weights(model)
     write_files(output.parent, {output.name: data})

@@ -20,7 +20,7 @@ from reparam.cli.outputs import write_page
 from reparam.cli.preparing import prepare
 from reparam.cli.printing import report_values, show, show_json
 from reparam.cli.progress import working
-from reparam.deployment.atomic_write import check_folder
+from reparam.deployment import check_folder
 
 
 @click.command()

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 import reparam
-from reparam.report.tables import FusedRow, RefusedRow, Report
+from reparam.report import FusedRow, RefusedRow, Report
 
 _WIDTH = 120
 

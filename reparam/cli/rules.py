@@ -8,8 +8,14 @@ from rich.table import Table
 
 from reparam.cli.options import debug_option, json_option
 from reparam.cli.printing import show, show_json
-from reparam.rules import describe_rule, is_built_in, load_rules, registered_rules
-from reparam.rules.spelling import first_line, spelled
+from reparam.rules import (
+    describe_rule,
+    first_line,
+    is_built_in,
+    load_rules,
+    registered_rules,
+    spelled,
+)
 
 
 @click.command()

@@ -20,6 +20,7 @@ _DIFFERENT = 3
 _BOUND, _FLOAT64_BOUND = 1e-4, 1e-9
 
 _TIMES_OWN = 4
+"""How many times the error of the model itself the fused one may have: deep networks amplify it."""
 
 
 @click.command()
@@ -87,6 +88,3 @@ def _in_float64(prepared: Prepared) -> Prepared:
     inputs = prepared.inputs or ()
     doubled = (value.double() if value.is_floating_point() else value for value in inputs)
     return Prepared(prepared.model.to(torch.float64), tuple(doubled))
-
-
-"""How many times the error of the model itself the fused one may have: deep networks amplify it."""

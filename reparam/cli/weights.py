@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam.deployment.checkpoints import read_state_dict
+from reparam.deployment import read_state_dict
 from reparam.errors import ReparamError
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from reparam.errors import ReparamError
 
 _ENTRIES = ("state_dict", "model", "model_state")
+"""Where weights are found in a file that holds more; averaged ones only if they are asked for."""
 
 _PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel, averaging and torch.compile put before every name."""
 
 
 def read_state_dict(path: str | os.PathLike[str], *, entry: str | None = None) -> dict[str, Tensor]:
@@ -160,8 +162,3 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _some(content: Mapping[Any, Any]) -> str:
     names = [repr(name) for name in content]
     return ", ".join(names[:6] + ["…"] * (len(names) > 6)) or "nothing"
-
-
-"""Where weights are found in a file that holds more; averaged ones only if they are asked for."""
-
-"""What DistributedDataParallel, averaging and torch.compile put before every name."""

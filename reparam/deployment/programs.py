@@ -14,11 +14,13 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from reparam.errors import ReparamError
-from reparam.verification.model_check import relative_error
+from reparam.verification import relative_error
 
 _BOUND = 1e-4
+"""Largest difference of a program's outputs, relative to the largest output."""
 
 SUFFIXES = (".pt2", ".onnx")
+"""What the names of the files end with."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def record(
     return Program(data, _in_onnxruntime(data))
 
 
-def compare(
+def program_error(
     model: nn.Module | ExportedProgram, program: Program, cases: Iterable[tuple[Tensor, ...]]
 ) -> float | None:
     """Runs a program and compares all its outputs with those of its model.
@@ -158,8 +160,3 @@ def _in_onnxruntime(data: bytes) -> Callable[..., list[Tensor]] | None:
 
 def _tensors(outputs: object) -> list[Tensor]:
     return [one for one in tree_leaves(outputs) if isinstance(one, Tensor)]
-
-
-"""Largest difference of a program's outputs, relative to the largest output."""
-
-"""What the names of the files end with."""

@@ -1,5 +1,7 @@
-"""The ranges of channels made even across layers: the public call `equalize`.
+"""The ranges of channels made even across layers: the public call `driver`.
 
 Files, in the order in which data flows: `channel_layouts`, `homogeneous`, `scalable_weights`,
-`scale_flow`, `seen_values`, `ranges`, `new_weights`, `value_check`, `equalize`.
+`scale_flow`, `seen_values`, `ranges`, `new_weights`, `value_check`, `driver`.
 """
+
+from reparam.equalization.driver import equalize

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.analysis.extents import Extents
-from reparam.analysis.parts import Part
-from reparam.capture.operators import operator_name
+from reparam.analysis import Extents, Part
+from reparam.capture import operator_name
 from reparam.errors import Refusal
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 from reparam.rules import Extent
 
 Channels = tuple[int, ...]
+"""One number per channel; channels with numbers of one group share a scale."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,3 @@ def _merges(bounds: tuple[Any, Any], first: int, rank: int) -> bool:
     start, end = bounds
     known = isinstance(start, int) and isinstance(end, int)
     return known and start % rank == first and end % rank == rank - 1
-
-
-"""One number per channel; channels with numbers of one group share a scale."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.analysis.facts import Facts
-from reparam.capture.operators import Trait, torch_name, traits
-from reparam.modules.tree import fetch, has_hooks
+from reparam.analysis import Facts
+from reparam.capture import Trait, torch_name, traits
+from reparam.modules import fetch, has_hooks
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from reparam.equalization.channel_layouts import Channels
 from reparam.equalization.ranges import Magnitudes, equalizing_scales, magnitudes
 from reparam.equalization.scale_flow import Layer, Scaling
 from reparam.errors import Refusal
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 
 
 @dataclass(frozen=True, eq=False)

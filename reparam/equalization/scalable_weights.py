@@ -15,17 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.algebra.affine import AffineConv
-from reparam.analysis.lifting import target_of
-from reparam.analysis.parts import Part
+from reparam.algebra import AffineConv
+from reparam.analysis import Part, target_of
 from reparam.errors import Refusal
-from reparam.modules.state import tensors_held
-from reparam.modules.tree import fetch, is_plain, memory, own_tensors, read_from
-from reparam.rules.calling import in_names_of
-from reparam.rules.convolution import (
+from reparam.modules import fetch, is_plain, memory, own_tensors, read_from, tensors_held
+from reparam.rules import (
     convolution_function,
     convolution_module,
     general_convolution,
+    in_names_of,
     linear,
     linear_module,
     transposed_function,

@@ -16,16 +16,15 @@ from typing import Any
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
-from reparam.analysis.channels import known_channels
-from reparam.analysis.parts import Part
-from reparam.capture.operators import Trait, traits
+from reparam.algebra import AffineConv, AffineStack, AffineSum
+from reparam.analysis import Part, known_channels
+from reparam.capture import Trait, traits
 from reparam.equalization.channel_layouts import Channels, Layout, ScaleGroups, flattens
 from reparam.equalization.homogeneous import homogeneous
 from reparam.equalization.scalable_weights import Weights
 from reparam.errors import Refusal
-from reparam.modules.tree import fetch
-from reparam.report.rows import described
+from reparam.modules import fetch
+from reparam.report import described
 from reparam.rules import Commuting, Several
 
 

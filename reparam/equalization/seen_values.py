@@ -10,11 +10,10 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from reparam.capture.structures import nodes_in
-from reparam.capture.trace import Call, Trace, knows_only_tensors
+from reparam.capture import Call, Trace, knows_only_tensors, nodes_in
 from reparam.equalization.scale_flow import Scaling
 from reparam.errors import Refusal
-from reparam.modules.tree import fetch
+from reparam.modules import fetch
 
 
 def fix_seen_values(scaling: Scaling, model: nn.Module) -> None:

@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.analysis.parts import Part
+from reparam.analysis import Part
 from reparam.equalization.new_weights import Rescaling
-from reparam.modules.tree import fetch
-from reparam.report.rows import described
-from reparam.verification.exact_run import ExactRun
-from reparam.verification.model_check import relative_error
-from reparam.verification.random_runs import random_inputs, try_to_run
-from reparam.verification.region_check import REGION_BOUND
+from reparam.modules import fetch
+from reparam.report import described
+from reparam.verification import REGION_BOUND, ExactRun, random_inputs, relative_error, try_to_run
 
 
 class ScaleError(Exception):

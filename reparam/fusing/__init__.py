@@ -2,3 +2,5 @@
 
 Files, in the order in which data flows: `new_operators`, `applying`, `driver`.
 """
+
+from reparam.fusing.driver import Plan, fuse, plan

@@ -10,21 +10,20 @@ from torch.export import ExportedProgram
 
 from reparam.errors import Refusal, warn
 from reparam.fusing.new_operators import Made, add_note, make_all
-from reparam.modules.copying import LateCopy
-from reparam.modules.state import all_or_nothing
-from reparam.modules.tree import fetch, join, own_tensors
-from reparam.planning.planned_parts import PlannedPart
-from reparam.planning.regions import Region
-from reparam.report.rows import fused_row, refused_rows
-from reparam.report.tables import FusedRow, Report
-from reparam.rewriting.changes import Rewrite
-from reparam.rewriting.graft import graft
-from reparam.rewriting.new_code import GraftError, TornError, UnlikeError
-from reparam.rewriting.placement import frame_of
-from reparam.rewriting.programs import rebuild
-from reparam.rewriting.rewriter import rewrite
-from reparam.verification.module_check import Check, MismatchError
-from reparam.verification.transactions import Model, Transaction
+from reparam.modules import LateCopy, all_or_nothing, fetch, join, own_tensors
+from reparam.planning import PlannedPart, Region
+from reparam.report import FusedRow, Report, fused_row, refused_rows
+from reparam.rewriting import (
+    GraftError,
+    Rewrite,
+    TornError,
+    UnlikeError,
+    frame_of,
+    graft,
+    rebuild,
+    rewrite,
+)
+from reparam.verification import Check, MismatchError, Model, Transaction
 
 _UNCHECKED = (
     "every new operator was compared with what it replaces, but some modules around them could not "

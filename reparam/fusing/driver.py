@@ -12,19 +12,23 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam.analysis.parts import find_parts
+from reparam.analysis import find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
-from reparam.modules.at_work import at_work, check_inplace, check_model
-from reparam.planning.cost_functions import MACS, MEMORY, CostFunction, Measure, latency
-from reparam.planning.planned_parts import PlannedPart
-from reparam.report.rows import fused_row, refused_rows, untraced_row
-from reparam.report.tables import FusedRow, RefusedRow, Report, refuse_all
-from reparam.rewriting.rewriter import frame_problems
-from reparam.rules import Rules, load_rules
-from reparam.rules.registry import Rule, Target
-from reparam.verification.model_check import as_arguments
-from reparam.verification.transactions import Transaction, called_with
+from reparam.modules import at_work, check_inplace, check_model
+from reparam.planning import MACS, MEMORY, CostFunction, Measure, PlannedPart, latency
+from reparam.report import (
+    FusedRow,
+    RefusedRow,
+    Report,
+    fused_row,
+    refuse_all,
+    refused_rows,
+    untraced_row,
+)
+from reparam.rewriting import frame_problems
+from reparam.rules import Rule, Rules, Target, load_rules
+from reparam.verification import Transaction, as_arguments, called_with
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
@@ -89,7 +93,7 @@ class Plan:
             >>> "K<sub>0 → 1</sub> ⋆ x + c" in page.read_text(encoding="utf-8")
             True
         """
-        from reparam.report.html.writing import write_plan  # needs what not everybody installs
+        from reparam.report.html import write_plan  # needs what not everybody installs
 
         self._check_model()
         with at_work():

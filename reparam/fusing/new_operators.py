@@ -7,17 +7,13 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.laws import kernel_shape
-from reparam.algebra.lowering import lower, take_after
-from reparam.analysis.parts import Part
+from reparam.algebra import AffineConv, kernel_shape, lower, take_after
+from reparam.analysis import Part
 from reparam.errors import Refusal, warn
-from reparam.planning.planned_parts import PlannedPart
-from reparam.planning.regions import Region
-from reparam.report.rows import place, taught_rules
-from reparam.report.tables import Report
-from reparam.rewriting.repeats import signature
-from reparam.verification.region_check import NOT_FINITE, REGION_BOUND, compared, is_finite
+from reparam.planning import PlannedPart, Region
+from reparam.report import Report, place, taught_rules
+from reparam.rewriting import signature
+from reparam.verification import NOT_FINITE, REGION_BOUND, compared, is_finite
 
 Made = tuple[nn.Module, float | None]
 

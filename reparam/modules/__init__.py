@@ -2,3 +2,37 @@
 
 Files, in the order in which data flows: `tree`, `copying`, `at_work`, `state`, `float64`.
 """
+
+from reparam.modules.at_work import at_work, check_inplace, check_model
+from reparam.modules.copying import LateCopy, copy_model
+from reparam.modules.float64 import (
+    TYPES_MAY_DIFFER,
+    Widened,
+    call_exact,
+    copied,
+    in_float64,
+    of_any_type,
+    run_function,
+)
+from reparam.modules.state import (
+    Watch,
+    all_or_nothing,
+    overwrite,
+    random_state,
+    tensors_held,
+    undisturbed,
+)
+from reparam.modules.tree import (
+    all_names,
+    fetch,
+    has_hooks,
+    has_own_call,
+    held_aside,
+    is_plain,
+    join,
+    memory,
+    names_of_tensors,
+    own_tensors,
+    read_from,
+    special_tensor,
+)

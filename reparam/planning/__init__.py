@@ -4,3 +4,9 @@ Files, in the order in which data flows: `costs`, `dominators`, `cost_functions`
 `hazards`, `positions`, `appraiser`, `joint_readers`, `regrouped_sums`, `distributed_scales`,
 `planner`, `invariants`, `planned_parts`.
 """
+
+from reparam.planning.cost_functions import MACS, MEMORY, CostFunction, Measure, Operator, latency
+from reparam.planning.costs import MULTIPLY_ADDS
+from reparam.planning.dominators import Link
+from reparam.planning.planned_parts import PlannedPart
+from reparam.planning.regions import Absorbed, Region, Share

@@ -16,11 +16,9 @@ from itertools import chain
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.lowering import unsupported
-from reparam.analysis.channels import holds_type
-from reparam.analysis.facts import Facts
-from reparam.capture.operators import computes, indexes, reads_shape_only
+from reparam.algebra import AffineConv, unsupported
+from reparam.analysis import Facts, holds_type
+from reparam.capture import computes, indexes, reads_shape_only
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, Measure, Weigher
 from reparam.planning.costs import NOTHING, Cost

@@ -13,14 +13,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.benchmark import Timer
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.laws import kernel_shape
-from reparam.algebra.lowering import explicit_padding, lower, operators, run_operator, take_after
-from reparam.analysis.facts import Facts
-from reparam.capture.operators import operator_name
+from reparam.algebra import (
+    AffineConv,
+    explicit_padding,
+    kernel_shape,
+    lower,
+    operators,
+    run_operator,
+    take_after,
+)
+from reparam.analysis import Facts
+from reparam.capture import operator_name
 from reparam.errors import ReparamError
-from reparam.modules.float64 import run_function
-from reparam.modules.tree import fetch, own_tensors
+from reparam.modules import fetch, own_tensors, run_function
 from reparam.planning.costs import MULTIPLY_ADDS, NOTHING, Cost
 from reparam.rules import Step
 

@@ -16,9 +16,7 @@ from itertools import accumulate
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
-from reparam.algebra.forms import Columns
-from reparam.algebra.selection import taken, without_constant
+from reparam.algebra import AffineConv, AffineStack, AffineSum, Columns, taken, without_constant
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.costs import NOTHING

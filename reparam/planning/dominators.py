@@ -14,9 +14,9 @@ from itertools import chain, islice
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
-from reparam.analysis.facts import Facts
-from reparam.capture.writes import assign, assignments
+from reparam.algebra import AffineConv, AffineStack, AffineSum
+from reparam.analysis import Facts
+from reparam.capture import assign, assignments
 from reparam.errors import Refusal
 from reparam.rules import Commuting, Several, Stacked, Step
 

@@ -6,10 +6,8 @@ from collections.abc import Collection
 
 from torch import fx
 
-from reparam.analysis.channels import promotes
-from reparam.analysis.effects import lays_out_anew, reads_layout
-from reparam.analysis.facts import Facts
-from reparam.capture.operators import indexes, permutes
+from reparam.analysis import Facts, lays_out_anew, promotes, reads_layout
+from reparam.capture import indexes, permutes
 from reparam.errors import Refusal
 from reparam.planning.regions import Region
 

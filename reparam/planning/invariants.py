@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from reparam.analysis.facts import Facts
-from reparam.capture.invariants import Invariant
+from reparam.analysis import Facts
+from reparam.capture import Invariant
 from reparam.planning.planner import Decision
 from reparam.planning.regions import Region
 

@@ -16,7 +16,7 @@ from itertools import chain
 
 from torch import fx
 
-from reparam.capture.operators import computes
+from reparam.capture import computes
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.costs import NOTHING
 from reparam.planning.dominators import Candidate

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from reparam.analysis.parts import Part
-from reparam.capture.trace import Call
+from reparam.analysis import Part
+from reparam.capture import Call, hold
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, Measure
+from reparam.planning.invariants import DECIDED
 from reparam.planning.planner import Decision, decide
 from reparam.planning.regions import Region
 
@@ -48,6 +49,7 @@ class PlannedPart:
         veto = self.vetoes(part, self.merged)
         while True:
             decision = decide(part.trace.graph, part.steps, part.facts, banned, self.measure)
+            hold("planning", DECIDED, decision, part.facts)
             vetoed = {
                 (region.value, region.base): reason
                 for region in decision.regions

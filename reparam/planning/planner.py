@@ -19,8 +19,8 @@ from math import prod
 
 from torch import fx
 
-from reparam.analysis.facts import Facts
-from reparam.capture.operators import computes
+from reparam.analysis import Facts
+from reparam.capture import computes
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import MACS, Measure

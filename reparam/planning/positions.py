@@ -16,9 +16,8 @@ from math import prod
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.geometry import Axis
-from reparam.analysis.facts import Facts
+from reparam.algebra import AffineConv, Axis
+from reparam.analysis import Facts
 from reparam.planning.regions import Region
 from reparam.rules import Step
 

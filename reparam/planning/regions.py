@@ -8,8 +8,7 @@ from itertools import chain
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.lowering import operators
+from reparam.algebra import AffineConv, operators
 from reparam.errors import Refusal
 from reparam.planning.costs import Cost
 from reparam.planning.dominators import Link

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv, AffineSum
+from reparam.algebra import AffineConv, AffineSum
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.dominators import Candidate, Link

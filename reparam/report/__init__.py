@@ -3,6 +3,24 @@
 Files, in the order in which data flows: `tables`, `rows`, `html`.
 """
 
-from reparam.report.tables import EqualizationReport, EqualizedRow, FusedRow, RefusedRow, Report
+from reparam.report.rows import (
+    described,
+    fused_row,
+    operator_kind,
+    place,
+    refused_rows,
+    taught_rules,
+    untraced_row,
+)
+from reparam.report.tables import (
+    EqualizationReport,
+    EqualizedRow,
+    FusedRow,
+    RefusedRow,
+    Report,
+    change,
+    refuse_all,
+    short,
+)
 
 __all__ = ["EqualizationReport", "EqualizedRow", "FusedRow", "RefusedRow", "Report"]

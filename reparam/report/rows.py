@@ -6,14 +6,11 @@ from collections import Counter
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv
-from reparam.analysis.lifting import target_of
-from reparam.analysis.parts import Part, Untraced
-from reparam.capture.structures import reached
-from reparam.capture.trace import Trace
-from reparam.modules.tree import fetch, join
-from reparam.planning.planned_parts import PlannedPart
-from reparam.planning.regions import Region
+from reparam.algebra import AffineConv
+from reparam.analysis import Part, Untraced, target_of
+from reparam.capture import Trace, reached
+from reparam.modules import fetch, join
+from reparam.planning import PlannedPart, Region
 from reparam.report.tables import FusedRow, RefusedRow
 from reparam.rules import describe_rule, describe_target, is_built_in
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from reparam.planning.costs import MULTIPLY_ADDS
+from reparam.planning import MULTIPLY_ADDS
 
 Columns: TypeAlias = dict[str, list[str]]
 """The columns of a table by their titles."""

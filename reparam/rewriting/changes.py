@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from reparam.capture.trace import Call, Trace
+from reparam.capture import Call, Trace
 
 
 @dataclass

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture.structures import outline
+from reparam.capture import outline
 from reparam.errors import ReparamError
-from reparam.modules.float64 import TYPES_MAY_DIFFER
-from reparam.modules.tree import has_hooks
+from reparam.modules import TYPES_MAY_DIFFER, has_hooks
 
 
 @dataclass(frozen=True)

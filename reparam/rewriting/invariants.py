@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from reparam.capture.invariants import GRAPH, Invariant
-from reparam.capture.trace import Trace
-from reparam.modules.tree import fetch
+from reparam.capture import GRAPH, Invariant, Trace
+from reparam.modules import fetch
 from reparam.rewriting.changes import Rewrite
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import fx
 
-from reparam.capture.structures import Built, nodes_in, written_into
-from reparam.capture.trace import Call, calls_between
-from reparam.modules.tree import join
+from reparam.capture import Built, Call, calls_between, nodes_in, written_into
+from reparam.modules import join
 from reparam.rewriting.changes import Rewrite
 
 

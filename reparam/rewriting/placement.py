@@ -9,15 +9,25 @@ from functools import cache
 
 from torch import fx, nn
 
-from reparam.analysis.facts import Facts
-from reparam.capture.reading.call_sites import CallSites
-from reparam.capture.reading.method_names import methods_naming, methods_running, runs_as_one
-from reparam.capture.reading.source import own_methods
-from reparam.capture.structures import nodes_in, reached
-from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors
-from reparam.modules.tree import fetch, has_hooks, held_aside, read_from
-from reparam.planning.dominators import Link
-from reparam.planning.regions import Region
+from reparam.analysis import Facts
+from reparam.capture import (
+    Call,
+    Trace,
+    calls_between,
+    common_caller,
+    knows_only_tensors,
+    nodes_in,
+    reached,
+)
+from reparam.capture.reading import (
+    CallSites,
+    methods_naming,
+    methods_running,
+    own_methods,
+    runs_as_one,
+)
+from reparam.modules import fetch, has_hooks, held_aside, read_from
+from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.repeats import repeated_calls
 

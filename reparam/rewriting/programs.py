@@ -21,9 +21,8 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from reparam.capture.programs import STATE_KINDS, lifted_state, read_program
-from reparam.capture.recorded import as_trace
-from reparam.modules.float64 import run_function
+from reparam.capture import STATE_KINDS, as_trace, lifted_state, read_program
+from reparam.modules import run_function
 from reparam.rewriting.changes import Rewrite, begun
 
 _ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from reparam.capture.reading.method_names import names_of_public_methods
-from reparam.capture.trace import Call
-from reparam.modules.tree import all_names, fetch
+from reparam.capture import Call
+from reparam.capture.reading import names_of_public_methods
+from reparam.modules import all_names, fetch
 from reparam.rewriting.changes import Rewrite
 
 

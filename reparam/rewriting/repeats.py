@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.analysis.facts import Facts
-from reparam.capture.structures import nodes_in, reached
-from reparam.capture.trace import Call, Trace
-from reparam.modules.tree import fetch
-from reparam.planning.regions import Region
+from reparam.analysis import Facts
+from reparam.capture import Call, Trace, nodes_in, reached
+from reparam.modules import fetch
+from reparam.planning import Region
 
 
 def signature(region: Region, facts: Facts) -> Hashable | None:

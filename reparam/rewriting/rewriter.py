@@ -8,16 +8,14 @@ from functools import partial
 
 from torch import fx, nn
 
-from reparam.algebra.lowering import explicit_padding, pad_mode
-from reparam.analysis.facts import Facts
-from reparam.analysis.parts import Part
-from reparam.capture.structures import nodes_in
-from reparam.capture.trace import Call, Trace, calls_between, knows_only_tensors
+from reparam.algebra import explicit_padding, pad_mode
+from reparam.analysis import Facts, Part
+from reparam.capture import Call, Trace, calls_between, hold, knows_only_tensors, nodes_in
 from reparam.errors import Refusal
-from reparam.modules.tree import all_names
-from reparam.planning.dominators import Link
-from reparam.planning.regions import Region
+from reparam.modules import all_names
+from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite, begun, unedited
+from reparam.rewriting.invariants import REWRITTEN
 from reparam.rewriting.placement import Placement, Placer, frame_of
 from reparam.rewriting.repeats import edited_alike
 
@@ -49,6 +47,7 @@ def rewrite(
         rewriter.apply(region, module)
     for region, _ in reversed(operators):  # what another region read until it was written, too
         rewriter.sweep(region)
+    hold("rewriting", REWRITTEN, result)
     return result
 
 

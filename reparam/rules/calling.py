@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
+from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.errors import Refusal, ReparamError
 from reparam.rules.registry import Rule, describe_rule, describe_target, is_built_in
 from reparam.rules.steps import Selecting, Several, Stacked, Step
@@ -26,6 +26,7 @@ _OTHER_NAMES = {
     "axis": "dim",
     "keepdims": "keepdim",
 }
+"""The names that ATen and NumPy have for arguments, by which PyTorch can be called, too."""
 
 
 def call_rule(
@@ -167,6 +168,3 @@ def _check_weights(step: Any) -> None:
             raise ValueError(
                 f"a bias of shape {tuple(bias.shape)} for {kernel.shape[0]} output channels"
             )
-
-
-"""The names that ATen and NumPy have for arguments, by which PyTorch can be called, too."""

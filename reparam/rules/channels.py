@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, AffineStack
+from reparam.algebra import AffineConv, AffineStack
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
 from reparam.rules.spelling import spellings

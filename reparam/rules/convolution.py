@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.geometry import Axis, PaddingMode
+from reparam.algebra import AffineConv, Axis, PaddingMode
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
 from reparam.rules.spelling import spellings

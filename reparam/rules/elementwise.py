@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import Affine, AffineConv, AffineSum
+from reparam.algebra import Affine, AffineConv, AffineSum
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
 from reparam.rules.spelling import spellings

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from reparam.algebra.affine import AffineConv
+from reparam.algebra import AffineConv
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
 from reparam.rules.spelling import spellings

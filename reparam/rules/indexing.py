@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.geometry import Axis
+from reparam.algebra import AffineConv, Axis
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
 from reparam.rules.spelling import spellings

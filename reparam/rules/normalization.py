@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv
+from reparam.algebra import AffineConv
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule
 from reparam.rules.spelling import spellings

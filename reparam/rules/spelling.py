@@ -18,7 +18,6 @@ _HOMES: dict[str, Any] = {
     "operator": operator,
     "aten": torch.ops.aten,
 }
-
 """Where a target may be found, the place that people write first."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reparam.algebra.affine import Affine, AffineConv, AffineStack
+from reparam.algebra import Affine, AffineConv, AffineStack
 from reparam.errors import Refusal
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.algebra.affine import Affine, AffineConv
+from reparam.algebra import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
 from reparam.rules.registry import register_rule

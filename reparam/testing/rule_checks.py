@@ -10,14 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.lowering import lower, run_operator, unsupported
+from reparam.algebra import AffineConv, lower, run_operator, unsupported
 from reparam.errors import Refusal, ReparamError
-from reparam.fusing.driver import fuse
-from reparam.modules.state import undisturbed
-from reparam.rules import Rules, Step, describe_rule, describe_target, load_rules
-from reparam.rules.registry import Rule, Target, as_listed
-from reparam.rules.steps import Selecting
+from reparam.fusing import fuse
+from reparam.modules import undisturbed
+from reparam.rules import (
+    Rule,
+    Rules,
+    Selecting,
+    Step,
+    Target,
+    as_listed,
+    describe_rule,
+    describe_target,
+    load_rules,
+)
 from reparam.testing.differences import ChannelAxisError, Map, difference
 from reparam.testing.specimen import (
     Specimen,

@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.algebra.affine import AffineConv, identity
-from reparam.modules.float64 import in_float64
-from reparam.rules import Step, call_rule
-from reparam.rules.registry import Rule, Target
-from reparam.rules.steps import Selecting
+from reparam.algebra import AffineConv, identity
+from reparam.modules import in_float64
+from reparam.rules import Rule, Selecting, Step, Target, call_rule
 
 Pair = tuple[nn.Module | None, nn.Module | None]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""By the number of spatial axes."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""By the number of spatial axes."""
 
 _WIDTH = 3
 

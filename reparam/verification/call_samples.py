@@ -17,11 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from reparam.analysis.parts import Part
-from reparam.capture.structures import filled
-from reparam.capture.trace import Call
-from reparam.modules.float64 import call_exact, copied
-from reparam.modules.tree import fetch
+from reparam.analysis import Part
+from reparam.capture import Call, filled
+from reparam.modules import call_exact, copied, fetch
 from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
 from reparam.verification.random_runs import random_inputs, try_to_run

@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from reparam.analysis.facts import Facts
-from reparam.capture.operators import converts
-from reparam.capture.structures import nodes_in
-from reparam.modules.float64 import call_exact, in_float64, run_function
-from reparam.modules.tree import fetch
+from reparam.analysis import Facts
+from reparam.capture import converts, nodes_in
+from reparam.modules import call_exact, fetch, in_float64, run_function
 
 
 @dataclass(eq=False)

@@ -13,9 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.errors import ReparamError
-from reparam.modules.copying import copy_model
-from reparam.modules.float64 import Widened, copied, in_float64, of_any_type
-from reparam.modules.state import undisturbed
+from reparam.modules import Widened, copied, copy_model, in_float64, of_any_type, undisturbed
 
 EXACT_BOUND = 1e-9
 """Largest relative difference of two models in float64."""

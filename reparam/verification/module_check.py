@@ -13,17 +13,19 @@ from types import NoneType
 
 from torch import Tensor, nn
 
-from reparam.algebra.lowering import lower
-from reparam.capture.structures import nodes_in
-from reparam.capture.trace import Call
-from reparam.modules.tree import fetch
-from reparam.planning.planned_parts import PlannedPart
-from reparam.planning.regions import Region
-from reparam.rewriting.changes import Rewrite, unedited
-from reparam.rewriting.graft import Grafted
-from reparam.rewriting.new_code import GraftError
-from reparam.rewriting.placement import Placer, frame_of
-from reparam.rewriting.rewriter import changed_calls
+from reparam.algebra import lower
+from reparam.capture import Call, nodes_in
+from reparam.modules import fetch
+from reparam.planning import PlannedPart, Region
+from reparam.rewriting import (
+    Grafted,
+    GraftError,
+    Placer,
+    Rewrite,
+    changed_calls,
+    frame_of,
+    unedited,
+)
 from reparam.verification.call_samples import (
     MODULE_BOUND,
     Sample,

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from reparam.algebra.affine import AffineConv
-from reparam.analysis.parts import Part
-from reparam.analysis.ranks import keeps_shape
-from reparam.capture.operators import Trait, converts, has_known_name, traits
-from reparam.modules.tree import fetch, has_hooks
+from reparam.algebra import AffineConv
+from reparam.analysis import Part, keeps_shape
+from reparam.capture import Trait, converts, has_known_name, traits
+from reparam.modules import fetch, has_hooks
 from reparam.rules import Commuting
 from reparam.verification.exact_run import ExactRun
 

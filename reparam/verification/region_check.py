@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.algebra.geometry import Axis
-from reparam.algebra.lowering import run_operator
-from reparam.analysis.facts import Facts
+from reparam.algebra import Axis, run_operator
+from reparam.analysis import Facts
 from reparam.errors import Refusal
-from reparam.planning.regions import Absorbed, Region, Share
+from reparam.planning import Absorbed, Region, Share
 from reparam.verification.exact_run import ExactRun
 
 REGION_BOUND = 1e-9

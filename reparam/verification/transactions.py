@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.capture.programs import as_module
+from reparam.capture import as_module
 from reparam.errors import warn
-from reparam.modules.copying import copy_model
-from reparam.modules.state import all_or_nothing
-from reparam.rewriting.programs import copy_program
+from reparam.modules import all_or_nothing, copy_model
+from reparam.rewriting import copy_program
 from reparam.verification.model_check import DifferenceError, Judge
 
 Model = nn.Module | ExportedProgram

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from reparam.deployment.latency import cpu_threads
+from reparam.deployment import cpu_threads
 from repvgg.cli.benchmark import run_benchmark
 from repvgg.cli.options import model_argument
 

@@ -8,7 +8,7 @@ import click
 import torch
 
 import reparam
-from reparam.deployment.latency import Comparison, compare, describe_machine
+from reparam.deployment import Comparison, compare, describe_machine
 from repvgg.training import build_network, image_size
 
 

@@ -9,9 +9,8 @@ import torch
 
 import reparam
 from reparam import ReparamError
-from reparam.deployment.atomic_write import check_folder, write_files
-from reparam.deployment.programs import SUFFIXES as PROGRAMS
-from reparam.deployment.programs import compare, record
+from reparam.deployment import SUFFIXES as PROGRAMS
+from reparam.deployment import check_folder, program_error, record, write_files
 from repvgg.models import RepVGG
 from repvgg.training import image_size, network_of
 from repvgg.weights import Layout, is_fused, save_checkpoint
@@ -92,6 +91,6 @@ def _write_program(network: RepVGG, output: Path, side: int) -> float | None:
     )
     # Other numbers of images than the program was recorded with: its batch has to be free.
     cases = [(images,), (images[:1],), (torch.cat([images, images.flip(-1)]),)]
-    difference = compare(network, program, cases)
+    difference = program_error(network, program, cases)
     write_files(output.parent, {output.name: program.data})
     return difference

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from reparam.deployment.latency import cpu_threads
+from reparam.deployment import cpu_threads
 from repvgg.cli.options import seed_option
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import ReparamError
-from reparam.deployment.atomic_write import check_folder, write_files
-from reparam.deployment.latency import Comparison, compare, describe_machine
+from reparam.deployment import Comparison, check_folder, compare, describe_machine, write_files
 from repvgg.cli.operations import list_operations, operations_inside
 from repvgg.cli.picture import Form, draw, render
 from repvgg.data import Digits, predict, split_digits, training_digits

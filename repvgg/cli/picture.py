@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from reparam.deployment.latency import Comparison
+from reparam.deployment import Comparison
 from repvgg.cli.operations import INPUT, Operation, count_kinds
 
 # Lengths are inches on a page of this size, from its lower left corner.

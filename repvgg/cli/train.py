@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from reparam.deployment.latency import cpu_threads
+from reparam.deployment import cpu_threads
 from repvgg.cli.options import (
     data_option,
     device_option,

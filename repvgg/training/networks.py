@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reparam import ReparamError
-from reparam.deployment.checkpoints import read_state_dict
+from reparam.deployment import read_state_dict
 from repvgg.data import seeded
 from repvgg.models import RepVGG, RepVGGConfig, find_variant
 from repvgg.weights import convert_state_dict, is_fused, load_fresh

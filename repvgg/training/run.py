@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from reparam import ReparamError
-from reparam.deployment.atomic_write import check_folder, remove_partial_files
+from reparam.deployment import check_folder, remove_partial_files
 from repvgg.data import Samples, check_same_classes, held_out_samples, seeded, training_samples
 from repvgg.models import RepVGG
 from repvgg.training.evaluation import Accuracy, evaluate

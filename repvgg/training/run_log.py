@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from reparam import ReparamError
-from reparam.deployment.atomic_write import write_files
+from reparam.deployment import write_files
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from reparam import ReparamError
-from reparam.deployment.atomic_write import write_files
-from reparam.deployment.checkpoints import save_pickle
+from reparam.deployment import save_pickle, write_files
 
 _FORMAT = "repvgg training state, version 1"
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 import reparam
 from reparam import ReparamError
-from reparam.deployment.atomic_write import write_files
-from reparam.deployment.checkpoints import read_state_dict, weights_writer
+from reparam.deployment import read_state_dict, weights_writer, write_files
 from repvgg.models import Backbone, RepVGG
 from repvgg.weights.layouts import FUSED, Layout, convert_state_dict, is_auxiliary, is_fused
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reparam import ReparamError
-from reparam.deployment.atomic_write import write_files
-from reparam.deployment.checkpoints import read_state_dict, weights_writer
+from reparam.deployment import read_state_dict, weights_writer, write_files
 from repvgg.models import VARIANTS, RepVGG, RepVGGConfig, build_classifier, find_variant
 from repvgg.weights.checkpoints import load_fresh
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from reparam.capture.invariants import CAPTURED, GRAPH, SWITCH, hold
 from reparam.capture.trace import Trace
-from reparam.capture.tracing import trace
+from reparam.capture.tracing import trace_forward
 from reparam.errors import InvariantError, ReparamError
 from reparam.rules import Rules
 
@@ -36,7 +36,7 @@ class Outer(nn.Module):
 
 @pytest.fixture
 def captured() -> Trace:
-    return trace(Outer().eval(), Rules(None))
+    return trace_forward(Outer().eval(), Rules(None))
 
 
 def node(captured: Trace, name: str) -> fx.Node:

@@ -74,25 +74,25 @@ def scale(module: Any, x: Any) -> Any:
 RULES = {Opaque: scale}
 
 POINTS = [
-    "reparam.driver.find_parts",
-    "reparam.judging._results",
-    "reparam.parts.trace",
-    "reparam.parts.gather",
-    "reparam.parts.lift",
-    "reparam.parts.decide",
-    "reparam.parts.record_shapes",
-    "reparam.tracer.bound",
-    "reparam.tracing._simplify_output",
-    "reparam.applying.LateCopy",
-    "reparam.applying.lower",
-    "reparam.applying.take_after",
-    "reparam.applying.compared",
-    "reparam.applying.rewrite",
-    "reparam.applying.graft",
-    "reparam.applying.fused_row",
-    "reparam.graft.FusedForward",
-    "reparam.graft._Graft._attach",
-    "reparam.graft.prune",
+    "reparam.fusing.driver.find_parts",
+    "reparam.verification.model_check._results",
+    "reparam.analysis.parts.trace_forward",
+    "reparam.analysis.parts.gather",
+    "reparam.analysis.parts.lift",
+    "reparam.planning.planned_parts.decide",
+    "reparam.analysis.parts.record_shapes",
+    "reparam.capture.tracer.bound",
+    "reparam.capture.tracing._simplify_output",
+    "reparam.fusing.applying.LateCopy",
+    "reparam.fusing.new_operators.lower",
+    "reparam.fusing.new_operators.take_after",
+    "reparam.fusing.new_operators.compared",
+    "reparam.fusing.applying.rewrite",
+    "reparam.fusing.applying.graft",
+    "reparam.fusing.applying.fused_row",
+    "reparam.rewriting.grafting.FusedForward",
+    "reparam.rewriting.grafting._Graft._attach",
+    "reparam.rewriting.grafting.prune",
     "torch.fx.Tracer.trace",
     "torch.nn.Module.__setattr__",
 ]
@@ -168,7 +168,16 @@ def network_like(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.__name__)
-@pytest.mark.parametrize("point", ["lower", "take_after", "compared", "graft", "rewrite"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "new_operators.lower",
+        "new_operators.take_after",
+        "new_operators.compared",
+        "applying.graft",
+        "applying.rewrite",
+    ],
+)
 def test_running_out_of_memory_leaves_the_model_alone(
     point: str, problem: Any, inplace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +185,7 @@ def test_running_out_of_memory_leaves_the_model_alone(
     model, x = network(), images()
     expected, before = answers(network_like(model), x), Snapshot(model)
     with monkeypatch.context() as patch:
-        fail(patch, f"reparam.applying.{point}", 2, problem)
+        fail(patch, f"reparam.fusing.{point}", 2, problem)
         try:
             fused = reparam.fuse(model, inplace=inplace, rules=RULES)
         except problem:

@@ -80,7 +80,7 @@ def test_wrong_outputs_are_noticed() -> None:
     before = Snapshot(model)
     with (
         mock.patch.object(homogeneous, "traits", everything_lets_scales_pass),
-        mock.patch("reparam.equalization.check_scales", return_value=True),
+        mock.patch("reparam.equalization.driver.check_scales", return_value=True),
         pytest.warns(UserWarning, match="left as it is"),
     ):
         equal = reparam.equalize(model, image(3, 4).float(), inplace=True)

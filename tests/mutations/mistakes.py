@@ -290,7 +290,7 @@ MISTAKES = [
     ),
     Mistake(
         "code that moves into its caller's is taken to stay",
-        "rewriting/graft.py",
+        "rewriting/grafting.py",
         "        return not knows_only_tensors(owner)\n",
         "        return False\n",
     ),

@@ -157,7 +157,8 @@ def test_latency_is_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     fused = {}
     for name, slow in slower.items():
         monkeypatch.setattr(
-            "reparam.timing._time", lambda one, slow=slow: 100.0 if slow(one) else 10.0
+            "reparam.planning.cost_functions._time",
+            lambda one, slow=slow: 100.0 if slow(one) else 10.0,
         )
         fused[name] = len(reparam.plan(pooled(), torch.zeros(1, 4, 8, 8), cost="latency").fused)
     assert fused == {"never": 1, "planned": 0}

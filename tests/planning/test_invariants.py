@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from reparam.analysis.parts import find_parts
 from torch import fx, nn
 
 from reparam.analysis.facts import Facts
+from reparam.analysis.parts import find_parts
 from reparam.capture.invariants import hold
 from reparam.errors import InvariantError, Refusal
 from reparam.modules.at_work import at_work

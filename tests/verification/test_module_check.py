@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.capture.trace import Call
-from reparam.rewriting import graft
+from reparam.rewriting import grafting
 from reparam.rewriting import new_code as slicing
 from reparam.rewriting import rewriter as rewriting
 from tests.support.counting import count_operators
@@ -74,7 +74,7 @@ def test_wrong_code_is_noticed_without_example_inputs(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch, inplace: bool
 ) -> None:
     x, expected = images(), run(model, (images(),))
-    original = graft._Graft._attach
+    original = grafting._Graft._attach
 
     def attach(self: Any, code: slicing.NewCode) -> None:
         if code.call.path == "2":
@@ -84,7 +84,7 @@ def test_wrong_code_is_noticed_without_example_inputs(
                     code.graph.erase_node(node)
         original(self, code)
 
-    monkeypatch.setattr(graft._Graft, "_attach", attach)
+    monkeypatch.setattr(grafting._Graft, "_attach", attach)
     with pytest.warns(UserWarning, match="2: with its new code it returns something else"):
         fused = reparam.fuse(model, inplace=inplace)
     assert relative_error(run(fused, (x,)), expected) <= 1e-12
@@ -115,14 +115,14 @@ def test_another_result_on_the_example_inputs_is_an_alarm(
     model, x = model.to(dtype), images().to(dtype)
     expected = run(model, (x,))
     state = copy.deepcopy(model.state_dict())
-    original = graft.prune
+    original = grafting.prune
 
     def prune(target: nn.Module, *rest: Any) -> None:
         original(target, *rest)
         with torch.no_grad():
             target.get_submodule("1.fused_conv").weight[0] *= 3
 
-    monkeypatch.setattr(graft, "prune", prune)
+    monkeypatch.setattr(grafting, "prune", prune)
     monkeypatch.setattr("reparam.fusing.applying.Check", lambda planned: None)
     with pytest.warns(UserWarning, match="on the example inputs the outputs of the new model"):
         fused = reparam.fuse(model, x, inplace=inplace)

@@ -79,6 +79,7 @@ _CALL_WHAT_THEY_GET = set(
     "checkpoint checkpoint_sequential functional_call data_parallel parallel_apply compile trace "
     "script vmap jvp vjp jacrev jacfwd grad map filter reduce accumulate starmap call".split()
 )
+"""Names of functions that call one of their arguments."""
 
 
 @cache
@@ -123,6 +124,3 @@ def _plain(call: ast.expr, function: FunctionType, bound: set[str | None]) -> An
     if getattr(value, "__name__", None) in _CALL_WHAT_THEY_GET:
         return None
     return value if isinstance(value, type | FunctionType | BuiltinFunctionType) else None
-
-
-"""Names of functions that call one of their arguments."""

@@ -7,3 +7,7 @@ all of that as plain data, `rendering` makes it HTML, and `writing` is what `Pla
 Files, in the order in which data flows: `branches`, `kernel_pictures`, `drawn_graphs`,
 `graph_layout`, `region_details`, `page_contents`, `rendering`, `writing`.
 """
+
+from reparam.report.html.writing import write_plan
+
+__all__ = ["write_plan"]

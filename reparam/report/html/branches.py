@@ -16,17 +16,18 @@ from functools import partial, reduce
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv, AffineStack, AffineSum
-from reparam.analysis.parts import Part
+from reparam.algebra import AffineConv, AffineStack, AffineSum
+from reparam.analysis import Part
 from reparam.errors import Refusal
-from reparam.planning.regions import Absorbed, Region, Share
-from reparam.report.rows import operator_kind, place
+from reparam.planning import Absorbed, Region, Share
+from reparam.report import operator_kind, place
 
 _MOST_BRANCHES = 12
 
 _MOST_NAMES = 3
 
 Way = tuple[tuple[fx.Node, AffineConv], ...]
+"""Operators, each with what it does to the value that flows along this way."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,3 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
             break
         common.append(level[0])
     return common
-
-
-"""Operators, each with what it does to the value that flows along this way."""

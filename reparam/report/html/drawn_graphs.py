@@ -13,11 +13,10 @@ from math import prod
 
 from torch import fx
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.lowering import explicit_padding
-from reparam.analysis.parts import Part
-from reparam.planning.regions import Region
-from reparam.report.rows import operator_kind, place
+from reparam.algebra import AffineConv, explicit_padding
+from reparam.analysis import Part
+from reparam.planning import Region
+from reparam.report import operator_kind, place
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import igraph
 from reparam.report.html.drawn_graphs import DrawnGraph
 
 BOX = (184, 40)
+"""Width and height of an operator."""
 
 _COLUMN, _BEND, _ROW = 204, 28, 66
 
@@ -248,6 +249,3 @@ def _line_beside(source: Point, target: Point, lane: int) -> str:
         f"M{x} {y}C{lane} {y} {lane} {y} {lane} {y + 24}"
         f"V{to_y - 24}C{lane} {to_y} {lane} {to_y} {to_x} {to_y}"
     )
-
-
-"""Width and height of an operator."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.laws import kernel_shape
+from reparam.algebra import AffineConv, kernel_shape
 
 _MOST_TAPS = 24
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.lowering import lower, unsupported
-from reparam.analysis.parts import Part
+from reparam.algebra import AffineConv, lower, unsupported
+from reparam.analysis import Part
 from reparam.errors import Refusal
-from reparam.planning.regions import Region
+from reparam.planning import Region
+from reparam.report import FusedRow, fused_row, operator_kind, place
 from reparam.report.html.branches import Formula, composed, formula
 from reparam.report.html.kernel_pictures import KernelPicture, draw, picture
-from reparam.report.rows import fused_row, operator_kind, place
-from reparam.report.tables import FusedRow
-from reparam.rewriting.repeats import signature
-from reparam.verification.region_check import REGION_BOUND, compared
+from reparam.rewriting import signature
+from reparam.verification import REGION_BOUND, compared
 
 _MOST_DYING = 60
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reparam.errors import ReparamError
-from reparam.planning.planned_parts import PlannedPart
-from reparam.report.tables import Report
+from reparam.planning import PlannedPart
+from reparam.report import Report
 
 
 def write_plan(

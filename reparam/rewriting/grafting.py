@@ -13,12 +13,19 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.operators import Trait, operator_name, traits
-from reparam.capture.reading.method_names import names_forward_uses
-from reparam.capture.recorded import RecordedTrace
-from reparam.capture.structures import nodes_in, outline
-from reparam.capture.trace import Call, calls_between, knows_only_tensors
-from reparam.modules.tree import all_names, fetch
+from reparam.capture import (
+    Call,
+    RecordedTrace,
+    Trait,
+    calls_between,
+    knows_only_tensors,
+    nodes_in,
+    operator_name,
+    outline,
+    traits,
+)
+from reparam.capture.reading import names_forward_uses
+from reparam.modules import all_names, fetch
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.fused_forward import FusedForward, Guards
 from reparam.rewriting.new_code import (

@@ -8,21 +8,25 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.analysis.parts import Part, find_parts
+from reparam.analysis import Part, find_parts
 from reparam.equalization.new_weights import Rescaling, rescale, spread_of
 from reparam.equalization.scalable_weights import find_weights, shared_memory
 from reparam.equalization.scale_flow import follow_scales
 from reparam.equalization.seen_values import fix_seen_values
 from reparam.equalization.value_check import ScaleError, check_scales
 from reparam.errors import Refusal, warn
-from reparam.modules.at_work import at_work, check_inplace, check_model
-from reparam.modules.state import overwrite
-from reparam.modules.tree import fetch, join
-from reparam.report.rows import operator_kind, place, untraced_row
-from reparam.report.tables import EqualizationReport, EqualizedRow, RefusedRow, refuse_all
+from reparam.modules import at_work, check_inplace, check_model, fetch, join, overwrite
+from reparam.report import (
+    EqualizationReport,
+    EqualizedRow,
+    RefusedRow,
+    operator_kind,
+    place,
+    refuse_all,
+    untraced_row,
+)
 from reparam.rules import Rules, load_rules
-from reparam.verification.model_check import as_arguments
-from reparam.verification.transactions import Transaction, called_with, copied
+from reparam.verification import Transaction, as_arguments, called_with, copied
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
