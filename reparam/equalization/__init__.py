@@ -1,4 +1,4 @@
-"""The ranges of channels made even across layers: the public call `driver`.
+"""The ranges of channels made even across layers: the public call `equalize`.
 
 Files, in the order in which data flows: `channel_layouts`, `homogeneous`, `scalable_weights`,
 `scale_flow`, `seen_values`, `ranges`, `new_weights`, `value_check`, `driver`.
