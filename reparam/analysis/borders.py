@@ -30,11 +30,6 @@ def assigned_border(
 ) -> AffineConv | Refusal | None:
     """What the last of several assignments to a padded value makes of it.
 
-    Args:
-        node: The assignment.
-        steps: What the operators before do to the forms of their operands.
-        facts: What is known of the graph.
-
     Returns:
         A padding with a value, or why it is none; None if nothing was padded, or if the next
         assignment tells.
@@ -97,12 +92,7 @@ def _padding(
 
 
 def _part(key: Any, axes: Sequence[Axis]) -> tuple[int | slice, ...] | None:
-    """An index of the spatial axes that means the same part of the border at any size.
-
-    Args:
-        key: The index of the whole value, batch and channels included.
-        axes: How each axis is padded.
-    """
+    """An index of the spatial axes that means the same part of the border at any size."""
     entries = list(key) if isinstance(key, tuple) else [key]
     if ... not in entries:
         entries.append(...)

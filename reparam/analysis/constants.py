@@ -74,12 +74,7 @@ class Constants:
 
 
 def _in_order(node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
-    """A node and those that it is computed of, operands first; without those that are there.
-
-    Args:
-        node: The node.
-        there: What is computed; what is yielded joins it.
-    """
+    """A node and what it is computed of, operands first; what is yielded joins what is there."""
     pending = [node]
     while pending:
         missing = [arg for arg in pending[-1].all_input_nodes if arg not in there]
@@ -97,14 +92,7 @@ def find_constants(
     shared: Memory,
     unread: Collection[fx.Node],
 ) -> Constants:
-    """Find the values that are the same in every call of the model.
-
-    Args:
-        root: The module that the graph's paths refer to.
-        effects: What each node does, in the order of the graph.
-        shared: Which values share memory, and who writes to it.
-        unread: Nodes whose value nobody reads.
-    """
+    """Find the values that are the same in every call of the model."""
     sources: dict[fx.Node, frozenset[str]] = {}
     for node, effect in effects.items():
         operands = node.all_input_nodes

@@ -54,13 +54,7 @@ _VIEW = Effects(True, ())
 
 
 def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
-    """What one node does besides returning a value.
-
-    Args:
-        node: The node.
-        root: The module that the node's path refers to.
-        rules: The rules of this call; an operator with a rule is taken to write to nothing.
-    """
+    """What one node does besides returning a value."""
     if node.op == "output":
         return _VIEW
     if node.op in ("placeholder", "get_attr") or reads_metadata(node):

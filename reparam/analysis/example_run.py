@@ -35,10 +35,6 @@ def record_shapes(
 ) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, torch.dtype]]:
     """Run a graph once and note the shape and type of each value.
 
-    Args:
-        trace: The trace.
-        inputs: Positional arguments of the root's forward.
-
     Raises:
         ReparamError: If the model does not run on the inputs.
     """

@@ -66,12 +66,7 @@ class Facts:
         return [arg for arg in node.all_input_nodes if arg not in sources and arg not in numbers]
 
     def computed_for(self, nodes: Collection[fx.Node], dead: Collection[fx.Node]) -> int:
-        """How many operators compute constants for some nodes alone.
-
-        Args:
-            nodes: The nodes.
-            dead: Nodes that read nothing, or nothing any more.
-        """
+        """How many operators compute constants for some nodes alone."""
         computing: set[fx.Node] = set()
         pending = [operand for node in nodes for operand in node.all_input_nodes]
         while pending:
@@ -125,18 +120,7 @@ def gather(
     *,
     inner: bool = False,
 ) -> Facts:
-    """Collect what is known of a graph.
-
-    Args:
-        root: The module that the graph's paths refer to.
-        graph: The flat graph.
-        rules: The rules of this call.
-        shapes: Shapes seen in a run on example inputs.
-        dtypes: Types seen in that run.
-        ranks: Numbers of axes that are known beforehand.
-        calls: What the modules in the graph are given, and what they return.
-        inner: Whether other code of the model, which is not known, reads what it returns.
-    """
+    """Collect what is known of a graph."""
     nodes = list(graph.nodes)
     numbers = _numbers(nodes)
     effects = {

@@ -40,12 +40,6 @@ Lifted = Step | Selecting | None
 def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx.Node, Step]:
     """Apply the rules, once per node.
 
-    Args:
-        graph: The flat graph.
-        facts: What is known of it.
-        rules: The rules of this call.
-        path: Where in the user's model the module is whose graph it is.
-
     Returns:
         For each node with a rule the form of its value over its operands, or a refusal.
 
@@ -198,9 +192,6 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
 
     So what a rule computes of them is as exact as what they are compared with. Whatever the rule
     changes in the module is put back.
-
-    Args:
-        module: The module.
     """
     with undisturbed(module):
         exact: dict[int, Any] = {}

@@ -48,14 +48,7 @@ class Memory:
     def write_between(
         self, node: fx.Node, first: int, last: int, ignoring: Collection[fx.Node] = ()
     ) -> bool:
-        """Whether a value's memory may be written after one position, up to another.
-
-        Args:
-            node: The value.
-            first: Position after which writes count.
-            last: Last position at which they count.
-            ignoring: Nodes whose writes do not count.
-        """
+        """Whether a value's memory may be written after position ``first``, up to ``last``."""
         return any(
             first < self.order[writer] <= last and writer not in ignoring
             for writer in self.writers.get(self.storage.get(node, node), ())
@@ -65,10 +58,6 @@ class Memory:
         """Why an operator in place is none that a form could stand for: somebody sees the write.
 
         It is one only if its own value is read, and what it wrote to by no other name any more.
-
-        Args:
-            node: The operator.
-            unread: Nodes whose value nobody reads.
         """
         if all(user in unread for user in node.users):
             return Refusal("it writes in place, and nobody reads the result")
@@ -91,14 +80,7 @@ def find_memory(
     numbers: Collection[fx.Node],
     rules: Rules,
 ) -> Memory:
-    """Find which values of a graph share memory, and who writes to it.
-
-    Args:
-        root: The module that the graph's paths refer to.
-        effects: What each node does, in the order of the graph.
-        numbers: Nodes whose value is no tensor but a size or a flag.
-        rules: The rules of this call.
-    """
+    """Find which values of a graph share memory, and who writes to it."""
     storage = _storage(root, effects, numbers)
     members: dict[fx.Node, list[fx.Node]] = {}
     writers: dict[fx.Node, list[fx.Node]] = {}

@@ -63,9 +63,7 @@ class Part:
     def touched(self, nodes: Collection[fx.Node], roots: Collection[int] = ()) -> set[int]:
         """Identities of the modules whose code or operators some nodes are.
 
-        Args:
-            nodes: The nodes.
-            roots: Modules that are parts of their own: calling one does not look into it.
+        Calling one of the roots, which are parts of their own, does not look into it.
         """
         callers = {id(self.trace.caller[node].module) for node in nodes}
         leaves = {
@@ -110,11 +108,6 @@ def find_parts(
     model: nn.Module | ExportedProgram, rules: Rules, inputs: tuple[Any, ...] | None
 ) -> tuple[list[Part], list[Untraced]]:
     """Trace a model as far as possible; a program is one part as it is.
-
-    Args:
-        model: The model; it is not changed.
-        rules: The rules of this call.
-        inputs: Example inputs of the model.
 
     Raises:
         ReparamError: If the model does not run on the inputs.
@@ -289,12 +282,7 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
 
 
 def _with_uses(parts: list[Part], reach: Reach) -> list[Part]:
-    """The parts, each with what else uses the modules that its code uses.
-
-    Args:
-        parts: All parts of the model.
-        reach: What code that cannot be traced uses.
-    """
+    """The parts, each with what else uses the modules that its code uses."""
     roots = {id(part.trace.root) for part in parts}
     users = Counter(
         key for part in parts for key in part.touched(part.running(), roots) | part.typed()

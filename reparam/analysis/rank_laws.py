@@ -44,10 +44,6 @@ def rank_facts(node: fx.Node, known: Axes) -> RankFacts:
     """What a node tells of the ranks of its own value and of its operand's.
 
     An operator over n spatial axes is taken to get a batch: rank n + 2.
-
-    Args:
-        node: The node.
-        known: What is known of axes so far.
     """
     ranks = known.ranks
     name = torch_name(node)

@@ -34,13 +34,7 @@ def keeps_type(node: fx.Node, root: nn.Module) -> bool:
 def find_axes(
     nodes: Sequence[fx.Node], root: nn.Module, known: Mapping[fx.Node, int]
 ) -> tuple[dict[fx.Node, int], dict[fx.Node, int]]:
-    """The number of axes of each value, and how many of its last axes have size 1, where known.
-
-    Args:
-        nodes: The nodes of the graph, in order.
-        root: The module that the nodes' paths refer to.
-        known: Numbers of axes known beforehand.
-    """
+    """The number of axes of each value, and how many of its last axes have size 1, where known."""
     ranks = find_ranks(nodes, root, known, {})
     while True:
         ones = find_trailing_ones(nodes, root, ranks)
@@ -56,14 +50,7 @@ def find_ranks(
     known: Mapping[fx.Node, int],
     ones: Mapping[fx.Node, int],
 ) -> dict[fx.Node, int]:
-    """Infer ranks until nothing new is learned.
-
-    Args:
-        nodes: The nodes of the graph, in order.
-        root: The module that the nodes' paths refer to.
-        known: Ranks known beforehand.
-        ones: Number of last axes that have size 1, where known.
-    """
+    """Infer ranks until nothing new is learned."""
     ranks = dict(known)
     if len(ranks) >= len(nodes) - 1:
         return ranks
@@ -83,13 +70,7 @@ def find_ranks(
 def find_trailing_ones(
     nodes: Sequence[fx.Node], root: nn.Module, ranks: Mapping[fx.Node, int]
 ) -> dict[fx.Node, int]:
-    """How many of the last axes of a value are known to have size 1: those of a global pool.
-
-    Args:
-        nodes: The nodes of the graph, in order.
-        root: The module that the nodes' paths refer to.
-        ranks: Ranks, where known.
-    """
+    """How many of the last axes of a value are known to have size 1: those of a global pool."""
     ones: dict[fx.Node, int] = {}
     for node in nodes:
         operand = node.args[0] if node.args else None

@@ -18,12 +18,7 @@ _HOOKS = ("register_forward_hook", "register_forward_pre_hook")
 
 @contextmanager
 def noticing(entered: Callable[[], None], hooked: Callable[[], None]) -> Iterator[None]:
-    """Say when this thread's code enters a context such as ``torch.autocast``, or adds a hook.
-
-    Args:
-        entered: Called before a context is entered.
-        hooked: Called before a hook is registered.
-    """
+    """Say when this thread's code enters a context such as ``torch.autocast``, or adds a hook."""
     places: list[tuple[Any, str, Callable[[], None]]] = [
         *((kind, "__enter__", entered) for kind in _CONTEXTS),
         (torch.set_grad_enabled, "__init__", entered),

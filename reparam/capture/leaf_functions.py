@@ -39,11 +39,7 @@ class LeafFunction:
 
 
 def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
-    """Where Python modules hold a function under its own name.
-
-    Args:
-        function: The function.
-    """
+    """Where Python modules hold a function under its own name."""
     name = getattr(function, "__name__", "")
     for home in list(sys.modules.values()):
         variables = getattr(home, "__dict__", {})
@@ -52,11 +48,7 @@ def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
 
 
 def failing_function(error: BaseException) -> LeafFunction | None:
-    """The deepest plain function in which an exception was raised, if a graph can call it.
-
-    Args:
-        error: The exception.
-    """
+    """The deepest plain function in which an exception was raised, if a graph can call it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for caller, frame in reversed(list(itertools.pairwise(frames))):
         name = frame.f_code.co_name
@@ -85,12 +77,7 @@ def _can_be_a_leaf(function: FunctionType, code: CodeType) -> bool:
 
 @contextmanager
 def as_leaves(functions: list[LeafFunction], tracer: fx.Tracer) -> Iterator[None]:
-    """Record calls of some functions as nodes.
-
-    Args:
-        functions: The functions.
-        tracer: Whoever records.
-    """
+    """Record calls of some functions as nodes."""
     for leaf in functions:
         leaf.home[leaf.name] = _recorded(leaf.function, tracer)
     try:

@@ -170,9 +170,6 @@ def answering_for_proxies(tracer: Any) -> Iterator[None]:
     """Let what knows nothing of proxies take one for what it stands for.
 
     That is ``isinstance`` and ``zip``, and torch's functions that make a tensor of a given size.
-
-    Args:
-        tracer: Whoever records.
     """
     # torch.compile takes down the builtins when it is first imported: they have to be Python's own.
     importlib.import_module("torch._dynamo")
@@ -241,11 +238,7 @@ _TYPES = {"dtype", "device", "__class__", "layout"}
 
 @cache
 def asks_for_identity(code: CodeType) -> bool:
-    """Whether code compares types by ``is`` or asks for ``type(x)``: a proxy cannot answer these.
-
-    Args:
-        code: The code of a forward.
-    """
+    """Whether code compares types by ``is`` or asks for ``type(x)``: no proxy can answer these."""
     instructions = list(dis.get_instructions(code))
     for index, instruction in enumerate(instructions):
         if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "type":
@@ -296,11 +289,7 @@ def _known_length(node: fx.Node) -> int | None:
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """Whether the value of a node is a tensor, whatever the model's input is.
-
-    Args:
-        node: The node; not a placeholder.
-    """
+    """Whether the value of a node is a tensor, whatever the model's input is."""
     if node.op == "get_attr" or "tensor" in node.meta:
         return True
     if node.op == "call_method":
@@ -321,12 +310,7 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def comes_of_tensors(node: fx.Node, is_one: Callable[[fx.Node], bool]) -> bool:
-    """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one.
-
-    Args:
-        node: The value.
-        is_one: Whether a value is one by itself.
-    """
+    """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one."""
     while not is_one(node):
         target = node.target
         name = str(getattr(target, "__name__", ""))

@@ -45,11 +45,6 @@ class RecordedValues:
 def recorded_trace(root: nn.Module, rules: Rules, path: str) -> RecordedTrace | None:
     """The trace of a graph module all of whose operators its graph names.
 
-    Args:
-        root: A module.
-        rules: The rules of this call.
-        path: Where it is registered in the user's model.
-
     Returns:
         None if the module has no such graph and must be traced.
     """
@@ -66,13 +61,7 @@ def recorded_trace(root: nn.Module, rules: Rules, path: str) -> RecordedTrace | 
 
 
 def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
-    """A trace with one call, the root's own.
-
-    Args:
-        root: What the graph's paths refer to.
-        graph: The graph; it will be edited.
-        path: Where the root is registered in the user's model.
-    """
+    """A trace with one call, the root's own."""
     nodes = list(graph.nodes)
     arguments = {str(node.target): node for node in nodes if node.op == "placeholder"}
     args, kwargs = _as_called(graph, list(arguments.values()))

@@ -237,11 +237,7 @@ class Tracer(fx.Tracer):
         return super().iter(obj)
 
     def refuse(self, frame: FrameType | None = None) -> None:
-        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception.
-
-        Args:
-            frame: The frame that asked, where it may be torch itself that tries.
-        """
+        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
         fresh = {id(call.module) for call in self.stack[-1:]} - self.refused
         self.refused |= fresh
         if frame is not None:

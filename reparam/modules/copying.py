@@ -16,9 +16,6 @@ from reparam.errors import ReparamError
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy.
 
-    Args:
-        model: The model.
-
     Returns:
         The copy, in the same mode.
 

@@ -24,11 +24,7 @@ _FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model and leave its attributes, its tensors and the random numbers as they were.
-
-    Args:
-        model: The model.
-    """
+    """Run a model and leave its attributes, its tensors and the random numbers as they were."""
     tensors = (*model.parameters(), *model.buffers())
     inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
     with Watch(model), torch.inference_mode() if inference else nullcontext():
@@ -240,12 +236,7 @@ def _refill(holder: Any, content: Any) -> None:
 
 @contextmanager
 def all_or_nothing(target: nn.Module, written: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Put every module back as it was if anything is raised.
-
-    Args:
-        target: The root of the modules.
-        written: Tensors whose values are put back, too.
-    """
+    """Put every module back as it was if anything is raised."""
     values = [(tensor, tensor.detach().clone()) for tensor in written]
     saved = [
         (
