@@ -1,6 +1,6 @@
 """What is certain of a graph: constants, axes, memory, and the form of each operator.
 
-Files, in the order in which data flows: `example_run`, `effects`, `memory`, `constants`,
+Files, in the order in which data flows: `effects`, `memory`, `constants`,
 `rank_laws`, `ranks`, `facts`, `borders`, `channels`, `extents`, `lifting`, `parts`.
 """
 

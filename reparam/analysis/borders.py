@@ -65,10 +65,10 @@ def _padding(
     if facts.ranks.get(padded) != len(axes) + 2:
         return UNKNOWN_RANK
     start, end = facts.order[padded], facts.order[assigned[-1]]
-    if facts.write_between(padded, start, end, ignoring=assigned):
+    if facts.memory.write_between(padded, start, end, ignoring=assigned):
         return Refusal("its border is not all that is written to in place")
     for node in assigned:
-        seen = facts.overwrites(node)
+        seen = facts.memory.overwrites(node)
         if seen is not None:
             return seen
     # A value of one position, whose borders have their true size: who wrote last, and where?
@@ -120,7 +120,7 @@ def _per_channel(node: fx.Node, axes: Sequence[Axis], facts: Facts) -> Tensor | 
     """What an assignment writes, if it is a number or one number per channel."""
     _, key, value = node.args
     if isinstance(value, fx.Node):
-        value = facts.constant(value) if value in facts.sources else None
+        value = facts.constants.exact(value) if value in facts.sources else None
     elif isinstance(value, int | float):
         value = torch.tensor(value, device="cpu")
     if not isinstance(value, Tensor) or value.is_complex() or value.is_meta:

@@ -124,7 +124,7 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
             return True
         factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
-        if any(facts.constant(factor).is_floating_point() for factor in factors):
+        if any(facts.constants.exact(factor).is_floating_point() for factor in factors):
             return True  # both factors have the type of the parameter
         if keeps_type(value, facts.root):
             pending.extend(facts.operands(value))

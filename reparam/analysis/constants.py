@@ -90,7 +90,6 @@ def find_constants(
     root: nn.Module,
     effects: Mapping[fx.Node, Effects],
     shared: Memory,
-    unread: Collection[fx.Node],
 ) -> Constants:
     """Find the values that are the same in every call of the model."""
     sources: dict[fx.Node, frozenset[str]] = {}
@@ -107,7 +106,7 @@ def find_constants(
             and (effect.pure or _returns_what_it_wrote(node, effect))
         ):
             sources[node] = frozenset().union(*(sources[operand] for operand in operands))
-    return Constants(root, _steady(sources, root, shared, unread), shared.written)
+    return Constants(root, _steady(sources, root, shared), shared.written)
 
 
 def _returns_what_it_wrote(node: fx.Node, effects: Effects) -> bool:
@@ -122,7 +121,6 @@ def _steady(
     sources: dict[fx.Node, frozenset[str]],
     root: nn.Module,
     shared: Memory,
-    unread: Collection[fx.Node],
 ) -> dict[fx.Node, frozenset[str]]:
     """Constants without those that somebody writes to: they are none, before the write neither.
 
@@ -141,7 +139,7 @@ def _steady(
             top
             for top, writers in shared.writers.items()
             if not sources.keys() >= set(writers)
-            or any(shared.overwrites(writer, unread) for writer in writers)
+            or any(shared.overwrites(writer) for writer in writers)
         }
         steady = {
             node: paths

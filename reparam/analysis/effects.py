@@ -78,16 +78,6 @@ def lays_out_anew(node: fx.Node, root: nn.Module) -> bool:
     return Trait.LAYS_OUT_ANEW in traits(node, root)
 
 
-def may_copy(node: fx.Node, root: nn.Module) -> bool:
-    """Whether it depends on how an operand lies in memory if a node's value shares it."""
-    return Trait.MAY_COPY in traits(node, root)
-
-
-def draws_by_layout(node: fx.Node) -> bool:
-    """Whether a node draws random numbers in the order in which its operand lies in memory."""
-    return Trait.DRAWS_BY_LAYOUT in traits(node)
-
-
 def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
     everything = Effects(True, tuple(node.all_input_nodes))
     kind, inplace = type(module), getattr(module, "inplace", False)

@@ -107,8 +107,8 @@ class _Lifting:
             step = _selected(step, node, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
             step = identity(node.all_input_nodes[0])
-        if node in self.facts.written and not isinstance(step, Refusal | None):
-            return self.facts.overwrites(node) or step
+        if node in self.facts.memory.written and not isinstance(step, Refusal | None):
+            return self.facts.memory.overwrites(node) or step
         return step
 
     def _said(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Lifted:
@@ -140,7 +140,7 @@ class _Lifting:
         """What the rule of a reader sees of an operand."""
         facts = self.facts
         if operand in facts.sources:
-            return facts.constant(operand)
+            return facts.constants.exact(operand)
         if operand in facts.numbers:
             reshapes = operator_name(reader) in _RESHAPES
             return self.extents.of(operand, reader) if reshapes else UNKNOWN
@@ -182,7 +182,7 @@ def _is_free(node: fx.Node, facts: Facts) -> bool:
     """Whether nobody sees that a copy is one: no reader asks for its layout in memory."""
     if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
         return False
-    readers = {reader for member in facts.alias_class(node) for reader in member.users}
+    readers = {reader for member in facts.memory.alias_class(node) for reader in member.users}
     return not any(reads_layout(reader, facts.root) for reader in readers)
 
 

@@ -28,6 +28,7 @@ class Memory:
         writers: The nodes that may write to this memory, by what stands for it.
         written: What each node may write to.
         unsteady: Memory of parameters and buffers that a forward may write to.
+        unread: Nodes without effect whose value nobody reads.
     """
 
     order: Mapping[fx.Node, int]
@@ -36,6 +37,7 @@ class Memory:
     writers: Mapping[fx.Node, list[fx.Node]]
     written: Mapping[fx.Node, tuple[fx.Node, ...]]
     unsteady: set[int]
+    unread: Collection[fx.Node]
 
     def is_written(self, module: nn.Module) -> bool:
         """Whether a forward may write to the parameters or buffers of a module."""
@@ -54,12 +56,12 @@ class Memory:
             for writer in self.writers.get(self.storage.get(node, node), ())
         )
 
-    def overwrites(self, node: fx.Node, unread: Collection[fx.Node]) -> Refusal | None:
+    def overwrites(self, node: fx.Node) -> Refusal | None:
         """Why an operator in place is none that a form could stand for: somebody sees the write.
 
         It is one only if its own value is read, and what it wrote to by no other name any more.
         """
-        if all(user in unread for user in node.users):
+        if all(user in self.unread for user in node.users):
             return Refusal("it writes in place, and nobody reads the result")
         position = self.order[node]
         for target in self.written[node]:
@@ -68,7 +70,7 @@ class Memory:
                     continue
                 if member.op in ("placeholder", "get_attr"):
                     return Refusal("it writes to the model's input or to a parameter in place")
-                readers = (user for user in member.users if user not in unread)
+                readers = (user for user in member.users if user not in self.unread)
                 if any(self.order[user] > position for user in readers):
                     return Refusal("it writes in place to a value that is read later")
         return None
@@ -78,6 +80,7 @@ def find_memory(
     root: nn.Module,
     effects: Mapping[fx.Node, Effects],
     numbers: Collection[fx.Node],
+    unread: Collection[fx.Node],
     rules: Rules,
 ) -> Memory:
     """Find which values of a graph share memory, and who writes to it."""
@@ -104,6 +107,7 @@ def find_memory(
         writers=writers,
         written={node: effect.writes for node, effect in effects.items() if effect.writes},
         unsteady=unsteady,
+        unread=unread,
     )
 
 

@@ -42,7 +42,7 @@ def _operand_is_written(region: Region, facts: Facts) -> Refusal | None:
     """Somebody else writes to a value on the way between its definition and its read."""
     for node in region.inner:
         for operand in node.all_input_nodes:
-            if operand is not region.base and facts.write_between(
+            if operand is not region.base and facts.memory.write_between(
                 operand, facts.order[operand], facts.order[node] - 1, ignoring=region.dying
             ):
                 return Refusal(f"{operand} is written to in place before it is read")
@@ -54,10 +54,12 @@ def _sum_is_written(region: Region, facts: Facts, settled: Collection[fx.Node]) 
     for absorbed in region.absorbed:
         total, kept = absorbed.total, absorbed.kept
         # A sum in place shares memory with that operand already.
-        if total in settled or kept in facts.written.get(total, ()):
+        if total in settled or kept in facts.memory.written.get(total, ()):
             continue
         since, end = facts.order[total], len(facts.order)
-        if any(facts.write_between(x, since, end, ignoring=region.dying) for x in (total, kept)):
+        if any(
+            facts.memory.write_between(x, since, end, ignoring=region.dying) for x in (total, kept)
+        ):
             return Refusal(f"{total} is written to in place later")
     return None
 
@@ -69,7 +71,7 @@ def _base_is_written(region: Region, facts: Facts) -> Refusal | None:
     reading = [node for node in region.inner | dying if base in node.all_input_nodes]
     reads = [order[node] for node in reading] or [order[base]]
     place = order[region.main.value if region.main.value in dying else value]
-    if facts.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
+    if facts.memory.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
         return Refusal(f"{base} is written to in place before it is read")
     return None
 
@@ -94,9 +96,9 @@ def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
 def _alias_is_lost(region: Region, facts: Facts) -> Refusal | None:
     """The new value has memory of its own; nobody may rely on the old one's aliases."""
     value, order = region.value, facts.order
-    if not facts.write_between(value, order[value], len(order), ignoring=region.dying):
+    if not facts.memory.write_between(value, order[value], len(order), ignoring=region.dying):
         return None
-    for member in facts.alias_class(value):
+    for member in facts.memory.alias_class(value):
         older = order[member] < order[value] and member not in region.dying
         if older and any(order[user] > order[value] for user in member.users):
             return Refusal(f"{value} shares memory with {member} and is written to later")
