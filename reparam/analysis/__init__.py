@@ -1,7 +1,7 @@
 """What is certain of a graph: constants, axes, memory, and the form of each operator.
 
 Files, in the order in which data flows: `effects`, `memory`, `constants`,
-`rank_laws`, `ranks`, `facts`, `borders`, `channels`, `extents`, `lifting`, `parts`.
+`ranks`, `facts`, `borders`, `channels`, `extents`, `lifting`, `parts`.
 """
 
 from reparam.analysis.channels import holds_type, known_channels, promotes
