@@ -68,7 +68,7 @@ class Watch:
                 self._tensors.append((owner, holder, holder.detach(), holder.requires_grad))
             else:
                 self._contents.append((owner, holder, _content(holder)))
-        self._memory = _Memory(_storage(tensor) for _, tensor, _, _ in self._tensors)
+        self._memory = _Memory(tensor.untyped_storage() for _, tensor, _, _ in self._tensors)
 
     @property
     def writes(self) -> int:
@@ -126,7 +126,7 @@ class _Memory(TorchDispatchMode):
                     written = args[index] if index < len(args) else kwargs.get(argument.name)
                     for tensor in tree_leaves(written):
                         if _has_memory(tensor):
-                            self._keep(_storage(tensor))
+                            self._keep(tensor.untyped_storage())
         return func(*args, **kwargs)
 
     def _keep(self, storage: UntypedStorage) -> None:
@@ -136,10 +136,6 @@ class _Memory(TorchDispatchMode):
     def restore(self) -> None:
         for storage, original in self.originals.values():
             storage.copy_(original)
-
-
-def _storage(tensor: Tensor) -> UntypedStorage:
-    return tensor.untyped_storage()
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
