@@ -5,7 +5,7 @@ Files, in the order in which data flows: `effects`, `memory`, `constants`,
 """
 
 from reparam.analysis.channels import holds_type, known_channels, promotes
-from reparam.analysis.effects import lays_out_anew, reads_layout
+from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts
 from reparam.analysis.lifting import target_of

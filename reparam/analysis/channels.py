@@ -13,7 +13,6 @@ from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape, keeps_type
 from reparam.capture import (
     Trait,
-    computes,
     converts,
     has_known_name,
     is_of_torch,
@@ -194,9 +193,8 @@ def promotes(node: fx.Node) -> bool:
 
     A sum or a product with an integer may overflow before anything becomes a float.
     """
-    if Trait.DIVIDES in traits(node):
-        return True
-    if not computes(node):
+    known = traits(node)
+    if Trait.DIVIDES in known or Trait.COMPUTES not in known:
         return True
     arguments = (*node.args, *node.kwargs.values())
     if any(isinstance(value, int) for value in arguments):

@@ -73,11 +73,6 @@ def reads_layout(node: fx.Node, root: nn.Module) -> bool:
     return Trait.READS_LAYOUT in traits(node)
 
 
-def lays_out_anew(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node's value lies in memory the same way, however its operands do."""
-    return Trait.LAYS_OUT_ANEW in traits(node, root)
-
-
 def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
     everything = Effects(True, tuple(node.all_input_nodes))
     kind, inplace = type(module), getattr(module, "inplace", False)

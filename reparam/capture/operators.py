@@ -329,21 +329,6 @@ def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
     return other and Trait.SHAPE_OF_OTHER in traits(reader)
 
 
-def computes(node: fx.Node) -> bool:
-    """Whether a node runs an arithmetic operator, even if it changes nothing: ``x + 0``."""
-    return Trait.COMPUTES in traits(node)
-
-
-def permutes(node: fx.Node) -> bool:
-    """Whether a node only changes the order of axes, and so the layout in memory."""
-    return Trait.PERMUTES in traits(node)
-
-
-def indexes(node: fx.Node) -> bool:
-    """Whether a node only takes a part of its operand, and copies nothing."""
-    return Trait.INDEXES in traits(node)
-
-
 def converts(node: fx.Node) -> bool:
     """Whether a node gives a value the type that it is asked for."""
     called = node.op == "call_method" or isinstance(node.target, torch._ops.OpOverload)

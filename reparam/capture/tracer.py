@@ -54,7 +54,6 @@ class Tracer(fx.Tracer):
         rules: The rules of this call; a module type with a rule is a leaf.
         opaque: Identities and types of modules that are leaves.
         inputs: Parameters of the forward that the user gives.
-        watch: Knows what changes meanwhile.
         making: Identities of modules of which what makes tensors of numbers is recorded.
         notices_random: Whether to find out which module draws random numbers.
     """
@@ -67,7 +66,6 @@ class Tracer(fx.Tracer):
         rules: Rules,
         opaque: Collection[Any],
         inputs: Mapping[str, Any],
-        watch: Watch,
         making: Collection[int] = (),
         *,
         notices_random: bool,
@@ -93,7 +91,7 @@ class Tracer(fx.Tracer):
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
         self.failed: nn.Module | None = None
-        self.watch = watch
+        self.watch = Watch(root)
         self.making = making
         self.makers: set[int] = set()
         self.notices_random = notices_random
@@ -131,18 +129,18 @@ class Tracer(fx.Tracer):
             result = super().call_module(m, forward, args, kwargs)
             self.types.passed(m, path, (*args, result))
             return result
-        return self._enter(path, m, m.forward, args, kwargs, lambda: forward(*args, **kwargs))
+        return self._enter(path, m, forward, args, kwargs)
 
     def _enter(
         self,
         path: str,
         module: nn.Module,
-        forward: Callable[..., Any],
+        run: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        run: Callable[[], Any],
     ) -> Any:
         """Run a module's forward as a call of its own."""
+        forward = module.forward
         if not _is_torch(module) and any(map(asks_for_identity, code_below(module, forward))):
             self.failed = self.failed or module
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
@@ -157,7 +155,7 @@ class Tracer(fx.Tracer):
         before = random_state() if self.notices_random else None
         writes = self.watch.writes
         try:
-            result = run()
+            result = run(*args, **kwargs)
             call.result = without_proxies(result)
         except Exception:
             if self.failed is None:
@@ -379,9 +377,7 @@ class Tracer(fx.Tracer):
                 positional.append(value)
 
         def run(*args: Any) -> Any:
-            return self._enter(
-                "", self.model, forward, args, keywords, lambda: forward(*args, **keywords)
-            )
+            return self._enter("", self.model, forward, args, keywords)
 
         return run, positional
 

@@ -27,7 +27,6 @@ from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
 from reparam.capture.tracer import Tracer
 from reparam.errors import MadeTensorError, UntraceableError
-from reparam.modules import Watch
 from reparam.rules import Rules
 
 _TRACING = RLock()  # torch.fx patches torch while it traces
@@ -50,14 +49,13 @@ def trace_forward(
     ruled = [leaf for function in rules.functions() for leaf in found_in_modules(function)]
     lessons = _Lessons()
     while True:
-        outcome = _attempt(root, rules, given or {}, ruled, lessons)
-        if isinstance(outcome.result, Exception):
-            lessons = _learn_from_failure(outcome.result, outcome.tracer, lessons)
-            continue
-        further = _learn_from_run(outcome, lessons)
-        if further is None:
-            return _finished(outcome.result, outcome, path)
-        lessons = further
+        result, tracer = _attempt(root, rules, given or {}, ruled, lessons)
+        if isinstance(result, Exception):
+            lessons = _learn_from_failure(result, tracer, lessons)
+        elif (further := _learn_from_run(tracer, lessons)) is not None:
+            lessons = further
+        else:
+            return _finished(result, tracer, path)
 
 
 @dataclass(frozen=True)
@@ -94,46 +92,28 @@ class _Lessons:
         return replace(self, making=self.making - modules, given_up=self.given_up | modules)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of an attempt.
-
-    Args:
-        result: The graph, or what the user's forward raised on a proxy.
-        tracer: What it noted.
-        watch: What changed meanwhile.
-    """
-
-    result: fx.Graph | Exception
-    tracer: Tracer
-    watch: Watch
-
-
 def _attempt(
     root: nn.Module,
     rules: Rules,
     inputs: Mapping[str, Any],
     ruled: Sequence[LeafFunction],
     lessons: _Lessons,
-) -> _Outcome:
-    """Run a module's forward on proxies once."""
-    watch = Watch(root)
+) -> tuple[fx.Graph | Exception, Tracer]:
+    """Run a module's forward on proxies once: the graph, or what the forward raised."""
     opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
-    tracer = Tracer(root, rules, opaque, inputs, watch, making, notices_random=notices_random)
-    result: fx.Graph | Exception
+    tracer = Tracer(root, rules, opaque, inputs, making, notices_random=notices_random)
     try:
         with (
             _TRACING,
-            watch,
+            tracer.watch,
             torch.no_grad(),
             noticing(tracer.note_context, _refuse_hook),
             answering_for_proxies(tracer),
             as_leaves([*ruled, *lessons.functions], tracer),
         ):
-            result = tracer.trace(root)
+            return tracer.trace(root), tracer
     except Exception as error:  # whatever the user's forward raises on a proxy
-        result = error
-    return _Outcome(result, tracer, watch)
+        return error, tracer
 
 
 def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -> _Lessons:
@@ -155,18 +135,17 @@ def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -
     return lessons.with_leaves(blamed | kinds, root, _summary(problem))
 
 
-def _learn_from_run(outcome: _Outcome, lessons: _Lessons) -> _Lessons | None:
+def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     """What to leave alone after a run that did what no graph shows; None if it did nothing."""
-    tracer, root = outcome.tracer, outcome.tracer.model
+    root, drew = tracer.model, tracer.watch.drew
     refused = frozenset(tracer.refused)
     if refused & lessons.making:
         return lessons.without_making(refused & lessons.making)
     if refused:
-        reason = "its forward catches that a proxy has no value"
-        return lessons.with_leaves(refused, root, reason)
-    if outcome.watch.drew and not lessons.notices_random:
+        return lessons.with_leaves(refused, root, "its forward catches that a proxy has no value")
+    if drew and not lessons.notices_random:
         return replace(lessons, drew=True)
-    if outcome.watch.drew:
+    if drew:
         innermost = next(iter(tracer.random_modules), root)
         reason = "its forward draws random numbers while it is traced"
         return lessons.with_leaves({id(innermost)}, root, reason)
@@ -176,16 +155,15 @@ def _learn_from_run(outcome: _Outcome, lessons: _Lessons) -> _Lessons | None:
     return None
 
 
-def _finished(graph: fx.Graph, outcome: _Outcome, path: str) -> Trace:
+def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     """The trace of an attempt of which nothing is left to learn."""
-    tracer = outcome.tracer
     result = tracer.calls[0].result
     if not can_be_built(result):
         raise UntraceableError("it returns a container of a class of its own")
     _simplify_output(graph, list(nodes_in(result)))
     for node in graph.nodes:
         tracer.caller.setdefault(node, tracer.calls[0])
-    changed = {id(module) for module in outcome.watch.changed}
+    changed = {id(module) for module in tracer.watch.changed}
     stateful = tracer.in_context | {call for call in tracer.calls if id(call.module) in changed}
     return Trace(tracer.model, path, graph, tracer.calls, tracer.caller, stateful)
 

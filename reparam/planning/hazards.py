@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from torch import fx
 
-from reparam.analysis import Facts, lays_out_anew, promotes, reads_layout
-from reparam.capture import indexes, permutes
+from reparam.analysis import Facts, promotes, reads_layout
+from reparam.capture import Trait, traits
 from reparam.errors import Refusal
 from reparam.planning.regions import Region
 
@@ -82,11 +82,12 @@ def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
     permuted = False
     for link in path[path.index(region.main) + 1 :]:
         if link.commuting is not None:
-            views = permutes(link.value) or indexes(link.value)
+            views = bool(traits(link.value) & (Trait.PERMUTES | Trait.INDEXES))
             permuted = views or (permuted and not link.commuting.copies)
     # What was computed after a transposition or an index becomes that view itself.
     moves = region.adjustments or any(
-        link.commuting is not None or len(link.inner) > 1 or indexes(link.value) for link in path
+        link.commuting is not None or len(link.inner) > 1 or Trait.INDEXES in traits(link.value)
+        for link in path
     )
     if permuted or (moves and facts.by_layout):
         return _layout_problem(region.kept, region.dying, facts, views=permuted)
@@ -128,6 +129,6 @@ def _layout_problem(
                 return Refusal(f"its value may lie otherwise in memory, which matters for {reader}")
             if views and (outside or reads_layout(reader, facts.root)):
                 return Refusal("its value's layout in memory would change, which others may read")
-            if not lays_out_anew(reader, facts.root):
+            if Trait.LAYS_OUT_ANEW not in traits(reader, facts.root):
                 pending.append(reader)
     return None
