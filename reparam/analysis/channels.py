@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import fx, nn
@@ -17,6 +17,7 @@ from reparam.capture import (
     has_known_name,
     is_of_torch,
     operator_name,
+    reached,
     traits,
     type_named_by,
 )
@@ -159,16 +160,12 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
 
 def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
     """Whether a value meets parameters as it is, or after what leaves its type alone."""
-    pending, seen = list(node.users), set(node.users)
-    while pending:
-        user = pending.pop()
-        name = _torch_name(user, facts.root)
-        if _READS_FLOATS.search(name):
-            return True
-        if Trait.PASSES_TYPE in traits(user, facts.root):
-            pending.extend(reader for reader in user.users if reader not in seen)
-            seen.update(user.users)
-    return False
+
+    def readers(user: fx.Node) -> Iterable[fx.Node]:
+        return user.users if Trait.PASSES_TYPE in traits(user, facts.root) else ()
+
+    users = reached(node.users, readers)
+    return any(_READS_FLOATS.search(_torch_name(user, facts.root)) for user in users)
 
 
 _READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")

@@ -49,14 +49,10 @@ class _Reserved:
     def __index__(self) -> int:  # noqa: PLE0305
         self._refuse("be an index", sys._getframe(1))
 
-    def __int__(self) -> int:
+    def _become_a_number(self) -> NoReturn:
         self._refuse("become a number")
 
-    def __float__(self) -> float:
-        self._refuse("become a number")
-
-    def __complex__(self) -> complex:
-        self._refuse("become a number")
+    __int__ = __float__ = __complex__ = _become_a_number
 
     def __hash__(self) -> int:
         if _user_asks(sys._getframe(1)):
@@ -326,30 +322,25 @@ def comes_of_tensors(node: fx.Node, is_one: Callable[[fx.Node], bool]) -> bool:
     return True
 
 
-@cache
-def _returns_a_tensor(name: str) -> bool:
-    """Whether every overload of one of torch's operators returns exactly one tensor."""
-    return _return_a_tensor(_schemas(name))
-
-
-@cache
 def _makes_a_tensor_of_one(name: str) -> bool:
     """Whether a tensor's method returns exactly one tensor, whatever else it is called with."""
-    of_tensors = [
-        schema
-        for schema in _schemas(name)
-        if schema.arguments and str(schema.arguments[0].type) == "Tensor"
-    ]
-    return hasattr(Tensor, name) and _return_a_tensor(of_tensors)
+    return hasattr(Tensor, name) and _returns_a_tensor(name, of_one=True)
 
 
-def _schemas(name: str) -> list[Any]:
+@cache
+def _returns_a_tensor(name: str, *, of_one: bool = False) -> bool:
+    """Whether every overload of one of torch's operators returns exactly one tensor.
+
+    Args:
+        name: The operator.
+        of_one: Whether only those overloads count whose first argument is a tensor.
+    """
     packet = getattr(torch.ops.aten, name, None)
     overloads = [] if packet is None else packet.overloads()
-    return [getattr(packet, overload)._schema for overload in overloads]
-
-
-def _return_a_tensor(schemas: list[Any]) -> bool:
-    results = [schema.returns for schema in schemas]
-    single = (len(several) == 1 and str(several[0].type) == "Tensor" for several in results)
-    return bool(results) and all(single)
+    schemas = [getattr(packet, overload)._schema for overload in overloads]
+    results = [
+        [str(result.type) for result in schema.returns]
+        for schema in schemas
+        if not of_one or [str(argument.type) for argument in schema.arguments[:1]] == ["Tensor"]
+    ]
+    return bool(results) and all(types == ["Tensor"] for types in results)

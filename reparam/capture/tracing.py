@@ -7,15 +7,16 @@ takes several attempts: each tells what the next one must leave alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from reparam.capture.contexts import noticing
 from reparam.capture.leaf_functions import (
     LeafFunction,
     as_leaves,
@@ -28,6 +29,8 @@ from reparam.capture.trace import Trace
 from reparam.capture.tracer import Tracer
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.rules import Rules
+
+_CONTEXTS: list[Any] = [torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode]
 
 _TRACING = RLock()  # torch.fx patches torch while it traces
 
@@ -107,13 +110,42 @@ def _attempt(
             _TRACING,
             tracer.watch,
             torch.no_grad(),
-            noticing(tracer.note_context, _refuse_hook),
+            _noticing(tracer.note_context, _refuse_hook),
             answering_for_proxies(tracer),
             as_leaves([*ruled, *lessons.functions], tracer),
         ):
             return tracer.trace(root), tracer
     except Exception as error:  # whatever the user's forward raises on a proxy
         return error, tracer
+
+
+@contextmanager
+def _noticing(entered: Callable[[], None], hooked: Callable[[], None]) -> Iterator[None]:
+    """Say when this thread's code enters a context such as ``torch.autocast``, or adds a hook."""
+    places: list[tuple[Any, str, Callable[[], None]]] = [
+        *((kind, "__enter__", entered) for kind in _CONTEXTS),
+        (torch.set_grad_enabled, "__init__", entered),
+        (nn.Module, "register_forward_hook", hooked),
+        (nn.Module, "register_forward_pre_hook", hooked),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+    for owner, name, notice in places:
+        setattr(owner, name, _preceded(getattr(owner, name), notice, get_ident()))
+    try:
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def _preceded(original: Any, notice: Callable[[], None], thread: int) -> Any:
+    @functools.wraps(original)
+    def preceded(*args: Any, **kwargs: Any) -> Any:
+        if get_ident() == thread:
+            notice()
+        return original(*args, **kwargs)
+
+    return preceded
 
 
 def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -> _Lessons:
