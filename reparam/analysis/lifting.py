@@ -80,7 +80,9 @@ class _Lifting:
         if node.target is operator.getitem:
             whole = self.steps.get(node.all_input_nodes[0])
             if isinstance(whole, Several):
-                return _one_of(whole, node.args[1])
+                index = node.args[1]
+                several = Refusal("several results of an operator are read at once")
+                return whole.results[index] if isinstance(index, int) else several
         if node.target is assign:
             return assigned_border(node, self.steps, self.facts)
         target = target_of(node, self.facts.root)
@@ -88,17 +90,13 @@ class _Lifting:
             return Refusal("its rule is switched off for this call")
         rule = self.rules.find(target)
         if rule is None:
-            return self._converted(node)
+            first: Any = node.args[0] if node.args else None
+            affine = isinstance(self.steps.get(first), Affine | Commuting)
+            return conversion(node, self.facts) if affine else None
         if node.op != "call_module":
             return self._by_rule(rule, node, None)
         module = fetch(self.facts.root, str(node.target))
         return _not_as_its_class(module, node, self.facts) or self._by_rule(rule, node, module)
-
-    def _converted(self, node: fx.Node) -> Step | None:
-        """A conversion of a form to a type that it has."""
-        first: Any = node.args[0] if node.args else None
-        affine = isinstance(self.steps.get(first), Affine | Commuting)
-        return conversion(node, self.facts) if affine else None
 
     def _by_rule(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Step | None:
         """What a rule says of a node, and what others see of that."""
@@ -151,13 +149,6 @@ class _Lifting:
 
 
 _RESHAPES = ("view", "reshape")
-
-
-def _one_of(whole: Several, index: Any) -> Step:
-    """One of several results of an operator."""
-    if isinstance(index, int):
-        return whole.results[index]
-    return Refusal("several results of an operator are read at once")
 
 
 def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal | None:

@@ -54,14 +54,13 @@ def failing_function(error: BaseException) -> LeafFunction | None:
         name = frame.f_code.co_name
         here = sys.modules.get(str(caller.f_globals.get("__name__")))
         named = [caller.f_globals.get(used) for used in caller.f_code.co_names]
-        for home in (here, *named):
-            function = vars(home).get(name) if isinstance(home, ModuleType) else None
+        places = [(vars(home), name) for home in (here, *named) if isinstance(home, ModuleType)]
+        # Fused code has it under another name.
+        places.extend((caller.f_globals, used) for used in caller.f_code.co_names)
+        for home, used in places:
+            function = home.get(used)
             if isinstance(function, FunctionType) and _can_be_a_leaf(function, frame.f_code):
-                return LeafFunction(function, name, vars(home))
-        for used in caller.f_code.co_names:  # under another name, as fused code has it
-            function = caller.f_globals.get(used)
-            if isinstance(function, FunctionType) and _can_be_a_leaf(function, frame.f_code):
-                return LeafFunction(function, used, caller.f_globals)
+                return LeafFunction(function, used, home)
     return None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import builtins
 import dis
 import importlib
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sized
@@ -59,6 +58,9 @@ class _Reserved:
             self._refuse("be the key of a dictionary")
         return id(self)
 
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return _unpack(self, sys._getframe(1))
+
     def __str__(self) -> str:
         return self._written(sys._getframe(1))
 
@@ -89,9 +91,6 @@ class Proxy(_Reserved, fx.Proxy):
                 tracer.refuse()
                 raise AttributeError(f"a tensor has no attribute {k!r}")
         return Attribute(self, k)
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return _unpack(self, inspect.currentframe())
 
     def __len__(self) -> int:
         length = _known_length(self.node)
@@ -136,24 +135,14 @@ class Attribute(_Reserved, fx.proxy.Attribute):
 
     attr: str
 
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return _unpack(self, inspect.currentframe())
-
 
 class ConstantProxy(Proxy):
     """A parameter or buffer, whose shape and type are known."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
         super().__init__(node, tracer)
-        self._metadata = {
-            "shape": value.shape,
-            "ndim": value.ndim,
-            "dtype": value.dtype,
-            "device": value.device,
-            "dim": value.dim,
-            "numel": value.numel,
-            "size": value.size,
-        }
+        known = "shape ndim dtype device dim numel size".split()
+        self._metadata = {name: getattr(value, name) for name in known}
         self.kind = type(value)
 
     def __getattr__(self, k: str) -> Any:
@@ -255,11 +244,10 @@ def _user_asks(frame: FrameType) -> bool:
     return not module.startswith(_NEVER_ASKS)
 
 
-def _unpack(proxy: Any, frame: FrameType | None) -> Iterator[fx.Proxy]:
+def _unpack(proxy: Any, caller: FrameType) -> Iterator[fx.Proxy]:
     """The values of an assignment such as ``b, c, h, w = x.shape``."""
     count = _known_length(proxy.node)
-    caller = None if frame is None else frame.f_back
-    if count is None and caller is not None:
+    if count is None:
         for instruction in dis.get_instructions(caller.f_code):
             unpacks = instruction.opname == "UNPACK_SEQUENCE"
             if unpacks and instruction.offset == caller.f_lasti:

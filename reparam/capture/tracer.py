@@ -141,7 +141,8 @@ class Tracer(fx.Tracer):
     ) -> Any:
         """Run a module's forward as a call of its own."""
         forward = module.forward
-        if not _is_torch(module) and any(map(asks_for_identity, code_below(module, forward))):
+        ours = type(module).__module__.startswith("torch.nn.")
+        if not ours and any(map(asks_for_identity, code_below(module, forward))):
             self.failed = self.failed or module
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
         parent = self.stack[-1] if self.stack else None
@@ -380,7 +381,3 @@ class Tracer(fx.Tracer):
             return self._enter("", self.model, forward, args, keywords)
 
         return run, positional
-
-
-def _is_torch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.")
