@@ -38,9 +38,9 @@ def assigned_border(
     form = steps.get(padded)
     if not isinstance(form, AffineConv) or not _only_pads(form):
         return None
-    found = _padding(form, padded, assigned, facts)
+    border = _padding(form, padded, assigned, facts)
     goes_on = any(user.target is assign and user.args[0] is node for user in node.users)
-    return None if goes_on and isinstance(found, Refusal) else found
+    return None if goes_on and isinstance(border, Refusal) else border
 
 
 def _only_pads(form: AffineConv) -> bool:
@@ -85,7 +85,9 @@ def _padding(
     last_writers = [assigned[index] for index in writer.unique().tolist() if index >= 0]
     constants = [_per_channel(node, axes, facts) for node in last_writers]
     value = constants[0]
-    if value is None or not all(one is not None and torch.equal(value, one) for one in constants):
+    if value is None or not all(
+        other is not None and torch.equal(value, other) for other in constants
+    ):
         return Refusal("its border does not hold one constant per channel")
     filled = [replace(axis, mode="value") if axis.padded else axis for axis in axes]
     return replace(form, axes=tuple(filled), pad_value=value)

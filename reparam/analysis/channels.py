@@ -46,11 +46,11 @@ def known_channels(
         if place in seen:
             continue
         seen.add(place)
-        found = _size_or_operands(*place, taken, steps, facts)
-        if isinstance(found, list):
-            pending.extend(found)
+        size = _size_or_operands(*place, taken, steps, facts)
+        if isinstance(size, list):
+            pending.extend(size)
         else:
-            sizes.append(found)
+            sizes.append(size)
     # Of the operands of a sum or a product one that is longer than 1 tells.
     longer = next((size for size in sizes if size is not None and size > 1), None)
     if longer is None and None not in sizes:

@@ -174,8 +174,8 @@ def _schema_effects(target: torch._ops.OpOverload, node: fx.Node) -> Effects:
         written: list[fx.Node] = []
         for position, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                given = node.args[position : position + 1] or node.kwargs.get(argument.name)
-                fx.map_arg(given, written.append)
+                held = node.args[position : position + 1] or node.kwargs.get(argument.name)
+                fx.map_arg(held, written.append)
         return Effects(True, tuple(written))
     passes_on = Trait.ALIASES in traits(node)
     return Effects(

@@ -124,8 +124,8 @@ def _joined(node: fx.Node, name: str, ranks: Mapping[fx.Node, int]) -> _Facts:
     several = node.args[0] if node.args else None
     if not isinstance(several, tuple | list):
         return []
-    known = [ranks[value] for value in several if isinstance(value, fx.Node) and value in ranks]
-    return [(node, known[0] + (name == "stack"))] if known else []
+    parts = [ranks[value] for value in several if isinstance(value, fx.Node) and value in ranks]
+    return [(node, parts[0] + (name == "stack"))] if parts else []
 
 
 def _broadcast(node: fx.Node, axes: _Axes) -> _Facts:
@@ -168,10 +168,10 @@ def _of_equal_rank(
     if module is not None:
         keeps = _keeps_axes(module) or name == "BatchNorm1d" or name.startswith("Dropout")
         return operand if name and keeps else None
-    known, other = traits_of(name), _argument(node, 1)
-    if Trait.KEEPS_RANK in known:
+    properties, other = traits_of(name), _argument(node, 1)
+    if Trait.KEEPS_RANK in properties:
         return operand
-    if Trait.SHAPE_OF_OTHER in known:
+    if Trait.SHAPE_OF_OTHER in properties:
         return other if isinstance(other, fx.Node) else None
     first = name == "getitem" and Trait.FIRST_KEEPS_RANK in traits(operand) and other == 0
     return operand.all_input_nodes[0] if first else None

@@ -141,8 +141,8 @@ class ConstantProxy(Proxy):
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
         super().__init__(node, tracer)
-        known = "shape ndim dtype device dim numel size".split()
-        self._metadata = {name: getattr(value, name) for name in known}
+        names = "shape ndim dtype device dim numel size".split()
+        self._metadata = {name: getattr(value, name) for name in names}
         self.kind = type(value)
 
     def __getattr__(self, k: str) -> Any:

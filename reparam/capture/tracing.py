@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock, get_ident
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -31,8 +31,6 @@ from reparam.errors import MadeTensorError, UntraceableError
 from reparam.rules import Rules
 
 _CONTEXTS: list[Any] = [torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode]
-
-_TRACING = RLock()  # torch.fx patches torch while it traces
 
 
 def trace_forward(
@@ -107,7 +105,6 @@ def _attempt(
     tracer = Tracer(root, rules, opaque, inputs, making, notices_random=notices_random)
     try:
         with (
-            _TRACING,
             tracer.watch,
             torch.no_grad(),
             _noticing(tracer.note_context, _refuse_hook),
