@@ -1,11 +1,11 @@
 """What is certain of a graph: constants, axes, memory, and the form of each operator.
 
-Files, in the order in which data flows: `example_run`, `effects`, `memory`, `constants`,
-`rank_laws`, `ranks`, `facts`, `borders`, `channels`, `extents`, `lifting`, `parts`.
+Files, in the order in which data flows: `effects`, `memory`, `constants`,
+`ranks`, `facts`, `borders`, `channels`, `extents`, `lifting`, `parts`.
 """
 
 from reparam.analysis.channels import holds_type, known_channels, promotes
-from reparam.analysis.effects import lays_out_anew, reads_layout
+from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts
 from reparam.analysis.lifting import target_of

@@ -30,11 +30,6 @@ def assigned_border(
 ) -> AffineConv | Refusal | None:
     """What the last of several assignments to a padded value makes of it.
 
-    Args:
-        node: The assignment.
-        steps: What the operators before do to the forms of their operands.
-        facts: What is known of the graph.
-
     Returns:
         A padding with a value, or why it is none; None if nothing was padded, or if the next
         assignment tells.
@@ -43,9 +38,9 @@ def assigned_border(
     form = steps.get(padded)
     if not isinstance(form, AffineConv) or not _only_pads(form):
         return None
-    found = _padding(form, padded, assigned, facts)
+    border = _padding(form, padded, assigned, facts)
     goes_on = any(user.target is assign and user.args[0] is node for user in node.users)
-    return None if goes_on and isinstance(found, Refusal) else found
+    return None if goes_on and isinstance(border, Refusal) else border
 
 
 def _only_pads(form: AffineConv) -> bool:
@@ -70,10 +65,10 @@ def _padding(
     if facts.ranks.get(padded) != len(axes) + 2:
         return UNKNOWN_RANK
     start, end = facts.order[padded], facts.order[assigned[-1]]
-    if facts.write_between(padded, start, end, ignoring=assigned):
+    if facts.memory.write_between(padded, start, end, ignoring=assigned):
         return Refusal("its border is not all that is written to in place")
     for node in assigned:
-        seen = facts.overwrites(node)
+        seen = facts.memory.overwrites(node)
         if seen is not None:
             return seen
     # A value of one position, whose borders have their true size: who wrote last, and where?
@@ -90,19 +85,16 @@ def _padding(
     last_writers = [assigned[index] for index in writer.unique().tolist() if index >= 0]
     constants = [_per_channel(node, axes, facts) for node in last_writers]
     value = constants[0]
-    if value is None or not all(one is not None and torch.equal(value, one) for one in constants):
+    if value is None or not all(
+        other is not None and torch.equal(value, other) for other in constants
+    ):
         return Refusal("its border does not hold one constant per channel")
     filled = [replace(axis, mode="value") if axis.padded else axis for axis in axes]
     return replace(form, axes=tuple(filled), pad_value=value)
 
 
 def _part(key: Any, axes: Sequence[Axis]) -> tuple[int | slice, ...] | None:
-    """An index of the spatial axes that means the same part of the border at any size.
-
-    Args:
-        key: The index of the whole value, batch and channels included.
-        axes: How each axis is padded.
-    """
+    """An index of the spatial axes that means the same part of the border at any size."""
     entries = list(key) if isinstance(key, tuple) else [key]
     if ... not in entries:
         entries.append(...)
@@ -130,7 +122,7 @@ def _per_channel(node: fx.Node, axes: Sequence[Axis], facts: Facts) -> Tensor | 
     """What an assignment writes, if it is a number or one number per channel."""
     _, key, value = node.args
     if isinstance(value, fx.Node):
-        value = facts.constant(value) if value in facts.sources else None
+        value = facts.constants.exact(value) if value in facts.sources else None
     elif isinstance(value, int | float):
         value = torch.tensor(value, device="cpu")
     if not isinstance(value, Tensor) or value.is_complex() or value.is_meta:

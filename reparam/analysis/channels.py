@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import fx, nn
@@ -13,11 +13,11 @@ from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape, keeps_type
 from reparam.capture import (
     Trait,
-    computes,
     converts,
     has_known_name,
     is_of_torch,
     operator_name,
+    reached,
     traits,
     type_named_by,
 )
@@ -46,11 +46,11 @@ def known_channels(
         if place in seen:
             continue
         seen.add(place)
-        found = _size_or_operands(*place, taken, steps, facts)
-        if isinstance(found, list):
-            pending.extend(found)
+        size = _size_or_operands(*place, taken, steps, facts)
+        if isinstance(size, list):
+            pending.extend(size)
         else:
-            sizes.append(found)
+            sizes.append(size)
     # Of the operands of a sum or a product one that is longer than 1 tells.
     longer = next((size for size in sizes if size is not None and size > 1), None)
     if longer is None and None not in sizes:
@@ -124,7 +124,7 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
             return True
         factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
-        if any(facts.constant(factor).is_floating_point() for factor in factors):
+        if any(facts.constants.exact(factor).is_floating_point() for factor in factors):
             return True  # both factors have the type of the parameter
         if keeps_type(value, facts.root):
             pending.extend(facts.operands(value))
@@ -160,16 +160,12 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
 
 def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
     """Whether a value meets parameters as it is, or after what leaves its type alone."""
-    pending, seen = list(node.users), set(node.users)
-    while pending:
-        user = pending.pop()
-        name = _torch_name(user, facts.root)
-        if _READS_FLOATS.search(name):
-            return True
-        if Trait.PASSES_TYPE in traits(user, facts.root):
-            pending.extend(reader for reader in user.users if reader not in seen)
-            seen.update(user.users)
-    return False
+
+    def readers(user: fx.Node) -> Iterable[fx.Node]:
+        return user.users if Trait.PASSES_TYPE in traits(user, facts.root) else ()
+
+    users = reached(node.users, readers)
+    return any(_READS_FLOATS.search(_torch_name(user, facts.root)) for user in users)
 
 
 _READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
@@ -194,9 +190,8 @@ def promotes(node: fx.Node) -> bool:
 
     A sum or a product with an integer may overflow before anything becomes a float.
     """
-    if Trait.DIVIDES in traits(node):
-        return True
-    if not computes(node):
+    known = traits(node)
+    if Trait.DIVIDES in known or Trait.COMPUTES not in known:
         return True
     arguments = (*node.args, *node.kwargs.values())
     if any(isinstance(value, int) for value in arguments):

@@ -74,12 +74,7 @@ class Constants:
 
 
 def _in_order(node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
-    """A node and those that it is computed of, operands first; without those that are there.
-
-    Args:
-        node: The node.
-        there: What is computed; what is yielded joins it.
-    """
+    """A node and what it is computed of, operands first; what is yielded joins what is there."""
     pending = [node]
     while pending:
         missing = [arg for arg in pending[-1].all_input_nodes if arg not in there]
@@ -95,16 +90,8 @@ def find_constants(
     root: nn.Module,
     effects: Mapping[fx.Node, Effects],
     shared: Memory,
-    unread: Collection[fx.Node],
 ) -> Constants:
-    """Find the values that are the same in every call of the model.
-
-    Args:
-        root: The module that the graph's paths refer to.
-        effects: What each node does, in the order of the graph.
-        shared: Which values share memory, and who writes to it.
-        unread: Nodes whose value nobody reads.
-    """
+    """Find the values that are the same in every call of the model."""
     sources: dict[fx.Node, frozenset[str]] = {}
     for node, effect in effects.items():
         operands = node.all_input_nodes
@@ -119,7 +106,7 @@ def find_constants(
             and (effect.pure or _returns_what_it_wrote(node, effect))
         ):
             sources[node] = frozenset().union(*(sources[operand] for operand in operands))
-    return Constants(root, _steady(sources, root, shared, unread), shared.written)
+    return Constants(root, _steady(sources, root, shared), shared.written)
 
 
 def _returns_what_it_wrote(node: fx.Node, effects: Effects) -> bool:
@@ -134,7 +121,6 @@ def _steady(
     sources: dict[fx.Node, frozenset[str]],
     root: nn.Module,
     shared: Memory,
-    unread: Collection[fx.Node],
 ) -> dict[fx.Node, frozenset[str]]:
     """Constants without those that somebody writes to: they are none, before the write neither.
 
@@ -153,7 +139,7 @@ def _steady(
             top
             for top, writers in shared.writers.items()
             if not sources.keys() >= set(writers)
-            or any(shared.overwrites(writer, unread) for writer in writers)
+            or any(shared.overwrites(writer) for writer in writers)
         }
         steady = {
             node: paths

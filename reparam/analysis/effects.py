@@ -54,13 +54,7 @@ _VIEW = Effects(True, ())
 
 
 def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
-    """What one node does besides returning a value.
-
-    Args:
-        node: The node.
-        root: The module that the node's path refers to.
-        rules: The rules of this call; an operator with a rule is taken to write to nothing.
-    """
+    """What one node does besides returning a value."""
     if node.op == "output":
         return _VIEW
     if node.op in ("placeholder", "get_attr") or reads_metadata(node):
@@ -77,21 +71,6 @@ def reads_layout(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_function" and not has_known_name(node.target):
         return node.target is not getattr
     return Trait.READS_LAYOUT in traits(node)
-
-
-def lays_out_anew(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node's value lies in memory the same way, however its operands do."""
-    return Trait.LAYS_OUT_ANEW in traits(node, root)
-
-
-def may_copy(node: fx.Node, root: nn.Module) -> bool:
-    """Whether it depends on how an operand lies in memory if a node's value shares it."""
-    return Trait.MAY_COPY in traits(node, root)
-
-
-def draws_by_layout(node: fx.Node) -> bool:
-    """Whether a node draws random numbers in the order in which its operand lies in memory."""
-    return Trait.DRAWS_BY_LAYOUT in traits(node)
 
 
 def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
@@ -195,8 +174,8 @@ def _schema_effects(target: torch._ops.OpOverload, node: fx.Node) -> Effects:
         written: list[fx.Node] = []
         for position, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                given = node.args[position : position + 1] or node.kwargs.get(argument.name)
-                fx.map_arg(given, written.append)
+                held = node.args[position : position + 1] or node.kwargs.get(argument.name)
+                fx.map_arg(held, written.append)
         return Effects(True, tuple(written))
     passes_on = Trait.ALIASES in traits(node)
     return Effects(

@@ -44,21 +44,14 @@ class Extents:
 
     def _read(self, number: fx.Node) -> _Place | None:
         """The value and the axis that a number is the size of."""
-        position: Any = None
-        source: Any = number
-        if number.op == "call_function" and number.target is operator.getitem:
-            source, position = number.args
-        elif number.op == "call_method" and number.target == "size" and len(number.args) == 2:
-            source, position = number.args
-            return self._place(source, position)
-        if not isinstance(source, fx.Node) or source is number:
+        if number.op == "call_method" and number.target == "size" and len(number.args) == 2:
+            return self._place(*number.args)
+        if number.target is not operator.getitem or not isinstance(number.args[0], fx.Node):
             return None
-        shape = source.op == "call_function" and source.target is getattr
-        if shape and source.args[1] == "shape":
-            return self._place(source.args[0], position)
-        if source.op == "call_method" and source.target == "size" and len(source.args) == 1:
-            return self._place(source.args[0], position)
-        return None
+        source, position = number.args[0], number.args[1]
+        shape = source.target is getattr and source.args[1] == "shape"
+        size = source.op == "call_method" and source.target == "size" and len(source.args) == 1
+        return self._place(source.args[0], position) if shape or size else None
 
     def _place(self, value: Any, position: Any) -> _Place | None:
         rank = self.facts.ranks.get(value) if isinstance(value, fx.Node) else None
@@ -74,9 +67,7 @@ class Extents:
             place = self._origins.get(place, place)
             passed.append(place)
             place = self._above(*place)
-        for one in passed:
-            self._origins[one] = passed[-1]
-        self._origins[value, axis] = passed[-1]
+        self._origins.update(dict.fromkeys([(value, axis), *passed], passed[-1]))
         return passed[-1]
 
     def _above(self, value: fx.Node, axis: int) -> _Place | None:

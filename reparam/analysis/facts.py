@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from reparam.analysis.constants import Constants, find_constants
-from reparam.analysis.effects import Effects, draws_by_layout, effects_of, may_copy
+from reparam.analysis.effects import Effects, effects_of
 from reparam.analysis.memory import Memory, find_memory
 from reparam.analysis.ranks import find_axes
-from reparam.capture import Trait, reads_metadata, traits
-from reparam.errors import Refusal
+from reparam.capture import Call, Trace, Trait, nodes_in, reads_metadata, traits
 from reparam.rules import Rules
 
 
@@ -31,7 +29,8 @@ class Facts:
         unread: Nodes without effect whose value nobody reads.
         passed: Those of these that modules are given or return, and so are computed.
         memory: Which values share memory, and who writes to it.
-        constants: Which values depend on parameters and buffers only.
+        constants: The values that depend on parameters and buffers only.
+        sources: For each of these the parameters and buffers that it depends on.
         shapes: Shapes of values, where example inputs were given.
         dtypes: Types of values, where example inputs were given.
         ranks: Number of axes of a value, where known.
@@ -48,6 +47,7 @@ class Facts:
     passed: set[fx.Node]
     memory: Memory
     constants: Constants
+    sources: Mapping[fx.Node, frozenset[str]]
     shapes: Mapping[fx.Node, torch.Size]
     dtypes: Mapping[fx.Node, torch.dtype]
     ranks: Mapping[fx.Node, int]
@@ -62,16 +62,11 @@ class Facts:
 
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node reads and that depend on the model's input."""
-        sources, numbers = self.constants.sources, self.numbers
+        sources, numbers = self.sources, self.numbers
         return [arg for arg in node.all_input_nodes if arg not in sources and arg not in numbers]
 
     def computed_for(self, nodes: Collection[fx.Node], dead: Collection[fx.Node]) -> int:
-        """How many operators compute constants for some nodes alone.
-
-        Args:
-            nodes: The nodes.
-            dead: Nodes that read nothing, or nothing any more.
-        """
+        """How many operators compute constants for some nodes alone."""
         computing: set[fx.Node] = set()
         pending = [operand for node in nodes for operand in node.all_input_nodes]
         while pending:
@@ -80,92 +75,50 @@ class Facts:
             if constant and all(user in computing or user in dead for user in node.users):
                 computing.add(node)
                 pending.extend(node.all_input_nodes)
-        views = (any(n.op == "get_attr" for n in self.alias_class(node)) for node in computing)
+        views = (
+            any(n.op == "get_attr" for n in self.memory.alias_class(node)) for node in computing
+        )
         return len(computing) - sum(views)
-
-    # -- Of its parts -----------------------------------------------------------------------------
-
-    @property
-    def written(self) -> Mapping[fx.Node, tuple[fx.Node, ...]]:
-        """What each node may write to."""
-        return self.memory.written
-
-    @property
-    def sources(self) -> Mapping[fx.Node, frozenset[str]]:
-        """For each constant the parameters and buffers that it depends on."""
-        return self.constants.sources
-
-    def constant(self, node: fx.Node) -> Any:
-        """The value of a constant: the tensor itself, or computed in float64."""
-        return self.constants.exact(node)
-
-    def alias_class(self, node: fx.Node) -> list[fx.Node]:
-        """All values that may share memory with this one."""
-        return self.memory.alias_class(node)
-
-    def overwrites(self, node: fx.Node) -> Refusal | None:
-        """Why an operator in place is none that a form could stand for: somebody sees the write."""
-        return self.memory.overwrites(node, self.unread)
-
-    def write_between(
-        self, node: fx.Node, first: int, last: int, ignoring: Collection[fx.Node] = ()
-    ) -> bool:
-        """Whether a value's memory may be written after one position, up to another."""
-        return self.memory.write_between(node, first, last, ignoring)
 
 
 def gather(
-    root: nn.Module,
-    graph: fx.Graph,
+    trace: Trace,
     rules: Rules,
     shapes: Mapping[fx.Node, torch.Size],
     dtypes: Mapping[fx.Node, torch.dtype],
-    ranks: Mapping[fx.Node, int] | None = None,
-    calls: Iterable[tuple[Sequence[fx.Node], Sequence[fx.Node]]] = (),
-    *,
-    inner: bool = False,
+    ranks: Mapping[fx.Node, int],
 ) -> Facts:
-    """Collect what is known of a graph.
-
-    Args:
-        root: The module that the graph's paths refer to.
-        graph: The flat graph.
-        rules: The rules of this call.
-        shapes: Shapes seen in a run on example inputs.
-        dtypes: Types seen in that run.
-        ranks: Numbers of axes that are known beforehand.
-        calls: What the modules in the graph are given, and what they return.
-        inner: Whether other code of the model, which is not known, reads what it returns.
-    """
-    nodes = list(graph.nodes)
+    """Collect what is known of a graph, of whose values some shapes, types and ranks are known."""
+    root, nodes = trace.root, list(trace.graph.nodes)
     numbers = _numbers(nodes)
     effects = {
         node: Effects(False, ()) if node in numbers else effects_of(node, root, rules)
         for node in nodes
     }
     asserted, unread = _unneeded(effects, numbers)
-    memory = find_memory(root, effects, numbers, rules)
-    constants = find_constants(root, effects, memory, unread)
+    memory = find_memory(root, effects, numbers, unread, rules)
+    constants = find_constants(root, effects, memory)
     known_ranks = {node: len(shape) for node, shape in shapes.items()}
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):
             known_ranks[node] = value.dim()
-    axes, ones = find_axes(nodes, root, known_ranks | dict(ranks or {}))
+    axes, ones = find_axes(nodes, root, known_ranks | dict(ranks))
     return Facts(
         root=root,
         order=memory.order,
         numbers=numbers,
         asserted=asserted,
         unread=unread,
-        passed=_passed(unread, calls),
+        passed=_passed(unread, trace.calls),
         memory=memory,
         constants=constants,
+        sources=constants.sources,
         shapes=shapes,
         dtypes=dtypes,
         ranks=axes,
         ones=ones,
         by_layout={node for node in nodes if _minds_layout(node, root, memory)},
-        inner=inner,
+        inner=bool(trace.path),
     )
 
 
@@ -196,15 +149,14 @@ def _unneeded(
     return asserted, unread
 
 
-def _passed(
-    unread: set[fx.Node], calls: Iterable[tuple[Sequence[fx.Node], Sequence[fx.Node]]]
-) -> set[fx.Node]:
+def _passed(unread: set[fx.Node], calls: Sequence[Call]) -> set[fx.Node]:
     """What a module is given, or returns besides something that is read, is computed, too."""
     passed: set[fx.Node] = set()
-    for arguments, returned in reversed(list(calls)):
+    for call in reversed(calls):
+        returned = list(nodes_in(call.result))
         if unread.issuperset(returned) and passed.isdisjoint(returned):
             continue
-        pending = [*arguments, *returned]
+        pending = [*nodes_in((call.args, call.kwargs)), *returned]
         while pending:
             node = pending.pop()
             if node in unread and node not in passed:
@@ -215,8 +167,9 @@ def _passed(
 
 def _minds_layout(node: fx.Node, root: nn.Module, memory: Memory) -> bool:
     """Whether a node does something else if its operand lies otherwise in memory."""
-    if draws_by_layout(node):
+    if Trait.DRAWS_BY_LAYOUT in traits(node):
         return True
     # A copy does not see what is written later; a view does.
     position = memory.order[node]
-    return may_copy(node, root) and memory.write_between(node, position, len(memory.order))
+    copies = Trait.MAY_COPY in traits(node, root)
+    return copies and memory.write_between(node, position, len(memory.order))

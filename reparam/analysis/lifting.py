@@ -40,12 +40,6 @@ Lifted = Step | Selecting | None
 def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx.Node, Step]:
     """Apply the rules, once per node.
 
-    Args:
-        graph: The flat graph.
-        facts: What is known of it.
-        rules: The rules of this call.
-        path: Where in the user's model the module is whose graph it is.
-
     Returns:
         For each node with a rule the form of its value over its operands, or a refusal.
 
@@ -86,7 +80,9 @@ class _Lifting:
         if node.target is operator.getitem:
             whole = self.steps.get(node.all_input_nodes[0])
             if isinstance(whole, Several):
-                return _one_of(whole, node.args[1])
+                index = node.args[1]
+                several = Refusal("several results of an operator are read at once")
+                return whole.results[index] if isinstance(index, int) else several
         if node.target is assign:
             return assigned_border(node, self.steps, self.facts)
         target = target_of(node, self.facts.root)
@@ -94,17 +90,13 @@ class _Lifting:
             return Refusal("its rule is switched off for this call")
         rule = self.rules.find(target)
         if rule is None:
-            return self._converted(node)
+            first: Any = node.args[0] if node.args else None
+            affine = isinstance(self.steps.get(first), Affine | Commuting)
+            return conversion(node, self.facts) if affine else None
         if node.op != "call_module":
             return self._by_rule(rule, node, None)
         module = fetch(self.facts.root, str(node.target))
         return _not_as_its_class(module, node, self.facts) or self._by_rule(rule, node, module)
-
-    def _converted(self, node: fx.Node) -> Step | None:
-        """A conversion of a form to a type that it has."""
-        first: Any = node.args[0] if node.args else None
-        affine = isinstance(self.steps.get(first), Affine | Commuting)
-        return conversion(node, self.facts) if affine else None
 
     def _by_rule(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Step | None:
         """What a rule says of a node, and what others see of that."""
@@ -113,8 +105,8 @@ class _Lifting:
             step = _selected(step, node, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
             step = identity(node.all_input_nodes[0])
-        if node in self.facts.written and not isinstance(step, Refusal | None):
-            return self.facts.overwrites(node) or step
+        if node in self.facts.memory.written and not isinstance(step, Refusal | None):
+            return self.facts.memory.overwrites(node) or step
         return step
 
     def _said(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Lifted:
@@ -146,7 +138,7 @@ class _Lifting:
         """What the rule of a reader sees of an operand."""
         facts = self.facts
         if operand in facts.sources:
-            return facts.constant(operand)
+            return facts.constants.exact(operand)
         if operand in facts.numbers:
             reshapes = operator_name(reader) in _RESHAPES
             return self.extents.of(operand, reader) if reshapes else UNKNOWN
@@ -157,13 +149,6 @@ class _Lifting:
 
 
 _RESHAPES = ("view", "reshape")
-
-
-def _one_of(whole: Several, index: Any) -> Step:
-    """One of several results of an operator."""
-    if isinstance(index, int):
-        return whole.results[index]
-    return Refusal("several results of an operator are read at once")
 
 
 def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal | None:
@@ -188,7 +173,7 @@ def _is_free(node: fx.Node, facts: Facts) -> bool:
     """Whether nobody sees that a copy is one: no reader asks for its layout in memory."""
     if len(node.all_input_nodes) != 1 or "memory_format" in node.kwargs:
         return False
-    readers = {reader for member in facts.alias_class(node) for reader in member.users}
+    readers = {reader for member in facts.memory.alias_class(node) for reader in member.users}
     return not any(reads_layout(reader, facts.root) for reader in readers)
 
 
@@ -198,9 +183,6 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
 
     So what a rule computes of them is as exact as what they are compared with. Whatever the rule
     changes in the module is put back.
-
-    Args:
-        module: The module.
     """
     with undisturbed(module):
         exact: dict[int, Any] = {}

@@ -28,6 +28,7 @@ class Memory:
         writers: The nodes that may write to this memory, by what stands for it.
         written: What each node may write to.
         unsteady: Memory of parameters and buffers that a forward may write to.
+        unread: Nodes without effect whose value nobody reads.
     """
 
     order: Mapping[fx.Node, int]
@@ -36,6 +37,7 @@ class Memory:
     writers: Mapping[fx.Node, list[fx.Node]]
     written: Mapping[fx.Node, tuple[fx.Node, ...]]
     unsteady: set[int]
+    unread: Collection[fx.Node]
 
     def is_written(self, module: nn.Module) -> bool:
         """Whether a forward may write to the parameters or buffers of a module."""
@@ -48,29 +50,18 @@ class Memory:
     def write_between(
         self, node: fx.Node, first: int, last: int, ignoring: Collection[fx.Node] = ()
     ) -> bool:
-        """Whether a value's memory may be written after one position, up to another.
-
-        Args:
-            node: The value.
-            first: Position after which writes count.
-            last: Last position at which they count.
-            ignoring: Nodes whose writes do not count.
-        """
+        """Whether a value's memory may be written after position ``first``, up to ``last``."""
         return any(
             first < self.order[writer] <= last and writer not in ignoring
             for writer in self.writers.get(self.storage.get(node, node), ())
         )
 
-    def overwrites(self, node: fx.Node, unread: Collection[fx.Node]) -> Refusal | None:
+    def overwrites(self, node: fx.Node) -> Refusal | None:
         """Why an operator in place is none that a form could stand for: somebody sees the write.
 
         It is one only if its own value is read, and what it wrote to by no other name any more.
-
-        Args:
-            node: The operator.
-            unread: Nodes whose value nobody reads.
         """
-        if all(user in unread for user in node.users):
+        if all(user in self.unread for user in node.users):
             return Refusal("it writes in place, and nobody reads the result")
         position = self.order[node]
         for target in self.written[node]:
@@ -79,7 +70,7 @@ class Memory:
                     continue
                 if member.op in ("placeholder", "get_attr"):
                     return Refusal("it writes to the model's input or to a parameter in place")
-                readers = (user for user in member.users if user not in unread)
+                readers = (user for user in member.users if user not in self.unread)
                 if any(self.order[user] > position for user in readers):
                     return Refusal("it writes in place to a value that is read later")
         return None
@@ -89,16 +80,10 @@ def find_memory(
     root: nn.Module,
     effects: Mapping[fx.Node, Effects],
     numbers: Collection[fx.Node],
+    unread: Collection[fx.Node],
     rules: Rules,
 ) -> Memory:
-    """Find which values of a graph share memory, and who writes to it.
-
-    Args:
-        root: The module that the graph's paths refer to.
-        effects: What each node does, in the order of the graph.
-        numbers: Nodes whose value is no tensor but a size or a flag.
-        rules: The rules of this call.
-    """
+    """Find which values of a graph share memory, and who writes to it."""
     storage = _storage(root, effects, numbers)
     members: dict[fx.Node, list[fx.Node]] = {}
     writers: dict[fx.Node, list[fx.Node]] = {}
@@ -122,6 +107,7 @@ def find_memory(
         writers=writers,
         written={node: effect.writes for node, effect in effects.items() if effect.writes},
         unsteady=unsteady,
+        unread=unread,
     )
 
 

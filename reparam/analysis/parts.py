@@ -10,11 +10,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
-from reparam.analysis.example_run import record_shapes
 from reparam.analysis.facts import Facts, gather
 from reparam.analysis.lifting import lift
 from reparam.capture import (
@@ -22,9 +21,9 @@ from reparam.capture import (
     Call,
     Trace,
     as_trace,
+    filled,
     hold,
     knows_only_tensors,
-    nodes_in,
     read_program,
     recorded_trace,
     recorded_values,
@@ -32,7 +31,7 @@ from reparam.capture import (
 )
 from reparam.capture.reading import Reach, called_by_methods, forget_classes
 from reparam.errors import ReparamError, UntraceableError
-from reparam.modules import fetch, has_hooks, read_from
+from reparam.modules import copied, fetch, has_hooks, read_from, undisturbed
 from reparam.rules import Rules, Step
 
 
@@ -63,9 +62,7 @@ class Part:
     def touched(self, nodes: Collection[fx.Node], roots: Collection[int] = ()) -> set[int]:
         """Identities of the modules whose code or operators some nodes are.
 
-        Args:
-            nodes: The nodes.
-            roots: Modules that are parts of their own: calling one does not look into it.
+        Calling one of the roots, which are parts of their own, does not look into it.
         """
         callers = {id(self.trace.caller[node].module) for node in nodes}
         leaves = {
@@ -110,11 +107,6 @@ def find_parts(
     model: nn.Module | ExportedProgram, rules: Rules, inputs: tuple[Any, ...] | None
 ) -> tuple[list[Part], list[Untraced]]:
     """Trace a model as far as possible; a program is one part as it is.
-
-    Args:
-        model: The model; it is not changed.
-        rules: The rules of this call.
-        inputs: Example inputs of the model.
 
     Raises:
         ReparamError: If the model does not run on the inputs.
@@ -192,17 +184,46 @@ def _capture(
 def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) -> Part:
     """All that is certain of a graph."""
     hold("capture", CAPTURED, traced)
-    recorded = recorded_values(traced.graph)
-    shapes, dtypes = recorded.shapes, recorded.dtypes
+    shapes, dtypes, ranks = recorded_values(traced.graph)
     if inputs is not None:
-        shapes, dtypes = record_shapes(traced, inputs)
-    calls = [
-        (list(nodes_in((call.args, call.kwargs))), list(nodes_in(call.result)))
-        for call in traced.calls
-    ]
-    root, graph, path = traced.root, traced.graph, traced.path
-    facts = gather(root, graph, rules, shapes, dtypes, recorded.ranks, calls, inner=bool(path))
-    return Part(traced, facts, lift(graph, facts, rules, path), rules)
+        shapes, dtypes = _record_shapes(traced, inputs)
+    facts = gather(traced, rules, shapes, dtypes, ranks)
+    return Part(traced, facts, lift(traced.graph, facts, rules, traced.path), rules)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and notes the shape and type of each value."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace.root, graph=trace.graph)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.dtypes: dict[fx.Node, torch.dtype] = {}
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
+        """The operands of a node, in lists and dictionaries that it may write to."""
+        return filled(tuple(n.args), self.env.__getitem__), filled(n.kwargs, self.env.__getitem__)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = result.shape
+            self.dtypes[n] = result.dtype
+        return result
+
+
+def _record_shapes(
+    trace: Trace, inputs: tuple[Any, ...]
+) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, torch.dtype]]:
+    """Shapes and types of every value, from one run on the inputs of the root's forward."""
+    recorder = _Recorder(trace)
+    try:
+        with torch.no_grad(), undisturbed(trace.root):
+            recorder.run(*copied(inputs))
+    except Exception as error:
+        raise ReparamError(
+            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
+        ) from error
+    return recorder.shapes, recorder.dtypes
 
 
 def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
@@ -289,12 +310,7 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
 
 
 def _with_uses(parts: list[Part], reach: Reach) -> list[Part]:
-    """The parts, each with what else uses the modules that its code uses.
-
-    Args:
-        parts: All parts of the model.
-        reach: What code that cannot be traced uses.
-    """
+    """The parts, each with what else uses the modules that its code uses."""
     roots = {id(part.trace.root) for part in parts}
     users = Counter(
         key for part in parts for key in part.touched(part.running(), roots) | part.typed()

@@ -1,7 +1,7 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `writes`, `operators`, `structures`, `trace`,
-`invariants`, `contexts`, `known_types`, `leaf_functions`, `proxies`, `tracer`, `tracing`,
+`invariants`, `known_types`, `leaf_functions`, `proxies`, `tracer`, `tracing`,
 `programs`, `recorded`.
 """
 
@@ -9,14 +9,11 @@ from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.operators import (
     CONSTANT_FACTORIES,
     Trait,
-    computes,
     converts,
     has_known_name,
-    indexes,
     is_in_place,
     is_of_torch,
     operator_name,
-    permutes,
     reads_metadata,
     reads_shape_only,
     returns_what_it_wrote,

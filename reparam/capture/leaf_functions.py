@@ -39,11 +39,7 @@ class LeafFunction:
 
 
 def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
-    """Where Python modules hold a function under its own name.
-
-    Args:
-        function: The function.
-    """
+    """Where Python modules hold a function under its own name."""
     name = getattr(function, "__name__", "")
     for home in list(sys.modules.values()):
         variables = getattr(home, "__dict__", {})
@@ -52,24 +48,19 @@ def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
 
 
 def failing_function(error: BaseException) -> LeafFunction | None:
-    """The deepest plain function in which an exception was raised, if a graph can call it.
-
-    Args:
-        error: The exception.
-    """
+    """The deepest plain function in which an exception was raised, if a graph can call it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for caller, frame in reversed(list(itertools.pairwise(frames))):
         name = frame.f_code.co_name
         here = sys.modules.get(str(caller.f_globals.get("__name__")))
         named = [caller.f_globals.get(used) for used in caller.f_code.co_names]
-        for home in (here, *named):
-            function = vars(home).get(name) if isinstance(home, ModuleType) else None
+        places = [(vars(home), name) for home in (here, *named) if isinstance(home, ModuleType)]
+        # Fused code has it under another name.
+        places.extend((caller.f_globals, used) for used in caller.f_code.co_names)
+        for home, used in places:
+            function = home.get(used)
             if isinstance(function, FunctionType) and _can_be_a_leaf(function, frame.f_code):
-                return LeafFunction(function, name, vars(home))
-        for used in caller.f_code.co_names:  # under another name, as fused code has it
-            function = caller.f_globals.get(used)
-            if isinstance(function, FunctionType) and _can_be_a_leaf(function, frame.f_code):
-                return LeafFunction(function, used, caller.f_globals)
+                return LeafFunction(function, used, home)
     return None
 
 
@@ -85,12 +76,7 @@ def _can_be_a_leaf(function: FunctionType, code: CodeType) -> bool:
 
 @contextmanager
 def as_leaves(functions: list[LeafFunction], tracer: fx.Tracer) -> Iterator[None]:
-    """Record calls of some functions as nodes.
-
-    Args:
-        functions: The functions.
-        tracer: Whoever records.
-    """
+    """Record calls of some functions as nodes."""
     for leaf in functions:
         leaf.home[leaf.name] = _recorded(leaf.function, tracer)
     try:

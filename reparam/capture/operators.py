@@ -259,21 +259,12 @@ def listed() -> Iterator[tuple[str, Trait]]:
 
 @cache
 def traits_of(name: str) -> Trait:
-    """What is known of an operator of torch or Python.
-
-    Args:
-        name: The name of a function, a method, an ATen operator or a class of ``torch.nn``.
-    """
+    """What is known of an operator of torch or Python."""
     return _LISTED[name] if name in _LISTED else _TRAITS.get(_plain(name), _NOTHING)
 
 
 def traits(node: fx.Node, root: nn.Module | None = None) -> Trait:
-    """What is known of a node's operator; nothing of what is somebody else's.
-
-    Args:
-        node: The node.
-        root: What the paths of modules refer to; without it nothing is known of a module.
-    """
+    """What is known of a node's operator, if it is torch's; of a module, only with its root."""
     if node.op == "call_module" and root is not None:
         kind = type(fetch(root, str(node.target)))
         return traits_of(kind.__name__) if is_of_torch(kind) else _NOTHING
@@ -338,21 +329,6 @@ def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
     return other and Trait.SHAPE_OF_OTHER in traits(reader)
 
 
-def computes(node: fx.Node) -> bool:
-    """Whether a node runs an arithmetic operator, even if it changes nothing: ``x + 0``."""
-    return Trait.COMPUTES in traits(node)
-
-
-def permutes(node: fx.Node) -> bool:
-    """Whether a node only changes the order of axes, and so the layout in memory."""
-    return Trait.PERMUTES in traits(node)
-
-
-def indexes(node: fx.Node) -> bool:
-    """Whether a node only takes a part of its operand, and copies nothing."""
-    return Trait.INDEXES in traits(node)
-
-
 def converts(node: fx.Node) -> bool:
     """Whether a node gives a value the type that it is asked for."""
     called = node.op == "call_method" or isinstance(node.target, torch._ops.OpOverload)
@@ -371,13 +347,7 @@ def is_in_place(name: str) -> bool:
 
 
 def returns_what_it_wrote(kind: str, target: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether an operator surely writes to its first operand, if that is a tensor, and returns it.
-
-    Args:
-        kind: What kind of node calls it.
-        target: The operator.
-        kwargs: Its keyword arguments.
-    """
+    """Whether an operator surely writes to its first operand, a tensor, and returns it."""
     if target is assign:
         return True
     name = target if kind == "call_method" else getattr(target, "__name__", "")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
@@ -24,11 +22,14 @@ def read_program(program: ExportedProgram) -> tuple[nn.Module, fx.Graph]:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     lifted = lifted_state(program)
-    kept = _named_in_calls(program)
+    tensors = {**program.constants, **program.state_dict}
+    # A program must go on having the arguments and the results of calls that it preserves.
+    signatures = [call.signature for call in program.module_call_graph if call.signature]
+    kept = {value.name for call in signatures for value in (*call.inputs, *call.outputs)}
     for node in program.graph.nodes:
         if node.name in lifted:
             target = str(lifted[node.name].target)
-            _register(root, target, _state(program, lifted[node.name]))
+            _register(root, target, tensors[target])
             values[node] = graph.get_attr(target)
             values[node].name = node.name
             values[node].meta = dict(node.meta)
@@ -51,23 +52,6 @@ def lifted_state(program: ExportedProgram) -> dict[str, InputSpec]:
         for spec in signature.input_specs
         if spec.kind in STATE_KINDS and spec.target not in changed
     }
-
-
-def _named_in_calls(program: ExportedProgram) -> set[str]:
-    """The values that a program must go on having: arguments and results of preserved calls."""
-    return {argument.name for entry in program.module_call_graph for argument in _arguments(entry)}
-
-
-def _arguments(call: Any) -> list[Any]:
-    return [] if call.signature is None else [*call.signature.inputs, *call.signature.outputs]
-
-
-def _state(program: ExportedProgram, spec: InputSpec) -> Tensor:
-    name = str(spec.target)
-    held: Tensor = (
-        program.state_dict[name] if name in program.state_dict else program.constants[name]
-    )
-    return held
 
 
 def _register(root: nn.Module, path: str, tensor: Tensor) -> None:

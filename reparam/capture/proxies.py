@@ -9,7 +9,6 @@ from __future__ import annotations
 import builtins
 import dis
 import importlib
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sized
@@ -49,19 +48,18 @@ class _Reserved:
     def __index__(self) -> int:  # noqa: PLE0305
         self._refuse("be an index", sys._getframe(1))
 
-    def __int__(self) -> int:
+    def _become_a_number(self) -> NoReturn:
         self._refuse("become a number")
 
-    def __float__(self) -> float:
-        self._refuse("become a number")
-
-    def __complex__(self) -> complex:
-        self._refuse("become a number")
+    __int__ = __float__ = __complex__ = _become_a_number
 
     def __hash__(self) -> int:
         if _user_asks(sys._getframe(1)):
             self._refuse("be the key of a dictionary")
         return id(self)
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return _unpack(self, sys._getframe(1))
 
     def __str__(self) -> str:
         return self._written(sys._getframe(1))
@@ -93,9 +91,6 @@ class Proxy(_Reserved, fx.Proxy):
                 tracer.refuse()
                 raise AttributeError(f"a tensor has no attribute {k!r}")
         return Attribute(self, k)
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return _unpack(self, inspect.currentframe())
 
     def __len__(self) -> int:
         length = _known_length(self.node)
@@ -140,24 +135,14 @@ class Attribute(_Reserved, fx.proxy.Attribute):
 
     attr: str
 
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return _unpack(self, inspect.currentframe())
-
 
 class ConstantProxy(Proxy):
     """A parameter or buffer, whose shape and type are known."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
         super().__init__(node, tracer)
-        self._metadata = {
-            "shape": value.shape,
-            "ndim": value.ndim,
-            "dtype": value.dtype,
-            "device": value.device,
-            "dim": value.dim,
-            "numel": value.numel,
-            "size": value.size,
-        }
+        names = "shape ndim dtype device dim numel size".split()
+        self._metadata = {name: getattr(value, name) for name in names}
         self.kind = type(value)
 
     def __getattr__(self, k: str) -> Any:
@@ -170,9 +155,6 @@ def answering_for_proxies(tracer: Any) -> Iterator[None]:
     """Let what knows nothing of proxies take one for what it stands for.
 
     That is ``isinstance`` and ``zip``, and torch's functions that make a tensor of a given size.
-
-    Args:
-        tracer: Whoever records.
     """
     # torch.compile takes down the builtins when it is first imported: they have to be Python's own.
     importlib.import_module("torch._dynamo")
@@ -241,11 +223,7 @@ _TYPES = {"dtype", "device", "__class__", "layout"}
 
 @cache
 def asks_for_identity(code: CodeType) -> bool:
-    """Whether code compares types by ``is`` or asks for ``type(x)``: a proxy cannot answer these.
-
-    Args:
-        code: The code of a forward.
-    """
+    """Whether code compares types by ``is`` or asks for ``type(x)``: no proxy can answer these."""
     instructions = list(dis.get_instructions(code))
     for index, instruction in enumerate(instructions):
         if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "type":
@@ -266,11 +244,10 @@ def _user_asks(frame: FrameType) -> bool:
     return not module.startswith(_NEVER_ASKS)
 
 
-def _unpack(proxy: Any, frame: FrameType | None) -> Iterator[fx.Proxy]:
+def _unpack(proxy: Any, caller: FrameType) -> Iterator[fx.Proxy]:
     """The values of an assignment such as ``b, c, h, w = x.shape``."""
     count = _known_length(proxy.node)
-    caller = None if frame is None else frame.f_back
-    if count is None and caller is not None:
+    if count is None:
         for instruction in dis.get_instructions(caller.f_code):
             unpacks = instruction.opname == "UNPACK_SEQUENCE"
             if unpacks and instruction.offset == caller.f_lasti:
@@ -296,11 +273,7 @@ def _known_length(node: fx.Node) -> int | None:
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """Whether the value of a node is a tensor, whatever the model's input is.
-
-    Args:
-        node: The node; not a placeholder.
-    """
+    """Whether the value of a node is a tensor, whatever the model's input is."""
     if node.op == "get_attr" or "tensor" in node.meta:
         return True
     if node.op == "call_method":
@@ -321,12 +294,7 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def comes_of_tensors(node: fx.Node, is_one: Callable[[fx.Node], bool]) -> bool:
-    """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one.
-
-    Args:
-        node: The value.
-        is_one: Whether a value is one by itself.
-    """
+    """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one."""
     while not is_one(node):
         target = node.target
         name = str(getattr(target, "__name__", ""))
@@ -342,30 +310,25 @@ def comes_of_tensors(node: fx.Node, is_one: Callable[[fx.Node], bool]) -> bool:
     return True
 
 
-@cache
-def _returns_a_tensor(name: str) -> bool:
-    """Whether every overload of one of torch's operators returns exactly one tensor."""
-    return _return_a_tensor(_schemas(name))
-
-
-@cache
 def _makes_a_tensor_of_one(name: str) -> bool:
     """Whether a tensor's method returns exactly one tensor, whatever else it is called with."""
-    of_tensors = [
-        schema
-        for schema in _schemas(name)
-        if schema.arguments and str(schema.arguments[0].type) == "Tensor"
-    ]
-    return hasattr(Tensor, name) and _return_a_tensor(of_tensors)
+    return hasattr(Tensor, name) and _returns_a_tensor(name, of_one=True)
 
 
-def _schemas(name: str) -> list[Any]:
+@cache
+def _returns_a_tensor(name: str, *, of_one: bool = False) -> bool:
+    """Whether every overload of one of torch's operators returns exactly one tensor.
+
+    Args:
+        name: The operator.
+        of_one: Whether only those overloads count whose first argument is a tensor.
+    """
     packet = getattr(torch.ops.aten, name, None)
     overloads = [] if packet is None else packet.overloads()
-    return [getattr(packet, overload)._schema for overload in overloads]
-
-
-def _return_a_tensor(schemas: list[Any]) -> bool:
-    results = [schema.returns for schema in schemas]
-    single = (len(several) == 1 and str(several[0].type) == "Tensor" for several in results)
-    return bool(results) and all(single)
+    schemas = [getattr(packet, overload)._schema for overload in overloads]
+    results = [
+        [str(result.type) for result in schema.returns]
+        for schema in schemas
+        if not of_one or [str(argument.type) for argument in schema.arguments[:1]] == ["Tensor"]
+    ]
+    return bool(results) and all(types == ["Tensor"] for types in results)

@@ -7,7 +7,7 @@ metadata, how arguments and results are packed.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,28 +27,8 @@ class RecordedTrace(Trace):
     """A trace whose graph is a copy of a recorded one: edited, it is the root's whole code."""
 
 
-@dataclass(frozen=True)
-class RecordedValues:
-    """What a graph's metadata tell of its values.
-
-    Args:
-        shapes: Shapes, if all of them are fixed.
-        dtypes: Types.
-        ranks: Numbers of axes.
-    """
-
-    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
-    dtypes: dict[fx.Node, torch.dtype] = field(default_factory=dict)
-    ranks: dict[fx.Node, int] = field(default_factory=dict)
-
-
 def recorded_trace(root: nn.Module, rules: Rules, path: str) -> RecordedTrace | None:
     """The trace of a graph module all of whose operators its graph names.
-
-    Args:
-        root: A module.
-        rules: The rules of this call.
-        path: Where it is registered in the user's model.
 
     Returns:
         None if the module has no such graph and must be traced.
@@ -66,13 +46,7 @@ def recorded_trace(root: nn.Module, rules: Rules, path: str) -> RecordedTrace | 
 
 
 def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
-    """A trace with one call, the root's own.
-
-    Args:
-        root: What the graph's paths refer to.
-        graph: The graph; it will be edited.
-        path: Where the root is registered in the user's model.
-    """
+    """A trace with one call, the root's own."""
     nodes = list(graph.nodes)
     arguments = {str(node.target): node for node in nodes if node.op == "placeholder"}
     args, kwargs = _as_called(graph, list(arguments.values()))
@@ -83,22 +57,19 @@ def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
     )
 
 
-def recorded_values(graph: fx.Graph) -> RecordedValues:
-    """What the metadata of a graph tell of its values."""
-    recorded = RecordedValues()
-    fixed = True
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            recorded.dtypes[node] = value.dtype
-            recorded.ranks[node] = value.dim()
-            if all(isinstance(size, int) for size in value.shape):
-                recorded.shapes[node] = torch.Size(value.shape)
-            else:
-                fixed = False
-    if not fixed:
-        recorded.shapes.clear()
-    return recorded
+def recorded_values(
+    graph: fx.Graph,
+) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, torch.dtype], dict[fx.Node, int]]:
+    """What the metadata of a graph tell: shapes, if all of them are fixed, types and ranks."""
+    values = {node: node.meta.get("val") for node in graph.nodes}
+    tensors = {node: value for node, value in values.items() if isinstance(value, Tensor)}
+    sizes = [size for tensor in tensors.values() for size in tensor.shape]
+    fixed = all(isinstance(size, int) for size in sizes)
+    return (
+        {node: torch.Size(tensor.shape) for node, tensor in tensors.items()} if fixed else {},
+        {node: tensor.dtype for node, tensor in tensors.items()},
+        {node: tensor.dim() for node, tensor in tensors.items()},
+    )
 
 
 def _as_called(graph: fx.Graph, inputs: list[fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:

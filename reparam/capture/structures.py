@@ -90,13 +90,7 @@ def _found_in(value: Any, kind: type) -> Iterator[Any]:
 
 
 def written_into(graph: fx.Graph, value: Any, read: Callable[[fx.Node], fx.Node]) -> Any:
-    """A structure as an argument of a node in another graph.
-
-    Args:
-        graph: The other graph.
-        value: The structure.
-        read: What stands for a node in the other graph.
-    """
+    """A structure as an argument of a node in another graph."""
     if isinstance(value, fx.Node):
         return read(value)
     if isinstance(value, Built):
@@ -108,12 +102,7 @@ def written_into(graph: fx.Graph, value: Any, read: Callable[[fx.Node], fx.Node]
 
 
 def filled(value: Any, read: Callable[[fx.Node], Any]) -> Any:
-    """A structure with values in place of nodes.
-
-    Args:
-        value: The structure.
-        read: The value of a node.
-    """
+    """A structure with values in place of nodes."""
     if isinstance(value, fx.Node):
         return read(value)
     if isinstance(value, Built):
@@ -150,12 +139,7 @@ def outline(value: Any) -> Any:
 def reached(
     start: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]
 ) -> set[fx.Node]:
-    """All nodes that can be reached from some, these included.
-
-    Args:
-        start: Where to begin.
-        neighbours: The nodes next to a node.
-    """
+    """All nodes that can be reached from some, these included."""
     seen: set[fx.Node] = set()
     pending = [*start]
     while pending:

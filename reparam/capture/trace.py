@@ -94,14 +94,8 @@ def surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
 
 def knows_only_tensors(call: Call) -> bool:
     """Whether a call runs the same code whatever its arguments: each is a value of the graph."""
-    arguments = call.arguments.values()
-    return (
-        not call.optional
-        and not call.tensors
-        and not call.lengths
-        and not call.typed
-        and all(isinstance(value, fx.Node) for value in arguments)
-    )
+    assumes = call.optional or call.tensors or call.lengths or call.typed
+    return not assumes and all(isinstance(value, fx.Node) for value in call.arguments.values())
 
 
 def common_caller(callers: Iterable[Call]) -> Call:

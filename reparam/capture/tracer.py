@@ -54,7 +54,6 @@ class Tracer(fx.Tracer):
         rules: The rules of this call; a module type with a rule is a leaf.
         opaque: Identities and types of modules that are leaves.
         inputs: Parameters of the forward that the user gives.
-        watch: Knows what changes meanwhile.
         making: Identities of modules of which what makes tensors of numbers is recorded.
         notices_random: Whether to find out which module draws random numbers.
     """
@@ -67,7 +66,6 @@ class Tracer(fx.Tracer):
         rules: Rules,
         opaque: Collection[Any],
         inputs: Mapping[str, Any],
-        watch: Watch,
         making: Collection[int] = (),
         *,
         notices_random: bool,
@@ -93,7 +91,7 @@ class Tracer(fx.Tracer):
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
         self.failed: nn.Module | None = None
-        self.watch = watch
+        self.watch = Watch(root)
         self.making = making
         self.makers: set[int] = set()
         self.notices_random = notices_random
@@ -131,19 +129,20 @@ class Tracer(fx.Tracer):
             result = super().call_module(m, forward, args, kwargs)
             self.types.passed(m, path, (*args, result))
             return result
-        return self._enter(path, m, m.forward, args, kwargs, lambda: forward(*args, **kwargs))
+        return self._enter(path, m, forward, args, kwargs)
 
     def _enter(
         self,
         path: str,
         module: nn.Module,
-        forward: Callable[..., Any],
+        run: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        run: Callable[[], Any],
     ) -> Any:
         """Run a module's forward as a call of its own."""
-        if not _is_torch(module) and any(map(asks_for_identity, code_below(module, forward))):
+        forward = module.forward
+        ours = type(module).__module__.startswith("torch.nn.")
+        if not ours and any(map(asks_for_identity, code_below(module, forward))):
             self.failed = self.failed or module
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
         parent = self.stack[-1] if self.stack else None
@@ -157,7 +156,7 @@ class Tracer(fx.Tracer):
         before = random_state() if self.notices_random else None
         writes = self.watch.writes
         try:
-            result = run()
+            result = run(*args, **kwargs)
             call.result = without_proxies(result)
         except Exception:
             if self.failed is None:
@@ -237,11 +236,7 @@ class Tracer(fx.Tracer):
         return super().iter(obj)
 
     def refuse(self, frame: FrameType | None = None) -> None:
-        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception.
-
-        Args:
-            frame: The frame that asked, where it may be torch itself that tries.
-        """
+        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
         fresh = {id(call.module) for call in self.stack[-1:]} - self.refused
         self.refused |= fresh
         if frame is not None:
@@ -383,12 +378,6 @@ class Tracer(fx.Tracer):
                 positional.append(value)
 
         def run(*args: Any) -> Any:
-            return self._enter(
-                "", self.model, forward, args, keywords, lambda: forward(*args, **keywords)
-            )
+            return self._enter("", self.model, forward, args, keywords)
 
         return run, positional
-
-
-def _is_torch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.")

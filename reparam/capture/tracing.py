@@ -7,15 +7,16 @@ takes several attempts: each tells what the next one must leave alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from reparam.capture.contexts import noticing
 from reparam.capture.leaf_functions import (
     LeafFunction,
     as_leaves,
@@ -27,10 +28,9 @@ from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
 from reparam.capture.tracer import Tracer
 from reparam.errors import MadeTensorError, UntraceableError
-from reparam.modules import Watch
 from reparam.rules import Rules
 
-_TRACING = RLock()  # torch.fx patches torch while it traces
+_CONTEXTS: list[Any] = [torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode]
 
 
 def trace_forward(
@@ -50,14 +50,13 @@ def trace_forward(
     ruled = [leaf for function in rules.functions() for leaf in found_in_modules(function)]
     lessons = _Lessons()
     while True:
-        outcome = _attempt(root, rules, given or {}, ruled, lessons)
-        if isinstance(outcome.result, Exception):
-            lessons = _learn_from_failure(outcome.result, outcome.tracer, lessons)
-            continue
-        further = _learn_from_run(outcome, lessons)
-        if further is None:
-            return _finished(outcome.result, outcome, path)
-        lessons = further
+        result, tracer = _attempt(root, rules, given or {}, ruled, lessons)
+        if isinstance(result, Exception):
+            lessons = _learn_from_failure(result, tracer, lessons)
+        elif (further := _learn_from_run(tracer, lessons)) is not None:
+            lessons = further
+        else:
+            return _finished(result, tracer, path)
 
 
 @dataclass(frozen=True)
@@ -94,46 +93,56 @@ class _Lessons:
         return replace(self, making=self.making - modules, given_up=self.given_up | modules)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of an attempt.
-
-    Args:
-        result: The graph, or what the user's forward raised on a proxy.
-        tracer: What it noted.
-        watch: What changed meanwhile.
-    """
-
-    result: fx.Graph | Exception
-    tracer: Tracer
-    watch: Watch
-
-
 def _attempt(
     root: nn.Module,
     rules: Rules,
     inputs: Mapping[str, Any],
     ruled: Sequence[LeafFunction],
     lessons: _Lessons,
-) -> _Outcome:
-    """Run a module's forward on proxies once."""
-    watch = Watch(root)
+) -> tuple[fx.Graph | Exception, Tracer]:
+    """Run a module's forward on proxies once: the graph, or what the forward raised."""
     opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
-    tracer = Tracer(root, rules, opaque, inputs, watch, making, notices_random=notices_random)
-    result: fx.Graph | Exception
+    tracer = Tracer(root, rules, opaque, inputs, making, notices_random=notices_random)
     try:
         with (
-            _TRACING,
-            watch,
+            tracer.watch,
             torch.no_grad(),
-            noticing(tracer.note_context, _refuse_hook),
+            _noticing(tracer.note_context, _refuse_hook),
             answering_for_proxies(tracer),
             as_leaves([*ruled, *lessons.functions], tracer),
         ):
-            result = tracer.trace(root)
+            return tracer.trace(root), tracer
     except Exception as error:  # whatever the user's forward raises on a proxy
-        result = error
-    return _Outcome(result, tracer, watch)
+        return error, tracer
+
+
+@contextmanager
+def _noticing(entered: Callable[[], None], hooked: Callable[[], None]) -> Iterator[None]:
+    """Say when this thread's code enters a context such as ``torch.autocast``, or adds a hook."""
+    places: list[tuple[Any, str, Callable[[], None]]] = [
+        *((kind, "__enter__", entered) for kind in _CONTEXTS),
+        (torch.set_grad_enabled, "__init__", entered),
+        (nn.Module, "register_forward_hook", hooked),
+        (nn.Module, "register_forward_pre_hook", hooked),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+    for owner, name, notice in places:
+        setattr(owner, name, _preceded(getattr(owner, name), notice, get_ident()))
+    try:
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def _preceded(original: Any, notice: Callable[[], None], thread: int) -> Any:
+    @functools.wraps(original)
+    def preceded(*args: Any, **kwargs: Any) -> Any:
+        if get_ident() == thread:
+            notice()
+        return original(*args, **kwargs)
+
+    return preceded
 
 
 def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -> _Lessons:
@@ -155,18 +164,17 @@ def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -
     return lessons.with_leaves(blamed | kinds, root, _summary(problem))
 
 
-def _learn_from_run(outcome: _Outcome, lessons: _Lessons) -> _Lessons | None:
+def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     """What to leave alone after a run that did what no graph shows; None if it did nothing."""
-    tracer, root = outcome.tracer, outcome.tracer.model
+    root, drew = tracer.model, tracer.watch.drew
     refused = frozenset(tracer.refused)
     if refused & lessons.making:
         return lessons.without_making(refused & lessons.making)
     if refused:
-        reason = "its forward catches that a proxy has no value"
-        return lessons.with_leaves(refused, root, reason)
-    if outcome.watch.drew and not lessons.notices_random:
+        return lessons.with_leaves(refused, root, "its forward catches that a proxy has no value")
+    if drew and not lessons.notices_random:
         return replace(lessons, drew=True)
-    if outcome.watch.drew:
+    if drew:
         innermost = next(iter(tracer.random_modules), root)
         reason = "its forward draws random numbers while it is traced"
         return lessons.with_leaves({id(innermost)}, root, reason)
@@ -176,16 +184,15 @@ def _learn_from_run(outcome: _Outcome, lessons: _Lessons) -> _Lessons | None:
     return None
 
 
-def _finished(graph: fx.Graph, outcome: _Outcome, path: str) -> Trace:
+def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     """The trace of an attempt of which nothing is left to learn."""
-    tracer = outcome.tracer
     result = tracer.calls[0].result
     if not can_be_built(result):
         raise UntraceableError("it returns a container of a class of its own")
     _simplify_output(graph, list(nodes_in(result)))
     for node in graph.nodes:
         tracer.caller.setdefault(node, tracer.calls[0])
-    changed = {id(module) for module in outcome.watch.changed}
+    changed = {id(module) for module in tracer.watch.changed}
     stateful = tracer.in_context | {call for call in tracer.calls if id(call.module) in changed}
     return Trace(tracer.model, path, graph, tracer.calls, tracer.caller, stateful)
 

@@ -25,12 +25,8 @@ def assign(x: Any, key: Any, value: Any) -> Any:
 
 
 def assignments(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The assignments that made a value, the first one first, and before them what was written to.
-
-    Args:
-        node: The value.
-    """
-    found = [node]
-    while found[-1].target is assign and isinstance(found[-1].args[0], fx.Node):
-        found.append(found[-1].args[0])
-    return tuple(reversed(found))
+    """What was written to, and the assignments that made a value of it, the first one first."""
+    values = [node]
+    while values[-1].target is assign and isinstance(values[-1].args[0], fx.Node):
+        values.append(values[-1].args[0])
+    return tuple(reversed(values))

@@ -89,7 +89,7 @@ def follow_scales(part: Part, weights: Mapping[fx.Node, Weights | Refusal]) -> S
         layout = _layout(node, weights.get(node), scaling)
         if layout is not None:
             scaling.layouts[node] = layout
-        if node in facts.written:
+        if node in facts.memory.written:
             _check_write(node, scaling)
     return scaling
 
@@ -250,7 +250,7 @@ def _through_product(
     """A product carries the scale of one factor, a quotient that of the dividend."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     carriers = [one for one in operands if one in scaling.layouts]
-    if node in scaling.part.facts.written or Trait.DIVIDES in traits(node):
+    if node in scaling.part.facts.memory.written or Trait.DIVIDES in traits(node):
         carriers = [one for one in carriers if one is first]
     given = (*node.args, *node.kwargs.values())
     carriers = [one for one in carriers if sum(value is one for value in given) == 1]
@@ -270,10 +270,10 @@ def _check_write(node: fx.Node, scaling: Scaling) -> None:
     """What is written in place must have the scale of what was there."""
     facts = scaling.part.facts
     layout = scaling.layouts.get(node)
-    for target in facts.written[node]:
+    for target in facts.memory.written[node]:
         if layout is None or scaling.layouts.get(target) != layout:
             reason = Refusal(f"{described(scaling.part.trace, node)} writes to it in place")
-            scaling.fix([node, *facts.alias_class(target)], reason)
+            scaling.fix([node, *facts.memory.alias_class(target)], reason)
 
 
 def _reason(node: fx.Node, scaling: Scaling) -> Refusal:

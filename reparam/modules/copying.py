@@ -13,19 +13,29 @@ from torch import fx, nn
 from reparam.errors import ReparamError
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The copy, in the same mode.
+def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, in the same mode.
 
     Raises:
         ReparamError: If the model cannot be copied.
     """
-    return _deep_copy(model, {})
+    memo = {} if memo is None else memo
+    graph_modules = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
+    for name in ("_in_spec", "_out_spec"):  # never changed, and torch warns of copying them
+        memo.update((id(spec), spec) for m in graph_modules for spec in [vars(m).get(name)])
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ReparamError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); `fuse` can change it "
+            "itself: pass inplace=True"
+        ) from error
+    # Some modules that copy themselves wake up in training mode.
+    modes = {path: module.training for path, module in model.named_modules()}
+    for path, module in copied.named_modules():
+        if module.training != modes.get(path, module.training):
+            module.training = modes[path]
+    return copied
 
 
 class LateCopy:
@@ -53,7 +63,7 @@ class LateCopy:
             and id(parameter) not in at_once
         }
         self._parameters = [weakref.ref(parameter) for parameter in memo.values()]
-        self.model = _deep_copy(model, memo)
+        self.model = copy_model(model, memo)
 
     def copy_parameters(self) -> None:
         """Give all parameters that are still there memory of their own, as a deep copy does."""
@@ -61,25 +71,6 @@ class LateCopy:
             parameter = reference()
             if parameter is not None:
                 parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
-
-
-def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    graph_modules = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
-    for name in ("_in_spec", "_out_spec"):  # never changed, and torch warns of copying them
-        memo.update((id(spec), spec) for m in graph_modules for spec in [vars(m).get(name)])
-    try:
-        copied = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ReparamError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); `fuse` can change it "
-            "itself: pass inplace=True"
-        ) from error
-    # Some modules that copy themselves wake up in training mode.
-    modes = {path: module.training for path, module in model.named_modules()}
-    for path, module in copied.named_modules():
-        if module.training != modes.get(path, module.training):
-            module.training = modes[path]
-    return copied
 
 
 def _met_while_copied(model: nn.Module) -> Iterator[nn.Parameter]:

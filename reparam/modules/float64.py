@@ -18,13 +18,7 @@ from reparam.modules.tree import has_hooks, join, own_tensors
 
 
 def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a function or a tensor method returns for other operands.
-
-    Args:
-        node: The node that calls it.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-    """
+    """What a function or a tensor method returns for other operands."""
     target: Any = node.target
     if node.op == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)

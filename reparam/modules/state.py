@@ -24,11 +24,7 @@ _FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model and leave its attributes, its tensors and the random numbers as they were.
-
-    Args:
-        model: The model.
-    """
+    """Run a model and leave its attributes, its tensors and the random numbers as they were."""
     tensors = (*model.parameters(), *model.buffers())
     inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
     with Watch(model), torch.inference_mode() if inference else nullcontext():
@@ -49,17 +45,22 @@ def tensors_held(root: nn.Module) -> list[Tensor]:
     return [holder for _, holder in _holders(root) if isinstance(holder, Tensor)]
 
 
-class Watch:
+class Watch(TorchDispatchMode):
     """A context that remembers the state which a forward may change, and puts it back at its end.
 
     That is what the modules hold in attributes, containers and objects of their own, the memory of
-    their tensors, and the random numbers.
+    their tensors, and the random numbers. Memory is copied before an operator writes to it for the
+    first time: nothing is copied of what is only read, and no write is missed, through whatever
+    view.
 
     Args:
         root: The module whose forward runs.
     """
 
+    supports_higher_order_operators = True  # such as torch.cond
+
     def __init__(self, root: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.random = random_state()
         self.drew = False
         """Whether random numbers were drawn."""
@@ -72,53 +73,13 @@ class Watch:
                 self._tensors.append((owner, holder, holder.detach(), holder.requires_grad))
             else:
                 self._contents.append((owner, holder, _content(holder)))
-        self._memory = _Memory(_storage(tensor) for _, tensor, _, _ in self._tensors)
+        self._watched = {tensor.untyped_storage()._cdata for _, tensor, _, _ in self._tensors}
+        self._originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
 
     @property
     def writes(self) -> int:
         """How many pieces of the model's memory were written to so far."""
-        return len(self._memory.originals)
-
-    def __enter__(self) -> Watch:
-        self._memory.__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *problem: Any) -> None:
-        self._memory.__exit__(*problem)  # type: ignore[no-untyped-call]
-        self.drew = random_state() != self.random
-        torch_state, python_state, numpy_state = self.random
-        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
-        random.setstate(python_state)
-        np.random.set_state(pickle.loads(numpy_state))
-        written = set(self._memory.originals)
-        self._memory.restore()
-        for owner, holder, content in self._contents:
-            if not _same(_content(holder), content):
-                self.changed.append(owner)
-                _refill(holder, content)
-        for owner, tensor, alias, requires_grad in self._tensors:
-            moved = _place(tensor) != _place(alias)
-            if moved:
-                tensor.data = alias
-            if tensor.requires_grad != requires_grad:
-                moved = True
-                tensor.requires_grad_(requires_grad)
-            if moved or memory(tensor) in written:
-                self.changed.append(owner)
-
-
-class _Memory(TorchDispatchMode):
-    """Copies memory before an operator writes to it for the first time.
-
-    So nothing is copied of what is only read, and no write is missed, through whatever view.
-    """
-
-    supports_higher_order_operators = True  # such as torch.cond
-
-    def __init__(self, storages: Iterator[UntypedStorage]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.watched = {storage._cdata for storage in storages}
-        self.originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
+        return len(self._originals)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -130,20 +91,35 @@ class _Memory(TorchDispatchMode):
                     written = args[index] if index < len(args) else kwargs.get(argument.name)
                     for tensor in tree_leaves(written):
                         if _has_memory(tensor):
-                            self._keep(_storage(tensor))
+                            self._keep(tensor.untyped_storage())
         return func(*args, **kwargs)
 
     def _keep(self, storage: UntypedStorage) -> None:
-        if storage._cdata in self.watched and storage._cdata not in self.originals:
-            self.originals[storage._cdata] = storage, storage.clone()
+        if storage._cdata in self._watched and storage._cdata not in self._originals:
+            self._originals[storage._cdata] = storage, storage.clone()
 
-    def restore(self) -> None:
-        for storage, original in self.originals.values():
+    def __exit__(self, *problem: Any) -> None:
+        super().__exit__(*problem)  # type: ignore[no-untyped-call]
+        self.drew = random_state() != self.random
+        torch_state, python_state, numpy_state = self.random
+        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+        random.setstate(python_state)
+        np.random.set_state(pickle.loads(numpy_state))
+        for storage, original in self._originals.values():
             storage.copy_(original)
-
-
-def _storage(tensor: Tensor) -> UntypedStorage:
-    return tensor.untyped_storage()
+        for owner, holder, content in self._contents:
+            if not _same(_content(holder), content):
+                self.changed.append(owner)
+                _refill(holder, content)
+        for owner, tensor, alias, requires_grad in self._tensors:
+            moved = _place(tensor) != _place(alias)
+            if moved:
+                tensor.data = alias
+            if tensor.requires_grad != requires_grad:
+                moved = True
+                tensor.requires_grad_(requires_grad)
+            if moved or memory(tensor) in self._originals:
+                self.changed.append(owner)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
@@ -240,12 +216,7 @@ def _refill(holder: Any, content: Any) -> None:
 
 @contextmanager
 def all_or_nothing(target: nn.Module, written: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Put every module back as it was if anything is raised.
-
-    Args:
-        target: The root of the modules.
-        written: Tensors whose values are put back, too.
-    """
+    """Put every module back as it was if anything is raised."""
     values = [(tensor, tensor.detach().clone()) for tensor in written]
     saved = [
         (

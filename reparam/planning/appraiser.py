@@ -18,7 +18,7 @@ from torch import fx
 
 from reparam.algebra import AffineConv, unsupported
 from reparam.analysis import Facts, holds_type
-from reparam.capture import computes, indexes, reads_shape_only
+from reparam.capture import Trait, reads_shape_only, traits
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, Measure, Weigher
 from reparam.planning.costs import NOTHING, Cost
@@ -78,8 +78,8 @@ class Appraiser:
             # A part of the channels is free; one of several results stands for their operator.
             first = node.args[0] if node.args else None
             item = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
-            part = indexes(node) and (not item or step.columns is not None)
-            free = part or (step.identity and not computes(node))
+            part = Trait.INDEXES in traits(node) and (not item or step.columns is not None)
+            free = part or (step.identity and Trait.COMPUTES not in traits(node))
             return self.weigher.node(node, positions, free=free)
         link = self.forest.links.get(node)
         crossed = link is not None and link.form is None

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from torch import fx
 
-from reparam.analysis import Facts, lays_out_anew, promotes, reads_layout
-from reparam.capture import indexes, permutes
+from reparam.analysis import Facts, promotes, reads_layout
+from reparam.capture import Trait, traits
 from reparam.errors import Refusal
 from reparam.planning.regions import Region
 
@@ -42,7 +42,7 @@ def _operand_is_written(region: Region, facts: Facts) -> Refusal | None:
     """Somebody else writes to a value on the way between its definition and its read."""
     for node in region.inner:
         for operand in node.all_input_nodes:
-            if operand is not region.base and facts.write_between(
+            if operand is not region.base and facts.memory.write_between(
                 operand, facts.order[operand], facts.order[node] - 1, ignoring=region.dying
             ):
                 return Refusal(f"{operand} is written to in place before it is read")
@@ -54,10 +54,12 @@ def _sum_is_written(region: Region, facts: Facts, settled: Collection[fx.Node]) 
     for absorbed in region.absorbed:
         total, kept = absorbed.total, absorbed.kept
         # A sum in place shares memory with that operand already.
-        if total in settled or kept in facts.written.get(total, ()):
+        if total in settled or kept in facts.memory.written.get(total, ()):
             continue
         since, end = facts.order[total], len(facts.order)
-        if any(facts.write_between(x, since, end, ignoring=region.dying) for x in (total, kept)):
+        if any(
+            facts.memory.write_between(x, since, end, ignoring=region.dying) for x in (total, kept)
+        ):
             return Refusal(f"{total} is written to in place later")
     return None
 
@@ -69,7 +71,7 @@ def _base_is_written(region: Region, facts: Facts) -> Refusal | None:
     reading = [node for node in region.inner | dying if base in node.all_input_nodes]
     reads = [order[node] for node in reading] or [order[base]]
     place = order[region.main.value if region.main.value in dying else value]
-    if facts.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
+    if facts.memory.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
         return Refusal(f"{base} is written to in place before it is read")
     return None
 
@@ -80,11 +82,12 @@ def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
     permuted = False
     for link in path[path.index(region.main) + 1 :]:
         if link.commuting is not None:
-            views = permutes(link.value) or indexes(link.value)
+            views = bool(traits(link.value) & (Trait.PERMUTES | Trait.INDEXES))
             permuted = views or (permuted and not link.commuting.copies)
     # What was computed after a transposition or an index becomes that view itself.
     moves = region.adjustments or any(
-        link.commuting is not None or len(link.inner) > 1 or indexes(link.value) for link in path
+        link.commuting is not None or len(link.inner) > 1 or Trait.INDEXES in traits(link.value)
+        for link in path
     )
     if permuted or (moves and facts.by_layout):
         return _layout_problem(region.kept, region.dying, facts, views=permuted)
@@ -94,9 +97,9 @@ def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
 def _alias_is_lost(region: Region, facts: Facts) -> Refusal | None:
     """The new value has memory of its own; nobody may rely on the old one's aliases."""
     value, order = region.value, facts.order
-    if not facts.write_between(value, order[value], len(order), ignoring=region.dying):
+    if not facts.memory.write_between(value, order[value], len(order), ignoring=region.dying):
         return None
-    for member in facts.alias_class(value):
+    for member in facts.memory.alias_class(value):
         older = order[member] < order[value] and member not in region.dying
         if older and any(order[user] > order[value] for user in member.users):
             return Refusal(f"{value} shares memory with {member} and is written to later")
@@ -126,6 +129,6 @@ def _layout_problem(
                 return Refusal(f"its value may lie otherwise in memory, which matters for {reader}")
             if views and (outside or reads_layout(reader, facts.root)):
                 return Refusal("its value's layout in memory would change, which others may read")
-            if not lays_out_anew(reader, facts.root):
+            if Trait.LAYS_OUT_ANEW not in traits(reader, facts.root):
                 pending.append(reader)
     return None

@@ -16,7 +16,7 @@ from itertools import chain
 
 from torch import fx
 
-from reparam.capture import computes
+from reparam.capture import Trait, traits
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.costs import NOTHING
 from reparam.planning.dominators import Candidate
@@ -82,7 +82,7 @@ def _is_crossed(node: fx.Node, appraiser: Appraiser) -> bool:
         return False
     if link.form is None or node in appraiser.forest.passing:
         return True
-    return link.form.identity and not computes(node)
+    return link.form.identity and Trait.COMPUTES not in traits(node)
 
 
 def _weigh(readers: Sequence[fx.Node], base: fx.Node, appraiser: Appraiser) -> list[Region]:

@@ -20,7 +20,7 @@ from math import prod
 from torch import fx
 
 from reparam.analysis import Facts
-from reparam.capture import computes
+from reparam.capture import Trait, traits
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import MACS, Measure
@@ -126,7 +126,8 @@ class _Walk:
             transposed = link.form is not None and link.form.transposed
             self.area[node] = above * strides if transposed else above / strides
             candidates: list[Candidate] = []
-            free = link.form is not None and link.form.identity and not computes(node)
+            idle = link.form is not None and link.form.identity
+            free = idle and Trait.COMPUTES not in traits(node)
             if link.form is not None and not free and node not in partial:
                 for candidate in self.forest.candidates(node):
                     if isinstance(candidate, Refusal):

@@ -35,7 +35,7 @@ class ExactRun:
     def read(self, node: fx.Node) -> Any:
         """The value of a node that ran, or of a constant."""
         if node not in self.values:
-            self.values[node] = in_float64(self.facts.constant(node))
+            self.values[node] = in_float64(self.facts.constants.exact(node))
         return self.values[node]
 
     def run(self, node: fx.Node) -> None:

@@ -36,7 +36,7 @@ PHASES = {
     "modules with new code are compared": "checking.py:run",
     "the graph is edited": "rewriting.py:rewrite",
     "new code is put into the modules": "graft.py:graft",
-    "the model is copied": "copying.py:_deep_copy",
+    "the model is copied": "copying.py:copy_model",
     "what remains gets memory of its own": "copying.py:copy_parameters",
 }
 """What happens in `reparam.fuse`, by file and function; comparing includes computing weights."""

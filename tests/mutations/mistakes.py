@@ -165,13 +165,13 @@ MISTAKES = [
     Mistake(
         "other writes to a border are ignored",
         "analysis/borders.py",
-        "    if facts.write_between(padded, start, end, ignoring=assigned):\n",
+        "    if facts.memory.write_between(padded, start, end, ignoring=assigned):\n",
         "    if False:\n",
     ),
     Mistake(
         "a constant that is written to through a view stays one",
         "analysis/constants.py",
-        "            or any(shared.overwrites(writer, unread) for writer in writers)\n",
+        "            or any(shared.overwrites(writer) for writer in writers)\n",
         "",
     ),
     Mistake(
@@ -183,8 +183,8 @@ MISTAKES = [
     Mistake(
         "a write between two reads is ignored",
         "planning/hazards.py",
-        "            if operand is not region.base and facts.write_between(\n",
-        "            if False and facts.write_between(\n",
+        "            if operand is not region.base and facts.memory.write_between(\n",
+        "            if False and facts.memory.write_between(\n",
     ),
     Mistake(
         "views share no memory with what they look at",
