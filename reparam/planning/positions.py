@@ -138,12 +138,16 @@ def least_ratio(axis: Axis, *, transposed: bool) -> float:
     output's over the input's.
     """
     stride = axis.stride
-    excess = axis.transposed_excess if transposed else -axis.excess
-    # The longer side has stride * (n - 1) + 1 + excess positions for n on the other one.
+    if not transposed:
+        if axis.excess > 0:  # a single position makes the most of its padding
+            return 1 / (axis.excess // stride + 1)
+        return float(min(stride, 1 - axis.excess))
+    # n positions make stride * (n - 1) + 1 + excess.
+    excess = axis.transposed_excess
     if excess >= 0:
         return float(min(stride, 1 + excess))
     shortest = -(excess // stride) + 1  # the fewest that leave at least one position
-    return min(float(stride), (stride * (shortest - 1) + 1 + excess) / shortest)
+    return (stride * (shortest - 1) + 1 + excess) / shortest
 
 
 def most_ratio(axis: Axis) -> float:
