@@ -168,29 +168,19 @@ def average_pool_3d(
     )
 
 
-@register_rule(nn.AvgPool1d)
-def average_pool_1d_module(module: nn.AvgPool1d, x: AffineConv) -> AffineConv | Commuting | Refusal:
-    """An average pool over one axis."""
-    return average_pool_1d(
-        x,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-    )
+_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
-@register_rule(nn.AvgPool2d, nn.AvgPool3d)
+@register_rule(*_POOLS)
 def average_pool_module(module: nn.AvgPool2d, x: AffineConv) -> AffineConv | Commuting | Refusal:
-    """An average pool over two or three axes."""
+    """An average pool over one to three axes."""
     return average_pool(
         x,
-        2 if type(module) is nn.AvgPool2d else 3,
+        next(count for count, pool in enumerate(_POOLS, start=1) if isinstance(module, pool)),
         module.kernel_size,
         module.stride,
         module.padding,
         module.ceil_mode,
         module.count_include_pad,
-        module.divisor_override,
+        getattr(module, "divisor_override", None),  # no pool over one axis has it
     )

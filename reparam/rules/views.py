@@ -174,20 +174,16 @@ def reshape_as(input: Any, other: Any) -> Step:
     return reshape(input, other)
 
 
-@register_rule(
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-    nn.Upsample,
-    nn.UpsamplingNearest2d,
-    nn.UpsamplingBilinear2d,
-)
+_ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+@register_rule(*_ADAPTIVE_POOLS, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 def spatial_module(module: nn.Module, x: AffineConv) -> Step:
     """A pool or an interpolation over the spatial axes, with weights that sum to one."""
-    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
-        axes = int(type(module).__name__[-2])
-        return spatial(x, axes)
-    if isinstance(module, nn.Upsample) and module.mode == "bicubic":
+    for axes, pool in enumerate(_ADAPTIVE_POOLS, start=1):
+        if isinstance(module, pool):
+            return spatial(x, axes)
+    if module.mode == "bicubic":
         return Refusal("bicubic interpolation")
     return spatial(x, None)
 
