@@ -25,8 +25,10 @@ _OTHER_NAMES = {
     "x2": "other",
     "axis": "dim",
     "keepdims": "keepdim",
+    "tensor": "input",
+    "split_size_or_sections": "split_size",
 }
-"""The names that ATen and NumPy have for arguments, by which PyTorch can be called, too."""
+"""Other names for arguments: those of ATen and NumPy, and of ``torch.split``."""
 
 
 def call_rule(
@@ -98,12 +100,7 @@ class _MakingFloat64(TorchFunctionMode):
 
 
 def in_names_of(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keyword arguments under the names that a rule has for them.
-
-    Args:
-        rule: The rule, or another function with PyTorch's names.
-        kwargs: The arguments, under names that PyTorch takes.
-    """
+    """Keyword arguments under the names that a rule has for them."""
     if kwargs.keys().isdisjoint(_OTHER_NAMES):
         return kwargs
     try:

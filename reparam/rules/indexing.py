@@ -29,8 +29,7 @@ def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = Fal
         scales_only: Whether positions are left out, so that mixing channels first costs more.
     """
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         at = kept[axis] if -len(kept) <= axis else None
         return Refusal("its channels lie along an axis of size one") if at is None else at - rank
 

@@ -32,7 +32,6 @@ def batch_norm(
     eps: Any = 1e-5,
 ) -> AffineConv | Refusal:
     """Batch norm by fixed statistics; its channels are axis 1, so the rank must be known."""
-    del momentum
     if not isinstance(input, AffineConv):
         return Refusal("its input is a constant or not a tensor")
     if training is not False or running_mean is None or running_var is None:
@@ -62,7 +61,6 @@ def native_batch_norm(
     cudnn_enabled: Any = True,
 ) -> AffineConv | Refusal:
     """Batch norm with the order of arguments that torch uses inside."""
-    del cudnn_enabled
     return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 

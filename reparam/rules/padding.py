@@ -6,6 +6,7 @@ v[o] = sum over t of x[s * o + t - p] / (number of taps)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -54,13 +55,14 @@ def pad(input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Affi
     return input.pad(axes, value) if axes else input
 
 
-@register_rule(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-def zero_pad(module: nn.ZeroPad2d, x: AffineConv) -> AffineConv | Refusal:
-    """Padding with zeros."""
-    return pad(x, module.padding)
-
-
-@register_rule(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+@register_rule(
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+)
 def constant_pad(module: nn.ConstantPad2d, x: AffineConv) -> AffineConv | Refusal:
     """Padding with one number."""
     return pad(x, module.padding, "constant", module.value)
@@ -99,17 +101,15 @@ def average_pool(
         return Refusal("its input is a constant or not a tensor")
     if stride is None or (isinstance(stride, Sequence) and len(stride) == 0):
         stride = kernel_size
-    sizes = [spread(value, count) for value in (kernel_size, stride, padding)]
-    kernel, strides, paddings = sizes
+    kernel, strides, paddings = (spread(size, count) for size in (kernel_size, stride, padding))
     if kernel is None or strides is None or paddings is None:
         return Refusal("its window is known only at run time")
     padded, counted = any(paddings), count_include_pad is True
+    refusal = None
     if ceil_mode is not False:
         refusal = Refusal("windows that hang over the border (ceil_mode)")
     elif padded and not counted and divisor_override is None:
         refusal = Refusal("the divisor changes at the border (count_include_pad=False)")
-    else:
-        refusal = None
     if refusal is not None:
         averages = divisor_override is None and not (padded and counted)
         return spatial(x, count, constants=averages, refusal=refusal)
@@ -117,10 +117,7 @@ def average_pool(
     pooled = x.pool(axes)
     if divisor_override is None or isinstance(pooled, Refusal):
         return pooled
-    taps = 1
-    for size in kernel:
-        taps *= size
-    return pooled.scale(taps / divisor_override)
+    return pooled.scale(prod(kernel) / divisor_override)
 
 
 @register_rule(*spellings("avg_pool1d"))

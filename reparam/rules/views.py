@@ -33,38 +33,34 @@ def _commuting(
     return Commuting(input_axis, scales_only)
 
 
-def _flattened(x: Any, start: Any, end: Any) -> Step:
-    if not isinstance(x, AffineConv) or not isinstance(start, int) or not isinstance(end, int):
+@register_rule(*spellings("flatten"))
+def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Step:
+    """Neighbouring axes become one."""
+    integers = isinstance(start_dim, int) and isinstance(end_dim, int)
+    if not isinstance(input, AffineConv) or not integers:
         return _UNKNOWN_SIZES
-    rank = x.rank
+    rank, ones = input.rank, input.ones
     if rank is None:
         return UNKNOWN_RANK
-    first, last = start % rank, end % rank
+    first, last = start_dim % rank, end_dim % rank
     removed = last - first
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         position = rank - removed + axis
         merged = removed and position == first
-        if merged and last == rank - 1 and x.ones >= removed:
+        if merged and last == rank - 1 and ones >= removed:
             return first - rank  # only axes of size 1 were merged into the channels
         if position < 0 or merged:
             return _MERGED
         return axis if position > first else axis - removed
 
-    return _commuting(x, input_axis)
-
-
-@register_rule(*spellings("flatten"))
-def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Step:
-    """Neighbouring axes become one."""
-    return _flattened(input, start_dim, end_dim)
+    return Commuting(input_axis)
 
 
 @register_rule(nn.Flatten)
 def flatten_module(module: nn.Flatten, x: AffineConv) -> Step:
     """Neighbouring axes become one."""
-    return _flattened(x, module.start_dim, module.end_dim)
+    return flatten(x, module.start_dim, module.end_dim)
 
 
 def _permuted(x: Any, order: Sequence[Any]) -> Step:
@@ -72,8 +68,7 @@ def _permuted(x: Any, order: Sequence[Any]) -> Step:
         return _UNKNOWN_SIZES
     rank = len(order)
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         return order[axis + rank] % rank - rank if -rank <= axis else _MERGED
 
     return _commuting(x, input_axis)
@@ -138,34 +133,29 @@ def reshape(input: Any, *shape: Any) -> Step:
     return _commuting(input, input_axis, scales_only=True)
 
 
-def _unflattened(x: Any, dim: Any, sizes: Any) -> Step:
+@register_rule(*spellings("unflatten", "torch Tensor"))
+def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
+    """One axis becomes several."""
     if not isinstance(dim, int) or not isinstance(sizes, Sequence):
         return _UNKNOWN_SIZES
-    rank = x.rank if isinstance(x, AffineConv) else None
+    rank = input.rank if isinstance(input, AffineConv) else None
     if rank is None and dim >= 0:
         return UNKNOWN_RANK
     split = dim if rank is None else dim % rank - rank
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         if axis > split:
             return axis
         before = axis + len(sizes) - 1
         return before if before < split else Refusal("its channels are split into several axes")
 
-    return _commuting(x, input_axis)
-
-
-@register_rule(*spellings("unflatten", "torch Tensor"))
-def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
-    """One axis becomes several."""
-    return _unflattened(input, dim, sizes)
+    return _commuting(input, input_axis)
 
 
 @register_rule(nn.Unflatten)
 def unflatten_module(module: nn.Unflatten, x: AffineConv) -> Step:
     """One axis becomes several."""
-    return _unflattened(x, module.dim, module.unflattened_size)
+    return unflatten(x, module.dim, module.unflattened_size)
 
 
 @register_rule(*spellings("reshape_as view_as"))
@@ -206,8 +196,7 @@ def spatial(
             return UNKNOWN_RANK
         axes = x.rank - 2
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         return axis if axis < -axes else _MERGED
 
     return Commuting(input_axis, scales_only=True, constants=constants, refusal=refusal)
@@ -216,21 +205,18 @@ def spatial(
 @register_rule(*spellings("adaptive_avg_pool1d", "F"))
 def adaptive_pool_1d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
-    del output_size
     return spatial(input, 1)
 
 
 @register_rule(*spellings("adaptive_avg_pool2d"))
 def adaptive_pool_2d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
-    del output_size
     return spatial(input, 2)
 
 
 @register_rule(*spellings("adaptive_avg_pool3d"))
 def adaptive_pool_3d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
-    del output_size
     return spatial(input, 3)
 
 
@@ -245,7 +231,6 @@ def interpolate(
     antialias: Any = False,
 ) -> Step:
     """An interpolation, whose weights sum to one."""
-    del size, scale_factor, align_corners, recompute_scale_factor
     if mode == "bicubic" or antialias is not False:
         return Refusal("bicubic or antialiased interpolation")
     return spatial(input, None)
@@ -266,8 +251,7 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
     removed = {axis % rank for axis in dims}
     kept = [axis for axis in range(rank) if keepdim or axis not in removed]
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         if axis < -len(kept) or kept[axis] in removed:
             return _MERGED
         return kept[axis] - rank
@@ -278,7 +262,6 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
 @register_rule(*spellings("contiguous clone"))
 def copy(input: Any, *, memory_format: Any = None) -> Step:
     """The same numbers, perhaps in another place of memory; it stays, since a view may need it."""
-    del memory_format
     if not isinstance(input, AffineConv):
         return Refusal("a copy of a constant")
     return Commuting(lambda axis, channels: axis, copies=True)

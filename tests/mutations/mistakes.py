@@ -99,7 +99,7 @@ MISTAKES = [
     Mistake(
         "an average pool forgets divisor_override",
         "rules/padding.py",
-        "    return pooled.scale(taps / divisor_override)\n",
+        "    return pooled.scale(prod(kernel) / divisor_override)\n",
         "    return pooled\n",
     ),
     Mistake(
