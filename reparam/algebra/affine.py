@@ -223,11 +223,7 @@ class AffineSum:
         return AffineSum(tuple(terms.values()))
 
     def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
-        """The sum of what the terms are over one base.
-
-        Args:
-            branches: The form of each term over it.
-        """
+        """The sum of what the terms are over one base, in their order."""
         total: AffineConv | AffineSum | Refusal = branches[0]
         for branch in branches[1:]:
             if isinstance(total, AffineConv):
@@ -264,11 +260,7 @@ class AffineStack:
     axis: int
 
     def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
-        """One form of what the parts are over one base.
-
-        Args:
-            branches: The form of each part over it.
-        """
+        """One form of what the parts are over one base, in their order."""
         count = -1 - self.axis
         if any(branch.axes is not None and len(branch.axes) != count for branch in branches):
             return Refusal("values side by side along another axis than their channels")
@@ -319,13 +311,9 @@ def _diagonal(
 def _per_channel(
     compute: Callable[[], Weights], channels: int | None, axis: int | None, **fields: Any
 ) -> AffineConv:
-    """A form that multiplies and shifts every channel by itself.
+    """A form that multiplies and shifts every channel by itself, by factors and constants computed.
 
-    Args:
-        compute: Makes the factors and the constants, one per channel.
-        channels: How many channels there are.
-        axis: The channel axis, counted from the end; None if the form holds for any.
-        fields: Other fields of the form.
+    The axis is the channel axis, counted from the end; with None the form holds for any.
     """
     axes = None if axis is None else (Axis(),) * (-1 - axis)
 

@@ -48,8 +48,7 @@ class Lazy:
     def evaluate(self, device: torch.device | None = None) -> Weights:
         """Compute kernel and bias, without recursion: chains may be thousands of steps long.
 
-        Args:
-            device: Where to compute; by default where the parameters are.
+        The device is by default where the parameters are.
         """
         pending: list[tuple[Lazy, bool]] = [(self, False)]
         done: list[Weights] = []
@@ -124,13 +123,8 @@ def add(
 ) -> Weights:
     """Add two kernels on a common lattice.
 
-    Args:
-        first: Kernel and bias.
-        second: Kernel and bias.
-        shape: Shape of the result.
-        groups: Groups of the result.
-        lattices: For either operand its groups, and per axis its first index and its step in the
-            result.
+    For either operand ``lattices`` has its groups, and per axis its first index and its step in the
+    result.
     """
     operands = [(first[0], *lattices[0]), (second[0], *lattices[1])]
     operands.sort(key=lambda operand: operand[0].numel(), reverse=True)
@@ -154,11 +148,8 @@ def stack(
 ) -> Weights:
     """Put the rows of kernels below each other on a common lattice.
 
-    Args:
-        parts: Kernels and biases.
-        taps: Numbers of taps of the result.
-        lattices: For each part its groups if they become one, and per axis its first index and its
-            step in the result.
+    For each part ``lattices`` has its groups if they become one, and per axis its first index
+    and its step in the result.
     """
     rows = sum(kernel.shape[0] for kernel, _ in parts)
     first, groups = parts[0][0], lattices[0][0]
@@ -187,15 +178,7 @@ def compose(
 ) -> Weights:
     """Compose two kernels, the outer one reading what the inner one writes.
 
-    Args:
-        inner: Kernel and bias.
-        outer: Kernel and bias.
-        shape: Shape of the result.
-        groups: Groups of the result.
-        inner_groups: Groups of the inner kernel.
-        outer_groups: Groups of the outer kernel.
-        inner_steps: Per axis, the distance in the result between two taps of the inner kernel.
-        outer_steps: Likewise for the outer kernel.
+    The steps are, per axis, the distance in the result between two taps of either kernel.
     """
     kernel, bias = inner
     outer_kernel, outer_bias = outer
@@ -296,11 +279,7 @@ def regroup(kernel: Tensor, kernel_groups: int, groups: int) -> Tensor:
 def lattice(*parts: tuple[int, int, int]) -> tuple[int, int, int]:
     """The coarsest lattice that holds the taps of all parts.
 
-    Args:
-        parts: For each part the offset of its first tap, the distance of its taps, their number.
-
-    Returns:
-        First offset, distance and number of taps.
+    Each, and the result, is the offset of the first tap, the distance and the number of taps.
     """
     first = min(start for start, _, _ in parts)
     last = max(start + step * (size - 1) for start, step, size in parts)

@@ -10,7 +10,7 @@ and safe if nobody writes in place to what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 
@@ -63,12 +63,7 @@ class Appraiser:
     # -- Costs ----------------------------------------------------------------------------------
 
     def node_cost(self, node: fx.Node, positions: float) -> Cost:
-        """What a node costs as it stands.
-
-        Args:
-            node: The node.
-            positions: How many positions it has.
-        """
+        """What a node costs as it stands."""
         if node in self.fused:
             region = self.fused[node]
             operand = sized_as_operand(region.base, region.path, region.main)
@@ -94,9 +89,7 @@ class Appraiser:
     ) -> set[fx.Node]:
         """The nodes that nobody reads once some values are rewritten.
 
-        Args:
-            candidates: The values and the forms that replace them.
-            metadata: Whether reading only a shape counts as reading.
+        ``metadata`` says that reading only a shape counts as reading.
         """
         gone = {value for value, _ in candidates}
         inner = {node for _, candidate in candidates for node in candidate.inner}
@@ -269,6 +262,14 @@ class Appraiser:
         """The links of a path, those of a region in place of one that stands for it."""
         fused = self.fused.get(link.value)
         return fused.path if fused is not None and fused.collapses else (link,)
+
+    def adopt_all(self, regions: Iterable[Region]) -> bool:
+        """Take regions as done, each before the next is looked for; say whether there was any."""
+        gained = False
+        for region in regions:
+            self.adopt(region)
+            gained = True
+        return gained
 
     def adopt(self, region: Region) -> None:
         """Take a region as done: whatever is weighed from now on builds on it."""

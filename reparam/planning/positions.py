@@ -18,6 +18,7 @@ from torch import fx
 
 from reparam.algebra import AffineConv, Axis
 from reparam.analysis import Facts
+from reparam.capture import reached
 from reparam.planning.regions import Region
 from reparam.rules import Step
 
@@ -103,16 +104,12 @@ class Positions:
         self, nodes: Collection[fx.Node], values: Sequence[fx.Node]
     ) -> set[fx.Node]:
         """The nodes that read the result of a transposed convolution, the values among them."""
-        below: set[fx.Node] = set()
-        pending = [*values]
-        while pending:
-            node = pending.pop()
+
+        def below(node: fx.Node) -> bool:
             form = self._form(node)
-            if node in below or node not in nodes or (form is not None and form.transposed):
-                continue
-            below.add(node)
-            pending.extend(self._operands(node))
-        return below
+            return node in nodes and not (form is not None and form.transposed)
+
+        return reached(filter(below, values), lambda node: filter(below, self._operands(node)))
 
     def _form(self, node: fx.Node) -> AffineConv | None:
         """The form by which a node is computed as it stands."""

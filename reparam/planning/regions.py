@@ -136,10 +136,7 @@ class Region:
 def sized_as_operand(base: fx.Node, path: tuple[Link, ...], main: Link) -> fx.Node:
     """A value of the size that a new operator reads, but for the channels.
 
-    Args:
-        base: What the form of the new operator is over.
-        path: The links from there to its value, of which the others become the identity.
-        main: The link whose place it takes.
+    It takes the place of the main link; the others of the path become the identity.
     """
     before = path[: path.index(main)]
     return main.base if any(link.form is None for link in before) else base
@@ -156,10 +153,7 @@ def _flat(adjustments: Iterable[Absorbed | Share]) -> Iterator[Absorbed | Share]
 def main_link(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
     """The link whose place the new operator takes: the dearest of its own that it can replace.
 
-    Args:
-        own: The links that no other region takes in.
-        path: All links from the base to the value.
-        form: The form of the new operator.
+    Its own are those that no other region takes in.
     """
     barriers = [index for index, link in enumerate(path) if link.commuting is not None]
     eligible: list[tuple[tuple[int, int], int, Link]] = []
@@ -190,12 +184,7 @@ def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[int]) -> boo
 
 
 def placed_at(path: tuple[Link, ...], main: Link) -> fx.Node:
-    """The last value before an operator that may change the number of positions.
-
-    Args:
-        path: All links from the base to the value.
-        main: The link whose place the new operator takes.
-    """
+    """The last value, from the main link on, before what may change the number of positions."""
     placed = main.value
     for link in path[path.index(main) + 1 :]:
         if link.commuting is not None and link.commuting.scales_only:

@@ -21,12 +21,9 @@ from reparam.rules.steps import UNKNOWN_RANK, Commuting, Selecting
 
 
 def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = False) -> Commuting:
-    """A view whose axes are axes of the operand, or new ones of size one.
+    """A view whose axes are some of the operand's, or new ones of size one where ``kept`` is None.
 
-    Args:
-        kept: For each axis of the value the axis of the operand; None for a new one.
-        rank: Number of axes of the operand.
-        scales_only: Whether positions are left out, so that mixing channels first costs more.
+    Only scales cross where positions are left out: mixing channels first would cost more.
     """
 
     def input_axis(axis: int, _: int | None) -> int | Refusal:

@@ -97,9 +97,6 @@ def forget_rules_but(rules: Mapping[Target, Rule]) -> None:
 def as_listed(target: Target) -> Target:
     """What a target is registered as.
 
-    Args:
-        target: What the user gave.
-
     Raises:
         ReparamError: If no rule can be registered for it.
     """

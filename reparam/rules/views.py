@@ -181,13 +181,9 @@ def spatial_module(module: nn.Module, x: AffineConv) -> Step:
 def spatial(
     x: Any, axes: int | None, *, constants: bool = True, refusal: Refusal | None = None
 ) -> Step:
-    """A map of the last axes that leaves the channels before them alone.
+    """A map of the last axes that leaves the channels before them alone; None means all after them.
 
-    Args:
-        x: The form that flows in.
-        axes: How many last axes it maps; None for all after the channels.
-        constants: Whether its weights sum to one at every position.
-        refusal: Why it is no convolution.
+    Constants cross it where its weights sum to one at every position.
     """
     if not isinstance(x, AffineConv):
         return Refusal("its input is a constant or not a tensor")
