@@ -74,13 +74,6 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
-def broadcast_channels(kernel: Tensor, channels: int | None) -> Tensor:
-    """Give a depthwise kernel of unknown width its number of channels."""
-    if channels is None or kernel.shape[0] == channels:
-        return kernel
-    return kernel.expand(channels, *kernel.shape[1:]).contiguous()
-
-
 def place(
     target: Tensor,
     groups: int,
@@ -99,11 +92,7 @@ def place(
         starts: Per axis, the index in the target of the kernel's first tap.
         steps: Per axis, the distance in the target between two taps of the kernel.
     """
-    window: tuple[slice, ...] = tuple(
-        slice(start, start + step * (size - 1) + 1, step)
-        for start, step, size in zip(starts, steps, kernel.shape[2:], strict=True)
-    )
-    target = target[(slice(None), slice(None), *window)]
+    target = target[_window(starts, steps, kernel.shape[2:])]
     taps = target.shape[2:]
     merged = kernel_groups // groups
     rows, columns = target.shape[0] // kernel_groups, target.shape[1] // merged
@@ -111,6 +100,15 @@ def place(
     blocks = target.unflatten(1, (merged, columns)).unflatten(0, (groups, merged, rows))
     diagonal = blocks.diagonal(0, 1, 3).movedim(-1, 1)
     diagonal += kernel.reshape(groups, merged, rows, columns, *taps)
+
+
+def _window(starts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Where the taps of a kernel lie in a larger one."""
+    taps = (
+        slice(start, start + step * (size - 1) + 1, step)
+        for start, step, size in zip(starts, steps, sizes, strict=True)
+    )
+    return (slice(None), slice(None), *taps)
 
 
 def add(
@@ -189,34 +187,15 @@ def compose(
     if constant is not None:
         constant = constant.expand(shape[0]).clone()
     outer_taps = outer_kernel.shape[2:]
-    if outer_groups == channels == outer_kernel.shape[0] and outer_taps.numel() == 1:
-        kernel *= outer_kernel.view(-1, 1, *(1,) * (kernel.dim() - 2))  # no second large kernel
-        result = _spread(kernel, shape, inner_steps)
-        return result, constant
     multiply = _multiplication(kernel, inner_groups, outer_kernel, outer_groups, groups, channels)
-    if outer_taps.numel() == 1:
-        result = _spread(multiply(outer_kernel.flatten(1)), shape, inner_steps)
-        return result, constant
+    if outer_taps.numel() == 1 and kernel.shape[2:] == shape[2:]:
+        return multiply(outer_kernel.flatten(1)), constant  # no second large kernel
     result = kernel.new_zeros(shape)
     for tap in product(*(range(size) for size in outer_taps)):
         index: tuple[slice | int, ...] = (slice(None), slice(None), *tap)
-        term = multiply(outer_kernel[index])
-        window: tuple[slice, ...] = tuple(
-            slice(at * step, at * step + inner_step * (size - 1) + 1, inner_step)
-            for at, step, inner_step, size in zip(
-                tap, outer_steps, inner_steps, term.shape[2:], strict=True
-            )
-        )
-        result[(slice(None), slice(None), *window)] += term
+        starts = [at * step for at, step in zip(tap, outer_steps, strict=True)]
+        result[_window(starts, inner_steps, kernel.shape[2:])] += multiply(outer_kernel[index])
     return result, constant
-
-
-def _spread(term: Tensor, shape: tuple[int, ...], steps: Sequence[int]) -> Tensor:
-    if tuple(term.shape) == shape:
-        return term
-    result = term.new_zeros(shape)
-    result[(slice(None), slice(None), *(slice(None, None, step) for step in steps))] = term
-    return result
 
 
 def _response(kernel: Tensor, groups: int, constant: Tensor | None) -> Tensor | None:
@@ -243,7 +222,8 @@ def _multiplication(
     taps = inner.shape[2:]
     ones = (1,) * len(taps)
     if outer_groups == channels == outer.shape[0]:
-        return lambda tap: inner * tap.view(-1, 1, *ones)
+        times = inner.mul_ if outer.shape[2:].numel() == 1 else inner.mul
+        return lambda tap: times(tap.view(-1, 1, *ones))
     if inner_groups == channels and inner.shape[1] == 1:
         columns = channels // outer_groups
         scale = inner.view(outer_groups, 1, columns, *taps)

@@ -91,18 +91,16 @@ class Measure:
     Args:
         function: The cost function.
         unit: What it counts.
-        counts_positions: Whether it is in proportion to a number of positions, so that no shapes
-            have to be known.
         needs_sizes: Whether it says nothing of operators whose sizes are not known.
     """
 
     function: CostFunction
     unit: str
-    counts_positions: bool = False
     needs_sizes: bool = False
 
 
-MACS = Measure(multiply_adds, MULTIPLY_ADDS, counts_positions=True)
+MACS = Measure(multiply_adds, MULTIPLY_ADDS)
+"""In proportion to a number of positions, so that no shapes have to be known."""
 
 MEMORY = Measure(memory, "numbers in memory")
 

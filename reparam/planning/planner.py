@@ -166,7 +166,7 @@ class _Walk:
         """What a region gains, with what can still be gained above it."""
         unit = region.base if region.form.transposed else region.value
         sized = region.value in self.appraiser.facts.shapes
-        relative = self.appraiser.weigher.measure.counts_positions and not sized
+        relative = self.appraiser.weigher.measure is MACS and not sized
         scale = self.area[unit] if relative else 1.0
         survivor = region.base
         for link in region.path:
@@ -210,13 +210,10 @@ class _Walk:
             return None  # a convolution after something else: nothing to fuse it with
         if node in self.stops:
             return self.stops[node]
+        kind = "the input " if link.base.op == "placeholder" else ""
         return (
             why_not_distributed(link, self.appraiser)
             or self.forest.refused.get(link.base)
             or across
-            or Refusal(f"it follows {_describe(link.base)}, which is not affine")
+            or Refusal(f"it follows {kind}{link.base.name}, which is not affine")
         )
-
-
-def _describe(node: fx.Node) -> str:
-    return f"the input {node.name}" if node.op == "placeholder" else node.name

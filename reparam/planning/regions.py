@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 
 from torch import fx
 
@@ -12,6 +13,7 @@ from reparam.algebra import AffineConv, operators
 from reparam.errors import Refusal
 from reparam.planning.costs import Cost
 from reparam.planning.dominators import Link
+from reparam.rules import Commuting
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,30 +157,28 @@ def main_link(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -
 
     Its own are those that no other region takes in.
     """
-    barriers = [index for index, link in enumerate(path) if link.commuting is not None]
-    eligible: list[tuple[tuple[int, int], int, Link]] = []
+    barriers = [(at, link.commuting) for at, link in enumerate(path) if link.commuting is not None]
+    eligible: list[tuple[tuple[int, int], Link]] = []
     crossed = False
     for index, link in enumerate(path):
         if link.form is None:
             crossed = True
         elif link in own and (form.pointwise or not crossed) and _may_move(path, index, barriers):
-            size = link.form.multiply_adds, operators(link.form)
-            eligible.append((size, -index, link))
+            eligible.append(((link.form.multiply_adds, operators(link.form)), link))
     if not eligible:
         return Refusal("an operator between lets scales pass, but no constant or no mixing")
-    return max(eligible, key=lambda entry: entry[:2])[2]
+    return max(eligible, key=itemgetter(0))[1]
 
 
-def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[int]) -> bool:
+def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[tuple[int, Commuting]]) -> bool:
     """Whether the other links may move to the main one across the operators between them."""
-    for barrier in barriers:
-        commuting = path[barrier].commuting
+    for barrier, commuting in barriers:
         for index, moved in enumerate(path):
             if moved.form is None or not min(index, main) < barrier < max(index, main):
                 continue
-            if commuting is not None and commuting.scales_only and not moved.form.diagonal:
+            if commuting.scales_only and not moved.form.diagonal:
                 return False
-            if commuting is not None and not commuting.constants and moved.form.has_bias:
+            if not commuting.constants and moved.form.has_bias:
                 return False
     return True
 

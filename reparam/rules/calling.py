@@ -101,23 +101,20 @@ class _MakingFloat64(TorchFunctionMode):
 
 def in_names_of(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Keyword arguments under the names that a rule has for them."""
-    if kwargs.keys().isdisjoint(_OTHER_NAMES):
+    signature = None if kwargs.keys().isdisjoint(_OTHER_NAMES) else _signature(rule)
+    if signature is None:
         return kwargs
-    try:
-        known = _signature(rule).parameters
-    except ValueError:  # it is not written in Python
-        return kwargs
+    own = signature.parameters
     return {
-        _OTHER_NAMES[name] if name in _OTHER_NAMES and name not in known else name: value
+        name if name in own else _OTHER_NAMES.get(name, name): value
         for name, value in kwargs.items()
     }
 
 
 def _misfit(rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Refusal | None:
     """Why a rule cannot be called like its operator."""
-    try:
-        signature = _signature(rule)
-    except ValueError:  # it is not written in Python
+    signature = _signature(rule)
+    if signature is None:
         return None
     try:
         signature.bind(*args, **kwargs)
@@ -128,8 +125,11 @@ def _misfit(rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Refus
 
 
 @cache
-def _signature(rule: Rule) -> inspect.Signature:
-    return inspect.signature(rule)
+def _signature(rule: Rule) -> inspect.Signature | None:
+    try:
+        return inspect.signature(rule)
+    except ValueError:  # it is not written in Python
+        return None
 
 
 def _found(step: Any) -> str:

@@ -92,9 +92,8 @@ def split(input: Any, split_size: Any, dim: Any = 0) -> Selecting | Refusal:
     sizes = split_size if isinstance(split_size, Sequence) else (split_size,)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return _UNKNOWN
-    if isinstance(split_size, int):
-        return _selecting(input, dim, lambda channels: _split(channels, split_size), single=False)
-    return _selecting(input, dim, lambda channels: _pieces(channels, sizes), single=False)
+    parts = _split if isinstance(split_size, int) else _pieces
+    return _selecting(input, dim, lambda channels: parts(channels, split_size), single=False)
 
 
 @register_rule(*spellings("tensor_split"))

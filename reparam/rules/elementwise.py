@@ -22,8 +22,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _channel_axis(x: Affine, constant: Tensor) -> int | Refusal | None:
+def _channel_axis(x: Affine, constant: Any) -> int | Refusal | None:
     """Along which axis, counted from the end, a constant broadcasts over a value."""
+    if not isinstance(constant, Tensor):
+        return None
     rank = x.rank if isinstance(x, AffineConv) else None
     long_axes = [axis for axis in range(-constant.dim(), 0) if constant.shape[axis] != 1]
     if len(long_axes) > 1:
@@ -41,17 +43,13 @@ def _channel_axis(x: Affine, constant: Tensor) -> int | Refusal | None:
 def _scale(x: Any, factor: Any) -> Affine | Refusal:
     if not isinstance(x, AffineConv | AffineSum):
         return Refusal("an operand that is no tensor")
-    if _is_number(factor):
-        return x.scale(factor)
-    if not isinstance(factor, Tensor):
+    if not isinstance(factor, Tensor) and not _is_number(factor):
         return Refusal("a product of two values that both depend on the input")
     axis = _channel_axis(x, factor)
     return axis if isinstance(axis, Refusal) else x.scale(factor, axis)
 
 
 def _shift(x: Affine, constant: Any) -> Affine | Refusal:
-    if _is_number(constant):
-        return x.shift(constant)
     axis = _channel_axis(x, constant)
     return axis if isinstance(axis, Refusal) else x.shift(constant, axis)
 

@@ -81,23 +81,6 @@ def batch_norm_module(module: nn.BatchNorm2d, x: AffineConv) -> AffineConv | Ref
 _STATISTICS = Refusal("the statistics that a batch norm was given")
 
 
-@register_rule(aten._native_batch_norm_legit_no_training)
-def batch_norm_and_statistics(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    momentum: Any,
-    eps: Any,
-) -> Several | Refusal:
-    """Batch norm as core ATen writes it: the first of three results."""
-    normalized = batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    if isinstance(normalized, Refusal):
-        return normalized
-    return Several((normalized, _STATISTICS, _STATISTICS))
-
-
 @register_rule(*spellings("native_batch_norm"))
 def batch_norm_and_batch_statistics(
     input: Any,
@@ -110,6 +93,23 @@ def batch_norm_and_batch_statistics(
     eps: Any,
 ) -> Several | Refusal:
     """Batch norm that returns the statistics it used, which are empty outside training."""
-    if training is not False:
-        return Refusal("it normalises by the statistics of the batch")
-    return batch_norm_and_statistics(input, weight, bias, running_mean, running_var, momentum, eps)
+    normalized = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if isinstance(normalized, Refusal):
+        return normalized
+    return Several((normalized, _STATISTICS, _STATISTICS))
+
+
+@register_rule(aten._native_batch_norm_legit_no_training)
+def batch_norm_and_statistics(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: Any,
+    eps: Any,
+) -> Several | Refusal:
+    """Batch norm as core ATen writes it: the first of three results."""
+    return batch_norm_and_batch_statistics(
+        input, weight, bias, running_mean, running_var, False, momentum, eps
+    )

@@ -36,8 +36,9 @@ def _commuting(
 @register_rule(*spellings("flatten"))
 def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Step:
     """Neighbouring axes become one."""
-    integers = isinstance(start_dim, int) and isinstance(end_dim, int)
-    if not isinstance(input, AffineConv) or not integers:
+    if not isinstance(input, AffineConv):
+        return _UNKNOWN_SIZES
+    if not isinstance(start_dim, int) or not isinstance(end_dim, int):
         return _UNKNOWN_SIZES
     rank, ones = input.rank, input.ones
     if rank is None:
@@ -110,7 +111,7 @@ def move_axes(input: Any, source: Any, destination: Any) -> Step:
     return _permuted(input, [moved[to] if to in moved else next(others) for to in range(rank)])
 
 
-@register_rule(*spellings("reshape view"))
+@register_rule(*spellings("reshape view reshape_as view_as"))
 def reshape(input: Any, *shape: Any) -> Step:
     """Axes of new sizes; those of the same size at either end are the same axes."""
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
@@ -156,12 +157,6 @@ def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
 def unflatten_module(module: nn.Unflatten, x: AffineConv) -> Step:
     """One axis becomes several."""
     return unflatten(x, module.dim, module.unflattened_size)
-
-
-@register_rule(*spellings("reshape_as view_as"))
-def reshape_as(input: Any, other: Any) -> Step:
-    """Axes of the sizes of another value."""
-    return reshape(input, other)
 
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
