@@ -202,11 +202,7 @@ class AffineConv(Form):
 
 @dataclass(frozen=True, eq=False)
 class AffineSum:
-    """A sum of forms over different bases.
-
-    Args:
-        terms: One form per base.
-    """
+    """A sum of forms over different bases, one per base."""
 
     terms: tuple[AffineConv, ...]
 

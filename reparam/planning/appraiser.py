@@ -30,15 +30,7 @@ from reparam.rules import Several, Step
 
 
 class Appraiser:
-    """Weighs candidates, given what has been decided so far.
-
-    Args:
-        graph: The flat graph.
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-        banned: Regions, by value and base, that must not be, and why.
-        measure: By what it weighs.
-    """
+    """Weighs candidates, given what has been decided so far; banned regions must not be."""
 
     def __init__(
         self,

@@ -86,13 +86,7 @@ def memory(operator: Operator) -> float:
 
 @dataclass(frozen=True)
 class Measure:
-    """By what the planner weighs.
-
-    Args:
-        function: The cost function.
-        unit: What it counts.
-        needs_sizes: Whether it says nothing of operators whose sizes are not known.
-    """
+    """By what the planner weighs: a function, what it counts, and whether it needs known sizes."""
 
     function: CostFunction
     unit: str
@@ -106,13 +100,7 @@ MEMORY = Measure(memory, "numbers in memory")
 
 
 class Weigher:
-    """Says what operators cost.
-
-    Args:
-        measure: By what.
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-    """
+    """Says what operators cost."""
 
     def __init__(self, measure: Measure, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
         self.measure = measure

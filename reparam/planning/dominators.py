@@ -48,13 +48,7 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A value written over one of its bases.
-
-    Args:
-        base: The base.
-        form: The value's form over it.
-        path: The links from the base to the value, in this order.
-    """
+    """A value written over one of its bases; its path begins with the link at the base."""
 
     base: fx.Node
     form: AffineConv
@@ -83,12 +77,7 @@ class Candidate:
 
 
 class Forest:
-    """The links of a graph.
-
-    Args:
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-    """
+    """The links of a graph."""
 
     def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
         self.links: dict[fx.Node, Link] = {}

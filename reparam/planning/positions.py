@@ -24,13 +24,7 @@ from reparam.rules import Step
 
 
 class Positions:
-    """Counts positions in a graph as it stands.
-
-    Args:
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-        fused: The values that have become one operator, as a view of what is decided so far.
-    """
+    """Counts positions in a graph as it stands, with the values that have become one operator."""
 
     def __init__(
         self, steps: Mapping[fx.Node, Step], facts: Facts, fused: Mapping[fx.Node, Region]

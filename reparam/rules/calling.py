@@ -38,14 +38,9 @@ def call_rule(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Step | Selecting | None:
-    """What a rule says of one call of its operator.
+    """What a rule says of one call of its operator, which is somewhere in a model.
 
-    Args:
-        rule: The rule.
-        target: What it is registered for.
-        where: Where the call is, for the user to read: at some place of a model.
-        args: A module first if the rule is one of modules; forms and constants.
-        kwargs: More of them.
+    A module is the first of its arguments if the rule is one of modules.
 
     Returns:
         A form, or another step, or a Refusal; None if the call is none that the rule is about.
