@@ -245,12 +245,7 @@ class AffineSum:
 
 @dataclass(frozen=True, eq=False)
 class AffineStack:
-    """Forms side by side along the channels, perhaps over different bases.
-
-    Args:
-        terms: The forms.
-        axis: The channel axis, counted from the end.
-    """
+    """Forms side by side along the channel axis, counted from the end, of perhaps several bases."""
 
     terms: tuple[AffineConv, ...]
     axis: int

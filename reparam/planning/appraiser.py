@@ -20,8 +20,7 @@ from reparam.algebra import AffineConv, unsupported
 from reparam.analysis import Facts, holds_type
 from reparam.capture import computes, indexes, reads_shape_only
 from reparam.errors import Refusal
-from reparam.planning.cost_functions import MACS, Measure, Weigher
-from reparam.planning.costs import NOTHING, Cost
+from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weigher
 from reparam.planning.dominators import Candidate, Forest, Link
 from reparam.planning.hazards import hazard
 from reparam.planning.positions import Positions
@@ -52,8 +51,6 @@ class Appraiser:
         self.stand_ins: dict[fx.Node, fx.Node] = {}
         self.revived: set[fx.Node] = set()
 
-    # -- Costs ----------------------------------------------------------------------------------
-
     def node_cost(self, node: fx.Node, positions: float) -> Cost:
         """What a node costs as it stands."""
         if node in self.fused:
@@ -73,8 +70,6 @@ class Appraiser:
         if crossed or step is None or isinstance(step, Refusal | Several):
             return NOTHING
         return self.weigher.node(node, positions, free=False)
-
-    # -- Liveness -------------------------------------------------------------------------------
 
     def dying(
         self, candidates: Sequence[tuple[fx.Node, Candidate]], *, metadata: bool
@@ -104,8 +99,6 @@ class Appraiser:
             for reader in self.readers[node] - self.dead - self.facts.asserted
             if not reads_shape_only(reader, node)
         }
-
-    # -- Candidates -----------------------------------------------------------------------------
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""

@@ -19,7 +19,7 @@ from torch import fx
 from reparam.algebra import AffineConv, AffineStack, AffineSum, Columns, taken, without_constant
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
-from reparam.planning.costs import NOTHING
+from reparam.planning.cost_functions import NOTHING
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.regions import Region, Share
 

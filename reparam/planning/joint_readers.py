@@ -18,7 +18,7 @@ from torch import fx
 
 from reparam.capture import computes
 from reparam.planning.appraiser import Appraiser
-from reparam.planning.costs import NOTHING
+from reparam.planning.cost_functions import NOTHING
 from reparam.planning.dominators import Candidate
 from reparam.planning.regions import Region
 

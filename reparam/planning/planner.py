@@ -23,8 +23,7 @@ from reparam.analysis import Facts
 from reparam.capture import computes
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
-from reparam.planning.cost_functions import MACS, Measure
-from reparam.planning.costs import NOTHING, Cost
+from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
 from reparam.planning.distributed_scales import distributed_scales, why_not_distributed
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.joint_readers import joint_regions

@@ -11,7 +11,7 @@ from torch import fx
 
 from reparam.algebra import AffineConv, operators
 from reparam.errors import Refusal
-from reparam.planning.costs import Cost
+from reparam.planning.cost_functions import Cost
 from reparam.planning.dominators import Link
 from reparam.rules import Commuting
 

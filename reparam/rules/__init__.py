@@ -1,6 +1,6 @@
 """What each operator does to the affine form that flows into it, one file per family.
 
-Files, in the order in which data flows: `registry`, `spelling`, `steps`, `calling`, `channels`,
+Files, in the order in which data flows: `registry`, `steps`, `calling`, `channels`,
 `convolution`, `elementwise`, `indexing`, `normalization`, `views`, `padding`.
 """
 
@@ -30,12 +30,13 @@ from reparam.rules.registry import (
     as_listed,
     describe_rule,
     describe_target,
+    first_line,
     is_built_in,
     load_rules,
     register_rule,
     registered_rules,
+    spelled,
 )
-from reparam.rules.spelling import first_line, spelled
 from reparam.rules.steps import (
     UNKNOWN,
     UNKNOWN_RANK,

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv, AffineStack
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import UNKNOWN_RANK, Selecting
 
 aten = torch.ops.aten

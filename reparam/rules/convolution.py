@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv, Axis, PaddingMode
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 
 
 def spread(value: Any, count: int) -> tuple[int, ...] | None:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Affine, AffineConv, AffineSum
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import Stacked
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from reparam.algebra import AffineConv, Axis
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import UNKNOWN_RANK, Commuting, Selecting
 
 

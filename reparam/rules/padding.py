@@ -15,8 +15,7 @@ from torch import nn
 from reparam.algebra import AffineConv, Axis, PaddingMode
 from reparam.errors import Refusal
 from reparam.rules.convolution import spread
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import Commuting
 from reparam.rules.views import spatial
 

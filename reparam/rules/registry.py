@@ -7,6 +7,7 @@ it is registered for module types, functions, tensor methods and ATen operators 
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cache
@@ -15,6 +16,7 @@ from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._library.custom_ops import CustomOpDef
 
@@ -239,3 +241,57 @@ def _name(entry: EntryPoint) -> str:
     """The distribution of an entry point, and what it says."""
     distribution = "" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}, "
     return f"{distribution}entry point {entry.name!r} = {entry.value!r}"
+
+
+_HOMES: dict[str, Any] = {
+    "nn": nn,
+    "F": F,
+    "torch": torch,
+    "Tensor": torch.Tensor,
+    "operator": operator,
+    "aten": torch.ops.aten,
+}
+"""Where a target may be found, the place that people write first."""
+
+
+def spellings(
+    names: str, homes: str = "operator torch F Tensor aten", *, in_place: bool = False
+) -> tuple[Any, ...]:
+    """Every spelling of an operator that torch and Python have, as targets of its rule.
+
+    Args:
+        names: Its names, with a space between them.
+        homes: Where they are looked for.
+        in_place: Whether the operators of Python, the methods and the functions that write in place
+            (``operator.iadd``, ``torch.Tensor.add_``) are spellings, too.
+
+    Raises:
+        AttributeError: If a name is found nowhere.
+    """
+    targets: dict[Any, None] = {}
+    for name in names.split():
+        here = [getattr(_HOMES[home], name, None) for home in homes.split()]
+        if in_place:
+            here += [
+                getattr(_HOMES[home], f"i{name}" if home == "operator" else f"{name}_", None)
+                for home in homes.split()
+                if home != "torch"
+            ]
+        if not any(here):
+            raise AttributeError(f"{name} is found in none of {homes}")
+        targets.update(dict.fromkeys(filter(None, here)))
+    return tuple(targets)
+
+
+def spelled(target: Any) -> str:
+    """A target as people write it."""
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(target)
+    name = str(getattr(target, "__name__", target))
+    homes = [home for home, holder in _HOMES.items() if getattr(holder, name, None) is target]
+    return f"{homes[0] if homes else getattr(target, '__module__', '')}.{name}"
+
+
+def first_line(documented: Any) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(documented) or "").partition("\n")[0]

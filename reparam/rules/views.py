@@ -14,8 +14,7 @@ from torch import nn
 from reparam.algebra import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import UNKNOWN_RANK, Commuting, Extent, Stacked
 
 Step = Commuting | Refusal

@@ -122,7 +122,7 @@ MISTAKES = [
     ),
     Mistake(
         "what costs more multiply-adds is taken if it saves operators",
-        "planning/costs.py",
+        "planning/cost_functions.py",
         "        return self.amount < 0 or self.operators < 0\n",
         "        return self.operators < 0\n",
     ),
