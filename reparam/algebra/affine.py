@@ -76,13 +76,13 @@ class AffineConv(Form):
         """
         if not isinstance(factor, Tensor) and factor == 1:
             return self
-        return self.then(_diagonal(scale=factor, axis=axis))
+        return self.then(_diagonal(factor, axis, shifts=False))
 
     def shift(self, constant: Number | Tensor, axis: int | None = None) -> AffineConv | Refusal:
         """Add a number or one number per channel; the arguments are those of `scale`."""
         if not isinstance(constant, Tensor) and constant == 0:
             return self
-        return self.then(_diagonal(shift=constant, axis=axis))
+        return self.then(_diagonal(constant, axis, shifts=True))
 
     def normalize(
         self,
@@ -202,11 +202,7 @@ class AffineConv(Form):
 
 @dataclass(frozen=True, eq=False)
 class AffineSum:
-    """A sum of forms over different bases.
-
-    Args:
-        terms: One form per base.
-    """
+    """A sum of forms over different bases, one per base."""
 
     terms: tuple[AffineConv, ...]
 
@@ -223,17 +219,13 @@ class AffineSum:
         return AffineSum(tuple(terms.values()))
 
     def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
-        """The sum of what the terms are over one base.
-
-        Args:
-            branches: The form of each term over it.
-        """
-        total: AffineConv | AffineSum | Refusal = branches[0]
+        """The sum of what the terms are over one base, in their order."""
+        total = branches[0]
         for branch in branches[1:]:
-            if isinstance(total, AffineConv):
-                total = total.plus(branch)
-        if isinstance(total, AffineSum):
-            return Refusal("its branches do not come from one value by affine operators")
+            partial = parallel(total, branch)
+            if isinstance(partial, Refusal):
+                return partial
+            total = partial
         return total
 
     def scale(self, factor: Number | Tensor, axis: int | None = None) -> AffineSum | Refusal:
@@ -253,22 +245,13 @@ class AffineSum:
 
 @dataclass(frozen=True, eq=False)
 class AffineStack:
-    """Forms side by side along the channels, perhaps over different bases.
-
-    Args:
-        terms: The forms.
-        axis: The channel axis, counted from the end.
-    """
+    """Forms side by side along the channel axis, counted from the end, of perhaps several bases."""
 
     terms: tuple[AffineConv, ...]
     axis: int
 
     def join(self, branches: Sequence[AffineConv]) -> AffineConv | Refusal:
-        """One form of what the parts are over one base.
-
-        Args:
-            branches: The form of each part over it.
-        """
+        """One form of what the parts are over one base, in their order."""
         count = -1 - self.axis
         if any(branch.axes is not None and len(branch.axes) != count for branch in branches):
             return Refusal("values side by side along another axis than their channels")
@@ -289,43 +272,31 @@ def _ones(shape: tuple[int, ...]) -> Weights:
     return torch.ones(shape, dtype=torch.float64, device="cpu"), None
 
 
-def _diagonal(
-    scale: Number | Tensor = 1, shift: Number | Tensor = 0, axis: int | None = None
-) -> AffineConv:
-    """A scale and a shift per channel, or the same for all."""
-    tensors = [part for part in (scale, shift) if isinstance(part, Tensor)]
-    widest = max((tensor.numel() for tensor in tensors), default=1)
-    channels = widest if widest > 1 or axis is not None else None
-    has_bias = isinstance(shift, Tensor) or shift != 0
+def _diagonal(entries: Number | Tensor, axis: int | None, *, shifts: bool) -> AffineConv:
+    """A scale or a shift per channel, or the same for all."""
+    like = entries if isinstance(entries, Tensor) else None
+    count = 1 if like is None else like.numel()
+    channels = count if count > 1 or axis is not None else None
 
-    def vector(part: Number | Tensor) -> Tensor:
-        if isinstance(part, Tensor):
-            tensor = exact(part).flatten()
+    def compute() -> Weights:
+        if isinstance(entries, Tensor):
+            vector = exact(entries).flatten()
         else:
-            tensor = torch.tensor([part], dtype=torch.float64, device="cpu")
-        return tensor.expand(channels or 1).clone() if tensor.numel() == 1 else tensor
+            vector = torch.tensor([entries], dtype=torch.float64, device="cpu")
+        if count == 1:
+            vector = vector.expand(channels or 1).clone()
+        return (torch.ones_like(vector), vector) if shifts else (vector, None)
 
-    like = tensors[0] if tensors else None
-    return _per_channel(
-        lambda: (vector(scale), vector(shift) if has_bias else None),
-        channels,
-        axis,
-        has_bias=has_bias,
-        dtype=None if like is None else like.dtype,
-        like=like,
-    )
+    dtype = None if like is None else like.dtype
+    return _per_channel(compute, channels, axis, has_bias=shifts, dtype=dtype, like=like)
 
 
 def _per_channel(
     compute: Callable[[], Weights], channels: int | None, axis: int | None, **fields: Any
 ) -> AffineConv:
-    """A form that multiplies and shifts every channel by itself.
+    """A form that multiplies and shifts every channel by itself, by factors and constants computed.
 
-    Args:
-        compute: Makes the factors and the constants, one per channel.
-        channels: How many channels there are.
-        axis: The channel axis, counted from the end; None if the form holds for any.
-        fields: Other fields of the form.
+    The axis is the channel axis, counted from the end; with None the form holds for any.
     """
     axes = None if axis is None else (Axis(),) * (-1 - axis)
 

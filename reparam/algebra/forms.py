@@ -10,7 +10,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from reparam.algebra import kernels
 from reparam.algebra.geometry import Axis
 from reparam.algebra.kernels import Lazy, Weights
 from reparam.errors import Refusal
@@ -134,7 +133,7 @@ class Form:
 
         def widen(weights: Weights) -> Weights:
             kernel, bias = weights
-            kernel = kernels.broadcast_channels(kernel, channels)
+            kernel = kernel.expand(channels, *kernel.shape[1:]).contiguous()
             return kernel, None if bias is None else bias.expand(channels).clone()
 
         return replace(

@@ -128,11 +128,6 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
 
     An outer kernel that reads outside the inner value sees its own padding there, while the
     formula continued outside gives something else, but for four cases: see the comments.
-
-    Args:
-        inner: The axis of the kernel that acts first.
-        outer: The axis of the kernel that acts on the result.
-        inner_constant: Whether the inner form has a bias.
     """
     mode = inner.mode
     before, after = inner.before, inner.after

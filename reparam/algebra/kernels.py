@@ -48,8 +48,7 @@ class Lazy:
     def evaluate(self, device: torch.device | None = None) -> Weights:
         """Compute kernel and bias, without recursion: chains may be thousands of steps long.
 
-        Args:
-            device: Where to compute; by default where the parameters are.
+        The device is by default where the parameters are.
         """
         pending: list[tuple[Lazy, bool]] = [(self, False)]
         done: list[Weights] = []
@@ -75,13 +74,6 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
-def broadcast_channels(kernel: Tensor, channels: int | None) -> Tensor:
-    """Give a depthwise kernel of unknown width its number of channels."""
-    if channels is None or kernel.shape[0] == channels:
-        return kernel
-    return kernel.expand(channels, *kernel.shape[1:]).contiguous()
-
-
 def place(
     target: Tensor,
     groups: int,
@@ -100,11 +92,7 @@ def place(
         starts: Per axis, the index in the target of the kernel's first tap.
         steps: Per axis, the distance in the target between two taps of the kernel.
     """
-    window: tuple[slice, ...] = tuple(
-        slice(start, start + step * (size - 1) + 1, step)
-        for start, step, size in zip(starts, steps, kernel.shape[2:], strict=True)
-    )
-    target = target[(slice(None), slice(None), *window)]
+    target = target[_window(starts, steps, kernel.shape[2:])]
     taps = target.shape[2:]
     merged = kernel_groups // groups
     rows, columns = target.shape[0] // kernel_groups, target.shape[1] // merged
@@ -112,6 +100,15 @@ def place(
     blocks = target.unflatten(1, (merged, columns)).unflatten(0, (groups, merged, rows))
     diagonal = blocks.diagonal(0, 1, 3).movedim(-1, 1)
     diagonal += kernel.reshape(groups, merged, rows, columns, *taps)
+
+
+def _window(starts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Where the taps of a kernel lie in a larger one."""
+    taps = (
+        slice(start, start + step * (size - 1) + 1, step)
+        for start, step, size in zip(starts, steps, sizes, strict=True)
+    )
+    return (slice(None), slice(None), *taps)
 
 
 def add(
@@ -124,13 +121,8 @@ def add(
 ) -> Weights:
     """Add two kernels on a common lattice.
 
-    Args:
-        first: Kernel and bias.
-        second: Kernel and bias.
-        shape: Shape of the result.
-        groups: Groups of the result.
-        lattices: For either operand its groups, and per axis its first index and its step in the
-            result.
+    For either operand ``lattices`` has its groups, and per axis its first index and its step in the
+    result.
     """
     operands = [(first[0], *lattices[0]), (second[0], *lattices[1])]
     operands.sort(key=lambda operand: operand[0].numel(), reverse=True)
@@ -154,11 +146,8 @@ def stack(
 ) -> Weights:
     """Put the rows of kernels below each other on a common lattice.
 
-    Args:
-        parts: Kernels and biases.
-        taps: Numbers of taps of the result.
-        lattices: For each part its groups if they become one, and per axis its first index and its
-            step in the result.
+    For each part ``lattices`` has its groups if they become one, and per axis its first index
+    and its step in the result.
     """
     rows = sum(kernel.shape[0] for kernel, _ in parts)
     first, groups = parts[0][0], lattices[0][0]
@@ -187,15 +176,7 @@ def compose(
 ) -> Weights:
     """Compose two kernels, the outer one reading what the inner one writes.
 
-    Args:
-        inner: Kernel and bias.
-        outer: Kernel and bias.
-        shape: Shape of the result.
-        groups: Groups of the result.
-        inner_groups: Groups of the inner kernel.
-        outer_groups: Groups of the outer kernel.
-        inner_steps: Per axis, the distance in the result between two taps of the inner kernel.
-        outer_steps: Likewise for the outer kernel.
+    The steps are, per axis, the distance in the result between two taps of either kernel.
     """
     kernel, bias = inner
     outer_kernel, outer_bias = outer
@@ -206,34 +187,15 @@ def compose(
     if constant is not None:
         constant = constant.expand(shape[0]).clone()
     outer_taps = outer_kernel.shape[2:]
-    if outer_groups == channels == outer_kernel.shape[0] and outer_taps.numel() == 1:
-        kernel *= outer_kernel.view(-1, 1, *(1,) * (kernel.dim() - 2))  # no second large kernel
-        result = _spread(kernel, shape, inner_steps)
-        return result, constant
     multiply = _multiplication(kernel, inner_groups, outer_kernel, outer_groups, groups, channels)
-    if outer_taps.numel() == 1:
-        result = _spread(multiply(outer_kernel.flatten(1)), shape, inner_steps)
-        return result, constant
+    if outer_taps.numel() == 1 and kernel.shape[2:] == shape[2:]:
+        return multiply(outer_kernel.flatten(1)), constant  # no second large kernel
     result = kernel.new_zeros(shape)
     for tap in product(*(range(size) for size in outer_taps)):
         index: tuple[slice | int, ...] = (slice(None), slice(None), *tap)
-        term = multiply(outer_kernel[index])
-        window: tuple[slice, ...] = tuple(
-            slice(at * step, at * step + inner_step * (size - 1) + 1, inner_step)
-            for at, step, inner_step, size in zip(
-                tap, outer_steps, inner_steps, term.shape[2:], strict=True
-            )
-        )
-        result[(slice(None), slice(None), *window)] += term
+        starts = [at * step for at, step in zip(tap, outer_steps, strict=True)]
+        result[_window(starts, inner_steps, kernel.shape[2:])] += multiply(outer_kernel[index])
     return result, constant
-
-
-def _spread(term: Tensor, shape: tuple[int, ...], steps: Sequence[int]) -> Tensor:
-    if tuple(term.shape) == shape:
-        return term
-    result = term.new_zeros(shape)
-    result[(slice(None), slice(None), *(slice(None, None, step) for step in steps))] = term
-    return result
 
 
 def _response(kernel: Tensor, groups: int, constant: Tensor | None) -> Tensor | None:
@@ -260,7 +222,8 @@ def _multiplication(
     taps = inner.shape[2:]
     ones = (1,) * len(taps)
     if outer_groups == channels == outer.shape[0]:
-        return lambda tap: inner * tap.view(-1, 1, *ones)
+        times = inner.mul_ if outer.shape[2:].numel() == 1 else inner.mul
+        return lambda tap: times(tap.view(-1, 1, *ones))
     if inner_groups == channels and inner.shape[1] == 1:
         columns = channels // outer_groups
         scale = inner.view(outer_groups, 1, columns, *taps)
@@ -296,11 +259,7 @@ def regroup(kernel: Tensor, kernel_groups: int, groups: int) -> Tensor:
 def lattice(*parts: tuple[int, int, int]) -> tuple[int, int, int]:
     """The coarsest lattice that holds the taps of all parts.
 
-    Args:
-        parts: For each part the offset of its first tap, the distance of its taps, their number.
-
-    Returns:
-        First offset, distance and number of taps.
+    Each, and the result, is the offset of the first tap, the distance and the number of taps.
     """
     first = min(start for start, _, _ in parts)
     last = max(start + step * (size - 1) for start, step, size in parts)

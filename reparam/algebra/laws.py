@@ -151,8 +151,7 @@ def parallel(first: F, second: F) -> F | Refusal:
 def stacked(forms: Sequence[F]) -> F | Refusal:
     """The form of values side by side along the channels, or why there is none.
 
-    Args:
-        forms: The forms of the values over one base, with as many axes each.
+    Their forms are over one base, with as many axes each.
     """
     channels = next((form.in_channels for form in forms if form.in_channels is not None), None)
     parts = [form.with_channels(channels) for form in forms]

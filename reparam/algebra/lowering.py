@@ -49,9 +49,10 @@ def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
             module = _TRANSPOSED[len(axes) - 1](*channels, **settings)
             kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
         else:
-            settings["padding"] = _padding(form)
             if not explicit_padding(form):
-                settings["padding_mode"] = _mode(form)
+                symmetric = all(axis.before == axis.after for axis in axes)
+                padding = tuple(axis.before for axis in axes) if symmetric else "same"
+                settings |= {"padding": padding, "padding_mode": _mode(form)}
             module = _CONVOLUTIONS[len(axes) - 1](*channels, **settings)
     module.register_parameter("weight", nn.Parameter(kernel, requires_grad=False))
     if bias is not None:
@@ -89,22 +90,10 @@ def take_after(module: nn.Module, form: AffineConv) -> None:
             layout = candidate if like.is_contiguous(memory_format=candidate) else layout
     dtype = form.dtype or like.dtype
     for name, parameter in list(module.named_parameters()):
-        value = parameter.detach()
-        if value.dim() == like.dim():
-            value = value.to(device=like.device, dtype=dtype, memory_format=layout)
-        else:
-            value = value.to(device=like.device, dtype=dtype)
+        kept = layout if parameter.dim() == like.dim() else torch.preserve_format
+        value = parameter.detach().to(device=like.device, dtype=dtype, memory_format=kept)
         fresh = nn.Parameter(value, requires_grad=like.requires_grad)
         module.register_parameter(name, fresh)
-
-
-def _padding(form: AffineConv) -> Any:
-    axes = form.axes or ()
-    if explicit_padding(form):
-        return 0
-    if all(axis.before == axis.after for axis in axes):
-        return tuple(axis.before for axis in axes)
-    return "same" if pads_same(form) else 0
 
 
 def operators(form: AffineConv) -> int:

@@ -22,12 +22,7 @@ F = TypeVar("F", bound=Form)
 
 
 def taken(form: F, columns: Columns) -> F | Refusal:
-    """Some channels of a form's value.
-
-    Args:
-        form: The form.
-        columns: Which of the channels of its value.
-    """
+    """Some channels of a form's value."""
     form = form.with_channels(columns.total)
     if form.out_channels != columns.total:
         return Refusal(
@@ -65,22 +60,14 @@ def taken(form: F, columns: Columns) -> F | Refusal:
 
 
 def without_constant(form: F) -> F:
-    """The same form without its constant.
-
-    Args:
-        form: The form.
-    """
+    """The same form without its constant."""
     return replace(
         form, weights=Lazy(lambda weights: (weights[0], None), (form.weights,)), has_bias=False
     )
 
 
 def in_order(form: F) -> F:
-    """The same form, reading all channels in order, if it reads each once and mixes them anyway.
-
-    Args:
-        form: The form.
-    """
+    """The same form, reading all channels in order, if it reads each once and mixes them anyway."""
     columns = form.columns
     if columns is None or form.groups != 1:
         return form
@@ -96,11 +83,7 @@ def in_order(form: F) -> F:
 
 
 def partition(several: Sequence[Columns | None]) -> int | None:
-    """How many channels forms read together if they read one after the other, and all; else None.
-
-    Args:
-        several: The channels that each reads.
-    """
+    """How many channels forms read together, if they read all, one after the other; else None."""
     parts = [columns for columns in several if columns is not None]
     together = tuple(index for columns in parts for index in columns.indices)
     totals = {columns.total for columns in parts}

@@ -1,12 +1,19 @@
 """Which values become one operator: decides, computes no weight, changes nothing.
 
-Files, in the order in which data flows: `costs`, `dominators`, `cost_functions`, `regions`,
+Files, in the order in which data flows: `dominators`, `cost_functions`, `regions`,
 `hazards`, `positions`, `appraiser`, `joint_readers`, `regrouped_sums`, `distributed_scales`,
 `planner`, `invariants`, `planned_parts`.
 """
 
-from reparam.planning.cost_functions import MACS, MEMORY, CostFunction, Measure, Operator, latency
-from reparam.planning.costs import MULTIPLY_ADDS
+from reparam.planning.cost_functions import (
+    MACS,
+    MEMORY,
+    MULTIPLY_ADDS,
+    CostFunction,
+    Measure,
+    Operator,
+    latency,
+)
 from reparam.planning.dominators import Link
 from reparam.planning.planned_parts import PlannedPart
 from reparam.planning.regions import Absorbed, Region, Share

@@ -10,7 +10,7 @@ and safe if nobody writes in place to what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 
@@ -20,8 +20,7 @@ from reparam.algebra import AffineConv, unsupported
 from reparam.analysis import Facts, holds_type
 from reparam.capture import Trait, reads_shape_only, traits
 from reparam.errors import Refusal
-from reparam.planning.cost_functions import MACS, Measure, Weigher
-from reparam.planning.costs import NOTHING, Cost
+from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weigher
 from reparam.planning.dominators import Candidate, Forest, Link
 from reparam.planning.hazards import hazard
 from reparam.planning.positions import Positions
@@ -30,15 +29,7 @@ from reparam.rules import Several, Step
 
 
 class Appraiser:
-    """Weighs candidates, given what has been decided so far.
-
-    Args:
-        graph: The flat graph.
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-        banned: Regions, by value and base, that must not be, and why.
-        measure: By what it weighs.
-    """
+    """Weighs candidates, given what has been decided so far; banned regions must not be."""
 
     def __init__(
         self,
@@ -60,15 +51,8 @@ class Appraiser:
         self.stand_ins: dict[fx.Node, fx.Node] = {}
         self.revived: set[fx.Node] = set()
 
-    # -- Costs ----------------------------------------------------------------------------------
-
     def node_cost(self, node: fx.Node, positions: float) -> Cost:
-        """What a node costs as it stands.
-
-        Args:
-            node: The node.
-            positions: How many positions it has.
-        """
+        """What a node costs as it stands."""
         if node in self.fused:
             region = self.fused[node]
             operand = sized_as_operand(region.base, region.path, region.main)
@@ -87,16 +71,12 @@ class Appraiser:
             return NOTHING
         return self.weigher.node(node, positions, free=False)
 
-    # -- Liveness -------------------------------------------------------------------------------
-
     def dying(
         self, candidates: Sequence[tuple[fx.Node, Candidate]], *, metadata: bool
     ) -> set[fx.Node]:
         """The nodes that nobody reads once some values are rewritten.
 
-        Args:
-            candidates: The values and the forms that replace them.
-            metadata: Whether reading only a shape counts as reading.
+        ``metadata`` says that reading only a shape counts as reading.
         """
         gone = {value for value, _ in candidates}
         inner = {node for _, candidate in candidates for node in candidate.inner}
@@ -119,8 +99,6 @@ class Appraiser:
             for reader in self.readers[node] - self.dead - self.facts.asserted
             if not reads_shape_only(reader, node)
         }
-
-    # -- Candidates -----------------------------------------------------------------------------
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""
@@ -269,6 +247,14 @@ class Appraiser:
         """The links of a path, those of a region in place of one that stands for it."""
         fused = self.fused.get(link.value)
         return fused.path if fused is not None and fused.collapses else (link,)
+
+    def adopt_all(self, regions: Iterable[Region]) -> bool:
+        """Take regions as done, each before the next is looked for; say whether there was any."""
+        gained = False
+        for region in regions:
+            self.adopt(region)
+            gained = True
+        return gained
 
     def adopt(self, region: Region) -> None:
         """Take a region as done: whatever is weighed from now on builds on it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, partial
 from math import inf, isnan, prod
 from typing import Any
 
@@ -26,8 +26,54 @@ from reparam.analysis import Facts
 from reparam.capture import operator_name
 from reparam.errors import ReparamError
 from reparam.modules import fetch, own_tensors, run_function
-from reparam.planning.costs import MULTIPLY_ADDS, NOTHING, Cost
 from reparam.rules import Step
+
+
+@dataclass(frozen=True, order=True)
+class Cost:
+    """What a cost function makes of some operators, and their number.
+
+    Args:
+        amount: What the cost function gives, summed up. For multiply-adds without example inputs
+            that is in units of one output position of the value that is decided on.
+        operators: Operators that do work; views and the identity do none.
+        multiply_adds: Multiply-adds of convolutions and linear layers, whatever the cost function.
+    """
+
+    amount: float = 0.0
+    operators: int = 0
+    multiply_adds: float = field(default=0.0, compare=False)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.amount + other.amount,
+            self.operators + other.operators,
+            self.multiply_adds + other.multiply_adds,
+        )
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(
+            self.amount - other.amount,
+            self.operators - other.operators,
+            self.multiply_adds - other.multiply_adds,
+        )
+
+    def times(self, factor: float) -> Cost:
+        """The same operators at another number of positions."""
+        return Cost(self.amount * factor, self.operators, self.multiply_adds * factor)
+
+    @property
+    def loses(self) -> bool:
+        """Whether a difference of two costs is a loss in one of its numbers."""
+        return self.amount < 0 or self.operators < 0
+
+    @property
+    def saves(self) -> bool:
+        """Whether a difference of two costs is a gain in one of its numbers and no loss."""
+        return not self.loses and (self.amount > 0 or self.operators > 0)
+
+
+NOTHING = Cost()
 
 
 @dataclass(frozen=True)
@@ -86,35 +132,23 @@ def memory(operator: Operator) -> float:
 
 @dataclass(frozen=True)
 class Measure:
-    """By what the planner weighs.
-
-    Args:
-        function: The cost function.
-        unit: What it counts.
-        counts_positions: Whether it is in proportion to a number of positions, so that no shapes
-            have to be known.
-        needs_sizes: Whether it says nothing of operators whose sizes are not known.
-    """
+    """By what the planner weighs: a function, what it counts, and whether it needs known sizes."""
 
     function: CostFunction
     unit: str
-    counts_positions: bool = False
     needs_sizes: bool = False
 
 
-MACS = Measure(multiply_adds, MULTIPLY_ADDS, counts_positions=True)
+MULTIPLY_ADDS = "multiply-adds"
+
+MACS = Measure(multiply_adds, MULTIPLY_ADDS)
+"""In proportion to a number of positions, so that no shapes have to be known."""
 
 MEMORY = Measure(memory, "numbers in memory")
 
 
 class Weigher:
-    """Says what operators cost.
-
-    Args:
-        measure: By what.
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-    """
+    """Says what operators cost."""
 
     def __init__(self, measure: Measure, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
         self.measure = measure
@@ -122,12 +156,7 @@ class Weigher:
         self.facts = facts
 
     def node(self, node: fx.Node, positions: float, *, free: bool) -> Cost:
-        """What a node costs as it stands.
-
-        Args:
-            node: The node.
-            positions: How many positions it has.
-            free: Whether it does no work.
+        """What a node costs as it stands; ``free`` says that it does no work.
 
         Raises:
             ReparamError: If the cost function gives no number for it.
@@ -144,12 +173,7 @@ class Weigher:
         return Cost(amount, 0 if free else 1, multiply_adds)
 
     def form(self, form: AffineConv, positions: float, operand: fx.Node) -> Cost:
-        """What a form costs once it is an operator.
-
-        Args:
-            form: The form.
-            positions: How many positions it has.
-            operand: A value of the size that the new operator reads, but for the channels.
+        """What a form costs once it is an operator; the operand has the size of what that reads.
 
         Raises:
             ReparamError: If the cost function gives no number for it.
@@ -198,7 +222,7 @@ class Weigher:
             **_settings(form),
             input_shapes=tuple(tuple(shapes[operand]) for operand in operands) if sized else (),
             dtype=self.facts.dtypes.get(operands[0]) if operands else None,
-            run=_NodeRun(node, module, self.facts) if sized else None,
+            run=_made_once(partial(_bound_node, node, module, self.facts)) if sized else None,
         )
 
     def _operator_for(
@@ -206,24 +230,23 @@ class Weigher:
     ) -> Operator:
         """The operator that a form would be."""
         shape = _with_channels(self.facts.shapes.get(operand), form)
-        kernel = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+        kernel = _kernel_shape(form)
         rows = kernel[0]
-        padding = explicit_padding(form)
-        values = positions * rows
-        if shape is not None and padding:
-            values += prod(shape) * len(padding)
+        values = 0.0
+        if shape is not None:
+            values = positions * rows + prod(shape) * len(explicit_padding(form))
         names = "Linear" if not form.axes else f"Conv{len(form.axes)}d"
-        dtype = form.dtype or (None if form.like is None else form.like.dtype)
+        dtype = form.weights_dtype
         return Operator(
             names.replace("Conv", "ConvTranspose") if form.transposed else names,
             _kind(form),
             multiply_adds,
             prod(kernel) + rows * form.has_bias,
-            values if shape is not None else 0.0,
+            values,
             **_settings(form),
             input_shapes=(shape,) if shape is not None else (),
             dtype=dtype,
-            run=None if shape is None else _FormRun(form, shape, dtype),
+            run=_made_once(partial(_bound_form, form, shape, dtype)) if shape is not None else None,
             planned=True,
         )
 
@@ -259,68 +282,47 @@ def _settings(form: AffineConv | None) -> dict[str, Any]:
     }
 
 
-class _NodeRun:
-    """Runs an operator of a graph on random values of the sizes that it has there.
+def _made_once(make: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
+    """Something to run again and again; what it runs on is made when it runs for the first time."""
+    made = cache(make)
 
-    Args:
-        node: The operator.
-        module: Its module, if it is one.
-        facts: What is known of the graph.
-    """
+    def run() -> Any:
+        return made()()
 
-    def __init__(self, node: fx.Node, module: nn.Module | None, facts: Facts) -> None:
-        self.node = node
-        self.module = module
-        self.facts = facts
-
-    def __call__(self) -> Any:
-        return self._bound()
-
-    @cached_property
-    def _bound(self) -> Callable[[], Any]:
-        """The operator with its operands, which are made once."""
-        args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), self._value)
-        if self.module is None:
-            return partial(run_function, self.node, args, kwargs)
-        ours = type(self.module).__module__.startswith("torch.nn.modules")
-        module = self.module if ours else deepcopy(self.module)  # it may count its calls
-        return partial(module, *args, **kwargs)
-
-    def _value(self, node: fx.Node) -> Any:
-        if node in self.facts.sources:
-            return self.facts.constants.as_it_runs(node)
-        like = next(self.facts.root.parameters(), None)
-        device = None if like is None else like.device
-        return _random(self.facts.shapes[node], self.facts.dtypes[node], device)
+    return run
 
 
-class _FormRun:
-    """Runs the operator of a form, its weights random, on random values.
+def _bound_node(node: fx.Node, module: nn.Module | None, facts: Facts) -> Callable[[], Any]:
+    """An operator of a graph on random values of the sizes that it has there."""
+    like = next(facts.root.parameters(), None)
+    device = None if like is None else like.device
 
-    Args:
-        form: The form.
-        shape: The shape of what it reads.
-        dtype: The type of its weights.
-    """
+    def value(operand: fx.Node) -> Any:
+        if operand in facts.sources:
+            return facts.constants.as_it_runs(operand)
+        return _random(facts.shapes[operand], facts.dtypes[operand], device)
 
-    def __init__(self, form: AffineConv, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
-        self.form = form
-        self.shape = shape
-        self.dtype = dtype
-        self.made: tuple[nn.Module, Tensor] | None = None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+    if module is None:
+        return partial(run_function, node, args, kwargs)
+    ours = type(module).__module__.startswith("torch.nn.modules")
+    return partial(module if ours else deepcopy(module), *args, **kwargs)  # it may count its calls
 
-    def __call__(self) -> Any:
-        form = self.form
-        if self.made is None:
-            device = None if form.like is None else form.like.device
-            shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
-            kernel = _random(shape, torch.float32, device)
-            bias = _random(shape[:1], torch.float32, device) if form.has_bias else None
-            module = lower(form, kernel, bias)
-            take_after(module, form)
-            self.made = module, _random(self.shape, self.dtype or torch.float32, device)
-        module, x = self.made
-        return run_operator(module, x, form)
+
+def _bound_form(
+    form: AffineConv, shape: tuple[int, ...], dtype: torch.dtype | None
+) -> Callable[[], Any]:
+    """The operator of a form, its weights random, on random values."""
+    device = None if form.like is None else form.like.device
+    kernel = _random(_kernel_shape(form), torch.float32, device)
+    bias = _random(kernel.shape[:1], torch.float32, device) if form.has_bias else None
+    module = lower(form, kernel, bias)
+    take_after(module, form)
+    return partial(run_operator, module, _random(shape, dtype or torch.float32, device), form)
+
+
+def _kernel_shape(form: AffineConv) -> tuple[int, ...]:
+    return kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
 
 
 def _random(
@@ -335,24 +337,12 @@ _SECONDS = 0.02
 """How long an operator is run again and again."""
 
 
-class LatencyCost:
-    """Measures each operator once, by itself, on random values of the sizes that it has.
-
-    An operator that does not run by itself costs nothing if it is in the model, and is infinitely
-    slow if it is planned: nothing is replaced for a gain that was not measured.
-    """
-
-    def __init__(self) -> None:
-        self._measured: dict[Operator, float] = {}
-
-    def __call__(self, operator: Operator) -> float:
-        """The median time of an operator, in microseconds."""
-        if operator not in self._measured:
-            self._measured[operator] = _time(operator)
-        return self._measured[operator]
-
-
 def _time(operator: Operator) -> float:
+    """The median time of an operator by itself, on random values of its sizes, in microseconds.
+
+    One that does not run by itself costs nothing if it is in the model, and is infinitely slow if
+    it is planned: nothing is replaced for a gain that was not measured.
+    """
     unknown = inf if operator.planned else 0.0
     if operator.run is None:
         return unknown
@@ -365,4 +355,4 @@ def _time(operator: Operator) -> float:
 
 def latency() -> Measure:
     """The time that operators take on this machine; every call measures anew."""
-    return Measure(LatencyCost(), "microseconds", needs_sizes=True)
+    return Measure(cache(_time), "microseconds", needs_sizes=True)

@@ -10,7 +10,7 @@ them; one of them takes the constant, one that the sum does not multiply::
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -19,7 +19,7 @@ from torch import fx
 from reparam.algebra import AffineConv, AffineStack, AffineSum, Columns, taken, without_constant
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
-from reparam.planning.costs import NOTHING
+from reparam.planning.cost_functions import NOTHING
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.regions import Region, Share
 
@@ -45,34 +45,19 @@ class _Operand:
     within: tuple[fx.Node, ...] = ()
 
 
-def adopt_distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
-    """Move scales into the operands before them where that gains; say whether there was anything.
-
-    Args:
-        nodes: The nodes of the graph, in order.
-        appraiser: What has been decided so far.
-    """
-    gained = False
+def distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+    """The regions that scales move into, where that gains; those of one scale come together."""
     for node in reversed(nodes):
         link = appraiser.forest.links.get(node)
         if link is None or node in appraiser.dead:
             continue
         regions = _distributed(link, appraiser)
-        if isinstance(regions, Refusal):
-            continue
-        for region in regions:
-            appraiser.adopt(region)
-            gained = True
-    return gained
+        if not isinstance(regions, Refusal):
+            yield from regions
 
 
 def why_not_distributed(link: Link, appraiser: Appraiser) -> Refusal | None:
-    """Why what is before a scale cannot take it in; None if that is no sum and nothing alike.
-
-    Args:
-        link: The link of the scale.
-        appraiser: What has been decided.
-    """
+    """Why what is before a scale cannot take it in; None if that is no sum and nothing alike."""
     regions = _distributed(link, appraiser)
     return regions if isinstance(regions, Refusal) else None
 

@@ -48,13 +48,7 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A value written over one of its bases.
-
-    Args:
-        base: The base.
-        form: The value's form over it.
-        path: The links from the base to the value, in this order.
-    """
+    """A value written over one of its bases; its path begins with the link at the base."""
 
     base: fx.Node
     form: AffineConv
@@ -83,12 +77,7 @@ class Candidate:
 
 
 class Forest:
-    """The links of a graph.
-
-    Args:
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-    """
+    """The links of a graph."""
 
     def __init__(self, steps: Mapping[fx.Node, Step], facts: Facts) -> None:
         self.links: dict[fx.Node, Link] = {}
@@ -253,25 +242,13 @@ class Forest:
     def contract(
         self, value: fx.Node, base: fx.Node, form: AffineConv, path: Sequence[Link]
     ) -> None:
-        """Make one link of a whole path, so that longer ones come within reach.
-
-        Args:
-            value: The value.
-            base: Its base.
-            form: Its form, laid out as the base is.
-            path: The links from the base to the value.
-        """
+        """Make one link of a whole path, so that longer ones come within reach."""
         crossed = tuple(link.commuting for link in reversed(path) if link.commuting is not None)
         self.links[value] = Link(value, base, form, None, (value,), crossed)
         self.passing.pop(value, None)
 
     def cut(self, changed: Set[fx.Node], spare: fx.Node) -> None:
-        """Forget the links that were made of values that are other values now.
-
-        Args:
-            changed: These values.
-            spare: The value whose own link is right.
-        """
+        """Forget the links made of values that changed, but for the one whose own link is right."""
         for value, link in list(self.links.items()):
             if value is not spare and not changed.isdisjoint(link.inner):
                 del self.links[value]

@@ -15,10 +15,7 @@ from reparam.planning.regions import Region
 def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusal | None:
     """Why a region is not safe; the first of six hazards tells.
 
-    Args:
-        region: The region.
-        facts: What is known of the graph.
-        settled: Sums whose terms have left them already.
+    The terms of settled sums have left them already.
     """
     return (
         _integers_overflow(region)
@@ -111,11 +108,7 @@ def _layout_problem(
 ) -> Refusal | None:
     """Why a value may not lie otherwise in memory than it did.
 
-    Args:
-        value: The value.
-        dying: The nodes that are gone.
-        facts: What is known of the graph.
-        views: Whether it may become a transposed one, of which a view can fail.
+    ``views`` says that it may become a transposed one, of which a view can fail.
     """
     pending, seen = [value], {value}
     while pending:

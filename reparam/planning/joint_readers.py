@@ -11,25 +11,20 @@ The attention of Next-ViT (arXiv 2207.05501) is built so: a norm before q and, t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from torch import fx
 
 from reparam.capture import Trait, traits
 from reparam.planning.appraiser import Appraiser
-from reparam.planning.costs import NOTHING
+from reparam.planning.cost_functions import NOTHING
 from reparam.planning.dominators import Candidate
 from reparam.planning.regions import Region
 
 
-def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
-    """Rewrite all readers of a value where that gains; say whether there was anything.
-
-    Args:
-        nodes: The nodes of the graph, in order.
-        appraiser: What has been decided so far.
-    """
+def joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+    """The regions of all readers of a value, where they gain together; they come together."""
     # What a sum takes in is read for the sum.
     sums = {
         inner: link.value
@@ -38,7 +33,6 @@ def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
         for inner in link.inner
         if inner is not link.value
     }
-    gained = False
     for node in reversed(nodes):
         link = appraiser.forest.links.get(node)
         if link is None or link.form is None or link.form.identity or node in appraiser.dead:
@@ -48,10 +42,7 @@ def adopt_joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
             continue
         bases = (candidate.base for candidate in appraiser.forest.forms(node))
         weighed = (_weigh(readers, base, appraiser) for base in bases)
-        for region in next(filter(None, weighed), ()):
-            appraiser.adopt(region)
-            gained = True
-    return gained
+        yield from next(filter(None, weighed), ())
 
 
 def _affine_readers(

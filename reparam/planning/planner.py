@@ -13,7 +13,7 @@ of several values, and what scales them. At last comes what nobody reads, but co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -23,13 +23,12 @@ from reparam.analysis import Facts
 from reparam.capture import Trait, traits
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
-from reparam.planning.cost_functions import MACS, Measure
-from reparam.planning.costs import NOTHING, Cost
-from reparam.planning.distributed_scales import adopt_distributed_scales, why_not_distributed
+from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
+from reparam.planning.distributed_scales import distributed_scales, why_not_distributed
 from reparam.planning.dominators import Candidate, Link
-from reparam.planning.joint_readers import adopt_joint_regions
+from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
-from reparam.planning.regrouped_sums import adopt_regrouped_sums
+from reparam.planning.regrouped_sums import regrouped_sums
 from reparam.rules import Step
 
 
@@ -53,24 +52,18 @@ def decide(
     banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
     measure: Measure = MACS,
 ) -> Decision:
-    """Plan one graph.
-
-    Args:
-        graph: The flat graph.
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-        banned: Regions, by value and base, that must not be, and why.
-        measure: By what it is weighed.
-    """
+    """Plan one graph, without the regions, by value and base, that are banned."""
     appraiser = Appraiser(graph, steps, facts, banned, measure)
     nodes = list(graph.nodes)
     while True:
         walk = _Walk(nodes, appraiser)
-        if walk.run() or adopt_joint_regions(nodes, appraiser):
-            continue
-        if adopt_regrouped_sums(nodes, appraiser) or adopt_distributed_scales(nodes, appraiser):
-            continue
-        if not appraiser.revive():
+        passes = (
+            walk.regions(),
+            joint_regions(nodes, appraiser),
+            regrouped_sums(nodes, appraiser),
+            distributed_scales(nodes, appraiser),
+        )
+        if not any(map(appraiser.adopt_all, passes)) and not appraiser.revive():
             break
     refused = {**appraiser.forest.refused, **walk.refused}
     return Decision(
@@ -96,21 +89,18 @@ class _Walk:
         self.area: dict[fx.Node, float] = {}
         self.refused: dict[fx.Node, Refusal] = {}
 
-    def run(self) -> bool:
-        """Rewrite what gains; say whether there was anything."""
+    def regions(self) -> Iterator[Region]:
+        """The regions that gain by themselves."""
         self._prepare()
-        gained = False
         for node in reversed(self.nodes):
             link = self.forest.links.get(node)
             if link is None or link.form is None or node in self.appraiser.dead:
                 continue
             region, reason = self._choose(node, link)
             if region is not None:
-                self.appraiser.adopt(region)
-                gained = True
+                yield region
             elif reason is not None:
                 self.refused[node] = reason
-        return gained
 
     def _prepare(self) -> None:
         """List the candidates and what is gained from each value upwards."""
@@ -176,7 +166,7 @@ class _Walk:
         """What a region gains, with what can still be gained above it."""
         unit = region.base if region.form.transposed else region.value
         sized = region.value in self.appraiser.facts.shapes
-        relative = self.appraiser.weigher.measure.counts_positions and not sized
+        relative = self.appraiser.weigher.measure is MACS and not sized
         scale = self.area[unit] if relative else 1.0
         survivor = region.base
         for link in region.path:
@@ -220,13 +210,10 @@ class _Walk:
             return None  # a convolution after something else: nothing to fuse it with
         if node in self.stops:
             return self.stops[node]
+        kind = "the input " if link.base.op == "placeholder" else ""
         return (
             why_not_distributed(link, self.appraiser)
             or self.forest.refused.get(link.base)
             or across
-            or Refusal(f"it follows {_describe(link.base)}, which is not affine")
+            or Refusal(f"it follows {kind}{link.base.name}, which is not affine")
         )
-
-
-def _describe(node: fx.Node) -> str:
-    return f"the input {node.name}" if node.op == "placeholder" else node.name

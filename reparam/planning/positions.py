@@ -18,18 +18,13 @@ from torch import fx
 
 from reparam.algebra import AffineConv, Axis
 from reparam.analysis import Facts
+from reparam.capture import reached
 from reparam.planning.regions import Region
 from reparam.rules import Step
 
 
 class Positions:
-    """Counts positions in a graph as it stands.
-
-    Args:
-        steps: What each operator does to the forms of its operands.
-        facts: What is known of the graph.
-        fused: The values that have become one operator, as a view of what is decided so far.
-    """
+    """Counts positions in a graph as it stands, with the values that have become one operator."""
 
     def __init__(
         self, steps: Mapping[fx.Node, Step], facts: Facts, fused: Mapping[fx.Node, Region]
@@ -103,16 +98,12 @@ class Positions:
         self, nodes: Collection[fx.Node], values: Sequence[fx.Node]
     ) -> set[fx.Node]:
         """The nodes that read the result of a transposed convolution, the values among them."""
-        below: set[fx.Node] = set()
-        pending = [*values]
-        while pending:
-            node = pending.pop()
+
+        def below(node: fx.Node) -> bool:
             form = self._form(node)
-            if node in below or node not in nodes or (form is not None and form.transposed):
-                continue
-            below.add(node)
-            pending.extend(self._operands(node))
-        return below
+            return node in nodes and not (form is not None and form.transposed)
+
+        return reached(filter(below, values), lambda node: filter(below, self._operands(node)))
 
     def _form(self, node: fx.Node) -> AffineConv | None:
         """The form by which a node is computed as it stands."""
@@ -138,12 +129,16 @@ def least_ratio(axis: Axis, *, transposed: bool) -> float:
     output's over the input's.
     """
     stride = axis.stride
-    excess = axis.transposed_excess if transposed else -axis.excess
-    # The longer side has stride * (n - 1) + 1 + excess positions for n on the other one.
+    if not transposed:
+        if axis.excess > 0:  # a single position makes the most of its padding
+            return 1 / (axis.excess // stride + 1)
+        return float(min(stride, 1 - axis.excess))
+    # n positions make stride * (n - 1) + 1 + excess.
+    excess = axis.transposed_excess
     if excess >= 0:
         return float(min(stride, 1 + excess))
     shortest = -(excess // stride) + 1  # the fewest that leave at least one position
-    return min(float(stride), (stride * (shortest - 1) + 1 + excess) / shortest)
+    return (stride * (shortest - 1) + 1 + excess) / shortest
 
 
 def most_ratio(axis: Axis) -> float:

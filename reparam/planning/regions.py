@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 
 from torch import fx
 
 from reparam.algebra import AffineConv, operators
 from reparam.errors import Refusal
-from reparam.planning.costs import Cost
+from reparam.planning.cost_functions import Cost
 from reparam.planning.dominators import Link
+from reparam.rules import Commuting
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +138,7 @@ class Region:
 def sized_as_operand(base: fx.Node, path: tuple[Link, ...], main: Link) -> fx.Node:
     """A value of the size that a new operator reads, but for the channels.
 
-    Args:
-        base: What the form of the new operator is over.
-        path: The links from there to its value, of which the others become the identity.
-        main: The link whose place it takes.
+    It takes the place of the main link; the others of the path become the identity.
     """
     before = path[: path.index(main)]
     return main.base if any(link.form is None for link in before) else base
@@ -156,46 +155,36 @@ def _flat(adjustments: Iterable[Absorbed | Share]) -> Iterator[Absorbed | Share]
 def main_link(own: Collection[Link], path: tuple[Link, ...], form: AffineConv) -> Link | Refusal:
     """The link whose place the new operator takes: the dearest of its own that it can replace.
 
-    Args:
-        own: The links that no other region takes in.
-        path: All links from the base to the value.
-        form: The form of the new operator.
+    Its own are those that no other region takes in.
     """
-    barriers = [index for index, link in enumerate(path) if link.commuting is not None]
-    eligible: list[tuple[tuple[int, int], int, Link]] = []
+    barriers = [(at, link.commuting) for at, link in enumerate(path) if link.commuting is not None]
+    eligible: list[tuple[tuple[int, int], Link]] = []
     crossed = False
     for index, link in enumerate(path):
         if link.form is None:
             crossed = True
         elif link in own and (form.pointwise or not crossed) and _may_move(path, index, barriers):
-            size = link.form.multiply_adds, operators(link.form)
-            eligible.append((size, -index, link))
+            eligible.append(((link.form.multiply_adds, operators(link.form)), link))
     if not eligible:
         return Refusal("an operator between lets scales pass, but no constant or no mixing")
-    return max(eligible, key=lambda entry: entry[:2])[2]
+    return max(eligible, key=itemgetter(0))[1]
 
 
-def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[int]) -> bool:
+def _may_move(path: tuple[Link, ...], main: int, barriers: Sequence[tuple[int, Commuting]]) -> bool:
     """Whether the other links may move to the main one across the operators between them."""
-    for barrier in barriers:
-        commuting = path[barrier].commuting
+    for barrier, commuting in barriers:
         for index, moved in enumerate(path):
             if moved.form is None or not min(index, main) < barrier < max(index, main):
                 continue
-            if commuting is not None and commuting.scales_only and not moved.form.diagonal:
+            if commuting.scales_only and not moved.form.diagonal:
                 return False
-            if commuting is not None and not commuting.constants and moved.form.has_bias:
+            if not commuting.constants and moved.form.has_bias:
                 return False
     return True
 
 
 def placed_at(path: tuple[Link, ...], main: Link) -> fx.Node:
-    """The last value before an operator that may change the number of positions.
-
-    Args:
-        path: All links from the base to the value.
-        main: The link whose place the new operator takes.
-    """
+    """The last value, from the main link on, before what may change the number of positions."""
     placed = main.value
     for link in path[path.index(main) + 1 :]:
         if link.commuting is not None and link.commuting.scales_only:

@@ -40,14 +40,8 @@ class _Term:
     alone: bool
 
 
-def adopt_regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool:
-    """Join the terms of sums where that gains; say whether there was anything.
-
-    Args:
-        nodes: The nodes of the graph, in order.
-        appraiser: What has been decided so far.
-    """
-    gained = False
+def regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+    """The regions in which terms of a sum join, where that gains."""
     seen: set[fx.Node] = set()
     for node in reversed(nodes):
         if node in seen or not _is_sum(node, appraiser):
@@ -56,8 +50,7 @@ def adopt_regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> bool
         for term in _terms(node, appraiser, seen):
             groups.setdefault(appraiser.forest.root(term.value), []).append(term)
         for group in groups.values():
-            gained |= _join(group, appraiser)
-    return gained
+            yield from _join(group, appraiser)
 
 
 def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
@@ -93,9 +86,8 @@ def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[
     return reversed(terms)
 
 
-def _join(group: Sequence[_Term], appraiser: Appraiser) -> bool:
-    """Let terms over one base join the first that they may; say whether any did."""
-    joined = False
+def _join(group: Sequence[_Term], appraiser: Appraiser) -> Iterator[Region]:
+    """Let terms over one base join the first that they may."""
     remaining = sorted(group, key=lambda term: not term.alone)
     while remaining:
         first = remaining.pop(0)
@@ -104,10 +96,8 @@ def _join(group: Sequence[_Term], appraiser: Appraiser) -> bool:
         for other in list(remaining):
             region = _joined(first, other, appraiser)
             if region is not None:
-                appraiser.adopt(region)
+                yield region
                 remaining.remove(other)
-                joined = True
-    return joined
 
 
 def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:

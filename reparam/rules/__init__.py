@@ -1,15 +1,13 @@
 """What each operator does to the affine form that flows into it, one file per family.
 
-Files, in the order in which data flows: `registry`, `spelling`, `steps`, `calling`, `channels`,
-`convolution`, `elementwise`, `identities`, `indexing`, `normalization`, `views`, `padding`,
-`entry_points`.
+Files, in the order in which data flows: `registry`, `steps`, `calling`, `channels`,
+`convolution`, `elementwise`, `indexing`, `normalization`, `views`, `padding`.
 """
 
 from reparam.rules import (  # importing a family registers its rules
     channels,
     convolution,
     elementwise,
-    identities,
     indexing,
     normalization,
     padding,
@@ -25,7 +23,6 @@ from reparam.rules.convolution import (
     transposed_function,
     transposed_module,
 )
-from reparam.rules.entry_points import load_rules
 from reparam.rules.registry import (
     Rule,
     Rules,
@@ -33,11 +30,13 @@ from reparam.rules.registry import (
     as_listed,
     describe_rule,
     describe_target,
+    first_line,
     is_built_in,
+    load_rules,
     register_rule,
     registered_rules,
+    spelled,
 )
-from reparam.rules.spelling import first_line, spelled
 from reparam.rules.steps import (
     UNKNOWN,
     UNKNOWN_RANK,

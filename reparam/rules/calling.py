@@ -25,8 +25,10 @@ _OTHER_NAMES = {
     "x2": "other",
     "axis": "dim",
     "keepdims": "keepdim",
+    "tensor": "input",
+    "split_size_or_sections": "split_size",
 }
-"""The names that ATen and NumPy have for arguments, by which PyTorch can be called, too."""
+"""Other names for arguments: those of ATen and NumPy, and of ``torch.split``."""
 
 
 def call_rule(
@@ -36,14 +38,9 @@ def call_rule(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Step | Selecting | None:
-    """What a rule says of one call of its operator.
+    """What a rule says of one call of its operator, which is somewhere in a model.
 
-    Args:
-        rule: The rule.
-        target: What it is registered for.
-        where: Where the call is, for the user to read: at some place of a model.
-        args: A module first if the rule is one of modules; forms and constants.
-        kwargs: More of them.
+    A module is the first of its arguments if the rule is one of modules.
 
     Returns:
         A form, or another step, or a Refusal; None if the call is none that the rule is about.
@@ -98,29 +95,21 @@ class _MakingFloat64(TorchFunctionMode):
 
 
 def in_names_of(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keyword arguments under the names that a rule has for them.
-
-    Args:
-        rule: The rule, or another function with PyTorch's names.
-        kwargs: The arguments, under names that PyTorch takes.
-    """
-    if kwargs.keys().isdisjoint(_OTHER_NAMES):
+    """Keyword arguments under the names that a rule has for them."""
+    signature = None if kwargs.keys().isdisjoint(_OTHER_NAMES) else _signature(rule)
+    if signature is None:
         return kwargs
-    try:
-        known = _signature(rule).parameters
-    except ValueError:  # it is not written in Python
-        return kwargs
+    own = signature.parameters
     return {
-        _OTHER_NAMES[name] if name in _OTHER_NAMES and name not in known else name: value
+        name if name in own else _OTHER_NAMES.get(name, name): value
         for name, value in kwargs.items()
     }
 
 
 def _misfit(rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Refusal | None:
     """Why a rule cannot be called like its operator."""
-    try:
-        signature = _signature(rule)
-    except ValueError:  # it is not written in Python
+    signature = _signature(rule)
+    if signature is None:
         return None
     try:
         signature.bind(*args, **kwargs)
@@ -131,8 +120,11 @@ def _misfit(rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Refus
 
 
 @cache
-def _signature(rule: Rule) -> inspect.Signature:
-    return inspect.signature(rule)
+def _signature(rule: Rule) -> inspect.Signature | None:
+    try:
+        return inspect.signature(rule)
+    except ValueError:  # it is not written in Python
+        return None
 
 
 def _found(step: Any) -> str:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv, AffineStack
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import UNKNOWN_RANK, Selecting
 
 aten = torch.ops.aten
@@ -86,21 +85,14 @@ def _split(channels: int, size: int) -> Parts:
     return _pieces(channels, [size] * -(-channels // size))
 
 
-@register_rule(*spellings("split", "Tensor aten"), aten.split_with_sizes)
+@register_rule(*spellings("split", "Tensor torch aten"), aten.split_with_sizes)
 def split(input: Any, split_size: Any, dim: Any = 0) -> Selecting | Refusal:
     """Parts of one size, or of given sizes."""
     sizes = split_size if isinstance(split_size, Sequence) else (split_size,)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return _UNKNOWN
-    if isinstance(split_size, int):
-        return _selecting(input, dim, lambda channels: _split(channels, split_size), single=False)
-    return _selecting(input, dim, lambda channels: _pieces(channels, sizes), single=False)
-
-
-@register_rule(torch.split)
-def split_function(tensor: Any, split_size_or_sections: Any, dim: Any = 0) -> Selecting | Refusal:
-    """Parts of one size, or of given sizes."""
-    return split(tensor, split_size_or_sections, dim)
+    parts = _split if isinstance(split_size, int) else _pieces
+    return _selecting(input, dim, lambda channels: parts(channels, split_size), single=False)
 
 
 @register_rule(*spellings("tensor_split"))
@@ -149,7 +141,8 @@ def index_select(input: Any, dim: Any, index: Any) -> Selecting | Refusal:
     return _selecting(input, dim, lambda channels: [index.flatten().tolist()])
 
 
-def shuffle(x: Any, groups: Any) -> Selecting | Refusal:
+@register_rule(*spellings("channel_shuffle"))
+def channel_shuffle(input: Any, groups: Any) -> Selecting | Refusal:
     """Channels in groups, read across the groups (ShuffleNet, arXiv 1707.01083, section 3.1)."""
     if not isinstance(groups, int):
         return _UNKNOWN
@@ -158,16 +151,10 @@ def shuffle(x: Any, groups: Any) -> Selecting | Refusal:
         distance = channels // groups
         return [[at for start in range(distance) for at in range(start, channels, distance)]]
 
-    return _selecting(x, 1, across)
-
-
-@register_rule(*spellings("channel_shuffle"))
-def channel_shuffle(input: Any, groups: Any) -> Selecting | Refusal:
-    """The channels as groups, read across the groups."""
-    return shuffle(input, groups)
+    return _selecting(input, 1, across)
 
 
 @register_rule(nn.ChannelShuffle)
 def channel_shuffle_module(module: nn.ChannelShuffle, x: AffineConv) -> Selecting | Refusal:
     """The channels as groups, read across the groups."""
-    return shuffle(x, module.groups)
+    return channel_shuffle(x, module.groups)

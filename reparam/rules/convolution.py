@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv, Axis, PaddingMode
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
-
-Sizes = int | Sequence[int]
+from reparam.rules.registry import register_rule, spellings
 
 
 def spread(value: Any, count: int) -> tuple[int, ...] | None:
@@ -24,28 +21,28 @@ def spread(value: Any, count: int) -> tuple[int, ...] | None:
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(values) == 1:
         values *= count
-    if len(values) != count or not all(isinstance(entry, int) for entry in values):
-        return None
-    return values
+    integers = all(isinstance(entry, int) for entry in values)
+    return values if integers and len(values) == count else None
 
 
-def convolution(
-    x: Any,
+@register_rule(*spellings("convolution"))
+def general_convolution(
+    input: Any,
     weight: Any,
     bias: Any,
     stride: Any,
     padding: Any,
     dilation: Any,
+    transposed: Any,
+    output_padding: Any,
     groups: Any,
     *,
-    transposed: bool = False,
-    output_padding: Any = 0,
     mode: PaddingMode = "zeros",
 ) -> AffineConv | Refusal:
-    """The law of every convolution, however it is spelled."""
+    """ATen's one convolution for all kinds."""
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
         return Refusal("its weight or bias is computed from the model's input")
-    if not isinstance(x, AffineConv):
+    if not isinstance(input, AffineConv):
         return Refusal("its input is a constant or not a tensor")
     kernel = tuple(weight.shape[2:])
     count = len(kernel)
@@ -53,7 +50,6 @@ def convolution(
     outputs = spread(output_padding, count)
     if strides is None or dilations is None or outputs is None or not isinstance(groups, int):
         return Refusal("its stride, dilation or groups are known only at run time")
-    pads: list[tuple[int, int]] = []
     if padding == "same":
         # torch puts the odd one at the end.
         totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
@@ -69,23 +65,13 @@ def convolution(
             kernel, strides, dilations, pads, outputs, strict=True
         )
     ]
-    return x.convolve(weight, bias, axes=axes, groups=groups, transposed=transposed)
+    return input.convolve(weight, bias, axes=axes, groups=groups, transposed=bool(transposed))
 
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution_module(module: nn.Conv2d, x: AffineConv) -> AffineConv | Refusal:
     """A convolution of any padding mode."""
-    mode: PaddingMode = module.padding_mode
-    return convolution(
-        x,
-        module.weight,
-        module.bias,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-        mode=mode,
-    )
+    return _of_module(module, x, mode=module.padding_mode)
 
 
 @register_rule(*spellings("conv1d conv2d conv3d"))
@@ -99,7 +85,7 @@ def convolution_function(
     groups: Any = 1,
 ) -> AffineConv | Refusal:
     """A convolution with zero padding."""
-    return convolution(input, weight, bias, stride, padding, dilation, groups)
+    return general_convolution(input, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
 @register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -109,16 +95,23 @@ def transposed_module(
     """A transposed convolution."""
     if output_size is not None:
         return Refusal("its output size is given at run time")
-    return convolution(
+    return _of_module(module, x)
+
+
+def _of_module(
+    module: nn.Conv2d | nn.ConvTranspose2d, x: AffineConv, mode: Any = "zeros"
+) -> AffineConv | Refusal:
+    return general_convolution(
         x,
         module.weight,
         module.bias,
         module.stride,
         module.padding,
         module.dilation,
+        module.transposed,
+        module.output_padding,
         module.groups,
-        transposed=True,
-        output_padding=module.output_padding,
+        mode=mode,
     )
 
 
@@ -134,42 +127,8 @@ def transposed_function(
     dilation: Any = 1,
 ) -> AffineConv | Refusal:
     """A transposed convolution."""
-    return convolution(
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed=True,
-        output_padding=output_padding,
-    )
-
-
-@register_rule(*spellings("convolution"))
-def general_convolution(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: Any,
-    output_padding: Any,
-    groups: Any,
-) -> AffineConv | Refusal:
-    """ATen's one convolution for all kinds."""
-    return convolution(
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed=bool(transposed),
-        output_padding=output_padding,
+    return general_convolution(
+        input, weight, bias, stride, padding, dilation, True, output_padding, groups
     )
 
 

@@ -1,4 +1,4 @@
-r"""Sums of branches, scales and shifts.
+r"""Sums of branches, scales and shifts, and what changes no number in eval mode.
 
 v = x + alpha * y        v = x * factor        v = x / divisor        v = -x
 """
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Affine, AffineConv, AffineSum
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import Stacked
 
 
@@ -22,8 +21,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _channel_axis(x: Affine, constant: Tensor) -> int | Refusal | None:
+def _channel_axis(x: Affine, constant: Any) -> int | Refusal | None:
     """Along which axis, counted from the end, a constant broadcasts over a value."""
+    if not isinstance(constant, Tensor):
+        return None
     rank = x.rank if isinstance(x, AffineConv) else None
     long_axes = [axis for axis in range(-constant.dim(), 0) if constant.shape[axis] != 1]
     if len(long_axes) > 1:
@@ -41,17 +42,13 @@ def _channel_axis(x: Affine, constant: Tensor) -> int | Refusal | None:
 def _scale(x: Any, factor: Any) -> Affine | Refusal:
     if not isinstance(x, AffineConv | AffineSum):
         return Refusal("an operand that is no tensor")
-    if _is_number(factor):
-        return x.scale(factor)
-    if not isinstance(factor, Tensor):
+    if not isinstance(factor, Tensor) and not _is_number(factor):
         return Refusal("a product of two values that both depend on the input")
     axis = _channel_axis(x, factor)
     return axis if isinstance(axis, Refusal) else x.scale(factor, axis)
 
 
 def _shift(x: Affine, constant: Any) -> Affine | Refusal:
-    if _is_number(constant):
-        return x.shift(constant)
     axis = _channel_axis(x, constant)
     return axis if isinstance(axis, Refusal) else x.shift(constant, axis)
 
@@ -62,7 +59,9 @@ def _times(value: Any, factor: Any) -> Any:
         return value
     if isinstance(value, AffineConv | AffineSum):
         return value.scale(factor)
-    return value * factor
+    if isinstance(value, Tensor) or _is_number(value):
+        return value * factor
+    return Refusal("an operand that is known only at run time")
 
 
 @register_rule(*spellings("add", in_place=True))
@@ -92,8 +91,6 @@ def subtract(input: Any, other: Any, *, alpha: Any = 1) -> Affine | Refusal:
     """A difference of two branches, or of a branch and a constant."""
     if not _is_number(alpha):
         return Refusal("a factor that is known only at run time")
-    if not isinstance(other, AffineConv | AffineSum | Tensor) and not _is_number(other):
-        return Refusal("an operand that is known only at run time")
     return add(input, _times(other, -alpha))
 
 
@@ -185,7 +182,42 @@ def leaky_relu(
     input: Any, negative_slope: Any = 0.01, inplace: Any = False
 ) -> AffineConv | Refusal:
     """A leaky ReLU of slope 1 is the identity (VanillaNet, arXiv 2305.12972)."""
-    del inplace
     if isinstance(input, AffineConv) and _is_number(negative_slope) and negative_slope == 1:
         return input
     return Refusal("not an affine operator")
+
+
+@register_rule(
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+def identity_module(module: nn.Module, x: AffineConv) -> AffineConv | Refusal:
+    """The identity, and dropout in eval mode."""
+    if module.training and type(module) is not nn.Identity:
+        return Refusal("dropout in training mode")
+    return x
+
+
+@register_rule(
+    *spellings("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", "F")
+)
+def dropout(
+    input: Any, p: Any = 0.5, training: Any = True, inplace: Any = False
+) -> AffineConv | Refusal:
+    """Dropout outside training."""
+    if training is not False or not isinstance(input, AffineConv):
+        return Refusal("dropout in training mode")
+    return input
+
+
+@register_rule(
+    *spellings("dropout", "torch aten"), *spellings("feature_dropout alpha_dropout", "aten")
+)
+def native_dropout(input: Any, p: Any, train: Any) -> AffineConv | Refusal:
+    """Dropout outside training."""
+    return dropout(input, p, train)

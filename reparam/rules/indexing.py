@@ -15,22 +15,17 @@ from torch import Tensor
 
 from reparam.algebra import AffineConv, Axis
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import UNKNOWN_RANK, Commuting, Selecting
 
 
 def _regrouped(kept: Sequence[int | None], rank: int, *, scales_only: bool = False) -> Commuting:
-    """A view whose axes are axes of the operand, or new ones of size one.
+    """A view whose axes are some of the operand's, or new ones of size one where ``kept`` is None.
 
-    Args:
-        kept: For each axis of the value the axis of the operand; None for a new one.
-        rank: Number of axes of the operand.
-        scales_only: Whether positions are left out, so that mixing channels first costs more.
+    Only scales cross where positions are left out: mixing channels first would cost more.
     """
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         at = kept[axis] if -len(kept) <= axis else None
         return Refusal("its channels lie along an axis of size one") if at is None else at - rank
 

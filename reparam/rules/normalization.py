@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv
 from reparam.errors import Refusal
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import Several
 
 aten = torch.ops.aten
@@ -32,7 +31,6 @@ def batch_norm(
     eps: Any = 1e-5,
 ) -> AffineConv | Refusal:
     """Batch norm by fixed statistics; its channels are axis 1, so the rank must be known."""
-    del momentum
     if not isinstance(input, AffineConv):
         return Refusal("its input is a constant or not a tensor")
     if training is not False or running_mean is None or running_var is None:
@@ -62,7 +60,6 @@ def native_batch_norm(
     cudnn_enabled: Any = True,
 ) -> AffineConv | Refusal:
     """Batch norm with the order of arguments that torch uses inside."""
-    del cudnn_enabled
     return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
@@ -83,23 +80,6 @@ def batch_norm_module(module: nn.BatchNorm2d, x: AffineConv) -> AffineConv | Ref
 _STATISTICS = Refusal("the statistics that a batch norm was given")
 
 
-@register_rule(aten._native_batch_norm_legit_no_training)
-def batch_norm_and_statistics(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    momentum: Any,
-    eps: Any,
-) -> Several | Refusal:
-    """Batch norm as core ATen writes it: the first of three results."""
-    normalized = batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    if isinstance(normalized, Refusal):
-        return normalized
-    return Several((normalized, _STATISTICS, _STATISTICS))
-
-
 @register_rule(*spellings("native_batch_norm"))
 def batch_norm_and_batch_statistics(
     input: Any,
@@ -112,6 +92,23 @@ def batch_norm_and_batch_statistics(
     eps: Any,
 ) -> Several | Refusal:
     """Batch norm that returns the statistics it used, which are empty outside training."""
-    if training is not False:
-        return Refusal("it normalises by the statistics of the batch")
-    return batch_norm_and_statistics(input, weight, bias, running_mean, running_var, momentum, eps)
+    normalized = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if isinstance(normalized, Refusal):
+        return normalized
+    return Several((normalized, _STATISTICS, _STATISTICS))
+
+
+@register_rule(aten._native_batch_norm_legit_no_training)
+def batch_norm_and_statistics(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: Any,
+    eps: Any,
+) -> Several | Refusal:
+    """Batch norm as core ATen writes it: the first of three results."""
+    return batch_norm_and_batch_statistics(
+        input, weight, bias, running_mean, running_var, False, momentum, eps
+    )

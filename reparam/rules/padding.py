@@ -6,6 +6,7 @@ v[o] = sum over t of x[s * o + t - p] / (number of taps)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -14,8 +15,7 @@ from torch import nn
 from reparam.algebra import AffineConv, Axis, PaddingMode
 from reparam.errors import Refusal
 from reparam.rules.convolution import spread
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import Commuting
 from reparam.rules.views import spatial
 
@@ -54,13 +54,14 @@ def pad(input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Affi
     return input.pad(axes, value) if axes else input
 
 
-@register_rule(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-def zero_pad(module: nn.ZeroPad2d, x: AffineConv) -> AffineConv | Refusal:
-    """Padding with zeros."""
-    return pad(x, module.padding)
-
-
-@register_rule(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+@register_rule(
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+)
 def constant_pad(module: nn.ConstantPad2d, x: AffineConv) -> AffineConv | Refusal:
     """Padding with one number."""
     return pad(x, module.padding, "constant", module.value)
@@ -99,17 +100,15 @@ def average_pool(
         return Refusal("its input is a constant or not a tensor")
     if stride is None or (isinstance(stride, Sequence) and len(stride) == 0):
         stride = kernel_size
-    sizes = [spread(value, count) for value in (kernel_size, stride, padding)]
-    kernel, strides, paddings = sizes
+    kernel, strides, paddings = (spread(size, count) for size in (kernel_size, stride, padding))
     if kernel is None or strides is None or paddings is None:
         return Refusal("its window is known only at run time")
     padded, counted = any(paddings), count_include_pad is True
+    refusal = None
     if ceil_mode is not False:
         refusal = Refusal("windows that hang over the border (ceil_mode)")
     elif padded and not counted and divisor_override is None:
         refusal = Refusal("the divisor changes at the border (count_include_pad=False)")
-    else:
-        refusal = None
     if refusal is not None:
         averages = divisor_override is None and not (padded and counted)
         return spatial(x, count, constants=averages, refusal=refusal)
@@ -117,10 +116,7 @@ def average_pool(
     pooled = x.pool(axes)
     if divisor_override is None or isinstance(pooled, Refusal):
         return pooled
-    taps = 1
-    for size in kernel:
-        taps *= size
-    return pooled.scale(taps / divisor_override)
+    return pooled.scale(prod(kernel) / divisor_override)
 
 
 @register_rule(*spellings("avg_pool1d"))
@@ -168,29 +164,19 @@ def average_pool_3d(
     )
 
 
-@register_rule(nn.AvgPool1d)
-def average_pool_1d_module(module: nn.AvgPool1d, x: AffineConv) -> AffineConv | Commuting | Refusal:
-    """An average pool over one axis."""
-    return average_pool_1d(
-        x,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-    )
+_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
-@register_rule(nn.AvgPool2d, nn.AvgPool3d)
+@register_rule(*_POOLS)
 def average_pool_module(module: nn.AvgPool2d, x: AffineConv) -> AffineConv | Commuting | Refusal:
-    """An average pool over two or three axes."""
+    """An average pool over one to three axes."""
     return average_pool(
         x,
-        2 if type(module) is nn.AvgPool2d else 3,
+        next(count for count, pool in enumerate(_POOLS, start=1) if isinstance(module, pool)),
         module.kernel_size,
         module.stride,
         module.padding,
         module.ceil_mode,
         module.count_include_pad,
-        module.divisor_override,
+        getattr(module, "divisor_override", None),  # no pool over one axis has it
     )

@@ -7,11 +7,16 @@ it is registered for module types, functions, tensor methods and ATen operators 
 from __future__ import annotations
 
 import inspect
+import operator
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._library.custom_ops import CustomOpDef
 
@@ -93,9 +98,6 @@ def forget_rules_but(rules: Mapping[Target, Rule]) -> None:
 
 def as_listed(target: Target) -> Target:
     """What a target is registered as.
-
-    Args:
-        target: What the user gave.
 
     Raises:
         ReparamError: If no rule can be registered for it.
@@ -209,3 +211,87 @@ class Rules:
         elif isinstance(target, type):
             target = _stands_for(target)
         return target if target in self._rules else None
+
+
+GROUP = "reparam.rules"
+"""The entry points of other packages that bring rules; each names a module that registers them."""
+
+
+@cache
+def load_rules() -> None:
+    """Import what installed packages name in the group ``reparam.rules``, once.
+
+    One that cannot be imported is warned of and left out, with all of its rules: that a rule is
+    missing makes no model wrong, and whoever fuses another model need not wait for its author.
+    """
+    for entry in sorted(entry_points(group=GROUP), key=_name):
+        before = registered_rules()
+        try:
+            entry.load()
+        except Exception as error:
+            forget_rules_but(before)
+            warnings.warn(
+                f"the rules of {_name(entry)} cannot be loaded and are left out "
+                f"({type(error).__name__}: {error}); please tell its authors, or uninstall it",
+                stacklevel=3,
+            )
+
+
+def _name(entry: EntryPoint) -> str:
+    """The distribution of an entry point, and what it says."""
+    distribution = "" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}, "
+    return f"{distribution}entry point {entry.name!r} = {entry.value!r}"
+
+
+_HOMES: dict[str, Any] = {
+    "nn": nn,
+    "F": F,
+    "torch": torch,
+    "Tensor": torch.Tensor,
+    "operator": operator,
+    "aten": torch.ops.aten,
+}
+"""Where a target may be found, the place that people write first."""
+
+
+def spellings(
+    names: str, homes: str = "operator torch F Tensor aten", *, in_place: bool = False
+) -> tuple[Any, ...]:
+    """Every spelling of an operator that torch and Python have, as targets of its rule.
+
+    Args:
+        names: Its names, with a space between them.
+        homes: Where they are looked for.
+        in_place: Whether the operators of Python, the methods and the functions that write in place
+            (``operator.iadd``, ``torch.Tensor.add_``) are spellings, too.
+
+    Raises:
+        AttributeError: If a name is found nowhere.
+    """
+    targets: dict[Any, None] = {}
+    for name in names.split():
+        here = [getattr(_HOMES[home], name, None) for home in homes.split()]
+        if in_place:
+            here += [
+                getattr(_HOMES[home], f"i{name}" if home == "operator" else f"{name}_", None)
+                for home in homes.split()
+                if home != "torch"
+            ]
+        if not any(here):
+            raise AttributeError(f"{name} is found in none of {homes}")
+        targets.update(dict.fromkeys(filter(None, here)))
+    return tuple(targets)
+
+
+def spelled(target: Any) -> str:
+    """A target as people write it."""
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(target)
+    name = str(getattr(target, "__name__", target))
+    homes = [home for home, holder in _HOMES.items() if getattr(holder, name, None) is target]
+    return f"{homes[0] if homes else getattr(target, '__module__', '')}.{name}"
+
+
+def first_line(documented: Any) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(documented) or "").partition("\n")[0]

@@ -36,12 +36,7 @@ class Commuting:
 
 @dataclass(frozen=True)
 class Stacked:
-    """What a rule returns for branches stacked along a new axis, to be summed later.
-
-    Args:
-        branches: The forms of the branches.
-        dim: The new axis.
-    """
+    """What a rule returns for branches stacked along a new axis, to be summed later."""
 
     branches: tuple[AffineConv, ...]
     dim: int
@@ -64,11 +59,7 @@ class Selecting:
 
 @dataclass(frozen=True)
 class Several:
-    """What a rule returns for an operator with several results, which are read one by one.
-
-    Args:
-        results: The form of each result, or why it has none.
-    """
+    """What a rule returns for an operator with several results, which are read one by one."""
 
     results: tuple[Affine | Refusal, ...]
 
@@ -80,11 +71,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a rule sees in place of the size of one axis of its first operand.
-
-    Args:
-        axis: The axis, counted from the end.
-    """
+    """What a rule sees in place of the size of one axis, from the end, of its first operand."""
 
     axis: int
 

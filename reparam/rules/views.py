@@ -14,8 +14,7 @@ from torch import nn
 from reparam.algebra import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
-from reparam.rules.registry import register_rule
-from reparam.rules.spelling import spellings
+from reparam.rules.registry import register_rule, spellings
 from reparam.rules.steps import UNKNOWN_RANK, Commuting, Extent, Stacked
 
 Step = Commuting | Refusal
@@ -33,38 +32,35 @@ def _commuting(
     return Commuting(input_axis, scales_only)
 
 
-def _flattened(x: Any, start: Any, end: Any) -> Step:
-    if not isinstance(x, AffineConv) or not isinstance(start, int) or not isinstance(end, int):
+@register_rule(*spellings("flatten"))
+def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Step:
+    """Neighbouring axes become one."""
+    if not isinstance(input, AffineConv):
         return _UNKNOWN_SIZES
-    rank = x.rank
+    if not isinstance(start_dim, int) or not isinstance(end_dim, int):
+        return _UNKNOWN_SIZES
+    rank, ones = input.rank, input.ones
     if rank is None:
         return UNKNOWN_RANK
-    first, last = start % rank, end % rank
+    first, last = start_dim % rank, end_dim % rank
     removed = last - first
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         position = rank - removed + axis
         merged = removed and position == first
-        if merged and last == rank - 1 and x.ones >= removed:
+        if merged and last == rank - 1 and ones >= removed:
             return first - rank  # only axes of size 1 were merged into the channels
         if position < 0 or merged:
             return _MERGED
         return axis if position > first else axis - removed
 
-    return _commuting(x, input_axis)
-
-
-@register_rule(*spellings("flatten"))
-def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Step:
-    """Neighbouring axes become one."""
-    return _flattened(input, start_dim, end_dim)
+    return Commuting(input_axis)
 
 
 @register_rule(nn.Flatten)
 def flatten_module(module: nn.Flatten, x: AffineConv) -> Step:
     """Neighbouring axes become one."""
-    return _flattened(x, module.start_dim, module.end_dim)
+    return flatten(x, module.start_dim, module.end_dim)
 
 
 def _permuted(x: Any, order: Sequence[Any]) -> Step:
@@ -72,8 +68,7 @@ def _permuted(x: Any, order: Sequence[Any]) -> Step:
         return _UNKNOWN_SIZES
     rank = len(order)
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         return order[axis + rank] % rank - rank if -rank <= axis else _MERGED
 
     return _commuting(x, input_axis)
@@ -115,7 +110,7 @@ def move_axes(input: Any, source: Any, destination: Any) -> Step:
     return _permuted(input, [moved[to] if to in moved else next(others) for to in range(rank)])
 
 
-@register_rule(*spellings("reshape view"))
+@register_rule(*spellings("reshape view reshape_as view_as"))
 def reshape(input: Any, *shape: Any) -> Step:
     """Axes of new sizes; those of the same size at either end are the same axes."""
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
@@ -138,56 +133,41 @@ def reshape(input: Any, *shape: Any) -> Step:
     return _commuting(input, input_axis, scales_only=True)
 
 
-def _unflattened(x: Any, dim: Any, sizes: Any) -> Step:
+@register_rule(*spellings("unflatten", "torch Tensor"))
+def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
+    """One axis becomes several."""
     if not isinstance(dim, int) or not isinstance(sizes, Sequence):
         return _UNKNOWN_SIZES
-    rank = x.rank if isinstance(x, AffineConv) else None
+    rank = input.rank if isinstance(input, AffineConv) else None
     if rank is None and dim >= 0:
         return UNKNOWN_RANK
     split = dim if rank is None else dim % rank - rank
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         if axis > split:
             return axis
         before = axis + len(sizes) - 1
         return before if before < split else Refusal("its channels are split into several axes")
 
-    return _commuting(x, input_axis)
-
-
-@register_rule(*spellings("unflatten", "torch Tensor"))
-def unflatten(input: Any, dim: Any, sizes: Any) -> Step:
-    """One axis becomes several."""
-    return _unflattened(input, dim, sizes)
+    return _commuting(input, input_axis)
 
 
 @register_rule(nn.Unflatten)
 def unflatten_module(module: nn.Unflatten, x: AffineConv) -> Step:
     """One axis becomes several."""
-    return _unflattened(x, module.dim, module.unflattened_size)
+    return unflatten(x, module.dim, module.unflattened_size)
 
 
-@register_rule(*spellings("reshape_as view_as"))
-def reshape_as(input: Any, other: Any) -> Step:
-    """Axes of the sizes of another value."""
-    return reshape(input, other)
+_ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
-@register_rule(
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-    nn.Upsample,
-    nn.UpsamplingNearest2d,
-    nn.UpsamplingBilinear2d,
-)
+@register_rule(*_ADAPTIVE_POOLS, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 def spatial_module(module: nn.Module, x: AffineConv) -> Step:
     """A pool or an interpolation over the spatial axes, with weights that sum to one."""
-    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
-        axes = int(type(module).__name__[-2])
-        return spatial(x, axes)
-    if isinstance(module, nn.Upsample) and module.mode == "bicubic":
+    for axes, pool in enumerate(_ADAPTIVE_POOLS, start=1):
+        if isinstance(module, pool):
+            return spatial(x, axes)
+    if module.mode == "bicubic":
         return Refusal("bicubic interpolation")
     return spatial(x, None)
 
@@ -195,13 +175,9 @@ def spatial_module(module: nn.Module, x: AffineConv) -> Step:
 def spatial(
     x: Any, axes: int | None, *, constants: bool = True, refusal: Refusal | None = None
 ) -> Step:
-    """A map of the last axes that leaves the channels before them alone.
+    """A map of the last axes that leaves the channels before them alone; None means all after them.
 
-    Args:
-        x: The form that flows in.
-        axes: How many last axes it maps; None for all after the channels.
-        constants: Whether its weights sum to one at every position.
-        refusal: Why it is no convolution.
+    Constants cross it where its weights sum to one at every position.
     """
     if not isinstance(x, AffineConv):
         return Refusal("its input is a constant or not a tensor")
@@ -210,8 +186,7 @@ def spatial(
             return UNKNOWN_RANK
         axes = x.rank - 2
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         return axis if axis < -axes else _MERGED
 
     return Commuting(input_axis, scales_only=True, constants=constants, refusal=refusal)
@@ -220,21 +195,18 @@ def spatial(
 @register_rule(*spellings("adaptive_avg_pool1d", "F"))
 def adaptive_pool_1d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
-    del output_size
     return spatial(input, 1)
 
 
 @register_rule(*spellings("adaptive_avg_pool2d"))
 def adaptive_pool_2d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
-    del output_size
     return spatial(input, 2)
 
 
 @register_rule(*spellings("adaptive_avg_pool3d"))
 def adaptive_pool_3d(input: Any, output_size: Any) -> Step:
     """An average pool to a fixed size."""
-    del output_size
     return spatial(input, 3)
 
 
@@ -249,7 +221,6 @@ def interpolate(
     antialias: Any = False,
 ) -> Step:
     """An interpolation, whose weights sum to one."""
-    del size, scale_factor, align_corners, recompute_scale_factor
     if mode == "bicubic" or antialias is not False:
         return Refusal("bicubic or antialiased interpolation")
     return spatial(input, None)
@@ -270,8 +241,7 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
     removed = {axis % rank for axis in dims}
     kept = [axis for axis in range(rank) if keepdim or axis not in removed]
 
-    def input_axis(axis: int, channels: int | None) -> int | Refusal:
-        del channels
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
         if axis < -len(kept) or kept[axis] in removed:
             return _MERGED
         return kept[axis] - rank
@@ -282,7 +252,6 @@ def mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
 @register_rule(*spellings("contiguous clone"))
 def copy(input: Any, *, memory_format: Any = None) -> Step:
     """The same numbers, perhaps in another place of memory; it stays, since a view may need it."""
-    del memory_format
     if not isinstance(input, AffineConv):
         return Refusal("a copy of a constant")
     return Commuting(lambda axis, channels: axis, copies=True)

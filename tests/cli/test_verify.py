@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.rules.spelling import spelled
+from reparam.rules import spelled
 
 NETWORKS = "tests.cli.networks"
 SMALL = f"{NETWORKS}:small"

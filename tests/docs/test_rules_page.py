@@ -1,6 +1,6 @@
 """The page of built-in rules is what its command writes, and shows all of them."""
 
-from reparam.rules.spelling import first_line, spelled
+from reparam.rules import first_line, spelled
 from tests.support.rules_page import PAGE, built_in_rules, page
 
 

@@ -99,7 +99,7 @@ MISTAKES = [
     Mistake(
         "an average pool forgets divisor_override",
         "rules/padding.py",
-        "    return pooled.scale(taps / divisor_override)\n",
+        "    return pooled.scale(prod(kernel) / divisor_override)\n",
         "    return pooled\n",
     ),
     Mistake(
@@ -122,7 +122,7 @@ MISTAKES = [
     ),
     Mistake(
         "what costs more multiply-adds is taken if it saves operators",
-        "planning/costs.py",
+        "planning/cost_functions.py",
         "        return self.amount < 0 or self.operators < 0\n",
         "        return self.operators < 0\n",
     ),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import Operator, ReparamError
-from reparam.planning.cost_functions import LatencyCost
+from reparam.planning.cost_functions import latency
 from tests.random_networks.growing import random_program
 from tests.support.errors import FLOAT64_BOUND, float64_twin, relative_error, run
 from tests.support.randomise import randomise_batch_norm
@@ -165,7 +165,7 @@ def test_latency_is_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_each_operator_is_measured_once() -> None:
-    measure = LatencyCost()
+    measure = latency().function
     model, x = branches(), torch.zeros(1, 4, 8, 8)
     times = [{operator: measure(operator) for operator in seen(model, x)} for _ in range(2)]
     assert times[0] == times[1]
@@ -176,7 +176,7 @@ def test_what_cannot_be_run_is_never_worth_it() -> None:
     def broken() -> None:
         raise ValueError
 
-    measure = LatencyCost()
+    measure = latency().function
     there = Operator("a", "other", 0.0, 0, 0.0, run=broken)
     planned = Operator("b", "other", 0.0, 0, 0.0, run=broken, planned=True)
     assert (measure(there), measure(planned)) == (0.0, inf)

@@ -13,7 +13,7 @@ from reparam.analysis.parts import find_parts
 from reparam.capture.invariants import hold
 from reparam.errors import InvariantError, Refusal
 from reparam.modules.at_work import at_work
-from reparam.planning.costs import Cost
+from reparam.planning.cost_functions import Cost
 from reparam.planning.invariants import DECIDED
 from reparam.planning.planner import Decision, decide
 from reparam.rules import Rules

@@ -514,3 +514,22 @@ def test_a_kernel_computed_from_parameters_is_a_kernel(conv: Callable[[], nn.Mod
     fused = reparam.fuse(model)
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
     assert count_operators(fused, (x,)).total == 1
+
+
+class _Halved(nn.AvgPool2d):
+    pass
+
+
+class _Pooled(nn.AdaptiveAvgPool2d):
+    pass
+
+
+@pytest.mark.parametrize("pool", [_Halved(2), _Pooled(2)], ids=["average", "adaptive"])
+def test_a_pool_by_another_name_is_the_same_pool(pool: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(C), pool, nn.Conv2d(C, C, 1))
+    model = randomise_batch_norm(net.double().eval(), 0)
+    x = torch.randn(2, C, 6, 8, dtype=torch.float64)
+    fused = reparam.fuse(model, x, verify=False)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 0

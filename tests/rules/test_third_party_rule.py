@@ -19,8 +19,7 @@ from torch import nn
 
 import reparam
 from reparam.rules import load_rules, registered_rules
-from reparam.rules.entry_points import GROUP
-from reparam.rules.registry import forget_rules_but
+from reparam.rules.registry import GROUP, forget_rules_but
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = """

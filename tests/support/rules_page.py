@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reparam.rules import is_built_in, registered_rules
-from reparam.rules.spelling import first_line, spelled
+from reparam.rules import first_line, is_built_in, registered_rules, spelled
 from tests.support.correctness_page import table
 
 ROOT = Path(__file__).resolve().parents[2]
