@@ -54,14 +54,7 @@ class Placement:
 
 
 class Placer:
-    """Finds the place of every region of one trace.
-
-    Args:
-        trace: The trace.
-        facts: What was known of the graph before it is edited.
-        result: What is to be done to the modules so far.
-        merged: The calls whose code will be a part of their caller's.
-    """
+    """Finds the place of every region of one trace."""
 
     def __init__(
         self, trace: Trace, facts: Facts, result: Rewrite, merged: Collection[Call]

@@ -31,9 +31,6 @@ _ROUNDING = 2.0**-52
 """One unit in the last place of 1, in float64."""
 
 
-# -- Samples --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Sample:
     """What one call of a module was given, and what it returned.
@@ -49,10 +46,6 @@ class Sample:
 
 def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
     """Run the graph of a part on a random input and keep what some calls got and returned.
-
-    Args:
-        part: The part; its graph is not edited yet.
-        calls: The calls.
 
     Returns:
         The samples; calls that depend on code of the user's or on random numbers have none, and
@@ -116,9 +109,6 @@ _FAINT = 1e-290
 """Values near the smallest that float64 holds have fewer digits."""
 
 
-# -- Errors ---------------------------------------------------------------------------------------
-
-
 def module_error(
     module: nn.Module,
     sample: Sample,
@@ -162,13 +152,7 @@ def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[lis
 
 
 def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[int, Tensor]) -> bool:
-    """Whether rounding of the inputs changes what a module returns beyond recognition.
-
-    Args:
-        module: The module with its new code.
-        sample: What it was given.
-        exact: What its weights are before they are rounded, by the identity of those.
-    """
+    """Whether rounding of the inputs changes what a module returns beyond recognition."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def rounded(value: Any) -> Any:

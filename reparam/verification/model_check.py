@@ -31,12 +31,6 @@ class Judge:
 
     In float64 two models are the same if they agree to within rounding. Else both are compared with
     the original in float64: a changed model may be a few times as far from it as the original is.
-
-    Args:
-        model: The original.
-        args: Example inputs.
-        kwargs: Example inputs by name.
-        inplace: Whether the model itself will be changed.
     """
 
     def __init__(

@@ -38,11 +38,7 @@ class Transaction:
     refuse: Callable[[str], None]
 
     def run(self, change: Callable[[], Model], written: Iterable[Tensor] = ()) -> Model:
-        """Make the change.
-
-        Args:
-            change: Makes it, and returns the model or the copy.
-            written: Tensors of the model itself whose values it changes.
+        """Make the change, which writes to some tensors of the model itself.
 
         Returns:
             What was changed; the model as it was, or a copy of that, if it returned something else.
