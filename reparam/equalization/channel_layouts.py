@@ -80,14 +80,7 @@ class ScaleGroups:
 
 
 def flattens(node: fx.Node, operand: fx.Node, axis: int, part: Part) -> bool:
-    """Whether a node makes one axis of the channels and all axes after them.
-
-    Args:
-        node: The node.
-        operand: The value that it flattens.
-        axis: The axis of the operand's channels, counted from the end.
-        part: The part whose graph it is in.
-    """
+    """Whether a node makes one axis of its operand's axis of channels and all axes after it."""
     facts = part.facts
     module = fetch(facts.root, str(node.target)) if node.op == "call_module" else None
     name = operator_name(node) if module is None else type(module).__name__

@@ -59,12 +59,7 @@ class Rescaling:
 
 
 def rescale(scaling: Scaling, *, powers_of_two: bool) -> Rescaling:
-    """Find the scales of a part; a layer whose new weights its type cannot hold keeps its own.
-
-    Args:
-        scaling: The channels; more of them become fixed where that is needed.
-        powers_of_two: Whether all scales are to be powers of two.
-    """
+    """Find the scales of a part; a layer whose new weights its type cannot hold keeps its own."""
     while True:
         rescaling = Rescaling(scaling, _scales(scaling, powers_of_two))
         lossy = [layer for layer in rescaling.changed() if not _are_held(layer, rescaling)]
@@ -118,12 +113,7 @@ def _are_held(layer: Layer, rescaling: Rescaling) -> bool:
 
 
 def spread_of(layer: Layer, rescaling: Rescaling) -> tuple[float, float]:
-    """The largest range of an output channel of a layer over the smallest, before and after.
-
-    Args:
-        layer: The layer.
-        rescaling: The scales.
-    """
+    """The largest range of an output channel of a layer over the smallest, before and after."""
     weights = layer.weights
     old = fetch(rescaling.scaling.part.trace.root, weights.weight)
     spreads: list[float] = []

@@ -67,9 +67,7 @@ class Weights:
 def find_weights(part: Part, shared: set[int]) -> dict[fx.Node, Weights | Refusal]:
     """The operators of a part that have weights, and whether these may be scaled.
 
-    Args:
-        part: The part.
-        shared: Memory that several tensors of the model look at.
+    Several tensors of the model look at the shared memory.
     """
     found: dict[fx.Node, Weights] = {}
     for node in part.trace.graph.nodes:

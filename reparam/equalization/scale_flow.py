@@ -10,7 +10,7 @@ operands share their scale, channels side by side. Where it does not, the scale 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,11 +59,11 @@ class Scaling:
 
     part: Part
     groups: ScaleGroups = field(default_factory=ScaleGroups)
-    layouts: dict[fx.Node, Layout] = field(default_factory=dict)
+    layouts: dict[Any, Layout] = field(default_factory=dict)
     layers: dict[int, Layer] = field(default_factory=dict)
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)
 
-    def fix(self, nodes: Sequence[fx.Node], reason: Refusal) -> None:
+    def fix(self, nodes: Iterable[Any], reason: Refusal) -> None:
         """Let values keep the scale 1."""
         for node in nodes:
             if node in self.layouts:
@@ -71,12 +71,7 @@ class Scaling:
 
 
 def follow_scales(part: Part, weights: Mapping[fx.Node, Weights | Refusal]) -> Scaling:
-    """Find the channels of a part that may be scaled, and the layers that can take that.
-
-    Args:
-        part: The part.
-        weights: The operators with weights, and why some of these cannot be scaled.
-    """
+    """Find the channels of a part that may be scaled, and the layers that can take that."""
     scaling = Scaling(part)
     facts = part.facts
     for node in part.trace.graph.nodes:
@@ -106,9 +101,9 @@ def _layout(node: fx.Node, weights: Weights | Refusal | None, scaling: Scaling) 
         return None
     reason = _reason(node, scaling)
     layout: Layout | None = None
-    if (law := homogeneous(node, scaling.part.facts)) is not None:
-        layout = _tied(law.operands, reason, scaling)
-        if layout is not None and law.axes and (layout.axis >= -law.axes or layout.spread):
+    if (mixed := homogeneous(node, scaling.part.facts)) is not None:
+        layout = _tied(operands, reason, scaling)
+        if layout is not None and mixed and (layout.axis >= -mixed or layout.spread):
             layout = None
     elif isinstance(step, AffineConv):
         layout = _through_form(step, scaling)
@@ -129,17 +124,13 @@ def _layout(node: fx.Node, weights: Weights | Refusal | None, scaling: Scaling) 
 
 
 def _through_layer(node: fx.Node, weights: Weights, step: AffineConv, scaling: Scaling) -> Layout:
-    groups, base = scaling.groups, step.base
+    groups, read = scaling.groups, scaling.layouts.get(step.base)
     axis = -len(step.axes or ()) - 1
     columns, rows = step.in_channels or 0, step.out_channels or 0
-    read = scaling.layouts.get(base) if isinstance(base, fx.Node) else None
-    inputs: Channels | None = None
-    if read is not None and isinstance(base, fx.Node):
-        inputs = _columns(read, axis, columns)
-        if inputs is None:
-            reason = f"its channels cannot be followed into {described(scaling.part.trace, node)}"
-            scaling.fix([base], Refusal(f"{reason}; with example_inputs perhaps they can"))
+    inputs = None if read is None else _columns(read, axis, columns)
     if inputs is None:
+        reason = f"its channels cannot be followed into {described(scaling.part.trace, node)}"
+        scaling.fix([step.base], Refusal(f"{reason}; with example_inputs perhaps they can"))
         inputs = groups.new(columns)
         groups.fix(inputs, Refusal("it is not scaled"))
     key = id(fetch(scaling.part.trace.root, weights.weight))
@@ -162,7 +153,7 @@ def _columns(read: Layout, axis: int, count: int) -> Channels | None:
 
 def _through_form(form: AffineConv, scaling: Scaling) -> Layout | None:
     """A form that makes each channel of one channel alone, and adds nothing."""
-    read = scaling.layouts.get(form.base) if isinstance(form.base, fx.Node) else None
+    read = scaling.layouts.get(form.base)
     if read is None or not _is_linear(form) or not form.depthwise:
         return None
     if form.pointwise and form.columns is None:
@@ -189,16 +180,14 @@ def _is_multiple(form: AffineConv) -> bool:
 
 def _tied(nodes: Sequence[Any], reason: Refusal, scaling: Scaling) -> Layout | None:
     """Let values share their scales; where one has none, the others keep the scale 1."""
-    layouts = [scaling.layouts.get(node) if isinstance(node, fx.Node) else None for node in nodes]
-    shapes = {one and (one.axis, one.spread, len(one.channels)) for one in layouts}
-    first = layouts[0]
-    if first is None or len(shapes) > 1:
-        scaling.fix([node for node in nodes if isinstance(node, fx.Node)], reason)
+    layouts = [scaling.layouts[node] for node in nodes if node in scaling.layouts]
+    kinds = {(layout.axis, layout.spread, len(layout.channels)) for layout in layouts}
+    if len(layouts) < len(nodes) or len(kinds) > 1:
+        scaling.fix(nodes, reason)
         return None
-    for one in layouts:
-        if one is not None:
-            scaling.groups.tie(first.channels, one.channels)
-    return first
+    for layout in layouts[1:]:
+        scaling.groups.tie(layouts[0].channels, layout.channels)
+    return layouts[0]
 
 
 def _side_by_side(stack: AffineStack, reason: Refusal, scaling: Scaling) -> Layout | None:
@@ -249,14 +238,18 @@ def _through_product(
 ) -> Layout | None:
     """A product carries the scale of one factor, a quotient that of the dividend."""
     first = node.args[0] if node.args else node.kwargs.get("input")
-    carriers = [one for one in operands if one in scaling.layouts]
-    if node in scaling.part.facts.written or Trait.DIVIDES in traits(node):
-        carriers = [one for one in carriers if one is first]
-    given = (*node.args, *node.kwargs.values())
-    carriers = [one for one in carriers if sum(value is one for value in given) == 1]
-    # Of one channel the other factor may make several.
-    carriers = [one for one in carriers if len(scaling.layouts[one].channels) > 1]
-    scaling.fix([one for one in operands if one not in carriers[:1]], reason)
+    dividend_only = node in scaling.part.facts.written or Trait.DIVIDES in traits(node)
+    arguments = (*node.args, *node.kwargs.values())
+    carriers = [
+        operand
+        for operand in operands
+        if operand in scaling.layouts
+        and (operand is first or not dividend_only)
+        and sum(argument is operand for argument in arguments) == 1
+        # Of one channel the other factor may make several.
+        and len(scaling.layouts[operand].channels) > 1
+    ]
+    scaling.fix([operand for operand in operands if operand not in carriers[:1]], reason)
     return scaling.layouts[carriers[0]] if carriers else None
 
 

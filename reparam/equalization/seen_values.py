@@ -45,12 +45,13 @@ def fix_seen_values(scaling: Scaling, model: nn.Module) -> None:
                 scaling.fix([node, *node.all_input_nodes], _method_reason(method))
     where = {call: call.path or "the model" for call in trace.calls}
     for call in trace.stateful:
-        reason = Refusal(f"{where[call]} changes its own attributes when it runs, or enters a "
-                         "context such as torch.no_grad")  # fmt: skip
-        scaling.fix(list(_values_of(call, trace)), reason)
+        reason = (
+            "changes its own attributes when it runs, or enters a context such as torch.no_grad"
+        )
+        scaling.fix(_values_of(call, trace), Refusal(f"{where[call]} {reason}"))
     for call in varying:
-        reason = Refusal(f"{where[call]} takes options, and may use its values otherwise")
-        scaling.fix(list(_values_of(call, trace)), reason)
+        reason = f"{where[call]} takes options, and may use its values otherwise"
+        scaling.fix(_values_of(call, trace), Refusal(reason))
 
 
 def _values_of(call: Call, trace: Trace) -> Iterator[fx.Node]:

@@ -309,8 +309,8 @@ MISTAKES = [
     Mistake(
         "the operands of a sum have scales of their own",
         "equalization/scale_flow.py",
-        "            scaling.groups.tie(first.channels, one.channels)\n",
-        "            pass\n",
+        "        scaling.groups.tie(layouts[0].channels, layout.channels)\n",
+        "        pass\n",
     ),
     Mistake(
         "a scale passes a clamp with any bounds",
