@@ -107,7 +107,8 @@ def _equalized(
     root = model if isinstance(model, nn.Module) else parts[0].trace.root
     new = _new_weights(parts, root, report, powers_of_two, verify)
     target: Any = model if inplace else copied(model)
-    held = {path: _tensor(target, path) for path in new}
+    state = target.state_dict if isinstance(target, ExportedProgram) else None
+    held = {path: fetch(target, path) if state is None else state[path] for path in new}
 
     def change() -> Any:
         for path, values in new.items():
@@ -119,14 +120,6 @@ def _equalized(
     result = transaction.run(change, held.values())
     vars(result)["reparam_report"] = report  # its class may forbid to set attributes
     return result
-
-
-def _tensor(model: nn.Module | ExportedProgram, path: str) -> Tensor:
-    if isinstance(model, ExportedProgram):
-        tensor: Tensor = model.state_dict[path]
-    else:
-        tensor = fetch(model, path)
-    return tensor
 
 
 def _new_weights(
@@ -170,15 +163,12 @@ def _describe(rescaling: Rescaling, report: EqualizationReport) -> None:
         where, kind = place(trace, layer.node), operator_kind(trace, layer.node)
         if layer in changed:
             scales = rescaling.of(layer.outputs)
-            count = int((scales != 1).sum())
-            channels = count, len(scales)
-            report.equalized.append(
-                EqualizedRow(where, kind, channels, spread_of(layer, rescaling))
-            )
+            channels = int((scales != 1).sum()), len(scales)
+            spread = spread_of(layer, rescaling)
+            report.equalized.append(EqualizedRow(where, kind, channels, spread))
         reasons = [groups.why_fixed(channel) for channel in layer.outputs]
-        fixed = [reason for reason in reasons if reason is not None]
-        if fixed and len(fixed) == len(reasons):
-            report.refused.append(RefusedRow(where, kind, fixed[0].reason))
+        if reasons and reasons[0] is not None and None not in reasons:
+            report.refused.append(RefusedRow(where, kind, reasons[0].reason))
     for node, reason in scaling.refused.items():
         row = RefusedRow(place(trace, node), operator_kind(trace, node), reason.reason)
         report.refused.append(row)

@@ -17,12 +17,7 @@ from reparam.modules import fetch
 
 @dataclass(frozen=True, eq=False)
 class Rescaling:
-    """The scales of a part.
-
-    Args:
-        scaling: The channels.
-        scales: The scale of each channel, by its number.
-    """
+    """The scales of a part, by the number of each channel."""
 
     scaling: Scaling
     scales: Tensor

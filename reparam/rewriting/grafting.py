@@ -40,12 +40,9 @@ from reparam.rewriting.repeats import graph_outline, repeated_calls
 
 
 def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> set[Call]:
-    """Change a module tree as an edited trace says.
+    """Change a module tree, the traced root or a copy of it, as an edited trace says.
 
-    Args:
-        rewrite: The edited trace.
-        target: The module tree to change: the traced root or a copy of it.
-        elsewhere: Identities of the modules and tensors that other code of the model uses.
+    What is elsewhere, by identity, other code of the model uses.
 
     Returns:
         The calls that are calls no more: their code became a part of their caller's.

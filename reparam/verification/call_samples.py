@@ -33,12 +33,7 @@ _ROUNDING = 2.0**-52
 
 @dataclass(frozen=True)
 class Sample:
-    """What one call of a module was given, and what it returned.
-
-    Args:
-        inputs: Its positional and its keyword arguments.
-        result: What the module returned for them.
-    """
+    """The positional and the keyword arguments of one call of a module, and what it returned."""
 
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     result: Any

@@ -38,10 +38,6 @@ class Check:
     Made before the modules are changed, it runs the graph as it was and keeps a sample of every
     call whose code will change; `run` gives the modules with their new code the same and compares
     what they return.
-
-    Args:
-        planned: The part.
-        rewritten: Its edited graph.
     """
 
     def __init__(self, planned: PlannedPart, rewritten: Rewrite) -> None:
@@ -55,11 +51,7 @@ class Check:
         self.samples = sample_calls(part, wanted) if wanted else {}
 
     def run(self, gone: Set[Call], root: nn.Module) -> int:
-        """Run every module that changed below the root of the part, and compare.
-
-        Args:
-            gone: The calls that are calls no more.
-            root: The changed root of the part.
+        """Run every module that changed, and compare; those of calls that are gone are no more.
 
         Returns:
             How many could not be compared.
