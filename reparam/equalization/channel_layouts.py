@@ -74,10 +74,6 @@ class ScaleGroups:
         for channel in channels:
             self.fixed.setdefault(self.find(channel), reason)
 
-    def why_fixed(self, channel: int) -> Refusal | None:
-        """Why a channel keeps the scale 1; None if it is free."""
-        return self.fixed.get(self.find(channel))
-
 
 def flattens(node: fx.Node, operand: fx.Node, axis: int, part: Part) -> bool:
     """Whether a node makes one axis of its operand's axis of channels and all axes after it."""

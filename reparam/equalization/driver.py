@@ -12,7 +12,6 @@ from reparam.analysis import Part, find_parts
 from reparam.equalization.new_weights import Rescaling, rescale, spread_of
 from reparam.equalization.scalable_weights import find_weights, shared_memory
 from reparam.equalization.scale_flow import follow_scales
-from reparam.equalization.seen_values import fix_seen_values
 from reparam.equalization.value_check import ScaleError, check_scales
 from reparam.errors import Refusal, warn
 from reparam.modules import at_work, check_inplace, check_model, fetch, join, overwrite
@@ -133,8 +132,7 @@ def _new_weights(
     shared = shared_memory(model)
     new: dict[str, Tensor] = {}
     for part in parts:
-        scaling = follow_scales(part, find_weights(part, shared))
-        fix_seen_values(scaling, model)
+        scaling = follow_scales(part, find_weights(part, shared), model)
         rescaling = rescale(scaling, powers_of_two=powers_of_two)
         if verify and rescaling.changed():
             try:
@@ -166,7 +164,7 @@ def _describe(rescaling: Rescaling, report: EqualizationReport) -> None:
             channels = int((scales != 1).sum()), len(scales)
             spread = spread_of(layer, rescaling)
             report.equalized.append(EqualizedRow(where, kind, channels, spread))
-        reasons = [groups.why_fixed(channel) for channel in layer.outputs]
+        reasons = [groups.fixed.get(groups.find(channel)) for channel in layer.outputs]
         if reasons and reasons[0] is not None and None not in reasons:
             report.refused.append(RefusedRow(where, kind, reasons[0].reason))
     for node, reason in scaling.refused.items():

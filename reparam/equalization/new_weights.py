@@ -96,12 +96,10 @@ def _are_held(layer: Layer, rescaling: Rescaling) -> bool:
     root = rescaling.scaling.part.trace.root
     for path, exact in rescaling.tensors(layer).items():
         old = fetch(root, path)
-        rounded = exact.to(old.dtype).double()
+        rows = exact.flatten(1) if exact.dim() > 1 else exact[:, None]
         # Of numbers near zero digits are lost, which is nothing beside the largest one of a row.
-        row = exact.abs().flatten(1).amax(1, keepdim=True) if exact.dim() > 1 else exact.abs()
-        bound = torch.finfo(old.dtype).eps * row
-        difference = (rounded - exact).abs()
-        difference = difference.flatten(1) if exact.dim() > 1 else difference
+        bound = torch.finfo(old.dtype).eps * rows.abs().amax(1, keepdim=True)
+        difference = (rows.to(old.dtype).double() - rows).abs()
         if not bool((difference <= bound).all()):
             return False
     return True

@@ -126,9 +126,6 @@ class FusedForward:
             self._warn_of_training()
         if self.positional and not kwargs and len(args) == len(self.parameters):
             return self.function(self.owner, *args)
-        return self._call_by_name(args, kwargs)
-
-    def _call_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = inspect.signature(self._original()).bind(*args, **kwargs)
         bound.apply_defaults()
         values = [bound.arguments[name] for name in self.parameters]

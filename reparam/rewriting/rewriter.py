@@ -31,12 +31,8 @@ def rewrite(
 ) -> Rewrite:
     """Edit a copy of the graph of a trace so that every region becomes its operator.
 
-    Args:
-        trace: The trace; it is not changed.
-        operators: The regions and the modules that stand for them.
-        facts: What is known of the graph.
-        merged: The calls whose code will be a part of their caller's.
-        unlike: Identities of the modules whose calls need different code.
+    The code of merged calls will be a part of their caller's, and the calls of unlike modules, by
+    identity, need different code.
     """
     rewriter = Rewriter(trace, facts, merged)
     result = rewriter.result
@@ -59,7 +55,7 @@ class Rewriter:
         self.facts = facts
         self.result = begun(trace)
         self.result.idle = set(map(self.result.copy, facts.idle))
-        self.placer = Placer(trace, facts, self.result, merged)
+        self.placer = Placer(facts, self.result, merged)
         self.paths = all_names(trace.root)
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
         for node, call in self.result.caller.items():
@@ -258,7 +254,7 @@ def frame_problems(part: Part, merged: Collection[Call]) -> Callable[[Region], R
     """What says of a region why it may not be fused although it is exact: its code keeps state."""
     if not part.trace.stateful:
         return lambda region: None
-    placer = Placer(part.trace, part.facts, unedited(part.trace), merged)
+    placer = Placer(part.facts, unedited(part.trace), merged)
     return partial(_frame_problem, placer)
 
 

@@ -112,12 +112,8 @@ def module_error(
 ) -> float:
     """How far what a module returns is from a sample, in float64.
 
-    Args:
-        module: The module with its new code.
-        sample: What it was given, and returned before.
-        exact: What its weights are before they are rounded, by the identity of those.
-        inner: Parts of it, by path, that need not run: they are to be given what their sample was
-            given, and return what it returned.
+    Its weights before they are rounded stand by the identity of those. Inner parts, by path, need
+    not run: they are to be given what their sample was given, and return what it returned.
 
     Returns:
         The largest relative difference, those of what the parts are given included.

@@ -320,7 +320,7 @@ MISTAKES = [
     ),
     Mistake(
         "a forward with other arguments does not see scaled values",
-        "equalization/seen_values.py",
+        "equalization/scale_flow.py",
         "        if above and not knows_only_tensors(call):\n",
         "        if False:\n",
     ),
