@@ -85,11 +85,7 @@ def compare(
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """Lets PyTorch use some number of CPU threads meanwhile.
-
-    Args:
-        number: How many; `None` leaves the number as it is.
-    """
+    """Lets PyTorch use some number of CPU threads meanwhile; `None` leaves it as it is."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from reparam.errors import ReparamError
-from reparam.verification import relative_error
+from reparam.verification import relative_error, runnable
 
 _BOUND = 1e-4
 """Largest difference of a program's outputs, relative to the largest output."""
@@ -93,12 +93,7 @@ def record(
 def program_error(
     model: nn.Module | ExportedProgram, program: Program, cases: Iterable[tuple[Tensor, ...]]
 ) -> float | None:
-    """Runs a program and compares all its outputs with those of its model.
-
-    Args:
-        model: The model.
-        program: The program.
-        cases: Inputs of both.
+    """Runs a program on inputs and compares all its outputs with those of its model.
 
     Returns:
         The largest difference, relative to the largest output; None where nothing can run it.
@@ -108,14 +103,13 @@ def program_error(
     """
     if program.run is None:
         return None
-    call = model if isinstance(model, nn.Module) else model.module(check_guards=False)
+    call = runnable(model)
     worst = 0.0
     for inputs in cases:
         with torch.no_grad():
-            expected, found = _tensors(call(*inputs)), program.run(*inputs)
-        same = [one.shape for one in found] == [one.shape for one in expected]
-        errors = [*map(relative_error, found, expected)] if same else [float("inf")]
-        for error in errors:
+            expected, actual = _tensors(call(*inputs)), program.run(*inputs)
+        same = [tensor.shape for tensor in actual] == [tensor.shape for tensor in expected]
+        for error in map(relative_error, actual, expected) if same else [float("inf")]:
             if not error <= _BOUND:
                 raise ReparamError(
                     f"the program returns something else than the model, by {error:.1e} of the "
@@ -159,4 +153,4 @@ def _in_onnxruntime(data: bytes) -> Callable[..., list[Tensor]] | None:
 
 
 def _tensors(outputs: object) -> list[Tensor]:
-    return [one for one in tree_leaves(outputs) if isinstance(one, Tensor)]
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -74,20 +74,9 @@ class ScaleGroups:
         for channel in channels:
             self.fixed.setdefault(self.find(channel), reason)
 
-    def why_fixed(self, channel: int) -> Refusal | None:
-        """Why a channel keeps the scale 1; None if it is free."""
-        return self.fixed.get(self.find(channel))
-
 
 def flattens(node: fx.Node, operand: fx.Node, axis: int, part: Part) -> bool:
-    """Whether a node makes one axis of the channels and all axes after them.
-
-    Args:
-        node: The node.
-        operand: The value that it flattens.
-        axis: The axis of the operand's channels, counted from the end.
-        part: The part whose graph it is in.
-    """
+    """Whether a node makes one axis of its operand's axis of channels and all axes after it."""
     facts = part.facts
     module = fetch(facts.root, str(node.target)) if node.op == "call_module" else None
     name = operator_name(node) if module is None else type(module).__name__

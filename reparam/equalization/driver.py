@@ -12,7 +12,6 @@ from reparam.analysis import Part, find_parts
 from reparam.equalization.new_weights import Rescaling, rescale, spread_of
 from reparam.equalization.scalable_weights import find_weights, shared_memory
 from reparam.equalization.scale_flow import follow_scales
-from reparam.equalization.seen_values import fix_seen_values
 from reparam.equalization.value_check import ScaleError, check_scales
 from reparam.errors import Refusal, warn
 from reparam.modules import at_work, check_inplace, check_model, fetch, join, overwrite
@@ -107,7 +106,8 @@ def _equalized(
     root = model if isinstance(model, nn.Module) else parts[0].trace.root
     new = _new_weights(parts, root, report, powers_of_two, verify)
     target: Any = model if inplace else copied(model)
-    held = {path: _tensor(target, path) for path in new}
+    state = target.state_dict if isinstance(target, ExportedProgram) else None
+    held = {path: fetch(target, path) if state is None else state[path] for path in new}
 
     def change() -> Any:
         for path, values in new.items():
@@ -121,14 +121,6 @@ def _equalized(
     return result
 
 
-def _tensor(model: nn.Module | ExportedProgram, path: str) -> Tensor:
-    if isinstance(model, ExportedProgram):
-        tensor: Tensor = model.state_dict[path]
-    else:
-        tensor = fetch(model, path)
-    return tensor
-
-
 def _new_weights(
     parts: list[Part],
     model: nn.Module,
@@ -140,8 +132,7 @@ def _new_weights(
     shared = shared_memory(model)
     new: dict[str, Tensor] = {}
     for part in parts:
-        scaling = follow_scales(part, find_weights(part, shared))
-        fix_seen_values(scaling, model)
+        scaling = follow_scales(part, find_weights(part, shared), model)
         rescaling = rescale(scaling, powers_of_two=powers_of_two)
         if verify and rescaling.changed():
             try:
@@ -170,15 +161,12 @@ def _describe(rescaling: Rescaling, report: EqualizationReport) -> None:
         where, kind = place(trace, layer.node), operator_kind(trace, layer.node)
         if layer in changed:
             scales = rescaling.of(layer.outputs)
-            count = int((scales != 1).sum())
-            channels = count, len(scales)
-            report.equalized.append(
-                EqualizedRow(where, kind, channels, spread_of(layer, rescaling))
-            )
-        reasons = [groups.why_fixed(channel) for channel in layer.outputs]
-        fixed = [reason for reason in reasons if reason is not None]
-        if fixed and len(fixed) == len(reasons):
-            report.refused.append(RefusedRow(where, kind, fixed[0].reason))
+            channels = int((scales != 1).sum()), len(scales)
+            spread = spread_of(layer, rescaling)
+            report.equalized.append(EqualizedRow(where, kind, channels, spread))
+        reasons = [groups.fixed.get(groups.find(channel)) for channel in layer.outputs]
+        if reasons and reasons[0] is not None and None not in reasons:
+            report.refused.append(RefusedRow(where, kind, reasons[0].reason))
     for node, reason in scaling.refused.items():
         row = RefusedRow(place(trace, node), operator_kind(trace, node), reason.reason)
         report.refused.append(row)

@@ -9,7 +9,6 @@ rectifiers, maxima, and what only hands a value on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -20,25 +19,10 @@ from reparam.capture import Trait, torch_name, traits
 from reparam.modules import fetch, has_hooks
 
 
-@dataclass(frozen=True)
-class Homogeneous:
-    """What the table says of one call of an operator.
+def homogeneous(node: fx.Node, facts: Facts) -> int | None:
+    """How many last axes a node mixes, the channels before them; None if it lets no scale pass.
 
-    Args:
-        operands: The operands that have to share the scale of the value.
-        axes: How many last axes it mixes; the channels have to lie before them.
-    """
-
-    operands: tuple[fx.Node, ...]
-    axes: int = 0
-
-
-def homogeneous(node: fx.Node, facts: Facts) -> Homogeneous | None:
-    """What a positive scale does in a node that is no affine map; None if it may not cross it.
-
-    Args:
-        node: The node.
-        facts: What is known of its graph.
+    All of its operands have to share the scale of its value.
     """
     module = fetch(facts.root, str(node.target)) if node.op == "call_module" else None
     if module is not None and (has_hooks(module) or "forward" in vars(module)):
@@ -49,17 +33,15 @@ def homogeneous(node: fx.Node, facts: Facts) -> Homogeneous | None:
     first, *others = (*node.args, *node.kwargs.values()) or (None,)
     operands = tuple(facts.operands(node))
     if Trait.EXTREME in known:
-        both = all(isinstance(value, fx.Node) and value in operands for value in (first, *others))
-        return Homogeneous(operands) if both else None
+        return 0 if all(value in operands for value in (first, *others)) else None
     if operands != (first,):
         return None  # what it reads besides has a scale of its own
     if Trait.WINDOWED in known:
         name = torch_name(node) if module is None else type(module).__name__
-        return None if _gives_places(node, module) else Homogeneous(operands, int(name[-2]))
+        return None if _gives_places(node, module) else int(name[-2])
     zero = all(bound is None or (type(bound) in (int, float) and bound == 0) for bound in others)
-    if Trait.POSITIVELY_HOMOGENEOUS in known or (Trait.CLAMPS in known and zero):
-        return Homogeneous(operands)
-    return None
+    passes = Trait.POSITIVELY_HOMOGENEOUS in known or (Trait.CLAMPS in known and zero)
+    return 0 if passes else None
 
 
 def _gives_places(node: fx.Node, module: nn.Module | None) -> bool:

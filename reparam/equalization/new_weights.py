@@ -17,12 +17,7 @@ from reparam.modules import fetch
 
 @dataclass(frozen=True, eq=False)
 class Rescaling:
-    """The scales of a part.
-
-    Args:
-        scaling: The channels.
-        scales: The scale of each channel, by its number.
-    """
+    """The scales of a part, by the number of each channel."""
 
     scaling: Scaling
     scales: Tensor
@@ -59,12 +54,7 @@ class Rescaling:
 
 
 def rescale(scaling: Scaling, *, powers_of_two: bool) -> Rescaling:
-    """Find the scales of a part; a layer whose new weights its type cannot hold keeps its own.
-
-    Args:
-        scaling: The channels; more of them become fixed where that is needed.
-        powers_of_two: Whether all scales are to be powers of two.
-    """
+    """Find the scales of a part; a layer whose new weights its type cannot hold keeps its own."""
     while True:
         rescaling = Rescaling(scaling, _scales(scaling, powers_of_two))
         lossy = [layer for layer in rescaling.changed() if not _are_held(layer, rescaling)]
@@ -106,24 +96,17 @@ def _are_held(layer: Layer, rescaling: Rescaling) -> bool:
     root = rescaling.scaling.part.trace.root
     for path, exact in rescaling.tensors(layer).items():
         old = fetch(root, path)
-        rounded = exact.to(old.dtype).double()
+        rows = exact.flatten(1) if exact.dim() > 1 else exact[:, None]
         # Of numbers near zero digits are lost, which is nothing beside the largest one of a row.
-        row = exact.abs().flatten(1).amax(1, keepdim=True) if exact.dim() > 1 else exact.abs()
-        bound = torch.finfo(old.dtype).eps * row
-        difference = (rounded - exact).abs()
-        difference = difference.flatten(1) if exact.dim() > 1 else difference
+        bound = torch.finfo(old.dtype).eps * rows.abs().amax(1, keepdim=True)
+        difference = (rows.to(old.dtype).double() - rows).abs()
         if not bool((difference <= bound).all()):
             return False
     return True
 
 
 def spread_of(layer: Layer, rescaling: Rescaling) -> tuple[float, float]:
-    """The largest range of an output channel of a layer over the smallest, before and after.
-
-    Args:
-        layer: The layer.
-        rescaling: The scales.
-    """
+    """The largest range of an output channel of a layer over the smallest, before and after."""
     weights = layer.weights
     old = fetch(rescaling.scaling.part.trace.root, weights.weight)
     spreads: list[float] = []

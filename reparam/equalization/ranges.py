@@ -65,25 +65,14 @@ class Magnitudes:
 
 
 def magnitudes(weight: Tensor, groups: int, *, transposed: bool) -> Tensor:
-    """The logarithms of `Magnitudes` of a weight as the torch operator takes it.
-
-    Args:
-        weight: The weight of a convolution or of a linear layer.
-        groups: Groups of the convolution.
-        transposed: Whether it is a transposed one.
-    """
+    """The logarithms of `Magnitudes` of a weight as the torch operator takes it."""
     largest = weight.detach().abs().reshape(*weight.shape[:2], -1).amax(2).double().cpu()
     grouped = largest.unflatten(0, (groups, -1))
     return torch.log2(grouped.transpose(1, 2) if transposed else grouped)
 
 
 def equalizing_scales(layers: Sequence[Magnitudes], free: Tensor, *, powers_of_two: bool) -> Tensor:
-    """The logarithm of the scale of each group.
-
-    Args:
-        layers: The layers, in the order in which they run.
-        free: Which groups may have another scale than 1.
-        powers_of_two: Whether to round the scales to powers of two.
+    """The logarithm of the scale of each group that is free to have another one than 1.
 
     Shape:
         - free: :math:`(N)`, for N groups

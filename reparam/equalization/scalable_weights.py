@@ -44,14 +44,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a convolution, a transposed convolution or a linear layer.
-
-    Args:
-        weight: Path of the weight in the root of the part.
-        bias: Path of the bias, if there is one.
-        groups: Groups of the convolution.
-        transposed: Whether it is a transposed one.
-    """
+    """The paths of the weights of a convolution, transposed or not, or of a linear layer."""
 
     weight: str
     bias: str | None
@@ -67,25 +60,22 @@ class Weights:
 def find_weights(part: Part, shared: set[int]) -> dict[fx.Node, Weights | Refusal]:
     """The operators of a part that have weights, and whether these may be scaled.
 
-    Args:
-        part: The part.
-        shared: Memory that several tensors of the model look at.
+    Several tensors of the model look at the shared memory.
     """
-    found: dict[fx.Node, Weights] = {}
-    for node in part.trace.graph.nodes:
-        weights = _weights_of(node, part)
-        if weights is not None:
-            found[node] = weights
+    everything = {
+        node: weights
+        for node in part.trace.graph.nodes
+        if (weights := _weights_of(node, part)) is not None
+    }
     root = part.trace.root
-    readers = _readers(part, found)
+    readers = _readers(part, everything)
     result: dict[fx.Node, Weights | Refusal] = {}
-    for node, weights in found.items():
-        problems = (_problem(path, part, shared) for path in weights.paths)
-        problem = next((one for one in problems if one is not None), None)
+    for node, weights in everything.items():
+        problems = [_problem(path, part, shared) for path in weights.paths]
         tensors = [fetch(root, path) for path in weights.paths]
-        if problem is None and any(len(readers[memory(tensor)]) > 1 for tensor in tensors):
-            problem = Refusal("its weights are also read by other code")
-        result[node] = weights if problem is None else problem
+        if any(len(readers[memory(tensor)]) > 1 for tensor in tensors):
+            problems.append(Refusal("its weights are also read by other code"))
+        result[node] = next(filter(None, problems), weights)
     return result
 
 
@@ -104,27 +94,23 @@ def _weights_of(node: fx.Node, part: Part) -> Weights | None:
     if not isinstance(step, AffineConv) or step.columns is not None:
         return None
     if rule in _OF_MODULES:
-        module = fetch(part.trace.root, str(node.target))
         path = str(node.target)
+        module = fetch(part.trace.root, path)
         bias = None if module.bias is None else f"{path}.bias"
-        return Weights(
-            f"{path}.weight", bias, getattr(module, "groups", 1), rule is transposed_module
-        )
+        groups = getattr(module, "groups", 1)
+        return Weights(f"{path}.weight", bias, groups, rule is transposed_module)
     if rule not in _OF_FUNCTIONS or rule is None:
         return None
     bound = inspect.signature(rule).bind(*node.args, **in_names_of(rule, node.kwargs))
     bound.apply_defaults()
-    given = bound.arguments
-    weight, bias_node = given["weight"], given["bias"]
-    if any(
-        not isinstance(one, fx.Node) or one.op != "get_attr"
-        for one in (weight, bias_node)
-        if one is not None
-    ):
-        return None
-    transposed = rule is transposed_function or given.get("transposed", False)
+    arguments = bound.arguments
+    weight, bias_node = arguments["weight"], arguments["bias"]
+    for value in (weight, bias_node):
+        if value is not None and not (isinstance(value, fx.Node) and value.op == "get_attr"):
+            return None
+    transposed = rule is transposed_function or arguments.get("transposed", False)
     bias = None if bias_node is None else str(bias_node.target)
-    return Weights(str(weight.target), bias, given.get("groups", 1), transposed)
+    return Weights(str(weight.target), bias, arguments.get("groups", 1), transposed)
 
 
 def _readers(part: Part, found: Mapping[fx.Node, Weights]) -> dict[int, set[Any]]:

@@ -10,15 +10,15 @@ operands share their scale, channels side by side. Where it does not, the scale 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis import Part, known_channels
-from reparam.capture import Trait, traits
+from reparam.capture import Call, Trace, Trait, knows_only_tensors, nodes_in, traits
 from reparam.equalization.channel_layouts import Channels, Layout, ScaleGroups, flattens
 from reparam.equalization.homogeneous import homogeneous
 from reparam.equalization.scalable_weights import Weights
@@ -59,24 +59,21 @@ class Scaling:
 
     part: Part
     groups: ScaleGroups = field(default_factory=ScaleGroups)
-    layouts: dict[fx.Node, Layout] = field(default_factory=dict)
+    layouts: dict[Any, Layout] = field(default_factory=dict)
     layers: dict[int, Layer] = field(default_factory=dict)
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)
 
-    def fix(self, nodes: Sequence[fx.Node], reason: Refusal) -> None:
+    def fix(self, nodes: Iterable[Any], reason: Refusal) -> None:
         """Let values keep the scale 1."""
         for node in nodes:
             if node in self.layouts:
                 self.groups.fix(self.layouts[node].channels, reason)
 
 
-def follow_scales(part: Part, weights: Mapping[fx.Node, Weights | Refusal]) -> Scaling:
-    """Find the channels of a part that may be scaled, and the layers that can take that.
-
-    Args:
-        part: The part.
-        weights: The operators with weights, and why some of these cannot be scaled.
-    """
+def follow_scales(
+    part: Part, weights: Mapping[fx.Node, Weights | Refusal], model: nn.Module
+) -> Scaling:
+    """Find the channels of a part of a model that may be scaled, and the layers that take that."""
     scaling = Scaling(part)
     facts = part.facts
     for node in part.trace.graph.nodes:
@@ -91,6 +88,7 @@ def follow_scales(part: Part, weights: Mapping[fx.Node, Weights | Refusal]) -> S
             scaling.layouts[node] = layout
         if node in facts.memory.written:
             _check_write(node, scaling)
+    _fix_seen_values(scaling, model)
     return scaling
 
 
@@ -106,9 +104,9 @@ def _layout(node: fx.Node, weights: Weights | Refusal | None, scaling: Scaling) 
         return None
     reason = _reason(node, scaling)
     layout: Layout | None = None
-    if (law := homogeneous(node, scaling.part.facts)) is not None:
-        layout = _tied(law.operands, reason, scaling)
-        if layout is not None and law.axes and (layout.axis >= -law.axes or layout.spread):
+    if (mixed := homogeneous(node, scaling.part.facts)) is not None:
+        layout = _tied(operands, reason, scaling)
+        if layout is not None and mixed and (layout.axis >= -mixed or layout.spread):
             layout = None
     elif isinstance(step, AffineConv):
         layout = _through_form(step, scaling)
@@ -129,17 +127,13 @@ def _layout(node: fx.Node, weights: Weights | Refusal | None, scaling: Scaling) 
 
 
 def _through_layer(node: fx.Node, weights: Weights, step: AffineConv, scaling: Scaling) -> Layout:
-    groups, base = scaling.groups, step.base
+    groups, read = scaling.groups, scaling.layouts.get(step.base)
     axis = -len(step.axes or ()) - 1
     columns, rows = step.in_channels or 0, step.out_channels or 0
-    read = scaling.layouts.get(base) if isinstance(base, fx.Node) else None
-    inputs: Channels | None = None
-    if read is not None and isinstance(base, fx.Node):
-        inputs = _columns(read, axis, columns)
-        if inputs is None:
-            reason = f"its channels cannot be followed into {described(scaling.part.trace, node)}"
-            scaling.fix([base], Refusal(f"{reason}; with example_inputs perhaps they can"))
+    inputs = None if read is None else _columns(read, axis, columns)
     if inputs is None:
+        reason = f"its channels cannot be followed into {described(scaling.part.trace, node)}"
+        scaling.fix([step.base], Refusal(f"{reason}; with example_inputs perhaps they can"))
         inputs = groups.new(columns)
         groups.fix(inputs, Refusal("it is not scaled"))
     key = id(fetch(scaling.part.trace.root, weights.weight))
@@ -162,7 +156,7 @@ def _columns(read: Layout, axis: int, count: int) -> Channels | None:
 
 def _through_form(form: AffineConv, scaling: Scaling) -> Layout | None:
     """A form that makes each channel of one channel alone, and adds nothing."""
-    read = scaling.layouts.get(form.base) if isinstance(form.base, fx.Node) else None
+    read = scaling.layouts.get(form.base)
     if read is None or not _is_linear(form) or not form.depthwise:
         return None
     if form.pointwise and form.columns is None:
@@ -189,16 +183,14 @@ def _is_multiple(form: AffineConv) -> bool:
 
 def _tied(nodes: Sequence[Any], reason: Refusal, scaling: Scaling) -> Layout | None:
     """Let values share their scales; where one has none, the others keep the scale 1."""
-    layouts = [scaling.layouts.get(node) if isinstance(node, fx.Node) else None for node in nodes]
-    shapes = {one and (one.axis, one.spread, len(one.channels)) for one in layouts}
-    first = layouts[0]
-    if first is None or len(shapes) > 1:
-        scaling.fix([node for node in nodes if isinstance(node, fx.Node)], reason)
+    layouts = [scaling.layouts[node] for node in nodes if node in scaling.layouts]
+    kinds = {(layout.axis, layout.spread, len(layout.channels)) for layout in layouts}
+    if len(layouts) < len(nodes) or len(kinds) > 1:
+        scaling.fix(nodes, reason)
         return None
-    for one in layouts:
-        if one is not None:
-            scaling.groups.tie(first.channels, one.channels)
-    return first
+    for layout in layouts[1:]:
+        scaling.groups.tie(layouts[0].channels, layout.channels)
+    return layouts[0]
 
 
 def _side_by_side(stack: AffineStack, reason: Refusal, scaling: Scaling) -> Layout | None:
@@ -249,14 +241,18 @@ def _through_product(
 ) -> Layout | None:
     """A product carries the scale of one factor, a quotient that of the dividend."""
     first = node.args[0] if node.args else node.kwargs.get("input")
-    carriers = [one for one in operands if one in scaling.layouts]
-    if node in scaling.part.facts.memory.written or Trait.DIVIDES in traits(node):
-        carriers = [one for one in carriers if one is first]
-    given = (*node.args, *node.kwargs.values())
-    carriers = [one for one in carriers if sum(value is one for value in given) == 1]
-    # Of one channel the other factor may make several.
-    carriers = [one for one in carriers if len(scaling.layouts[one].channels) > 1]
-    scaling.fix([one for one in operands if one not in carriers[:1]], reason)
+    dividend_only = node in scaling.part.facts.memory.written or Trait.DIVIDES in traits(node)
+    arguments = (*node.args, *node.kwargs.values())
+    carriers = [
+        operand
+        for operand in operands
+        if operand in scaling.layouts
+        and (operand is first or not dividend_only)
+        and sum(argument is operand for argument in arguments) == 1
+        # Of one channel the other factor may make several.
+        and len(scaling.layouts[operand].channels) > 1
+    ]
+    scaling.fix([operand for operand in operands if operand not in carriers[:1]], reason)
     return scaling.layouts[carriers[0]] if carriers else None
 
 
@@ -287,3 +283,59 @@ def _reason(node: fx.Node, scaling: Scaling) -> Refusal:
         return Refusal(f"{where} multiplies or divides by it")
     reason = f": {step.reason}" if isinstance(step, Refusal) else ""
     return Refusal(f"{where} reads it, which is not known to let scales pass{reason}")
+
+
+def _fix_seen_values(scaling: Scaling, model: nn.Module) -> None:
+    """Let all values that other code than the graph's may see keep the scale 1.
+
+    A forward that takes options may use its values otherwise when they differ, one that keeps state
+    may have stored them, and a public method of the model may run a part of it and return what that
+    gives. What the model's parts return is nobody's but its own, be it by forward or by a method.
+    """
+    trace = scaling.part.trace
+    by_methods = {
+        key: min(name for owner, name in methods if owner == id(model))
+        for key, methods in trace.by_methods.items()
+        if any(owner == id(model) for owner, _ in methods)
+    }
+    varying: set[Call] = set()
+    for call in trace.calls:
+        method = by_methods.get(id(call.module))
+        if method is not None:
+            scaling.fix(_given_and_returned(call), _method_reason(method))
+        above = call.parent is None or call.parent in varying or method is not None
+        if above and not knows_only_tensors(call):
+            varying.add(call)
+    for node in trace.graph.nodes:
+        if node.op == "call_module":
+            method = by_methods.get(id(fetch(trace.root, str(node.target))))
+            if method is not None:
+                scaling.fix([node, *node.all_input_nodes], _method_reason(method))
+    where = {call: call.path or "the model" for call in trace.calls}
+    for call in trace.stateful:
+        reason = (
+            "changes its own attributes when it runs, or enters a context such as torch.no_grad"
+        )
+        scaling.fix(_values_of(call, trace), Refusal(f"{where[call]} {reason}"))
+    for call in varying:
+        reason = f"{where[call]} takes options, and may use its values otherwise"
+        scaling.fix(_values_of(call, trace), Refusal(reason))
+
+
+def _values_of(call: Call, trace: Trace) -> Iterator[fx.Node]:
+    """What a forward names: what it is given, what it computes, and what its parts return."""
+    yield from _given_and_returned(call)
+    for node in trace.graph.nodes:
+        if trace.caller[node] is call:
+            yield node
+    for inner in trace.calls:
+        if inner.parent is call:
+            yield from _given_and_returned(inner)
+
+
+def _given_and_returned(call: Call) -> list[fx.Node]:
+    return list(nodes_in((call.args, call.kwargs, call.result)))
+
+
+def _method_reason(method: str) -> Refusal:
+    return Refusal(f"the method {method} may return it")

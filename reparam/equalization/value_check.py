@@ -25,9 +25,6 @@ class ScaleError(Exception):
 def check_scales(rescaling: Rescaling) -> bool:
     """Run the graph of a part in float64 on a random input, before and after.
 
-    Args:
-        rescaling: The scales.
-
     Returns:
         Whether all layers that changed could be run.
 

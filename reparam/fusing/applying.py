@@ -39,15 +39,7 @@ def apply_parts(
     *,
     verify: bool,
 ) -> Model:
-    """Fuse a model as planned.
-
-    Args:
-        model: The planned model.
-        plans: Its parts.
-        report: Filled with what was done.
-        transaction: Changes the model or a copy, and compares the whole.
-        verify: Compare every region and every module with new code in float64.
-    """
+    """Fuse a model as planned."""
     makings: list[dict[Hashable, Made]] = [{} for _ in plans]
     plans = [make_all(*making, verify, report) for making in zip(plans, makings, strict=True)]
     kinds = [
@@ -80,15 +72,7 @@ def apply_to_program(
     *,
     verify: bool,
 ) -> Model:
-    """Fuse an exported program as planned.
-
-    Args:
-        program: The planned program; it is not changed.
-        planned: What it was read as.
-        report: Filled with what was done.
-        transaction: Compares the whole.
-        verify: Compare every region in float64.
-    """
+    """Fuse an exported program as planned."""
     made: dict[Hashable, Made] = {}
     planned = make_all(planned, made, verify, report)
     rewritten = _rewrite(planned, made)
@@ -107,13 +91,6 @@ def _apply(
 ) -> int:
     """Put one part back into the module tree, planned anew without what cannot be put back.
 
-    Args:
-        planned: The part.
-        made: Its operators; extended.
-        root: Its root in the module tree.
-        report: Filled with what was done.
-        verify: Compare every module with new code.
-
     Returns:
         How many modules with new code could not be compared.
     """
@@ -121,14 +98,19 @@ def _apply(
         rewritten = _rewrite(planned, made)
         # In place, nothing is left of what the rows tell of once it is put back.
         refused, fused = refused_rows(planned), _rows(planned, made, rewritten)
-        outcome = _put_back(planned, rewritten, root, verify=verify)
-        if not isinstance(outcome, GraftError):
-            report.refused.extend(refused)
-            report.fused.extend(fused)
-            return outcome
-        if isinstance(outcome, MismatchError):
-            warn(f"{outcome}; it was left alone. Please report it")
-        planned = make_all(_replanned(planned, rewritten, outcome), made, verify, report)
+        check = Check(planned, rewritten) if verify else None
+        try:
+            with all_or_nothing(root):
+                gone = graft(rewritten, root, _held(root, planned.part.elsewhere))
+                unchecked = 0 if check is None else check.run(gone, root)
+        except GraftError as problem:
+            if isinstance(problem, MismatchError):
+                warn(f"{problem}; it was left alone. Please report it")
+            planned = make_all(_replanned(planned, rewritten, problem), made, verify, report)
+            continue
+        report.refused.extend(refused)
+        report.fused.extend(fused)
+        return unchecked
     report.refused.extend(refused_rows(planned))
     return 0
 
@@ -152,23 +134,6 @@ def _rows(
         )
         for region in planned.decision.regions
     ]
-
-
-def _put_back(
-    planned: PlannedPart, rewritten: Rewrite, root: nn.Module, *, verify: bool
-) -> int | GraftError:
-    """Put one part back into the module tree.
-
-    Returns:
-        How many modules with new code could not be compared, or why the module tree is as it was.
-    """
-    check = Check(planned) if verify else None
-    try:
-        with all_or_nothing(root):
-            grafted = graft(rewritten, root, _held(root, planned.part.elsewhere))
-            return 0 if check is None else check.run(grafted, rewritten, root)
-    except GraftError as problem:
-        return problem
 
 
 def _replanned(planned: PlannedPart, rewritten: Rewrite, problem: GraftError) -> PlannedPart:

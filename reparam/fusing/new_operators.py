@@ -21,16 +21,9 @@ Made = tuple[nn.Module, float | None]
 def make_all(
     planned: PlannedPart, made: dict[Hashable, Made], verify: bool, report: Report
 ) -> PlannedPart:
-    """Make the operators of all regions.
+    """Make the operators of all regions; plan the part without those that cannot be made.
 
-    Args:
-        planned: The part.
-        made: The operators made so far, by key and by signature of their regions; extended.
-        verify: Whether to compare every region in float64 with what replaces it.
-        report: Notes what a user should know.
-
-    Returns:
-        The part, planned without those regions whose operator cannot be made.
+    Those made so far are extended, by key and by signature of their regions.
     """
     while True:
         banned: dict[Region, Refusal] = {}

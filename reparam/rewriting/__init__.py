@@ -4,10 +4,10 @@ Files, in the order in which data flows: `changes`, `invariants`, `repeats`, `pl
 `rewriter`, `new_code`, `fused_forward`, `pruning`, `grafting`, `programs`.
 """
 
-from reparam.rewriting.changes import Rewrite, unedited
-from reparam.rewriting.grafting import Grafted, graft
+from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.grafting import graft
 from reparam.rewriting.new_code import GraftError, TornError, UnlikeError
-from reparam.rewriting.placement import Placer, frame_of
+from reparam.rewriting.placement import frame_of
 from reparam.rewriting.programs import copy_program, rebuild
 from reparam.rewriting.repeats import signature
-from reparam.rewriting.rewriter import changed_calls, frame_problems, rewrite
+from reparam.rewriting.rewriter import frame_problems, rewrite

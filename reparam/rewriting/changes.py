@@ -24,8 +24,7 @@ class Rewrite:
         changes: The calls whose own code changed, by the value of the region for which it changed.
         replaced: For each node of the copy that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
-        swapped: Modules that are replaced where they are registered, and the call that all of the
-            region lies in.
+        swapped: The calls that regions lie in whose modules are replaced where they are registered.
         names: Where each region's operator is registered.
         joined: Where the operator is registered that stands for a module, by the module's path.
         protected: For each call the parts that other methods of its module run by themselves.
@@ -46,7 +45,7 @@ class Rewrite:
     changes: dict[fx.Node, set[Call]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     removed: list[tuple[str, Call]] = field(default_factory=list)
-    swapped: list[tuple[str, Call]] = field(default_factory=list)
+    swapped: set[Call] = field(default_factory=set)
     names: dict[fx.Node, str] = field(default_factory=dict)
     joined: dict[str, str] = field(default_factory=dict)
     protected: dict[Call, set[str]] = field(default_factory=dict)
@@ -54,11 +53,6 @@ class Rewrite:
     idle: set[fx.Node] = field(default_factory=set)
     dead: set[fx.Node] = field(default_factory=set)
     alike: set[int] = field(default_factory=set)
-
-    @property
-    def edited(self) -> set[Call]:
-        """The calls whose own code changed."""
-        return set().union(*self.changes.values())
 
     def copy(self, node: fx.Node) -> fx.Node:
         """The copy of a node of the trace; the node itself where there is none."""

@@ -71,13 +71,6 @@ class FusedForward:
 
     It is set on the instance and called like a method. Optional arguments keep the values they
     were traced with; a call with other values runs the forward that was there before.
-
-    Args:
-        owner: The module.
-        graph: What it computes of the module.
-        parameters: Names of the parameters it takes.
-        guards: What has to hold of the arguments.
-        modal: Whether the code it replaces asks if the module is in training mode.
     """
 
     def __init__(
@@ -106,7 +99,7 @@ class FusedForward:
     def attach(self) -> None:
         """Become the forward of the owner."""
         vars(self.owner)["forward"] = self
-        vars(self.owner)["_replicate_for_data_parallel"] = Replication(self.owner)
+        vars(self.owner)["_replicate_for_data_parallel"] = partial(_replicate, self.owner)
 
     @property
     def __code__(self) -> CodeType:
@@ -133,9 +126,6 @@ class FusedForward:
             self._warn_of_training()
         if self.positional and not kwargs and len(args) == len(self.parameters):
             return self.function(self.owner, *args)
-        return self._call_by_name(args, kwargs)
-
-    def _call_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = inspect.signature(self._original()).bind(*args, **kwargs)
         bound.apply_defaults()
         values = [bound.arguments[name] for name in self.parameters]
@@ -189,23 +179,13 @@ def _equal(now: Any, traced: Any) -> bool:
     return type(now) is type(traced) and isinstance(traced, plain) and bool(now == traced)
 
 
-class Replication:
-    """What ``nn.DataParallel`` calls to copy a module: the copy runs its own parts.
-
-    Args:
-        owner: A module with a `FusedForward`.
-    """
-
-    def __init__(self, owner: nn.Module) -> None:
-        self.owner = owner
-
-    def __call__(self) -> nn.Module:
-        """A replica, as the class makes it, with a forward of its own."""
-        replica: Any = type(self.owner)._replicate_for_data_parallel(self.owner)
-        forward = copy.copy(vars(self.owner)["forward"])
-        forward.owner = replica
-        vars(replica)["forward"] = forward
-        return replica  # type: ignore[no-any-return]
+def _replicate(owner: Any) -> nn.Module:
+    """A replica for ``nn.DataParallel``, made by its class, whose forward runs its own parts."""
+    replica: nn.Module = type(owner)._replicate_for_data_parallel(owner)
+    forward = copy.copy(vars(owner)["forward"])
+    forward.owner = replica
+    vars(replica)["forward"] = forward
+    return replica
 
 
 def _compile(code: str, names: dict[str, Any]) -> FunctionType:

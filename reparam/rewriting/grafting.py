@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -40,28 +39,13 @@ from reparam.rewriting.pruning import prune
 from reparam.rewriting.repeats import graph_outline, repeated_calls
 
 
-@dataclass(frozen=True)
-class Grafted:
-    """What a graft did to the modules.
+def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> set[Call]:
+    """Change a module tree, the traced root or a copy of it, as an edited trace says.
 
-    Args:
-        gone: The calls that are calls no more: their code became a part of their caller's.
-    """
+    What is elsewhere, by identity, other code of the model uses.
 
-    gone: frozenset[Call] = frozenset()
-
-    def home(self, call: Call) -> Call:
-        """The innermost call around a call that still is one."""
-        return next(outer for outer in call.ancestry() if outer not in self.gone)
-
-
-def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> Grafted:
-    """Change a module tree as an edited trace says.
-
-    Args:
-        rewrite: The edited trace.
-        target: The module tree to change: the traced root or a copy of it.
-        elsewhere: Identities of the modules and tensors that other code of the model uses.
+    Returns:
+        The calls that are calls no more: their code became a part of their caller's.
 
     Raises:
         GraftError: If that cannot be; the module tree is as it was.
@@ -71,7 +55,7 @@ def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> Gr
     return _Graft(rewrite, target).run(elsewhere)
 
 
-def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> Grafted:
+def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> set[Call]:
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     removed = {path for path, _ in rewrite.removed}
@@ -80,7 +64,7 @@ def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> Graf
             rewrite.graph.erase_node(node)
     target.graph = rewrite.graph
     prune(target, rewrite, rewrite.trace.calls, (), lambda call, owner: True, elsewhere)
-    return Grafted()
+    return set()
 
 
 def _register(rewrite: Rewrite, target: nn.Module) -> None:
@@ -99,8 +83,7 @@ class _Graft:
         self.trace = rewrite.trace
         self.inside: dict[Call, list[fx.Node]] = {call: [] for call in self.trace.calls}
         for node in rewrite.graph.nodes:
-            caller = self.rewrite.caller.get(node)
-            for call in caller.ancestry() if caller is not None else ():
+            for call in rewrite.caller[node].ancestry():
                 self.inside[call].append(node)
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
         self.repeated = repeated_calls(self.trace)
@@ -108,7 +91,7 @@ class _Graft:
         self.inlined, self.edited = self._settled()
         self.slicer = Slicer(rewrite, self.inside, self.inlined, self.paths)
 
-    def run(self, elsewhere: Collection[int]) -> Grafted:
+    def run(self, elsewhere: Collection[int]) -> set[Call]:
         """Change the module tree; nothing is changed before it is certain that it can be."""
         self._check()
         dropped = self._drop_idle()
@@ -125,16 +108,14 @@ class _Graft:
         owners = [code.call for code in codes if knows_only_tensors(code.call)]
         removed = [*dropped, *self._vanished_calls()]
         prune(self.target, self.rewrite, owners, removed, self._moved, elsewhere)
-        return Grafted(frozenset(call for call in calls if not self._stays(call)))
-
-    # -- Which calls stay calls -----------------------------------------------------------------
+        return {call for call in calls if not self._stays(call)}
 
     def _settled(self) -> tuple[set[Call], set[Call]]:
         """The calls that cannot stay calls, and those that stay and have new code.
 
         Whoever takes in the code of another call has new code, too.
         """
-        inlined, edited = set[Call](), set(self.rewrite.edited)
+        inlined, edited = set[Call](), set[Call]().union(*self.rewrite.changes.values())
         present = set(self.rewrite.graph.nodes)
         for call in reversed(self.trace.calls):  # those inside a call before it
             if call.parent is None:
@@ -185,7 +166,7 @@ class _Graft:
             raise GraftError(
                 "a module that changes its own attributes would get new code", stateful
             )
-        torn = {frame for _, frame in self.rewrite.swapped if self._may_run_as_it_was(frame)}
+        torn = set(filter(self._may_run_as_it_was, self.rewrite.swapped))
         if torn:
             raise TornError("its parts would change for code that may run as it was", torn)
 
@@ -226,16 +207,9 @@ class _Graft:
         """Whether a call's code becomes a part of an owner's new code."""
         return not any(map(self._stays, calls_between(call, owner)))
 
-    # -- New code -------------------------------------------------------------------------------
-
     def _drop_idle(self) -> list[tuple[str, Call]]:
-        """Leave out of new code what it need not compute.
-
-        Returns:
-            The modules and tensors that this code used, and the code.
-        """
-        rewrite, idle = self.rewrite, self.rewrite.idle
-        caller = rewrite.caller
+        """Leave out of new code what it need not compute; what that used, and whose code did."""
+        idle, caller = self.rewrite.idle, self.rewrite.caller
         dropped: list[tuple[str, Call]] = []
         for owner in self.trace.calls:
             if owner not in self.edited or owner in self.repeated:
@@ -250,7 +224,7 @@ class _Graft:
                 for call in caller[node].ancestry():
                     self.inside[call].remove(node)
                     self.shrunk.add(call)
-                rewrite.graph.erase_node(node)
+                self.rewrite.graph.erase_node(node)
         return dropped
 
     def _attach(self, code: NewCode) -> None:
@@ -296,14 +270,12 @@ class _Graft:
         """Whether new code holds a dropout or the like that the old code did in training only."""
         if not any(Trait.MODAL in traits(node) and _does_work(node) for node in graph.nodes):
             return False
-        replaced = [call.module for call in self.trace.calls if self._moved(call, owner)]
         return any(
-            "training" in names_forward_uses(type(module))
-            or getattr(vars(module).get("forward"), "modal", False)
-            for module in replaced
+            "training" in names_forward_uses(type(call.module))
+            or getattr(vars(call.module).get("forward"), "modal", False)
+            for call in self.trace.calls
+            if self._moved(call, owner)
         )
-
-    # -- What died must go ----------------------------------------------------------------------
 
     def _vanished_calls(self) -> list[tuple[str, Call]]:
         """The calls of which nothing is left."""
@@ -319,5 +291,5 @@ class _Graft:
 
 def _does_work(node: fx.Node) -> bool:
     """Whether an operator would do something in training: a dropout of nothing does not."""
-    rest = (*node.args[1:2], *(node.kwargs[name] for name in ("p",) if name in node.kwargs))
-    return "dropout" not in operator_name(node) or rest != (0,)
+    probability = node.args[1:2] or (node.kwargs.get("p"),)
+    return "dropout" not in operator_name(node) or probability != (0,)

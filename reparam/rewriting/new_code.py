@@ -16,12 +16,7 @@ from reparam.rewriting.changes import Rewrite
 
 
 class GraftError(Exception):
-    """The edited graph cannot be put back without changing code that must stay.
-
-    Args:
-        reason: Why, in words for the report.
-        calls: The calls whose code would have to change.
-    """
+    """The edited graph cannot be put back without changing the code of calls that must stay."""
 
     def __init__(self, reason: str, calls: Collection[Call]) -> None:
         super().__init__(reason)
@@ -76,10 +71,6 @@ class Slicer:
 
 class NewCode:
     """What becomes the forward of one module.
-
-    Args:
-        slicer: Knows what becomes whose code.
-        call: A call of the module.
 
     Attributes:
         graph: The code.
@@ -164,10 +155,7 @@ def _holds_nodes(structure: Any) -> bool:
 def path_below(owner: Call, path: str, paths: Mapping[str, Sequence[str]]) -> str | None:
     """The path of a module or tensor as seen from an owner; None if it lies elsewhere.
 
-    Args:
-        owner: The owner.
-        path: A path below the root, which may not be the only one.
-        paths: For each path of a module all paths of that module.
+    The path is one below the root, which may not be the only one: `paths` has all of each module.
     """
     if not owner.path:
         return path

@@ -54,19 +54,10 @@ class Placement:
 
 
 class Placer:
-    """Finds the place of every region of one trace.
+    """Finds the place of every region of one trace."""
 
-    Args:
-        trace: The trace.
-        facts: What was known of the graph before it is edited.
-        result: What is to be done to the modules so far.
-        merged: The calls whose code will be a part of their caller's.
-    """
-
-    def __init__(
-        self, trace: Trace, facts: Facts, result: Rewrite, merged: Collection[Call]
-    ) -> None:
-        self.trace = trace
+    def __init__(self, facts: Facts, result: Rewrite, merged: Collection[Call]) -> None:
+        self.trace = trace = result.trace
         self.facts = facts
         self.result = result
         self.merged = merged
@@ -124,7 +115,14 @@ class Placer:
 
     def _that_may_grow(self, call: Call) -> Call:
         """The innermost call around one that may have a new part."""
-        return next(outer for outer in call.ancestry() if not self._must_not_grow(outer))
+        # A part more would change how a container runs, and other calls want a block as it was.
+        containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
+        return next(
+            outer
+            for outer in call.ancestry()
+            if outer.parent is None
+            or not (isinstance(outer.module, containers) or self._serves_others(outer))
+        )
 
     def _span(self, region: Region) -> set[Call]:
         """The calls through which a region's value depends on its base, dying or not."""
@@ -267,12 +265,6 @@ class Placer:
             or call in self.result.caller[node].ancestry()
             or any(self.result.current(argument) is node for argument in nodes_in(call.arguments))
         )
-
-    def _must_not_grow(self, call: Call) -> bool:
-        """Whether a new part would change how a module runs, or its code cannot be replaced."""
-        containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
-        changed = isinstance(call.module, containers) or self._serves_others(call)
-        return changed and call.parent is not None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ sizes and the structure of arguments and results, is taken over as it is.
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,21 +28,13 @@ from reparam.rewriting.changes import Rewrite, begun
 _ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
 
 
-# -- Back to a program ----------------------------------------------------------------------------
-
-
 def copy_program(program: ExportedProgram) -> ExportedProgram:
     """The same program, with memory of its own."""
     return rebuild(program, begun(as_trace(*read_program(program))))
 
 
 def rebuild(program: ExportedProgram, rewrite: Rewrite) -> ExportedProgram:
-    """Write an edited graph down as a program.
-
-    Args:
-        program: The program that was planned.
-        rewrite: Its edited graph.
-    """
+    """Write an edited graph down as a program."""
     edited = rewrite.graph
     writer = _Writer(program, rewrite)
     state = _remaining_state(program, edited) + _new_state(program, rewrite)
@@ -217,7 +209,9 @@ class _Writer:
         placed = [self.values[operand] for operand in operands]
         placed += [self.placed[f"{node.target}.{name}"] for name in names]
         training = self.table is None
-        with self.mode, torch.no_grad(), _without_guards(self.mode):
+        sizes = self.mode.shape_env  # what the program knows of its dynamic sizes stays as it is
+        guards = nullcontext() if sizes is None else sizes.suppress_guards()
+        with self.mode, torch.no_grad(), guards:
             trace = make_fx(run, decomposition_table=self.table, pre_dispatch=training)
             traced = trace(*(value.meta["val"] for value in placed))
         inner = dict(zip(traced.graph.find_nodes(op="placeholder"), placed, strict=True))
@@ -231,8 +225,3 @@ class _Writer:
         if old is not None:
             result.meta["val"] = old.meta["val"]  # the same sizes, in the program's own words
         return result
-
-
-def _without_guards(mode: FakeTensorMode) -> AbstractContextManager[None]:
-    """Leave the program's knowledge of its dynamic sizes as it is."""
-    return nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()

@@ -24,14 +24,10 @@ def prune(
 ) -> None:
     """Remove the modules and tensors that only replaced code reached.
 
-    Args:
-        target: The changed module tree.
-        rewrite: What was changed.
-        owners: The calls whose code was replaced, and never runs again as it was.
-        unused: What some code does not use any more, besides what the rewrite says: path and code.
-        moved: Whether a call's code became a part of an owner's, so that no code of its own that
-            could reach its parts goes on running.
-        elsewhere: Identities of the modules and tensors that other code of the model uses.
+    The code of the owners never runs again as it was; where a call's code moved into an owner's, no
+    code of its own that could reach its parts goes on running. What is unused is a path that some
+    call's code does not use any more, as what the rewrite removed; other code of the model uses
+    what is elsewhere, by identity.
     """
     kept = _kept(target, rewrite) | set(elsewhere)
     removed: dict[Call, list[tuple[str, Call]]] = defaultdict(list)

@@ -19,10 +19,6 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     """What two regions have in common if one operator serves both; None if none can.
 
     They run the same operators on the same modules and parameters in the same order.
-
-    Args:
-        region: The region.
-        facts: What is known of its graph.
     """
     values = (region.value, *(absorbed.term for absorbed in region.absorbed))
     names: dict[fx.Node, int] = {region.base: 0}
@@ -66,11 +62,7 @@ def edited_alike(
 
     Their code can change where it is, once for all calls: each call runs the same operators on its
     arguments, and the same regions lie in each, become the same new operators, and end inside.
-
-    Args:
-        trace: The trace; its graph is not edited yet.
-        operators: The regions and the modules that stand for them.
-        idle: Nodes that no code has to compute: calls of nothing else may run any code.
+    Calls of nothing but idle nodes, which no code has to compute, may run any code.
     """
     repeated = repeated_calls(trace)
     inside: dict[Call, list[fx.Node]] = {call: [] for call in repeated}

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from reparam.algebra import explicit_padding, pad_mode
 from reparam.analysis import Facts, Part
-from reparam.capture import Call, Trace, calls_between, hold, knows_only_tensors, nodes_in
+from reparam.capture import Call, Trace, calls_between, hold, knows_only_tensors, nodes_in, reached
 from reparam.errors import Refusal
 from reparam.modules import all_names
 from reparam.planning import Link, Region
@@ -31,12 +31,8 @@ def rewrite(
 ) -> Rewrite:
     """Edit a copy of the graph of a trace so that every region becomes its operator.
 
-    Args:
-        trace: The trace; it is not changed.
-        operators: The regions and the modules that stand for them.
-        facts: What is known of the graph.
-        merged: The calls whose code will be a part of their caller's.
-        unlike: Identities of the modules whose calls need different code.
+    The code of merged calls will be a part of their caller's, and the calls of unlike modules, by
+    identity, need different code.
     """
     rewriter = Rewriter(trace, facts, merged)
     result = rewriter.result
@@ -52,20 +48,14 @@ def rewrite(
 
 
 class Rewriter:
-    """Edits a copy of the graph of one trace, region by region.
-
-    Args:
-        trace: The trace.
-        facts: What is known of the graph.
-        merged: The calls whose code will be a part of their caller's.
-    """
+    """Edits a copy of the graph of one trace, region by region."""
 
     def __init__(self, trace: Trace, facts: Facts, merged: Collection[Call] = ()) -> None:
         self.trace = trace
         self.facts = facts
         self.result = begun(trace)
         self.result.idle = set(map(self.result.copy, facts.idle))
-        self.placer = Placer(trace, facts, self.result, merged)
+        self.placer = Placer(facts, self.result, merged)
         self.paths = all_names(trace.root)
         self.inside: dict[Call, set[fx.Node]] = {call: set() for call in trace.calls}
         for node, call in self.result.caller.items():
@@ -97,7 +87,7 @@ class Rewriter:
             if node.op == "call_module":
                 result.joined[str(node.target)] = path
         if swap:
-            result.swapped.append((path, home.frame))
+            result.swapped.add(home.frame)
             for other in self.paths[path]:
                 result.modules[other] = module
         with graph.inserting_before(result.copy(place)):
@@ -136,7 +126,7 @@ class Rewriter:
         base = self.result.current(link.base)
         if link.value in home.swaps:
             identity = nn.Identity().eval()
-            self.result.swapped.append((str(link.value.target), home.frame))
+            self.result.swapped.add(home.frame)
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
             self._substitute(link.value, base, keep_code=True)
@@ -187,13 +177,7 @@ class Rewriter:
 
     def _erase_unread(self, nodes: list[fx.Node]) -> None:
         """Erase what nobody reads of what is gone, and assertions on its shape."""
-        unread: set[fx.Node] = set()
-        pending = list(nodes)
-        while pending:
-            node = pending.pop()
-            if node not in unread:
-                unread.add(node)
-                pending.extend(node.users)
+        unread = reached(nodes, lambda node: node.users)
         order, origin = self.facts.order, self.result.origin
         for node in sorted(unread, key=lambda node: order[origin(node)], reverse=True):
             if self._is_there(node):
@@ -252,13 +236,8 @@ def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:
     ]
 
 
-def changed_calls(placer: Placer, region: Region) -> set[Call]:
-    """The calls whose code would change for a region.
-
-    Args:
-        placer: It places regions of a trace of which nothing is edited.
-        region: The region.
-    """
+def _changed_calls(placer: Placer, region: Region) -> set[Call]:
+    """The calls whose code would change for a region of a trace of which nothing is edited."""
     caller = placer.trace.caller
     home = placer.placement(region)
     if not region.collapses:
@@ -272,15 +251,10 @@ def changed_calls(placer: Placer, region: Region) -> set[Call]:
 
 
 def frame_problems(part: Part, merged: Collection[Call]) -> Callable[[Region], Refusal | None]:
-    """What says of a region why it may not be fused although it is exact: its code keeps state.
-
-    Args:
-        part: The part that the regions are in.
-        merged: The calls whose code will be a part of their caller's.
-    """
+    """What says of a region why it may not be fused although it is exact: its code keeps state."""
     if not part.trace.stateful:
         return lambda region: None
-    placer = Placer(part.trace, part.facts, unedited(part.trace), merged)
+    placer = Placer(part.facts, unedited(part.trace), merged)
     return partial(_frame_problem, placer)
 
 
@@ -302,7 +276,7 @@ def _frame_problem(placer: Placer, region: Region) -> Refusal | None:
         if node.op != "get_attr"
         for call in trace.caller[node].ancestry()
     } - set(frame.ancestry())
-    if ({frame} | crossed | changed_calls(placer, region)) & trace.stateful:
+    if ({frame} | crossed | _changed_calls(placer, region)) & trace.stateful:
         return refusal
     if not any(call in trace.stateful for call in frame.ancestry()):
         return None

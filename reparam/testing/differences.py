@@ -22,13 +22,9 @@ class ChannelAxisError(Exception):
 
 
 def difference(expected: Map, actual: Map, x: Tensor, count: int) -> tuple[float, str]:
-    """How far apart two maps are on an input, and in what they differ.
+    """How far apart a module's forward and what a rule says that it computes are on an input.
 
-    Args:
-        expected: What a module's forward computes.
-        actual: What a rule says that it computes.
-        x: A random input in float64.
-        count: How many spatial axes come after the channel axis of the result.
+    The input is random and in float64; so many spatial axes follow the channels of the result.
 
     Returns:
         The largest difference relative to the largest value, and what it is that differs; nothing
@@ -130,5 +126,4 @@ def _varies_along(ratio: Tensor) -> set[int]:
 
 
 def _named(axes: set[int], x: Tensor) -> str:
-    names = [f"axis {axis - x.dim()}" for axis in sorted(axes)]
-    return " and ".join(names) or "no axis"
+    return " and ".join(f"axis {axis - x.dim()}" for axis in sorted(axes)) or "no axis"

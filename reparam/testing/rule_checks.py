@@ -160,11 +160,7 @@ def _checked(
 
 
 def _error(case: _Case, rule: str, weights: str) -> float:
-    """The rounding error of a form.
-
-    Raises:
-        RuleCheckError: If it is more than rounding.
-    """
+    """The rounding error of a form; raises a RuleCheckError if it is more than that."""
     error, text = difference(case.forward, case.formal, case.x, case.count)
     if text:
         raise RuleCheckError(
@@ -195,15 +191,7 @@ class _Case:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What is checked, with one draw of its weights.
-
-    Args:
-        specimen: The operator.
-        step: What its rule says of it.
-        shape: The shape of its input that the user gave.
-        generator: Where random numbers come from.
-        rules: The rules of this call.
-    """
+    """An operator with one draw of its weights, what its rule says of it, and the user's shape."""
 
     specimen: Specimen
     step: Step | Selecting
@@ -273,13 +261,7 @@ def _between_others(setting: _Setting) -> Iterator[_Case]:
 
 
 def _as_map(form: AffineConv, count: int, shape: Sequence[int]) -> Map | None:
-    """What a form computes; None if no module of torch does.
-
-    Args:
-        form: The form.
-        count: How many axes come after the channel axis.
-        shape: The shape of the input.
-    """
+    """What a form computes; None if no module of torch does."""
     channels = form.in_channels or shape[-count - 1]
     form = form.with_axes(max(count, 1)) if form.pointwise else form
     form = form.with_channels(channels)

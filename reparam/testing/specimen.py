@@ -41,13 +41,7 @@ class Specimen:
 
     @classmethod
     def of(cls, original: Any, target: Target, arguments: Sequence[Any]) -> Specimen:
-        """A specimen of copies.
-
-        Args:
-            original: The module or the function.
-            target: What its rule is registered for.
-            arguments: What it is called with besides its input.
-        """
+        """A specimen of copies of a module or a function and of its further arguments."""
         module = copy.deepcopy(original) if isinstance(original, nn.Module) else nn.Module()
         copies = (in_float64(copy.deepcopy(argument)) for argument in arguments)
         return cls(target, module.double().eval(), tuple(copies))
@@ -67,23 +61,13 @@ class Specimen:
                 _draw(argument, generator)
 
     def ask(self, rule: Rule, rank: int) -> Step | Selecting | None:
-        """What a rule says of it.
-
-        Args:
-            rule: The rule.
-            rank: How many axes its input has.
-        """
+        """What a rule says of it, for an input of so many axes."""
         leading = (self.module,) if isinstance(self.target, type) else ()
         args = (*leading, identity("x", rank), *self.arguments)
         return call_rule(rule, self.target, "in rulecheck", args, {})
 
     def between(self, before: nn.Module | None, after: nn.Module | None) -> fx.GraphModule:
-        """The network of it and its neighbours.
-
-        Args:
-            before: What comes before it, if anything does.
-            after: What comes after it, if anything does.
-        """
+        """The network of it and its neighbours."""
         held: dict[str, Any] = {"before": before, "operator": self.module, "after": after}
         graph = fx.Graph()
         value = graph.placeholder("x")
@@ -107,12 +91,7 @@ class Specimen:
 
 
 def draw(module: nn.Module, generator: torch.Generator) -> None:
-    """Give a module other weights; buffers that have no negative value stay positive.
-
-    Args:
-        module: The module.
-        generator: Where random numbers come from.
-    """
+    """Give a module other weights; buffers that have no negative value stay positive."""
     for parameter in module.parameters():
         _draw(parameter, generator)
     for buffer in module.buffers():
@@ -126,12 +105,7 @@ def _draw(tensor: Tensor, generator: torch.Generator, *, positive: bool = False)
 
 
 def axes_after_channels(step: Step | Selecting, shape: Sequence[int]) -> int:
-    """How many axes come after the one along which a form has its channels.
-
-    Args:
-        step: What the rule said.
-        shape: The shape of the input.
-    """
+    """How many axes of an input come after the one along which a form has its channels."""
     count = max(len(shape) - 2, 0)
     if not isinstance(step, AffineConv):
         return count
@@ -142,13 +116,7 @@ def axes_after_channels(step: Step | Selecting, shape: Sequence[int]) -> int:
 
 
 def larger(step: Step | Selecting, count: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape with odd sizes that differ, and with a part that is far from every border.
-
-    Args:
-        step: What the rule said.
-        count: How many axes come after the channel axis.
-        shape: A shape that the operator takes.
-    """
+    """A larger shape of odd sizes that differ, with a part that is far from every border."""
     axes = step.axes or () if isinstance(step, AffineConv) else ()
     sizes = [size + 1 + size % 2 + 2 * index for index, size in enumerate(shape)]
     for index, axis in enumerate(axes, len(shape) - len(axes)):
@@ -159,14 +127,7 @@ def larger(step: Step | Selecting, count: int, shape: Sequence[int]) -> tuple[in
 
 
 def neighbours(step: Step | Selecting, count: int, x: Tensor, result: Tensor) -> Iterator[Pair]:
-    """What an operator is checked between.
-
-    Args:
-        step: What the rule said.
-        count: How many axes come after the channel axis.
-        x: An input of the operator.
-        result: What the operator returns for it.
-    """
+    """What an operator is checked between, by one of its inputs and its result."""
     befores: list[nn.Module | None] = [None]
     afters: list[nn.Module | None] = [None]
     exact: dict[str, Any] = {"device": x.device, "dtype": torch.float64}
@@ -197,13 +158,7 @@ def neighbours(step: Step | Selecting, count: int, x: Tensor, result: Tensor) ->
 
 
 def input_of(before: nn.Module | None, count: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """What the first of two neighbours needs for the operator to get an input of a shape.
-
-    Args:
-        before: What comes before the operator, if anything does.
-        count: How many axes come after the channel axis.
-        shape: The shape.
-    """
+    """What the first of two neighbours needs for the operator to get an input of a shape."""
     if before is None:
         return tuple(shape)
     sizes = list(shape)

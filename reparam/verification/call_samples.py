@@ -31,17 +31,9 @@ _ROUNDING = 2.0**-52
 """One unit in the last place of 1, in float64."""
 
 
-# -- Samples --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Sample:
-    """What one call of a module was given, and what it returned.
-
-    Args:
-        inputs: Its positional and its keyword arguments.
-        result: What the module returned for them.
-    """
+    """The positional and the keyword arguments of one call of a module, and what it returned."""
 
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     result: Any
@@ -49,10 +41,6 @@ class Sample:
 
 def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
     """Run the graph of a part on a random input and keep what some calls got and returned.
-
-    Args:
-        part: The part; its graph is not edited yet.
-        calls: The calls.
 
     Returns:
         The samples; calls that depend on code of the user's or on random numbers have none, and
@@ -116,9 +104,6 @@ _FAINT = 1e-290
 """Values near the smallest that float64 holds have fewer digits."""
 
 
-# -- Errors ---------------------------------------------------------------------------------------
-
-
 def module_error(
     module: nn.Module,
     sample: Sample,
@@ -127,12 +112,8 @@ def module_error(
 ) -> float:
     """How far what a module returns is from a sample, in float64.
 
-    Args:
-        module: The module with its new code.
-        sample: What it was given, and returned before.
-        exact: What its weights are before they are rounded, by the identity of those.
-        inner: Parts of it, by path, that need not run: they are to be given what their sample was
-            given, and return what it returned.
+    Its weights before they are rounded stand by the identity of those. Inner parts, by path, need
+    not run: they are to be given what their sample was given, and return what it returned.
 
     Returns:
         The largest relative difference, those of what the parts are given included.
@@ -162,13 +143,7 @@ def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[lis
 
 
 def is_chaotic(module: nn.Module, sample: Sample, exact: Mapping[int, Tensor]) -> bool:
-    """Whether rounding of the inputs changes what a module returns beyond recognition.
-
-    Args:
-        module: The module with its new code.
-        sample: What it was given.
-        exact: What its weights are before they are rounded, by the identity of those.
-    """
+    """Whether rounding of the inputs changes what a module returns beyond recognition."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def rounded(value: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
+from reparam.capture import as_module
 from reparam.errors import ReparamError
 from reparam.modules import Widened, copied, copy_model, in_float64, of_any_type, undisturbed
 
@@ -31,28 +32,16 @@ class Judge:
 
     In float64 two models are the same if they agree to within rounding. Else both are compared with
     the original in float64: a changed model may be a few times as far from it as the original is.
-
-    Args:
-        model: The original.
-        args: Example inputs.
-        kwargs: Example inputs by name.
-        inplace: Whether the model itself will be changed.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None = None,
-        *,
-        inplace: bool = False,
+        self, model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], *, inplace: bool
     ) -> None:
-        self.inputs = args, kwargs or {}
-        self.before = _results(model, self.inputs)
+        self.inputs = inputs
+        self.before = _results(model, inputs)
         self.model = model
-        self.truth: list[Any] | None = None
-        if inplace and not self._is_exact():
-            self.truth = self._exact()
+        self.is_exact = all(tensor.dtype == torch.float64 for tensor in _floats(self.before))
+        self.truth = self._exact() if inplace and not self.is_exact else None
 
     def compare(self, changed: nn.Module, notes: list[str]) -> None:
         """Run the changed model and note how far it is from the original.
@@ -74,7 +63,7 @@ class Judge:
             notes.append(f"on the example inputs the outputs differ by at most {difference:.1e}")
 
     def _bound(self, after: list[Any], difference: float) -> float:
-        if self._is_exact():
+        if self.is_exact:
             return EXACT_BOUND
         epsilon = max((torch.finfo(t.dtype).eps for t in _floats(self.before)), default=0.0)
         if difference <= FACTOR * epsilon:
@@ -84,9 +73,6 @@ class Judge:
             return float("inf")
         error, own = _largest(after, truth), _largest(self.before, truth)
         return difference if error <= FACTOR * (own + epsilon) else 0.0
-
-    def _is_exact(self) -> bool:
-        return all(tensor.dtype == torch.float64 for tensor in _floats(self.before))
 
     def _exact(self) -> list[Any] | None:
         """The original's outputs in float64; None if it does not run in float64."""
@@ -170,10 +156,7 @@ def verify(
         True
     """
     inputs = as_arguments(example_inputs)
-    original, fused = (
-        model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
-        for model in (original, fused)
-    )
+    original, fused = runnable(original), runnable(fused)
     with torch.no_grad(), of_any_type():
         truth = _exact_outputs(original, inputs)
         runs = (
@@ -189,6 +172,11 @@ def verify(
                 f"{[tuple(tensor.shape) for tensor in run]}"
             )
     return Verification(*(tuple(map(relative_error, run, truth)) for run in runs))
+
+
+def runnable(model: nn.Module | ExportedProgram) -> nn.Module:
+    """A model, or a module that runs a program."""
+    return as_module(model) if isinstance(model, ExportedProgram) else model
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:

@@ -17,15 +17,7 @@ from reparam.algebra import lower
 from reparam.capture import Call, nodes_in
 from reparam.modules import fetch
 from reparam.planning import PlannedPart, Region
-from reparam.rewriting import (
-    Grafted,
-    GraftError,
-    Placer,
-    Rewrite,
-    changed_calls,
-    frame_of,
-    unedited,
-)
+from reparam.rewriting import GraftError, Rewrite, frame_of
 from reparam.verification.call_samples import (
     MODULE_BOUND,
     Sample,
@@ -43,39 +35,23 @@ class MismatchError(GraftError):
 class Check:
     """Compares the modules of a part before and after their code changes.
 
-    Made before the graph is edited, it runs that once and keeps a sample of every call whose code
-    will change; `run` gives the modules with their new code the same and compares what they return.
-
-    Args:
-        planned: The part; its modules are not changed yet.
+    Made before the modules are changed, it runs the graph as it was and keeps a sample of every
+    call whose code will change; `run` gives the modules with their new code the same and compares
+    what they return.
     """
 
-    def __init__(self, planned: PlannedPart) -> None:
-        self.planned = planned
+    def __init__(self, planned: PlannedPart, rewritten: Rewrite) -> None:
         self.part = part = planned.part
+        self.rewritten = rewritten
         self.regions = planned.decision.regions
         self.frames = {region.value: frame_of(part.trace, region) for region in self.regions}
         self.times = Counter(id(call.module) for call in part.trace.calls)
-        changing = [self.frames[region.value] for region in self._changing()]
+        changing = [self.frames[r.value] for r in self.regions if not self._stays_in_place(r)]
         wanted = {call for frame in changing for call in frame.ancestry()}
         self.samples = sample_calls(part, wanted) if wanted else {}
 
-    def _changing(self) -> list[Region]:
-        """The regions for which code has to change."""
-        regions = self.regions
-        if any(map(_may_stay_in_place, regions)):
-            trace, merged = self.part.trace, self.planned.merged
-            placer = Placer(trace, self.part.facts, unedited(trace), merged)
-            regions = [region for region in regions if changed_calls(placer, region)]
-        return regions
-
-    def run(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> int:
-        """Run every module that changed and compare.
-
-        Args:
-            grafted: What was done to the modules.
-            rewritten: What was changed.
-            root: The changed root of the part.
+    def run(self, gone: Set[Call], root: nn.Module) -> int:
+        """Run every module that changed, and compare; those of calls that are gone are no more.
 
         Returns:
             How many could not be compared.
@@ -84,14 +60,19 @@ class Check:
             MismatchError: If one returns something else.
         """
         skipped = 0
-        closed = self._closed(grafted, rewritten, root)
+        closed = self._closed(gone, root)
         able = {call for call in closed if call in self.samples and may_run(fetch(root, call.path))}
         for call in self.part.trace.calls:
             if call in able:
-                skipped += self._differs(call, able, rewritten, root)
+                skipped += self._differs(call, able, root)
         return skipped + len(closed - able)
 
-    def _differs(self, call: Call, able: Set[Call], rewritten: Rewrite, root: nn.Module) -> bool:
+    def _stays_in_place(self, region: Region) -> bool:
+        """Whether a region is a chain of modules for which no code changes."""
+        chain = all(node.op == "call_module" for node in (region.value, *region.dying))
+        return chain and not self.rewritten.changes[region.value]
+
+    def _differs(self, call: Call, able: Set[Call], root: nn.Module) -> bool:
         """Whether a module cannot be compared since it is chaotic: rounding changes its result.
 
         Raises:
@@ -100,10 +81,10 @@ class Check:
         module, sample = fetch(root, call.path), self.samples[call]
         inner = self._inner(call, able)
         try:
-            exact = self._weights(call, rewritten, root, inner)
+            exact = self._weights(call, root, inner)
             error = module_error(module, sample, exact, inner)
             if not error <= MODULE_BOUND and inner:  # it may use more of its parts than it calls
-                exact = self._weights(call, rewritten, root, ())
+                exact = self._weights(call, root, ())
                 error = module_error(module, sample, exact)
         except Exception as problem:  # the new code does not run
             reason = f"its new code raises {type(problem).__name__}: {problem}"
@@ -127,19 +108,22 @@ class Check:
                 samples[inner.path.removeprefix(prefix)] = self.samples[inner]
         return samples
 
-    def _closed(self, grafted: Grafted, rewritten: Rewrite, root: nn.Module) -> set[Call]:
+    def _closed(self, gone: Set[Call], root: nn.Module) -> set[Call]:
         """The modules that regions lie in, but for those that a region outside changes too.
 
         Raises:
             MismatchError: If an operator is not where it should be.
         """
-        homes = {value: grafted.home(frame) for value, frame in self.frames.items()}
+        homes = {
+            value: next(call for call in frame.ancestry() if call not in gone)
+            for value, frame in self.frames.items()
+        }
         closed = set[Call]()
         for region in self.regions:
             home = homes[region.value]
-            if rewritten.changes[region.value] or not _may_stay_in_place(region):
+            if not self._stays_in_place(region):
                 closed.add(home)
-            elif not _is_in_place(region, rewritten, root):
+            elif not _is_in_place(region, self.rewritten, root):
                 reason = "with its new parts it returns something else"
                 raise MismatchError(f"{home.path or 'the model'}: {reason}", [home])
         for region in self.regions:
@@ -152,40 +136,29 @@ class Check:
                 for call in closed
                 if inner_values.isdisjoint(nodes_in((call.args, call.kwargs, call.result)))
             }
-            for call in touched | rewritten.changes[region.value]:
+            for call in touched | self.rewritten.changes[region.value]:
                 for inner in call.ancestry():
                     if inner is homes[region.value]:
                         break
                     closed.discard(inner)
         return closed
 
-    def _weights(
-        self, call: Call, rewritten: Rewrite, root: nn.Module, without: Collection[str]
-    ) -> dict[int, Tensor]:
+    def _weights(self, call: Call, root: nn.Module, without: Collection[str]) -> dict[int, Tensor]:
         """What the new weights in a module were before they were rounded, by the identity of these.
 
-        Args:
-            call: The call of the module.
-            rewritten: What was changed.
-            root: The changed root of the part.
-            without: Paths in the module of parts whose weights are left out.
+        Those of the parts at some paths in it are left out.
         """
         prefix = f"{call.path}." if call.path else ""
         left_out = tuple(f"{prefix}{path}." for path in without)
         exact: dict[int, Tensor] = {}
         for region in self.regions:
-            path, form = rewritten.names[region.value], region.form
+            path, form = self.rewritten.names[region.value], region.form
             if path.startswith(prefix) and not path.startswith(left_out):
                 device = None if form.like is None else form.like.device
                 module = lower(form, *form.weights.evaluate(device))
                 for name, parameter in module.named_parameters():
                     exact[id(fetch(root, f"{path}.{name}"))] = parameter
         return exact
-
-
-def _may_stay_in_place(region: Region) -> bool:
-    """Whether a region is a chain of modules."""
-    return all(node.op == "call_module" for node in (region.value, *region.dying))
 
 
 def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:

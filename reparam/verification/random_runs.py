@@ -24,9 +24,6 @@ _SIZES = {1: (64, 2048), 2: (32, 64), 3: (16, 32)}
 are too small."""
 
 
-# -- Inputs ---------------------------------------------------------------------------------------
-
-
 def random_inputs(part: Part) -> Iterator[dict[fx.Node, Tensor]]:
     """Random inputs of a part in float64, the smallest first."""
     device = next((tensor.device for tensor in part.trace.root.parameters()), None)
@@ -74,20 +71,8 @@ def _layout(node: fx.Node, part: Part) -> tuple[int, dict[int, int]] | None:
     return (rank, sizes) if rank > 1 and all(-axis < rank for axis in sizes) else None
 
 
-# -- Runs -----------------------------------------------------------------------------------------
-
-
 def try_to_run(node: fx.Node, run: ExactRun, part: Part) -> bool:
-    """Run a node, if that gives a function of its operands in float64.
-
-    Args:
-        node: The node.
-        run: What ran so far.
-        part: The part; its graph is not edited yet.
-
-    Returns:
-        Whether its value is known now.
-    """
+    """Run a node, if that gives a function of its operands in float64; say whether it did."""
     if node.op in ("placeholder", "output", "get_attr") or node in part.facts.sources:
         return False
     if not run.knows((node.args, node.kwargs)) or not _runs_alone(node, part):

@@ -6,7 +6,7 @@ rounding whatever the dtype of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import Axis, run_operator
 from reparam.analysis import Facts
+from reparam.capture import reached
 from reparam.errors import Refusal
 from reparam.planning import Absorbed, Region, Share
 from reparam.verification.exact_run import ExactRun
@@ -28,16 +29,21 @@ class UnverifiableError(Exception):
     """A region cannot be run by itself."""
 
 
-def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
-    """Run a region as it was and as one module on the same random input, in float64.
-
-    Args:
-        region: The region.
-        module: The new operator, still in float64.
-        facts: What is known of the graph.
+def compared(region: Region, module: nn.Module, facts: Facts) -> float | Refusal:
+    """Run a region as it was and as one module, still in float64, on the same random input.
 
     Returns:
-        The largest difference, relative to the largest output.
+        The largest difference, relative to how much its channel varies, or why there is none.
+    """
+    try:
+        error = _error(region, module, facts)
+    except UnverifiableError as problem:
+        return Refusal(f"it could not be verified by itself: {problem}")
+    return error if error <= REGION_BOUND or is_finite(module) else NOT_FINITE
+
+
+def _error(region: Region, module: nn.Module, facts: Facts) -> float:
+    """The error of `compared`.
 
     Raises:
         UnverifiableError: If the region depends on values from outside, for example sizes.
@@ -62,24 +68,6 @@ def region_error(region: Region, module: nn.Module, facts: Facts) -> float:
             return float("inf")
         return _difference(expected, actual, region)
     raise UnverifiableError(str(problem).split("\n", 1)[0])
-
-
-def compared(region: Region, module: nn.Module, facts: Facts) -> float | Refusal:
-    """Compare a region with what will replace it, as far as that is possible.
-
-    Args:
-        region: The region.
-        module: The new operator, still in float64.
-        facts: What is known of the graph.
-
-    Returns:
-        The error of `region_error`, or why there is none.
-    """
-    try:
-        error = region_error(region, module, facts)
-    except UnverifiableError as problem:
-        return Refusal(f"it could not be verified by itself: {problem}")
-    return error if error <= REGION_BOUND or is_finite(module) else NOT_FINITE
 
 
 def is_finite(module: nn.Module) -> bool:
@@ -141,10 +129,7 @@ def _smallest(
 ) -> tuple[int, ...]:
     """A shape whose spatial axes are as small as tells.
 
-    Args:
-        shape: A shape that the region takes.
-        axes: The axes of the first operator.
-        composite: Those of the new operator.
+    Of two operators in a row, the first has the axes and the new one the composite ones.
     """
     small = list(shape)
     for index, axis in enumerate(composite if len(composite) == len(axes) else axes):
@@ -202,17 +187,15 @@ def _between(
     base: fx.Node, value: fx.Node, facts: Facts, replacements: Mapping[fx.Node, Any]
 ) -> list[fx.Node]:
     """The nodes to run, in order, from one value to another."""
-    between: set[fx.Node] = set()
-    pending = [value]
-    while pending:
-        node = pending.pop()
-        if node in between or node is base or node in facts.sources:
-            continue
+
+    def operands(node: fx.Node) -> Iterable[fx.Node]:
+        if node is base or node in facts.sources:
+            return ()
         if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[base]):
             raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
-        between.add(node)
-        replacement = replacements.get(node)
-        pending.extend(node.all_input_nodes if replacement is None else (replacement[0],))
+        return replacements[node][:1] if node in replacements else node.all_input_nodes
+
+    between = reached([value], operands) - {base} - facts.sources.keys()
     return sorted(between, key=facts.order.__getitem__)
 
 

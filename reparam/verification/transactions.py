@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.capture import as_module
 from reparam.errors import warn
 from reparam.modules import all_or_nothing, copy_model
 from reparam.rewriting import copy_program
-from reparam.verification.model_check import DifferenceError, Judge
+from reparam.verification.model_check import DifferenceError, Judge, runnable
 
 Model = nn.Module | ExportedProgram
 
@@ -38,24 +37,20 @@ class Transaction:
     refuse: Callable[[str], None]
 
     def run(self, change: Callable[[], Model], written: Iterable[Tensor] = ()) -> Model:
-        """Make the change.
-
-        Args:
-            change: Makes it, and returns the model or the copy.
-            written: Tensors of the model itself whose values it changes.
+        """Make the change, which writes to some tensors of the model itself.
 
         Returns:
             What was changed; the model as it was, or a copy of that, if it returned something else.
         """
         model, inplace, judge = self.model, self.inplace, None
         if self.called is not None:
-            judge = Judge(_runnable(model), *self.called, inplace=inplace)
+            judge = Judge(runnable(model), self.called, inplace=inplace)
         itself = model if inplace and isinstance(model, nn.Module) else None
         try:
             with nullcontext() if itself is None else all_or_nothing(itself, written):
                 changed = change()
                 if judge is not None:
-                    judge.compare(_runnable(changed), self.notes)
+                    judge.compare(runnable(changed), self.notes)
                 return changed
         except DifferenceError as problem:
             warn(f"{problem}; the model was left as it is. Please report it")
@@ -70,10 +65,6 @@ def called_with(
     if inputs is not None:
         return inputs, {}
     return model.example_inputs if isinstance(model, ExportedProgram) else None
-
-
-def _runnable(model: Model) -> nn.Module:
-    return as_module(model) if isinstance(model, ExportedProgram) else model
 
 
 def copied(model: Model) -> Model:

@@ -31,7 +31,7 @@ PHASES = {
     "methods besides forward are read": "eager.py:called_by_methods",
     "the planner decides": "planner.py:decide",
     "new weights are computed": "kernels.py:evaluate",
-    "regions are compared": "verification.py:region_error",
+    "regions are compared": "region_check.py:compared",
     "the network runs once on a random input": "sampling.py:sample_calls",
     "modules with new code are compared": "checking.py:run",
     "the graph is edited": "rewriting.py:rewrite",

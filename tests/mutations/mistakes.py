@@ -309,8 +309,8 @@ MISTAKES = [
     Mistake(
         "the operands of a sum have scales of their own",
         "equalization/scale_flow.py",
-        "            scaling.groups.tie(first.channels, one.channels)\n",
-        "            pass\n",
+        "        scaling.groups.tie(layouts[0].channels, layout.channels)\n",
+        "        pass\n",
     ),
     Mistake(
         "a scale passes a clamp with any bounds",
@@ -320,7 +320,7 @@ MISTAKES = [
     ),
     Mistake(
         "a forward with other arguments does not see scaled values",
-        "equalization/seen_values.py",
+        "equalization/scale_flow.py",
         "        if above and not knows_only_tensors(call):\n",
         "        if False:\n",
     ),
