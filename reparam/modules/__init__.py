@@ -1,9 +1,9 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
-Files, in the order in which data flows: `tree`, `copying`, `at_work`, `state`, `float64`.
+Files, in the order in which data flows: `tree`, `copying`, `conditions`, `state`, `float64`.
 """
 
-from reparam.modules.at_work import at_work, check_inplace, check_model
+from reparam.modules.conditions import at_work, check_inplace, check_model
 from reparam.modules.copying import LateCopy, copy_model
 from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,

@@ -20,7 +20,7 @@ from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis import Part
 from reparam.errors import Refusal
 from reparam.planning import Absorbed, Region, Share
-from reparam.report import operator_kind, place
+from reparam.report.rows import operator_kind, place
 
 _MOST_BRANCHES = 12
 

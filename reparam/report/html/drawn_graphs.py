@@ -16,7 +16,7 @@ from torch import fx
 from reparam.algebra import AffineConv, explicit_padding
 from reparam.analysis import Part
 from reparam.planning import Region
-from reparam.report import operator_kind, place
+from reparam.report.rows import operator_kind, place
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reparam.errors import ReparamError
 from reparam.planning import PlannedPart
-from reparam.report import Report
+from reparam.report.tables import Report
 
 
 def write_plan(
