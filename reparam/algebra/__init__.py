@@ -1,12 +1,12 @@
 """Affine forms, their laws, and the torch module of a form: tensors, no graph.
 
-Files, in the order in which data flows: `kernels`, `geometry`, `forms`, `selection`, `laws`,
-`affine`, `lowering`.
+Files, in the order in which data flows: `kernels`, `axes`, `forms`, `selection`, `laws`, `affine`,
+`lowering`.
 """
 
 from reparam.algebra.affine import Affine, AffineConv, AffineStack, AffineSum, identity
+from reparam.algebra.axes import Axis, PaddingMode
 from reparam.algebra.forms import Columns
-from reparam.algebra.geometry import Axis, PaddingMode
 from reparam.algebra.laws import kernel_shape
 from reparam.algebra.lowering import (
     explicit_padding,

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import kernels
+from reparam.algebra.axes import Axis, add_axes, common_mode, compose_axes
 from reparam.algebra.forms import Form
-from reparam.algebra.geometry import Axis, add_axes, common_mode, compose_axes
 from reparam.algebra.kernels import Lazy
 from reparam.algebra.selection import in_order, partition, taken
 from reparam.errors import Refusal

@@ -31,7 +31,7 @@ from reparam.capture import (
 )
 from reparam.capture.reading import Reach, called_by_methods, forget_classes
 from reparam.errors import ReparamError, UntraceableError
-from reparam.modules import copied, fetch, has_hooks, read_from, undisturbed
+from reparam.modules import copied_values, fetch, has_hooks, read_from, undisturbed
 from reparam.rules import Rules, Step
 
 
@@ -218,7 +218,7 @@ def _record_shapes(
     recorder = _Recorder(trace)
     try:
         with torch.no_grad(), undisturbed(trace.root):
-            recorder.run(*copied(inputs))
+            recorder.run(*copied_values(inputs))
     except Exception as error:
         raise ReparamError(
             f"the model does not run on example_inputs: {type(error).__name__}: {error}"

@@ -1,10 +1,12 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
-Files, in the order in which data flows: `reading`, `writes`, `operators`, `structures`, `trace`,
-`invariants`, `known_types`, `leaf_functions`, `proxies`, `tracer`, `tracing`,
+Files, in the order in which data flows: `reading`, `assignments`, `operators`, `structures`,
+`trace`, `invariants`, `known_types`, `leaf_functions`, `proxies`, `tracer`, `attempts`,
 `programs`, `recorded`.
 """
 
+from reparam.capture.assignments import assign, assignments
+from reparam.capture.attempts import trace_forward
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.operators import (
     CONSTANT_FACTORIES,
@@ -26,5 +28,3 @@ from reparam.capture.programs import STATE_KINDS, as_module, lifted_state, read_
 from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, recorded_values
 from reparam.capture.structures import Built, filled, nodes_in, outline, reached, written_into
 from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors
-from reparam.capture.tracing import trace_forward
-from reparam.capture.writes import assign, assignments

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.capture.writes import assign
+from reparam.capture.assignments import assign
 from reparam.modules import fetch
 
 

@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
+from reparam.capture.assignments import assign
 from reparam.capture.operators import CONSTANT_FACTORIES, Trait, traits
 from reparam.capture.structures import proxies_in
-from reparam.capture.writes import assign
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",

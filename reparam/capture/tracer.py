@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from reparam.capture.assignments import assign
 from reparam.capture.known_types import KnownType, KnownTypes
 from reparam.capture.operators import returns_what_it_wrote
 from reparam.capture.proxies import (
@@ -26,7 +27,6 @@ from reparam.capture.proxies import (
 from reparam.capture.reading import code_below
 from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, bound, surely_given
-from reparam.capture.writes import assign
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules import Watch, fetch, has_hooks, has_own_call, names_of_tensors, random_state
 from reparam.rules import Rules

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from reparam.cli.inputs import InputShape
 from reparam.cli.printing import error_line
-from reparam.cli.programs import load_program
+from reparam.cli.program_loading import load_program
 from reparam.errors import ReparamError
 
 Arguments = Mapping[str, Any]

@@ -14,7 +14,15 @@ from reparam.equalization.scalable_weights import find_weights, shared_memory
 from reparam.equalization.scale_flow import follow_scales
 from reparam.equalization.value_check import ScaleError, check_scales
 from reparam.errors import Refusal, warn
-from reparam.modules import at_work, check_inplace, check_model, fetch, join, overwrite
+from reparam.modules import (
+    as_arguments,
+    at_work,
+    check_inplace,
+    check_model,
+    fetch,
+    join,
+    overwrite,
+)
 from reparam.report import (
     EqualizationReport,
     EqualizedRow,
@@ -25,7 +33,7 @@ from reparam.report import (
     untraced_row,
 )
 from reparam.rules import Rules, load_rules
-from reparam.verification import Transaction, as_arguments, called_with, copied
+from reparam.verification import Transaction, called_with, copied_model
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
@@ -105,7 +113,7 @@ def _equalized(
     report.refused.extend(map(untraced_row, untraced))
     root = model if isinstance(model, nn.Module) else parts[0].trace.root
     new = _new_weights(parts, root, report, powers_of_two, verify)
-    target: Any = model if inplace else copied(model)
+    target: Any = model if inplace else copied_model(model)
     state = target.state_dict if isinstance(target, ExportedProgram) else None
     held = {path: fetch(target, path) if state is None else state[path] for path in new}
 

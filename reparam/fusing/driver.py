@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from reparam.analysis import find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
-from reparam.modules import at_work, check_inplace, check_model
+from reparam.modules import as_arguments, at_work, check_inplace, check_model
 from reparam.planning import MACS, MEMORY, CostFunction, Measure, PlannedPart, latency
 from reparam.report import (
     FusedRow,
@@ -28,7 +28,7 @@ from reparam.report import (
 )
 from reparam.rewriting import frame_problems
 from reparam.rules import Rule, Rules, Target, load_rules
-from reparam.verification import Transaction, as_arguments, called_with
+from reparam.verification import Transaction, called_with
 
 ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 

@@ -3,13 +3,13 @@
 Files, in the order in which data flows: `tree`, `copying`, `conditions`, `state`, `float64`.
 """
 
-from reparam.modules.conditions import at_work, check_inplace, check_model
+from reparam.modules.conditions import as_arguments, at_work, check_inplace, check_model
 from reparam.modules.copying import LateCopy, copy_model
 from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,
     Widened,
     call_exact,
-    copied,
+    copied_values,
     in_float64,
     of_any_type,
     run_function,

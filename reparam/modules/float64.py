@@ -52,7 +52,7 @@ class Widened(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def copied(structure: Any) -> Any:
+def copied_values(structure: Any) -> Any:
     """A structure with tensors of its own, of which those share memory that did before."""
     leaves, layout = tree_flatten(structure)
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

@@ -1,13 +1,13 @@
 """A decision carried out: the graph edited, put back into the module tree or a program.
 
 Files, in the order in which data flows: `changes`, `invariants`, `repeats`, `placement`,
-`rewriter`, `new_code`, `fused_forward`, `pruning`, `grafting`, `programs`.
+`rewriter`, `new_code`, `fused_forward`, `pruning`, `grafting`, `program_writing`.
 """
 
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.grafting import graft
 from reparam.rewriting.new_code import GraftError, TornError, UnlikeError
 from reparam.rewriting.placement import frame_of
-from reparam.rewriting.programs import copy_program, rebuild
+from reparam.rewriting.program_writing import copy_program, rebuild
 from reparam.rewriting.repeats import signature
 from reparam.rewriting.rewriter import frame_problems, rewrite

@@ -1,7 +1,7 @@
 """What each operator does to the affine form that flows into it, one file per family.
 
-Files, in the order in which data flows: `registry`, `steps`, `calling`, `channels`,
-`convolution`, `elementwise`, `indexing`, `normalization`, `views`, `padding`.
+Files, in the order in which data flows: `registry`, `steps`, `calling`, `channels`, `convolution`,
+`elementwise`, `indexing`, `normalization`, `views`, `padding_and_pools`.
 """
 
 from reparam.rules import (  # importing a family registers its rules
@@ -10,7 +10,7 @@ from reparam.rules import (  # importing a family registers its rules
     elementwise,
     indexing,
     normalization,
-    padding,
+    padding_and_pools,
     views,
 )
 from reparam.rules.calling import call_rule, in_names_of

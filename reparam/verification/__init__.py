@@ -7,7 +7,6 @@ Files, in the order in which data flows: `exact_run`, `region_check`, `random_ru
 from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import (
     Verification,
-    as_arguments,
     relative_error,
     runnable,
     verify,
@@ -15,4 +14,4 @@ from reparam.verification.model_check import (
 from reparam.verification.module_check import Check, MismatchError
 from reparam.verification.random_runs import random_inputs, try_to_run
 from reparam.verification.region_check import NOT_FINITE, REGION_BOUND, compared, is_finite
-from reparam.verification.transactions import Model, Transaction, called_with, copied
+from reparam.verification.transactions import Model, Transaction, called_with, copied_model

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.analysis import Part
 from reparam.capture import Call, filled
-from reparam.modules import call_exact, copied, fetch
+from reparam.modules import call_exact, copied_values, fetch
 from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
 from reparam.verification.random_runs import random_inputs, try_to_run
@@ -71,12 +71,12 @@ def _sampled(
     for node in part.facts.order:
         for call in starting.get(node, ()):  # what follows may write to what it is given
             if run.knows((call.args, call.kwargs)):
-                inputs_of[call] = copied(filled((call.args, call.kwargs), run.read))
+                inputs_of[call] = copied_values(filled((call.args, call.kwargs), run.read))
         try_to_run(node, run, part)
         for call in ending.get(node, ()):
             # Nothing in it may be unknown, even what does not reach its result.
             if call in inputs_of and run.knows((inside[call], call.result)):
-                result = copied(filled(call.result, run.read))
+                result = copied_values(filled(call.result, run.read))
                 if _is_usual(result):
                     samples[call] = Sample(inputs_of[call], result)
     return samples
@@ -136,7 +136,7 @@ def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[lis
 
             def replay(*args: Any, sample: Sample = sample, **kwargs: Any) -> Any:
                 errors.append(_difference(sample.inputs, (args, kwargs)))
-                return copied(sample.result)
+                return copied_values(sample.result)
 
             vars(part)["forward"] = replay
         yield errors
@@ -164,7 +164,7 @@ def _called(
     without: Collection[str] = (),
 ) -> Any:
     """What a module returns in float64, for inputs of which it gets a copy."""
-    args, kwargs = copied(inputs)
+    args, kwargs = copied_values(inputs)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return call_exact(module, args, kwargs, exact, without)
 

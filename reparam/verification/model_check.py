@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.capture import as_module
 from reparam.errors import ReparamError
-from reparam.modules import Widened, copied, copy_model, in_float64, of_any_type, undisturbed
+from reparam.modules import (
+    Widened,
+    as_arguments,
+    copied_values,
+    copy_model,
+    in_float64,
+    of_any_type,
+    undisturbed,
+)
 
 EXACT_BOUND = 1e-9
 """Largest relative difference of two models in float64."""
@@ -83,7 +91,7 @@ class Judge:
 
 
 def _results(model: nn.Module, inputs: Any) -> list[Any]:
-    args, kwargs = copied(inputs)
+    args, kwargs = copied_values(inputs)
     with torch.no_grad(), undisturbed(model):
         return tree_leaves(model(*args, **kwargs))
 
@@ -186,13 +194,6 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
     difference = float((actual.double() - truth.double()).abs().max())
     scale = float(truth.double().abs().max())
     return difference / scale if scale else difference
-
-
-def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
-    """Example inputs as positional arguments."""
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs)
-    return (example_inputs,)
 
 
 def _exact_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:

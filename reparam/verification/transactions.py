@@ -55,7 +55,7 @@ class Transaction:
         except DifferenceError as problem:
             warn(f"{problem}; the model was left as it is. Please report it")
             self.refuse(str(problem))
-        return model if inplace else copied(model)
+        return model if inplace else copied_model(model)
 
 
 def called_with(
@@ -67,6 +67,6 @@ def called_with(
     return model.example_inputs if isinstance(model, ExportedProgram) else None
 
 
-def copied(model: Model) -> Model:
+def copied_model(model: Model) -> Model:
     """An equal model with memory of its own."""
     return copy_program(model) if isinstance(model, ExportedProgram) else copy_model(model)

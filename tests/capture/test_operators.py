@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import effects_of
+from reparam.capture.assignments import assign
 from reparam.capture.operators import (
     Trait,
     is_in_place,
@@ -20,7 +21,6 @@ from reparam.capture.operators import (
     traits,
     traits_of,
 )
-from reparam.capture.writes import assign
 from reparam.rules import Rules
 
 TABLE = list(listed())

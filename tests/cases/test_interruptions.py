@@ -82,7 +82,7 @@ POINTS = [
     "reparam.planning.planned_parts.decide",
     "reparam.analysis.parts._record_shapes",
     "reparam.capture.tracer.bound",
-    "reparam.capture.tracing._simplify_output",
+    "reparam.capture.attempts._simplify_output",
     "reparam.fusing.applying.LateCopy",
     "reparam.fusing.new_operators.lower",
     "reparam.fusing.new_operators.take_after",

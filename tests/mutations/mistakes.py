@@ -37,25 +37,25 @@ class Mistake:
 MISTAKES = [
     Mistake(
         "a sequence pads with zeros behind a bias",
-        "algebra/geometry.py",
+        "algebra/axes.py",
         "        if inner_constant:\n",
         "        if False:\n",
     ),
     Mistake(
         "a sequence pads between two kernels of several taps",
-        "algebra/geometry.py",
+        "algebra/axes.py",
         "    needs_before, needs_after = inner.reach - inner.stride + 1, inner.reach\n",
         "    needs_before, needs_after = 0, 0\n",
     ),
     Mistake(
         "the inner stride is forgotten where paddings are composed",
-        "algebra/geometry.py",
+        "algebra/axes.py",
         "        before + inner.stride * outer.before,\n",
         "        before + outer.before,\n",
     ),
     Mistake(
         "branches of different size add up",
-        "algebra/geometry.py",
+        "algebra/axes.py",
         "    if excess != other:\n",
         "    if False:\n",
     ),
@@ -92,13 +92,13 @@ MISTAKES = [
     ),
     Mistake(
         "an average pool divides by the full window although it leaves its padding out",
-        "rules/padding.py",
+        "rules/padding_and_pools.py",
         "    elif padded and not counted and divisor_override is None:\n",
         "    elif False:\n",
     ),
     Mistake(
         "an average pool forgets divisor_override",
-        "rules/padding.py",
+        "rules/padding_and_pools.py",
         "    return pooled.scale(prod(kernel) / divisor_override)\n",
         "    return pooled\n",
     ),
@@ -110,7 +110,7 @@ MISTAKES = [
     ),
     Mistake(
         "padding modes that differ from axis to axis become one",
-        "algebra/geometry.py",
+        "algebra/axes.py",
         "    if len(modes) > 1:\n",
         "    if False:\n",
     ),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import reparam.deployment.programs
+import reparam.deployment.recording
 import repvgg
 from reparam import ReparamError
 from repvgg.cli.conversion import convert_weights
@@ -84,7 +84,7 @@ def test_an_exported_program_computes_the_same(
 def test_a_program_that_differs_is_not_written(
     trained: tuple[repvgg.RepVGG, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reparam.deployment.programs, "_BOUND", -1.0)
+    monkeypatch.setattr(reparam.deployment.recording, "_BOUND", -1.0)
     with pytest.raises(ReparamError, match="nothing was written"):
         convert_weights("small", trained[1], tmp_path / "network.pt2")
     assert not (tmp_path / "network.pt2").exists()

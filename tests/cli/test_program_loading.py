@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from reparam.cli.programs import _is_size, load_program
+from reparam.cli.program_loading import _is_size, load_program
 from reparam.errors import ReparamError
 from tests.cli.networks import small
 
