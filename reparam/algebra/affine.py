@@ -1,4 +1,4 @@
-r"""Affine forms and their laws; knows torch tensors, but no graphs.
+r"""What rules are written with: affine forms, and the methods by which they compose.
 
 A value v of a network is an affine form over another value x if, along the channel axis and the
 spatial axes after it,

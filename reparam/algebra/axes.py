@@ -140,6 +140,9 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
             return Refusal("zero padding after a bias: the border would differ")
         if inner.padded and inner.mode != "zeros":
             return Refusal(f"zero padding after {inner.mode} padding: the border would differ")
+        # Output -1 reads up to input reach - stride - before, which must be negative. The output
+        # after the last one reads from input n + after - reach on at the earliest, since the floor
+        # in the size may leave no slack, and that must be n or more.
         needs_before, needs_after = inner.reach - inner.stride + 1, inner.reach
         if (outer.before > 0 and before < needs_before) or (
             outer.after > 0 and after < needs_after
@@ -151,7 +154,7 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
             )
         mode = "zeros"
     elif outer.mode == "value":
-        # 4. The padded value equals the inner formula outside (the caller compares the values).
+        # 3. The padded value equals the inner formula outside (`laws` compares the values).
         if not one_tap or inner.cropped or (inner.padded and inner.mode != "zeros"):
             return Refusal("padding with a value after a kernel of several taps or a crop")
         mode = "zeros"
@@ -160,7 +163,7 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
             f"{outer.mode} padding after a kernel of several taps, a stride or a padding"
         )
     else:
-        mode = outer.mode  # 3. The inner value is extended as its input is.
+        mode = outer.mode  # 4. The inner value is extended as its input is.
     dilation = gcd(inner.spacing, inner.stride * outer.spacing) or 1
     return Axis(
         (inner.reach + inner.stride * outer.reach) // dilation + 1,

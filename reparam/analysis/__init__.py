@@ -1,10 +1,11 @@
-"""What is certain of a graph: constants, axes, memory, and the form of each operator.
+"""What is certain of a graph: constants, axes, memory, forms; and a model's parts that have one.
 
-Files, in the order in which data flows: `effects`, `memory`, `constants`,
-`ranks`, `facts`, `borders`, `channels`, `extents`, `lifting`, `parts`.
+Files, in the order in which data flows: `effects`, `memory`, `constants`, `ranks`, `facts`,
+`borders`, `channels`, `extents`, `dtypes`, `lifting`, `parts`.
 """
 
-from reparam.analysis.channels import holds_type, known_channels, promotes
+from reparam.analysis.channels import known_channels
+from reparam.analysis.dtypes import holds_type, promotes
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.analysis.borders import assigned_border
-from reparam.analysis.channels import conversion, known_channels
+from reparam.analysis.channels import known_channels
+from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts

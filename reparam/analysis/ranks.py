@@ -43,16 +43,6 @@ def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
     return Trait.KEEPS_SHAPE in traits(node)
 
 
-def keeps_type(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node's value is of a floating-point type if an operand is."""
-    if node.op == "call_module":
-        name = type(fetch(root, str(node.target))).__name__
-        return keeps_shape(node, root) or name.startswith(
-            ("MaxPool", "Flatten", "Unflatten", "Identity", "Upsampl", "PixelShuffle")
-        )
-    return Trait.KEEPS_TYPE in traits(node)
-
-
 def find_axes(
     nodes: Sequence[fx.Node], root: nn.Module, known: Mapping[fx.Node, int]
 ) -> tuple[dict[fx.Node, int], dict[fx.Node, int]]:

@@ -1,8 +1,7 @@
-"""The graph of a model's forward, as far as it can be traced, and which module each node is from.
+"""Trace a forward in several attempts: each tells what the next one must leave alone.
 
 Tracing runs the user's code on proxies. Whatever that code does to the model on the way is undone,
-and a module that did something, or that cannot be traced, becomes a leaf and stays as it is. That
-takes several attempts: each tells what the next one must leave alone.
+and a module that writes, draws random numbers, or cannot be traced becomes a leaf and stays.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What is known of torch's and Python's operators by their names: the one table of all of it.
 
 An operator that is not listed has no trait, and then the least is taken for granted of it. Where
-torch's own schemas tell something, they are asked, and no trait repeats it. What an operator does
-to an affine form its rule says (`reparam.rules`).
+torch's own schemas tell something, they are asked, and no trait repeats it. Not here, since it is
+no yes or no: what an operator does to an affine form (`reparam.rules`), and the number of axes of
+a value where that is not the operand's (`reparam.analysis.ranks`).
 """
 
 from __future__ import annotations

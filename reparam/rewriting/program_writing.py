@@ -1,9 +1,9 @@
-"""Exported programs: their graph read as a module's, edited, and written down as a program again.
+"""An edited graph written down as an exported program again.
 
-A program's graph names its parameters as inputs, and what each input is stands in a signature. For
-planning they become attributes of a module; afterwards those that are still read become inputs
-again, and new ones join them. What torch.export knows besides, such as the ranges of dynamic
-sizes and the structure of arguments and results, is taken over as it is.
+A program's graph names its parameters as inputs, and what each input is stands in a signature. When
+it was read (`reparam.capture.programs`) they became attributes of a module; now those that are
+still read become inputs again, and new ones join them. What torch.export knows besides, such as
+the ranges of dynamic sizes and the structure of arguments and results, is taken over as it is.
 """
 
 from __future__ import annotations

@@ -1,5 +1,10 @@
 """What each operator does to the affine form that flows into it, one file per family.
 
+Families go by what their rules return: a form with weights (`convolution`, `normalization`,
+`elementwise`), one with a kernel that is always the same (`padding_and_pools`), an operator that
+forms cross (`views`, with global pools and interpolation, `indexing`, `identities`), and parts of
+the channels (`channels`).
+
 Files, in the order in which data flows: `registry`, `steps`, `calling`, `channels`, `convolution`,
 `elementwise`, `indexing`, `normalization`, `views`, `padding_and_pools`.
 """

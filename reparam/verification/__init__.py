@@ -1,4 +1,4 @@
-"""Does it compute the same: one operator, one module, the whole model.
+"""Does it compute the same: one operator, one module, the model, which else is put back.
 
 Files, in the order in which data flows: `exact_run`, `region_check`, `random_runs`, `model_check`,
 `call_samples`, `module_check`, `transactions`.

@@ -1,5 +1,8 @@
 """The command line: `python -m repvgg`, with one file per command.
 
+A command (`convert`) stands beside what it does (`conversion`); likewise `bench` and `benchmark`,
+`demo` and `demonstration`, `evaluate` and `evaluating`.
+
 Files, in the order in which data flows: `options`, `benchmark`, `bench`, `conversion`, `convert`,
 `evaluating`, `evaluate`, `operations`, `picture`, `demonstration`, `demo`, `train`.
 """

@@ -1,7 +1,8 @@
 """The models under timm's roof: `timm.create_model("reparam_repvgg_a0")`.
 
 Importing `repvgg` registers them as soon as timm is imported, before or after. The weights that
-timm has for its own RepVGG are theirs, too: `pretrained=True` fetches and renames them.
+timm has for its own RepVGG are theirs, too: `pretrained=True` fetches and renames them. The
+variants are those of `repvgg.models.zoo`, the names of weights stand in `layouts`.
 """
 
 from __future__ import annotations

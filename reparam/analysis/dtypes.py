@@ -1,0 +1,130 @@
+"""Which values surely hold floats of the model's own type, and which conversions do nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import fx, nn
+
+from reparam.analysis.facts import Facts
+from reparam.analysis.ranks import keeps_shape
+from reparam.capture import (
+    Trait,
+    converts,
+    has_known_name,
+    is_of_torch,
+    operator_name,
+    reached,
+    traits,
+    type_named_by,
+)
+from reparam.errors import Refusal
+from reparam.modules import fetch
+from reparam.rules import Commuting, Step
+
+
+def keeps_type(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node's value is of a floating-point type if an operand is."""
+    if node.op == "call_module":
+        name = type(fetch(root, str(node.target))).__name__
+        return keeps_shape(node, root) or name.startswith(
+            ("MaxPool", "Flatten", "Unflatten", "Identity", "Upsampl", "PixelShuffle")
+        )
+    return Trait.KEEPS_TYPE in traits(node)
+
+
+def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
+    """Whether a value surely has the type of the model's parameters.
+
+    What a convolution, a linear layer or a norm makes or reads has; the model's input may be bytes.
+    """
+    pending, seen = [node], set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in facts.dtypes:
+            return facts.dtypes[value] == dtype
+        name = _torch_name(value, facts.root)
+        if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
+            return True
+        factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
+        if any(facts.constants.exact(factor).is_floating_point() for factor in factors):
+            return True  # both factors have the type of the parameter
+        if keeps_type(value, facts.root):
+            pending.extend(facts.operands(value))
+    return False
+
+
+def conversion(node: fx.Node, facts: Facts) -> Step | None:
+    """What a conversion does: nothing, if its operand surely has the type it asks for already.
+
+    It stays where it is, since the model may be converted later.
+    """
+    operand = node.args[0] if node.args else None
+    if not converts(node) or not isinstance(operand, fx.Node):
+        return None
+    own = {
+        parameter.dtype for parameter in facts.root.parameters() if parameter.is_floating_point()
+    }
+    dtype = next(iter(own), None)
+    refusal = Refusal("a conversion to another type or device, or to one known at run time")
+    if len(own) != 1 or not holds_type(operand, dtype, facts):
+        return refusal
+    for entry in (*node.args[1:], *node.kwargs.values(), type_named_by(node)):
+        if isinstance(entry, fx.Node):
+            asks = entry.op == "call_function" and entry.args[1:] == ("dtype",)
+            source = entry.args[0] if asks else entry
+            same = isinstance(source, fx.Node) and holds_type(source, dtype, facts)
+        else:
+            same = entry in (dtype, None) or isinstance(entry, bool | torch.memory_format)
+        if not same:
+            return refusal
+    return Commuting(lambda axis, channels: axis, copies=True)
+
+
+def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
+    """Whether a value meets parameters as it is, or after what leaves its type alone."""
+
+    def readers(user: fx.Node) -> Iterable[fx.Node]:
+        return user.users if Trait.PASSES_TYPE in traits(user, facts.root) else ()
+
+    users = reached(node.users, readers)
+    return any(_READS_FLOATS.search(_torch_name(user, facts.root)) for user in users)
+
+
+_READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
+
+_MAKES_FLOATS = re.compile(
+    _READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"
+)
+
+
+def _torch_name(node: fx.Node, root: nn.Module) -> str:
+    """The name of torch's own operators in small letters; nothing for others."""
+    if node.op == "call_module":
+        kind = type(fetch(root, str(node.target)))
+        return kind.__name__.lower() if is_of_torch(kind) else ""
+    if node.op == "call_method" or (node.op == "call_function" and has_known_name(node.target)):
+        return operator_name(node)
+    return ""
+
+
+def promotes(node: fx.Node) -> bool:
+    """Whether an operator on integers computes in floating point from the start.
+
+    A sum or a product with an integer may overflow before anything becomes a float.
+    """
+    known = traits(node)
+    if Trait.DIVIDES in known or Trait.COMPUTES not in known:
+        return True
+    arguments = (*node.args, *node.kwargs.values())
+    if any(isinstance(value, int) for value in arguments):
+        return False
+    constants = [
+        value for value in arguments if isinstance(value, fx.Node) and value.op == "get_attr"
+    ]
+    return bool(constants) or any(isinstance(value, float) for value in arguments)
