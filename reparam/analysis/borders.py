@@ -67,10 +67,9 @@ def _padding(
     start, end = facts.order[padded], facts.order[assigned[-1]]
     if facts.memory.write_between(padded, start, end, ignoring=assigned):
         return Refusal("its border is not all that is written to in place")
-    for node in assigned:
-        seen = facts.memory.overwrites(node)
-        if seen is not None:
-            return seen
+    seen = next(filter(None, map(facts.memory.overwrites, assigned)), None)
+    if seen is not None:
+        return seen
     # A value of one position, whose borders have their true size: who wrote last, and where?
     sizes = [axis.before + 1 + axis.after for axis in axes]
     writer = torch.full(sizes, -1, device="cpu")

@@ -80,7 +80,9 @@ def _ends_inside(trace: Trace) -> Iterator[fx.Node]:
     if last.op != "output":
         yield last
     for before, node in zip([None, *inner], inner, strict=False):
-        late = node.op == "placeholder" and before is not None and before.op != "placeholder"
+        # A program reads its state where it was handed in, before the inputs of the user.
+        early = before is None or before.op in ("placeholder", "get_attr")
+        late = node.op == "placeholder" and not early
         if late or node.op == "output":
             yield node
 

@@ -82,7 +82,7 @@ def forbid_planning(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("fusing.driver.find_parts", "planning.planned_parts.decide"):
         monkeypatch.setattr(f"reparam.{name}", fail)
-    for name in ("trace", "recorded_trace", "read_program", "gather", "lift"):
+    for name in ("trace_forward", "recorded_trace", "read_program", "gather", "lift"):
         monkeypatch.setattr(f"reparam.analysis.parts.{name}", fail)
 
 
