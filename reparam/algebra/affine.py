@@ -237,10 +237,8 @@ class AffineSum:
         return self._each([self.terms[0].shift(constant, axis), *self.terms[1:]])
 
     def _each(self, terms: list[AffineConv | Refusal]) -> AffineSum | Refusal:
-        for term in terms:
-            if isinstance(term, Refusal):
-                return term
-        return AffineSum(tuple(term for term in terms if isinstance(term, AffineConv)))
+        refusal = next((term for term in terms if isinstance(term, Refusal)), None)
+        return refusal or AffineSum(tuple(term for term in terms if isinstance(term, AffineConv)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,7 @@ from reparam.errors import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The channels of its base that a form reads, where it does not read all of them in order.
-
-    Args:
-        indices: The channels, in the order in which the kernel takes them.
-        total: How many channels the base has.
-    """
+    """The channels that a form reads, in this order, where these are not all of its base's."""
 
     indices: tuple[int, ...]
     total: int

@@ -82,15 +82,10 @@ def place(
     starts: Sequence[int],
     steps: Sequence[int],
 ) -> None:
-    """Add a kernel into a larger one, in place.
+    """Add a kernel into a larger one, in place, whose groups divide its own.
 
-    Args:
-        target: The kernel to add to, of shape ``(out, in / groups, *taps)``.
-        groups: The groups of the target.
-        kernel: The kernel to add, of shape ``(out, in / kernel_groups, *taps)``.
-        kernel_groups: A multiple of ``groups``.
-        starts: Per axis, the index in the target of the kernel's first tap.
-        steps: Per axis, the distance in the target between two taps of the kernel.
+    Per axis, ``starts`` has the index in the target of the kernel's first tap, ``steps`` the
+    distance there between two of its taps.
     """
     target = target[_window(starts, steps, kernel.shape[2:])]
     taps = target.shape[2:]

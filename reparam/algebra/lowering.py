@@ -17,12 +17,9 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
-    """Make the module of a form.
+    """Make the module of a form that `unsupported` has nothing against.
 
-    Args:
-        form: The form; `unsupported` has nothing against it.
-        kernel: Its kernel, which becomes the module's weight without a copy where possible.
-        bias: Its bias.
+    The kernel becomes the module's weight without a copy where possible.
 
     Returns:
         A convolution, a transposed convolution or a linear layer in eval mode, in the dtype of

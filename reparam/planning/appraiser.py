@@ -111,9 +111,11 @@ class Appraiser:
         current, after = region.after + region.gain, region.after
         if not region.collapses and current.operators <= after.operators:
             return Refusal(self._other_readers(candidate, gone))
+        ratio = f"{after.amount:,.3g} more"
+        if current.amount:
+            ratio = f"{after.amount / current.amount:.1f} x the"
         return Refusal(
-            "one operator instead would cost more: "
-            f"{_ratio(after.amount, current.amount)} {self.weigher.measure.unit}, "
+            f"one operator instead would cost more: {ratio} {self.weigher.measure.unit}, "
             f"{after.operators} instead of {current.operators} operators"
         )
 
@@ -132,13 +134,8 @@ class Appraiser:
     ) -> Region | Refusal:
         """Turn a candidate into a region whether it is worth it or not.
 
-        Args:
-            candidate: The form that replaces the value.
-            value: The value.
-            gone: What nobody reads any more.
-            shared: Nodes of these that die for other regions too.
-            counted: Nodes of these that another region has counted as saved.
-            absorbed: Terms that the new operator adds besides.
+        Nobody reads what is gone any more; what of it is shared dies for other regions too, and
+        what is counted another region has counted as saved. The operator adds the absorbed terms.
         """
         problem = self._no_operator(candidate, value)
         if problem is not None:
@@ -154,7 +151,9 @@ class Appraiser:
         main = self._main(candidate, path, gone, common)
         if isinstance(main, Refusal):
             return main
-        form = _laid_out(candidate.form, main.form)
+        form = candidate.form
+        if form.pointwise and form.axes is not None and main.form and main.form.axes is not None:
+            form = form.with_axes(len(main.form.axes))  # as many as in whose place it comes
         alike, crossed = (value, *(term.term for term in absorbed)), candidate.crossed
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
         current, before = self._costs(gone, positions, crossed.union(counted))
@@ -305,15 +304,3 @@ class Appraiser:
                 )
                 return f"{link.value} is also read by {', '.join(others[:3])}"
         return "a value between is read elsewhere"
-
-
-def _laid_out(form: AffineConv, replaced: AffineConv | None) -> AffineConv:
-    """A pointwise form over as many axes as the form in whose place it comes."""
-    axes = None if replaced is None else replaced.axes
-    if axes is None or form.axes is None or not form.pointwise:
-        return form
-    return form.with_axes(len(axes))
-
-
-def _ratio(after: float, before: float) -> str:
-    return f"{after / before:.1f} x the" if before else f"{after:,.3g} more"

@@ -293,17 +293,13 @@ def _commuting(form: AffineConv) -> Commuting | None:
 
 
 def _climb(links: Iterable[Link], form: AffineConv | None) -> Iterator[AffineConv | Refusal]:
-    """Move a form from base to base, up a path.
+    """Move a form from base to base, up a path; None is the form of the path's value over itself.
 
     A law may hold for two links together although it does not for the nearer one alone: a causal
     kernel and its padding, for example. So a refused link is joined with those above it.
 
-    Args:
-        links: The links, the nearest to the value first.
-        form: The form over the first link's value; None if it is the value itself.
-
     Yields:
-        For each link the form over its base, or why there is none yet.
+        For each link, the nearest first, the form over its base, or why there is none yet.
     """
     waiting: AffineConv | None = None
     for link in links:

@@ -87,7 +87,7 @@ def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
         for link in path
     )
     if permuted or (moves and facts.by_layout):
-        return _layout_problem(region.kept, region.dying, facts, views=permuted)
+        return _layout_problem(region, facts, views=permuted)
     return None
 
 
@@ -103,19 +103,17 @@ def _alias_is_lost(region: Region, facts: Facts) -> Refusal | None:
     return None
 
 
-def _layout_problem(
-    value: fx.Node, dying: Collection[fx.Node], facts: Facts, *, views: bool
-) -> Refusal | None:
-    """Why a value may not lie otherwise in memory than it did.
+def _layout_problem(region: Region, facts: Facts, *, views: bool) -> Refusal | None:
+    """Why its value may not lie otherwise in memory than it did.
 
     ``views`` says that it may become a transposed one, of which a view can fail.
     """
-    pending, seen = [value], {value}
+    pending, seen = [region.kept], {region.kept, *region.dying}
     while pending:
         for reader in pending.pop().users:
             # Of what the whole model returns no layout is promised; a part's result is read on.
             outside = reader.op == "output"
-            if reader in seen or reader in dying or (outside and not (views and facts.inner)):
+            if reader in seen or (outside and not (views and facts.inner)):
                 continue
             seen.add(reader)
             if reader in facts.by_layout:

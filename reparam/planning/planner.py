@@ -34,12 +34,7 @@ from reparam.rules import Step
 
 @dataclass
 class Decision:
-    """What the planner found for one graph.
-
-    Args:
-        regions: The values that become one operator, in the order of the graph.
-        refused: For each value that stays, the reason why.
-    """
+    """The values that become one operator, in the order of the graph, and why others stay."""
 
     regions: list[Region] = field(default_factory=list)
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)

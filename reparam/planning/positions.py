@@ -44,14 +44,9 @@ class Positions:
         """How many positions each node has, at least, and how many the new operator.
 
         With example inputs these are the true numbers. Else they are relative: to one position of
-        the value or, since a transposed convolution counts per input, of its input.
-
-        Args:
-            nodes: The dying nodes.
-            values: The value, and others of the same size.
-            form: Its new form.
-            placed: The value that has the positions of the new operator.
-            crossed: The values between that stay where they are.
+        the value or, since a transposed convolution counts per input, of its input. The first of
+        the values is the value, the others have its size; the new operator has the positions of
+        what is placed, and crossed values stay where they are.
         """
         shapes = self.facts.shapes
         if values[0] in shapes:

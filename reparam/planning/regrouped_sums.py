@@ -23,15 +23,7 @@ from reparam.planning.regions import Absorbed, Region
 
 @dataclass(frozen=True)
 class _Term:
-    """A term of a sum.
-
-    Args:
-        value: The term.
-        total: The addition that reads it.
-        kept: The other operand of the addition.
-        form: What the addition does to it: nothing.
-        alone: Whether nobody else reads the term.
-    """
+    """A term of a sum, the addition that reads it, perhaps alone, and what else that adds."""
 
     value: fx.Node
     total: fx.Node

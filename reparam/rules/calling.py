@@ -145,10 +145,8 @@ def _forms(value: Any) -> Iterator[AffineConv]:
         yield from value.terms
     elif isinstance(value, Stacked):
         yield from value.branches
-    elif isinstance(value, Several):
-        yield from _forms(list(value.results))
-    elif isinstance(value, list | tuple):
-        for entry in value:
+    elif isinstance(value, list | tuple | Several):
+        for entry in value.results if isinstance(value, Several) else value:
             yield from _forms(entry)
 
 

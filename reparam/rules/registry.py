@@ -259,11 +259,8 @@ def spellings(
 ) -> tuple[Any, ...]:
     """Every spelling of an operator that torch and Python have, as targets of its rule.
 
-    Args:
-        names: Its names, with a space between them.
-        homes: Where they are looked for.
-        in_place: Whether the operators of Python, the methods and the functions that write in place
-            (``operator.iadd``, ``torch.Tensor.add_``) are spellings, too.
+    The names are separated by spaces. With ``in_place`` the operators of Python, the methods and
+    the functions that write in place (``operator.iadd``, ``torch.Tensor.add_``) are spellings, too.
 
     Raises:
         AttributeError: If a name is found nowhere.
