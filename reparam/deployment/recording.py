@@ -25,12 +25,7 @@ SUFFIXES = (".pt2", ".onnx")
 
 @dataclass(frozen=True)
 class Program:
-    """A program that was recorded from a model.
-
-    Args:
-        data: What its file holds.
-        run: Runs what is read back of that; None where nothing here can run it.
-    """
+    """What the file of a program holds, and what runs that; None where nothing here can."""
 
     data: bytes
     run: Callable[..., list[Tensor]] | None

@@ -197,18 +197,17 @@ def _side_by_side(stack: AffineStack, reason: Refusal, scaling: Scaling) -> Layo
     """Channels of several values in a row; along another axis they share their scales."""
     part, groups = scaling.part, scaling.groups
     bases = [term.base for term in stack.terms if isinstance(term.base, fx.Node)]
-    layouts = [scaling.layouts.get(base) for base in bases]
-    known = [layout for layout in layouts if layout is not None]
+    layouts = [scaling.layouts[base] for base in bases if base in scaling.layouts]
     if not all(term.identity for term in stack.terms) or len(bases) < len(stack.terms):
         return None
-    if any(layout.spread for layout in known) or len({layout.axis for layout in known}) != 1:
+    if any(layout.spread for layout in layouts) or len({layout.axis for layout in layouts}) != 1:
         return None
-    if known[0].axis != stack.axis:
+    if layouts[0].axis != stack.axis:
         return _tied(bases, reason, scaling)
     channels: list[int] = []
-    for base, layout in zip(bases, layouts, strict=True):
-        if layout is not None:
-            channels.extend(layout.channels)
+    for base in bases:
+        if base in scaling.layouts:
+            channels.extend(scaling.layouts[base].channels)
             continue
         count = known_channels(base, stack.axis, None, part.steps, part.facts)
         if count is None:
@@ -311,15 +310,11 @@ def _fix_seen_values(scaling: Scaling, model: nn.Module) -> None:
             method = by_methods.get(id(fetch(trace.root, str(node.target))))
             if method is not None:
                 scaling.fix([node, *node.all_input_nodes], _method_reason(method))
-    where = {call: call.path or "the model" for call in trace.calls}
-    for call in trace.stateful:
-        reason = (
-            "changes its own attributes when it runs, or enters a context such as torch.no_grad"
-        )
-        scaling.fix(_values_of(call, trace), Refusal(f"{where[call]} {reason}"))
-    for call in varying:
-        reason = f"{where[call]} takes options, and may use its values otherwise"
-        scaling.fix(_values_of(call, trace), Refusal(reason))
+    stateful = "changes its own attributes when it runs, or enters a context such as torch.no_grad"
+    reasons = [(call, stateful) for call in trace.stateful]
+    reasons += [(call, "takes options, and may use its values otherwise") for call in varying]
+    for call, reason in reasons:
+        scaling.fix(_values_of(call, trace), Refusal(f"{call.path or 'the model'} {reason}"))
 
 
 def _values_of(call: Call, trace: Trace) -> Iterator[fx.Node]:

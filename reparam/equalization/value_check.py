@@ -23,10 +23,7 @@ class ScaleError(Exception):
 
 
 def check_scales(rescaling: Rescaling) -> bool:
-    """Run the graph of a part in float64 on a random input, before and after.
-
-    Returns:
-        Whether all layers that changed could be run.
+    """Run a graph in float64 on a random input, before and after: could all changed layers be run?
 
     Raises:
         ScaleError: If a value is not its scale times what it was.

@@ -91,8 +91,7 @@ def _apply(
 ) -> int:
     """Put one part back into the module tree, planned anew without what cannot be put back.
 
-    Returns:
-        How many modules with new code could not be compared.
+    Returns how many modules with new code could not be compared.
     """
     while planned.decision.regions:
         rewritten = _rewrite(planned, made)

@@ -97,7 +97,9 @@ class _Graft:
         dropped = self._drop_idle()
         calls = self.trace.calls
         codes = [
-            self.slicer.slice(call) for call in calls if call in self.edited and self._is_live(call)
+            NewCode(self.slicer, call)
+            for call in calls
+            if call in self.edited and self._is_live(call)
         ]
         _register(self.rewrite, self.target)
         first = {id(code.call.module): code for code in reversed(codes)}
@@ -185,7 +187,7 @@ class _Graft:
         if call not in self.edited:
             return call in self.inlined
         try:
-            code = self.slicer.slice(call)
+            code = NewCode(self.slicer, call)
         except GraftError:
             return call
         return graph_outline(code.graph), code.parameters

@@ -48,14 +48,6 @@ class Slicer:
     inlined: Collection[Call]
     paths: Mapping[str, Sequence[str]]
 
-    def slice(self, owner: Call) -> NewCode:
-        """The code of one module's own forward, its children called and not inlined.
-
-        Raises:
-            GraftError: If it would read what it cannot see.
-        """
-        return NewCode(self, owner)
-
     def called_from(self, owner: Call, caller: Call) -> Call | None:
         """The outermost call below the owner that stays a call, if the caller is inside one."""
         around = [call for call in calls_between(caller, owner) if call not in self.inlined]
@@ -70,7 +62,9 @@ class Slicer:
 
 
 class NewCode:
-    """What becomes the forward of one module.
+    """What becomes the forward of one module, its children called and not inlined.
+
+    Making it raises a GraftError if it would read what it cannot see.
 
     Attributes:
         graph: The code.

@@ -64,7 +64,6 @@ class Rewriter:
         """The calls whose code changes for the region at hand."""
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
-        self.taken = set(self.paths)
 
     def apply(self, region: Region, module: nn.Module) -> None:
         """Edit the graph so that one region becomes its operator."""
@@ -202,23 +201,14 @@ class Rewriter:
         homes = self.homes.setdefault(id(module), [])
         path = next((home for home in homes if home.startswith(prefix)), None)
         if path is None:
-            path = self._new_name(owner, module)
+            stem = "fused_linear" if type(module).__name__ == "Linear" else "fused_conv"
+            number = self.numbers[prefix + stem]
+            while hasattr(owner.module, name := f"{stem}_{number}" if number else stem):
+                number += 1
+            self.numbers[prefix + stem] = number + 1
+            path = prefix + name
             homes.append(path)
         return path
-
-    def _new_name(self, owner: Call, module: nn.Module) -> str:
-        kind = type(module).__name__
-        stem = "fused_linear" if kind == "Linear" else "fused_conv"
-        prefix = f"{owner.path}." if owner.path else ""
-        number = self.numbers[prefix + stem]
-        while True:
-            name = f"{stem}_{number}" if number else stem
-            number += 1
-            if prefix + name not in self.taken and not hasattr(owner.module, name):
-                break
-        self.numbers[prefix + stem] = number
-        self.taken.add(prefix + name)
-        return prefix + name
 
 
 def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:

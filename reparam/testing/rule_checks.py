@@ -172,14 +172,9 @@ def _error(case: _Case, rule: str, weights: str) -> float:
 
 @dataclass(frozen=True)
 class _Case:
-    """A network, and what it is by the rule.
+    """A network of the operator and others, what it is by the rule, and its input.
 
-    Args:
-        where: What there is besides the operator.
-        forward: The network.
-        formal: What it is by the rule.
-        x: Its input.
-        count: How many axes come after the channel axis of its result.
+    So many axes come after the channel axis of its result.
     """
 
     where: str

@@ -159,14 +159,14 @@ def test_a_plan_of_a_program_applied_again_gives_the_same(
 
 
 def test_a_plan_applied_again_meets_the_same_obstacles(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = new_code.Slicer.slice
+    original = new_code.NewCode.__init__
 
-    def slice_of(self: Any, owner: Any) -> Any:
+    def write(self: Any, slicer: Any, owner: Any) -> None:
         if owner.path == "0":
             raise new_code.GraftError("its code must stay", [owner])
-        return original(self, owner)
+        original(self, slicer, owner)
 
-    monkeypatch.setattr(new_code.Slicer, "slice", slice_of)
+    monkeypatch.setattr(new_code.NewCode, "__init__", write)
     model = randomise_batch_norm(nn.Sequential(Branches(), Branches()).double().eval(), 0)
     plan = reparam.plan(model)
     graphs, decided = written(plan), [planned.decision for planned in plan._parts]
