@@ -205,10 +205,15 @@ class Follower:
         name = function.__name__
         if function is nn.Module.__call__:
             return self.call(refer_to(module), args, keywords)
-        if vars(nn.Module).get(name) is not function:
+        frozen = function.__module__ == "collections.abc"  # Python's own, without its source
+        if not frozen and vars(nn.Module).get(name) is not function:
             self.open(module)
             return self.read(function, (refer_to(module), *args), keywords)
-        self.use(union((*args, *keywords.values())))
+        given = union((*args, *keywords.values()))
+        self.use(given)
+        if frozen:
+            entries = (self.elements(refer_to(module)) | given).all
+            return Value(entries, entries)
         if name in _PARTS and not self.notes.trusting:
             deep = name.endswith("modules")
             parts = list(module.modules() if deep else module.children())

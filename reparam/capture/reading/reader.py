@@ -256,10 +256,10 @@ class Reader(Follower):
                     if (isinstance(owner, nn.Module) or is_method(owner))
                     and isinstance(after, type)
                 )
-            case ast.Call(
-                func=ast.Name(id="next"),
-                args=[ast.Call(func=ast.Attribute(value=holder, attr="parameters"))],
-            ) if name in _METADATA and _are_alike(self.value(holder), name):
+            case (
+                ast.Call(func=ast.Name(id="next"), args=[several])
+                | ast.Attribute(value=ast.Call(func=ast.Name(id="next"), args=[several]))
+            ) if name in _METADATA and self.are_alike(several, name):
                 return NOTHING
             case ast.Attribute(value=holder, attr=weight) if name in _METADATA:
                 # Who asks for the type of a weight does not use it.
@@ -268,6 +268,17 @@ class Reader(Follower):
             case _:
                 value = self.value(base)
         return union(self.attribute(thing, name) for thing in value.itself)
+
+    def are_alike(self, several: ast.expr, name: str) -> bool:
+        """Whether an expression gives weights, or layers, that agree in what is asked of one."""
+        match several:
+            case ast.GeneratorExp(generators=[ast.comprehension(iter=inner)]):
+                return self.are_alike(inner, name)
+            case ast.Call(func=ast.Attribute(value=holder, attr="parameters" | "modules")):
+                modules = self.value(holder).modules
+                tensors = [tensor for module in modules for tensor in module.parameters()]
+                return len({getattr(tensor, name) for tensor in tensors}) <= 1
+        return False
 
     def comprehension(
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
@@ -357,9 +368,3 @@ def _bind(
             yield parameter.name, refer_to(parameter.default) | spread
         else:
             yield parameter.name, spread
-
-
-def _are_alike(value: Value, name: str) -> bool:
-    """Whether all weights below some modules agree in a property, so that any of them tells it."""
-    tensors = [tensor for module in value.modules for tensor in module.parameters()]
-    return len({getattr(tensor, name) for tensor in tensors}) <= 1

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reparam.capture.reading.source import codes_in, methods
+
 
 @dataclass(frozen=True)
 class Value:
@@ -69,16 +71,30 @@ def refer_to(thing: Any) -> Value:
 
 
 def is_registry(thing: Any) -> bool:
-    """Whether an object is a mapping of a class of its own that holds nothing but functions.
+    """Whether an object is a mapping of a class of its own that hands out nothing but functions.
 
-    What its methods return is read; what stands for it is its ``__getitem__``.
+    What its methods return is read, so they must make no functions. Its ``__getitem__`` stands for
+    it, since a mapping cannot be hashed.
     """
     if not isinstance(thing, Mapping) or isinstance(thing, dict):
         return False
     attributes = [getattr(holder, "__dict__", {}) for holder in (thing, *type(thing).__mro__)]
     held = [value for each in attributes for value in each.values() if isinstance(value, dict)]
     entries = list(entries_of(held))
-    return bool(entries) and all(isinstance(entry, FunctionType) for entry in entries)
+    return (
+        bool(entries)
+        and all(isinstance(entry, FunctionType) for entry in entries)
+        and not any(map(_makes_functions, methods(type(thing)).values()))
+    )
+
+
+def _makes_functions(function: FunctionType) -> bool:
+    used = map(function.__globals__.get, function.__code__.co_names)
+    nested = len(list(codes_in(function.__code__))) > 1
+    makers = FunctionType, ModuleType, partial, type
+    return function.__module__ != "collections.abc" and (
+        nested or any(isinstance(value, makers) for value in used)
+    )
 
 
 def is_method(thing: Any) -> bool:
