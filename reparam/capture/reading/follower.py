@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -126,7 +126,7 @@ class Follower:
         if isinstance(thing, ModuleType | type):
             return self.refer(static_attribute(thing, name))
         if is_registry(holder := getattr(thing, "__self__", None)):
-            own = vars(holder).get(name)
+            own = getattr(holder, "__dict__", {}).get(name)
             return self.attribute_of_class(holder, name) if own is None else self.refer(own)
         self.use(refer_to(thing))
         return NOTHING
@@ -238,8 +238,6 @@ class Follower:
         if function is checkpoint:
             self.use(union(args[1:]))
             return self.call(args[0], (), {})
-        if function is partial and not union((*args[1:], *keywords.values())).modules:
-            return args[0]
         if isinstance(function, type):
             function, args = vars(function).get("__init__"), (NOTHING, *args)
         foreign = str(getattr(function, "__module__", "torch.")).startswith("torch.")

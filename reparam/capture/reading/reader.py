@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import builtins
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from types import FunctionType
-from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.follower import Follower, is_plain_container
+from reparam.capture.reading.follower import Follower
 from reparam.capture.reading.source import Definition, definition, parameters_of, repeats, setting
 from reparam.capture.reading.values import (
     NOTHING,
@@ -64,7 +64,8 @@ class Reader(Follower):
         """Read the code of a function until no name may be anything more."""
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         enclosing = {name: contents(cell) for name, cell in cells}
-        self.outer = enclosing, function.__globals__, vars(builtins)
+        self.outer = ChainMap(enclosing, function.__globals__, vars(builtins))
+        self.code = function.__code__
         self.owner = args[0] if args else NOTHING
         self.names = dict.fromkeys(function.__code__.co_varnames, NOTHING)
         self.names |= _bind(function, args, keywords)
@@ -75,10 +76,6 @@ class Reader(Follower):
             self.block(code.body)
             if self.names == before or not repeats(code):
                 return self.returned
-
-    def outside(self, name: str) -> Any:
-        """What a name is that the function does not define; None where it is nothing."""
-        return next((scope[name] for scope in self.outer if name in scope), None)
 
     # -- Statements ---------------------------------------------------------------------------
 
@@ -93,10 +90,11 @@ class Reader(Follower):
             case ast.Return(value=ast.expr() as source):
                 self.returned |= self.value(source)
             case ast.Assign(targets=targets, value=source):
+                value = self.value(source)
                 for target in targets:
-                    self.assign(target, source)
+                    self.bind(target, value)
             case ast.AnnAssign(target=target, value=ast.expr() as source):
-                self.assign(target, source)
+                self.bind(target, self.value(source))
             case ast.AugAssign(target=target, value=source):
                 self.use(self.value(source))
                 self.bind(target, NOTHING)
@@ -145,23 +143,14 @@ class Reader(Follower):
         match test:
             case ast.Attribute(value=ast.Name(id=name), attr=flag):
                 owners = self.names.get(name, NOTHING).itself
-                outcomes = {setting(o, flag) if isinstance(o, nn.Module) else None for o in owners}
-                return outcomes.pop() if len(outcomes) == 1 else None
+                modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+                outcomes = {setting(module, flag, self.code) for module in modules}
+                return (
+                    outcomes.pop() if len(outcomes) == 1 and len(modules) == len(owners) else None
+                )
         return None
 
     # -- Assignments --------------------------------------------------------------------------
-
-    def assign(self, target: ast.expr, source: ast.expr) -> None:
-        """Add what a target of an assignment may be, each of a tuple by itself."""
-        match target, source:
-            case (
-                ast.Tuple(elts=targets) | ast.List(elts=targets),
-                ast.Tuple(elts=sources) | ast.List(elts=sources),
-            ) if len(targets) == len(sources):
-                for part, value in zip(targets, sources, strict=True):
-                    self.assign(part, value)
-            case _:
-                self.bind(target, self.value(source))
 
     def loop(self, target: ast.expr, several: ast.expr) -> None:
         """Add what a loop's variables may be, each of a tuple by itself."""
@@ -207,7 +196,7 @@ class Reader(Follower):
         """What an expression may be; what it does with modules is noted."""
         match node:
             case ast.Name(id=name):
-                return self.names[name] if name in self.names else self.refer(self.outside(name))
+                return self.names[name] if name in self.names else self.refer(self.outer.get(name))
             case ast.Attribute(value=base, attr=name):
                 return self.attribute_of(base, name)
             case ast.Subscript(value=base, slice=index):
@@ -247,7 +236,7 @@ class Reader(Follower):
         """What ``base.name`` may be."""
         match base:
             case ast.Call(func=ast.Name(id="super"), args=args):
-                here = refer_to(self.outside("__class__")), self.owner
+                here = refer_to(self.outer.get("__class__")), self.owner
                 kinds, owners = map(self.value, args) if len(args) == 2 else here
                 return union(
                     self.attribute_of_class(getattr(owner, "__self__", owner), name, after)
@@ -288,24 +277,14 @@ class Reader(Follower):
             self.loop(part.target, part.iter)
             for test in part.ifs:
                 self.value(test)
-        if isinstance(node, ast.DictComp):
-            self.value(node.key)
-            return container([self.value(node.value)])
-        return container([self.value(node.elt)])
+        parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        return container(map(self.value, parts))
 
     def entries(self, value: Value, index: ast.expr) -> Value:
         """What ``value[index]`` may be."""
         self.value(index)
         elements = self.elements(value)
-        if isinstance(index, ast.Slice):
-            return Value(value.itself, elements.all)
-        if value.inside or not all(map(is_plain_container, value.itself)):
-            return elements
-        try:
-            key = ast.literal_eval(index)
-            return union(refer_to(holder[key]) for holder in value.itself)
-        except (ValueError, KeyError, IndexError, TypeError):
-            return elements
+        return Value(value.itself, elements.all) if isinstance(index, ast.Slice) else elements
 
     # -- Calls --------------------------------------------------------------------------------
 

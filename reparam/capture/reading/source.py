@@ -48,7 +48,7 @@ def _functions(kind: type, without: str) -> dict[str, FunctionType]:
 
 def forget_classes() -> None:
     """Look at every class anew: somebody may have changed one since."""
-    for function in (_functions, _attribute_of_class, _code_below, _set_by, parameters_of):
+    for function in (_functions, _attribute_of_class, _code_below, parameters_of):
         function.cache_clear()
 
 
@@ -79,31 +79,36 @@ def _code_below(kind: Any, forward: Any, held: tuple[FunctionType, ...]) -> tupl
     return tuple(codes)
 
 
-def setting(module: nn.Module, name: str) -> bool | None:
-    """Whether an attribute is true, if it is a plain value that running the module leaves alone."""
-    kind: Any = type(module)
-    value = vars(module).get(name, static_attribute(kind, name))
+def setting(module: nn.Module, name: str, code: CodeType) -> bool | None:
+    """Whether an attribute is true, if it is a plain value that running the module leaves alone.
+
+    Args:
+        module: The module.
+        name: The attribute's name.
+        code: The code that asks.
+    """
+    value = vars(module).get(name, static_attribute(type(module), name))
     if isinstance(value, property) and isinstance(value.fget, FunctionType):
-        code = definition(value.fget)
-        match code.body[-1:] if code else []:
+        getter = definition(value.fget)
+        match getter.body[-1:] if getter else []:
             case [
                 ast.Return(
                     value=ast.Attribute(value=ast.Name(), attr=flag)
                     | ast.Call(func=ast.Name(id="bool"), args=[ast.Attribute(attr=flag)])
                 )
             ] if flag != name:
-                return setting(module, flag)
+                return setting(module, flag, code)
     plain = isinstance(value, bool | int | str) or value == []
-    return bool(value) if plain and name not in _set_by(kind) else None
+    set_by = _set_by((code, *code_below(module, module.forward))) if plain else ()
+    return bool(value) if plain and name not in set_by else None
 
 
 @cache
-def _set_by(kind: Any) -> frozenset[str]:
-    """Names of the attributes that a forward may set, or fill if they are lists."""
+def _set_by(codes: tuple[CodeType, ...]) -> frozenset[str]:
+    """Names of the attributes that code may set, or fill if they are lists."""
     names: set[str] = set()
-    for code in _code_below(kind, kind.forward, ()):
-        steps = dis.get_instructions(code)
-        names.update(step.argval for step in steps if step.opname == "STORE_ATTR")
+    for code in codes:
+        names.update(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
         if not _FILLS.isdisjoint(code.co_names):
             names.update(code.co_names)
     return frozenset(names)
