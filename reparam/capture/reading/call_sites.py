@@ -17,7 +17,14 @@ from reparam.capture.reading.source import codes_in, definition
 
 @dataclass(frozen=True)
 class _Sites:
-    """How one function calls."""
+    """How one function calls.
+
+    Args:
+        called: Names of the attributes that it calls.
+        read: Names of all attributes that it reads.
+        functions: Functions outside classes that it calls.
+        anything: Whether it calls something that has no such name.
+    """
 
     called: frozenset[str]
     read: frozenset[str]

@@ -58,10 +58,18 @@ def _called_by(block: list[ast.stmt], using: list[int]) -> list[str] | None:
     """What statements call in turn, each on the result of the one before; None if they do not."""
     called: list[str] = []
     before: str | None = None
+    result: str | None
     for at in using:
-        result, call = _result(block[at])
-        if call is None:
-            return None
+        match block[at]:
+            case ast.Return(value=ast.expr() as call):
+                result = None
+            case (
+                ast.Assign(targets=[ast.Name(id=result)], value=ast.expr() as call)
+                | ast.AnnAssign(target=ast.Name(id=result), value=ast.expr() as call)
+            ):
+                pass
+            case _:
+                return None
         attributes, operand = _called_in_turn(call)
         if before is not None:
             # It is overwritten by what is made of it, or never read again.
@@ -78,33 +86,15 @@ def _reads(block: list[ast.stmt], name: str) -> bool:
     return any(isinstance(node, ast.Name) and node.id == name for node in nodes)
 
 
-def _result(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:
-    """The name that a statement gives to the result of an expression, and the expression."""
-    match statement:
-        case ast.Return(value=expression):
-            return None, expression
-        case (
-            ast.Assign(targets=[ast.Name(id=name)], value=expression)
-            | ast.AnnAssign(target=ast.Name(id=name), value=expression)
-        ):
-            return name, expression
-    return None, None
-
-
 def _called_in_turn(call: ast.expr) -> tuple[list[str], str | None]:
     """The attributes in ``self.b(self.a(x))``, the inner one first, and the name of ``x``."""
-    names: list[str] = []
-    while True:
-        match call:
-            case ast.Call(
-                func=ast.Attribute(value=ast.Name(), attr=name), args=[inner], keywords=[]
-            ):
-                names.insert(0, name)
-                call = inner
-            case ast.Name(id=read):
-                return names, read
-            case _:
-                return names, None
+    match call:
+        case ast.Call(func=ast.Attribute(value=ast.Name(), attr=name), args=[inner], keywords=[]):
+            names, operand = _called_in_turn(inner)
+            return [*names, name], operand
+        case ast.Name(id=operand):
+            return [], operand
+    return [], None
 
 
 def _uses(code: ast.AST, names: Sequence[str]) -> bool:
