@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from reparam.algebra import AffineConv, kernel_shape, lower, take_after
+from reparam.algebra import kernel_shape, lower, take_after
 from reparam.analysis import Part
 from reparam.errors import Refusal, warn
 from reparam.planning import PlannedPart, Region
@@ -48,7 +48,9 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
     form, where = region.form, place(part.trace, region.value)
     device = None if form.like is None else form.like.device
     if device is not None and device.type == "meta":
-        module = lower(form, *_meta_weights(form))
+        shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
+        kernel = torch.empty(shape, dtype=torch.float64, device="meta")
+        module = lower(form, kernel, kernel.new_empty(shape[0]) if form.has_bias else None)
         take_after(module, form)
         add_note(
             report, "weights on the meta device: only the structure is fused, nothing verified"
@@ -83,13 +85,6 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
             warn(f"{where}: the fused weights overflow {form.dtype}; it was left alone")
             return Refusal(f"the fused weights overflow {form.dtype}")
     return module, error
-
-
-def _meta_weights(form: AffineConv) -> tuple[Tensor, Tensor | None]:
-    shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
-    kernel = torch.empty(shape, dtype=torch.float64, device="meta")
-    bias = torch.empty(shape[0], dtype=torch.float64, device="meta") if form.has_bias else None
-    return kernel, bias
 
 
 def add_note(report: Report, text: str) -> None:

@@ -158,16 +158,14 @@ def _adjusted(
     return result
 
 
-def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Tensor:
+def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Any:
     """What a scale makes of one operand of what it scales, the others being zero."""
     link, channels = share.link, share.channels
     axis = x.dim() - len(region.form.axes or ()) - 1
 
-    def scale(part: Tensor) -> Tensor:
-        scaled: Tensor
+    def scale(part: Tensor) -> Any:
         if channels is None or share.total is None:
-            scaled = _as_it_was(link.value, link.base, part, facts)
-            return scaled
+            return _as_it_was(link.value, link.base, part, facts)
         shape = list(part.shape)
         shape[axis] = share.total
         whole = part.new_zeros(shape)
