@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.reading import Reach
+from reparam.capture.reading import Reach, refer_to
 from reparam.capture.structures import proxies_in
 
 
@@ -105,6 +105,10 @@ def _only_looks_at_modules(
     if not modules:
         return True
     reach = Reach()
-    reach.read(inspect.unwrap(function), args, kwargs)
+    reach.read(
+        inspect.unwrap(function),
+        tuple(map(refer_to, args)),
+        {name: refer_to(value) for name, value in kwargs.items()},
+    )
     parts = {id(part) for module in modules for part in module.modules()}
     return not parts & (reach.opened | reach.called.keys())

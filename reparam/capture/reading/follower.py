@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -19,8 +19,6 @@ from reparam.capture.reading.values import (
     carried,
     container,
     entries_of,
-    is_method,
-    is_registry,
     refer_to,
     union,
 )
@@ -30,6 +28,8 @@ RUNS = ("forward", "__call__")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _PARTS = {"children", "named_children", "modules", "named_modules"}
+
+_TENSORS = {"parameters", "named_parameters", "buffers", "named_buffers", "state_dict"}
 
 _LEAVES_AS_IT_IS = {"train", "eval", "requires_grad_", "extra_repr", "_get_name", "__init__"}
 
@@ -81,6 +81,10 @@ class Follower:
 
     # -- Notes --------------------------------------------------------------------------------
 
+    def call_module(self, module: nn.Module) -> None:
+        """Note that a module is called."""
+        self.notes.called[id(module)] = module
+
     def open(self, *modules: nn.Module) -> None:
         """Note that what is inside some modules is used."""
         if self.strict:
@@ -91,7 +95,7 @@ class Follower:
         if not self.strict:
             return
         for thing in value.all:
-            if is_method(thing):
+            if isinstance(thing, MethodType) and isinstance(thing.__self__, nn.Module):
                 if thing not in self.notes.handed_on:
                     self.notes.handed_on.add(thing)
                     self.use(self.call_method(thing.__self__, thing.__func__, (), {}))
@@ -116,18 +120,15 @@ class Follower:
             if self.is_weight(thing, name):
                 self.open(thing)
                 return NOTHING
-            for held in (thing._modules, vars(thing)):
-                if name in held:
-                    value = self.refer(held[name])
+            for holder in (thing._modules, vars(thing)):
+                if name in holder:
+                    value = self.refer(holder[name])
                     if value.modules:
                         self.open(thing)
                     return value
             return self.attribute_of_class(thing, name)
         if isinstance(thing, ModuleType | type):
             return self.refer(static_attribute(thing, name))
-        if is_registry(holder := getattr(thing, "__self__", None)):
-            own = getattr(holder, "__dict__", {}).get(name)
-            return self.attribute_of_class(holder, name) if own is None else self.refer(own)
         self.use(refer_to(thing))
         return NOTHING
 
@@ -138,31 +139,30 @@ class Follower:
         own = name in thing._parameters or name in thing._buffers
         return own or any(isinstance(e, Tensor) for e in entries_of(vars(thing).get(name)))
 
-    def attribute_of_class(self, thing: Any, name: str, after: type | None = None) -> Value:
-        """What an attribute that a module or a registry has from its class may be.
+    def attribute_of_class(self, module: nn.Module, name: str, after: type | None = None) -> Value:
+        """What an attribute that a module has from its class may be.
 
         Args:
-            thing: The module or the registry.
+            module: The module.
             name: The attribute's name.
             after: The class after which it is searched, as ``super`` does.
         """
-        itself, kind = refer_to(thing), type(thing)
+        itself, kind = refer_to(module), type(module)
         attribute = static_attribute(kind, name, after)
         match attribute:
-            case (
-                property(fget=FunctionType() as getter)
-                | cached_property(func=FunctionType() as getter)
-            ):
+            case property(fget=FunctionType() as getter):
+                return self.read(getter, (itself,), {})
+            case cached_property(func=FunctionType() as getter):
                 return self.read(getter, (itself,), {})
             case staticmethod():
                 return refer_to(inspect.unwrap(attribute))
             case classmethod(__func__=FunctionType() as getter):
-                return refer_to(MethodType(getter, thing))  # it has what its class has
+                return refer_to(MethodType(getter, module))  # it has what its class has
         if name == "__dict__" or (attribute is None and "__getattr__" in methods(kind)):
             self.use(itself)
         function = inspect.unwrap(attribute) if callable(attribute) else None
         if isinstance(function, FunctionType):
-            return refer_to(MethodType(function, thing))
+            return refer_to(MethodType(function, module))
         return self.refer(attribute)
 
     # -- Entries ------------------------------------------------------------------------------
@@ -174,8 +174,6 @@ class Follower:
             if is_plain_container(thing):
                 self.open(thing)
                 result |= Value(frozenset(thing.children()))
-            elif is_method(thing):
-                result |= self.call_method(thing.__self__, thing.__func__, (), {})
             elif hasattr(type(thing), "__iter__") or hasattr(type(thing), "__getitem__"):
                 self.use(refer_to(thing))
         return result
@@ -187,39 +185,40 @@ class Follower:
         given = union((*args, *keywords.values()))
         result = NOTHING
         for thing in value.itself:
-            if is_method(thing):
+            if isinstance(thing, MethodType) and isinstance(thing.__self__, nn.Module):
                 result |= self.call_method(thing.__self__, thing.__func__, args, keywords)
             elif not isinstance(thing, nn.Module):
                 result |= self.call_function(thing, args, keywords)
         modules = [thing for thing in value.all if isinstance(thing, nn.Module)]
         for module in modules:
-            self.notes.called[id(module)] = module
+            self.call_module(module)
         if modules or not value.all:
             self.use(given)
         return result
 
     def call_method(
-        self, module: Any, function: Any, args: tuple[Value, ...], keywords: Mapping[str, Value]
+        self,
+        module: nn.Module,
+        function: Any,
+        args: tuple[Value, ...],
+        keywords: Mapping[str, Value],
     ) -> Value:
-        """What a method of a module, or of a registry, may return."""
+        """What a method of a module may return."""
         name = function.__name__
         if function is nn.Module.__call__:
             return self.call(refer_to(module), args, keywords)
-        frozen = function.__module__ == "collections.abc"  # Python's own, without its source
-        if not frozen and vars(nn.Module).get(name) is not function:
+        if vars(nn.Module).get(name) is not function:
             self.open(module)
             return self.read(function, (refer_to(module), *args), keywords)
-        given = union((*args, *keywords.values()))
-        self.use(given)
-        if frozen:
-            entries = (self.elements(refer_to(module)) | given).all
-            return Value(entries, entries)
+        self.use(union((*args, *keywords.values())))
         if name in _PARTS and not self.notes.trusting:
             deep = name.endswith("modules")
             parts = list(module.modules() if deep else module.children())
             self.open(*parts if deep else [module])
             return Value(inside=frozenset(parts))
-        if name not in _PARTS | _LEAVES_AS_IT_IS:
+        if name in _TENSORS and not self.notes.trusting:
+            self.open(*module.modules())
+        elif name not in _PARTS | _TENSORS | _LEAVES_AS_IT_IS:
             self.use(refer_to(module))
         return Value(frozenset(module.modules())) if name == "get_submodule" else NOTHING
 
@@ -234,10 +233,12 @@ class Follower:
             entries = union(map(self.elements, (given,) if function is dict else args))
             return entries if function is next else container([entries])
         if function is getattr:
-            return union((*args[1:], *map(self.any_part, args[0].itself)))
+            return self.call_getattr(*args)
         if function is checkpoint:
             self.use(union(args[1:]))
             return self.call(args[0], (), {})
+        if function is partial and not union((*args[1:], *keywords.values())).modules:
+            return args[0]
         if isinstance(function, type):
             function, args = vars(function).get("__init__"), (NOTHING, *args)
         foreign = str(getattr(function, "__module__", "torch.")).startswith("torch.")
@@ -247,13 +248,16 @@ class Follower:
         self.use(refer_to(function))
         return NOTHING
 
-    def any_part(self, thing: Any) -> Value:
-        """What an attribute of an unknown name may be."""
-        if not isinstance(thing, nn.Module):
-            self.use(refer_to(thing))
-            return NOTHING
-        self.open(thing)
-        return Value(frozenset(thing.children()))
+    def call_getattr(self, value: Value, *others: Value) -> Value:
+        """What ``getattr`` with a name that is not known may return."""
+        result = union(others)
+        for thing in value.itself:
+            if isinstance(thing, nn.Module):
+                self.open(thing)
+                result |= Value(frozenset(thing.children()))
+            else:
+                self.use(refer_to(thing))
+        return result
 
 
 def is_plain_container(value: Any) -> bool:

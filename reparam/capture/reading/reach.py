@@ -7,34 +7,35 @@ it uses in another way stays as it is: a block of which it runs one layer, a wei
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import FunctionType
-from typing import Any
 
 from torch import nn
 
 from reparam.capture.reading.call_sites import CallSites
-from reparam.capture.reading.follower import RUNS, Notes
-from reparam.capture.reading.reader import Reader
+from reparam.capture.reading.follower import RUNS, Follower, Notes
+from reparam.capture.reading.reader import read
 from reparam.capture.reading.source import methods, public_methods
-from reparam.capture.reading.values import refer_to
+from reparam.capture.reading.values import Value, refer_to
 
 
 def called_by_methods(model: nn.Module) -> dict[int, set[tuple[int, str]]]:
     """For each module, by identity, the methods other than ``forward`` that call it, and of whom.
 
-    Methods that torch's own classes define do not count.
+    Args:
+        model: The model, or one like it: methods that torch's own classes define do not count.
     """
-    callers: dict[int, set[tuple[int, str]]] = defaultdict(set)
+    found: dict[int, set[tuple[int, str]]] = defaultdict(set)
     sites = CallSites(model)
     for module in model.modules():
-        for name, function in public_methods(type(module)).items():
-            if sites.may_call(function):
-                reach = Reach()
-                Reader(reach, strict=False).read(function, (refer_to(module),), {})
-                for key in reach.called:
-                    callers[key].add((id(module), name))
-    return callers
+        for name in public_methods(type(module)):
+            if not sites.may_call(methods(type(module))[name]):
+                continue
+            reach = Reach()
+            reach.read(methods(type(module))[name], (refer_to(module),), strict=False)
+            for key in reach.called:
+                found[key].add((id(module), name))
+    return found
 
 
 class Reach(Notes):
@@ -45,7 +46,11 @@ class Reach(Notes):
         return [module for key, module in self.called.items() if key not in self.opened]
 
     def follow(self, module: nn.Module) -> None:
-        """Read the code of a module that stays as it is, and of what that code runs."""
+        """Read the code of a module that stays as it is, and of what that code runs.
+
+        Args:
+            module: The module.
+        """
         pending = [module]
         while pending:
             module = pending.pop()
@@ -58,15 +63,26 @@ class Reach(Notes):
     def _follow(self, module: nn.Module) -> None:
         self.opened.add(id(module))
         if "forward" in vars(module):
-            follower = Reader(self, strict=True)
+            follower = Follower(self, strict=True)
             follower.use(follower.refer(vars(module)["forward"]))
         # A user may call the methods that do not run, but they do not decide how the model runs.
         for name, function in methods(type(module)).items():
-            Reader(self, strict=name in RUNS).read(function, (refer_to(module),), {})
+            self.read(function, (refer_to(module),), strict=name in RUNS)
 
     def read(
-        self, function: FunctionType, args: Sequence[Any], keywords: Mapping[str, Any]
-    ) -> None:
-        """Read a function, run with some arguments."""
-        values = {name: refer_to(value) for name, value in keywords.items()}
-        Reader(self, strict=True).read(function, tuple(map(refer_to, args)), values)
+        self,
+        function: FunctionType,
+        args: tuple[Value, ...],
+        keywords: Mapping[str, Value] | None = None,
+        *,
+        strict: bool = True,
+    ) -> Value:
+        """Read a function, and say what it may return.
+
+        Args:
+            function: The function.
+            args: What its positional arguments may be.
+            keywords: What its keyword arguments may be.
+            strict: Whether the model runs it, or only a user who asks for it.
+        """
+        return read(self, function, args, keywords or {}, strict)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from types import FunctionType
+from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.follower import Follower
-from reparam.capture.reading.source import Definition, definition, parameters_of, repeats, setting
+from reparam.capture.reading.follower import Follower, Notes, is_plain_container
+from reparam.capture.reading.registries import handed_out
+from reparam.capture.reading.settings import outcome
+from reparam.capture.reading.source import Definition, definition, parameters_of, repeats
 from reparam.capture.reading.values import (
     NOTHING,
     Value,
     container,
     contents,
-    is_method,
     refer_to,
     union,
 )
@@ -27,62 +28,91 @@ _METADATA = {"dtype", "device", "is_cuda", "requires_grad"}
 _OF_CONTAINERS = {name for kind in (list, dict, set) for name in dir(kind)}
 
 
+def read(
+    notes: Notes,
+    function: FunctionType,
+    args: tuple[Value, ...],
+    keywords: Mapping[str, Value],
+    strict: bool,
+) -> Value:
+    """Read a function, and say what it may return.
+
+    Args:
+        notes: Takes what is found.
+        function: The function.
+        args: What its positional arguments may be.
+        keywords: What its keyword arguments may be; what may be any of them under ``**``.
+        strict: Whether the model runs it. If not, only what it calls is noted.
+    """
+    key = function, args, frozenset(keywords.items()), strict
+    code = definition(function)
+    if key not in notes.returned:
+        notes.returned[key] = None
+        if code is not None:
+            notes.returned[key] = Reader(notes, function, code, args, keywords, strict).returned
+    value = notes.returned[key]
+    if value is None:  # no source is at hand, or it calls itself
+        Follower(notes, strict).use(union((*args, *keywords.values(), refer_to(function))))
+        return NOTHING
+    return value
+
+
 class Reader(Follower):
-    """Reads the code of one function. What a name may be only grows from line to line."""
+    """Reads the code of one function. What a name may be only grows from line to line.
 
-    def read(
-        self, function: FunctionType, args: tuple[Value, ...], keywords: Mapping[str, Value]
-    ) -> Value:
-        """Read a function, and say what it may return.
+    Args:
+        notes: Takes what is found.
+        function: The function.
+        code: Its syntax tree.
+        args: What its positional arguments may be.
+        keywords: What its keyword arguments may be; what may be any of them under ``**``.
+        strict: Whether the model runs it. If not, only what it calls is noted.
+    """
 
-        Args:
-            function: The function.
-            args: What its positional arguments may be.
-            keywords: What its keyword arguments may be; what may be any of them under ``**``.
-        """
-        returned = self.notes.returned
-        key = function, args, frozenset(keywords.items()), self.strict
-        if key not in returned:
-            returned[key] = None
-            code = definition(function)
-            if code is not None:
-                reader = Reader(self.notes, self.strict)
-                returned[key] = reader.run(function, code, args, keywords)
-        value = returned[key]
-        if value is None:  # no source is at hand, or it calls itself
-            self.use(union((*args, *keywords.values(), refer_to(function))))
-            return NOTHING
-        return value
-
-    def run(
+    def __init__(
         self,
+        notes: Notes,
         function: FunctionType,
         code: Definition,
         args: tuple[Value, ...],
         keywords: Mapping[str, Value],
-    ) -> Value:
-        """Read the code of a function until no name may be anything more."""
+        strict: bool,
+    ) -> None:
+        super().__init__(notes, strict)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         enclosing = {name: contents(cell) for name, cell in cells}
-        self.outer = ChainMap(enclosing, function.__globals__, vars(builtins))
-        self.code = function.__code__
+        self.outer = enclosing, function.__globals__, vars(builtins)
         self.owner = args[0] if args else NOTHING
         self.names = dict.fromkeys(function.__code__.co_varnames, NOTHING)
         self.names |= _bind(function, args, keywords)
+        self.code = code
         self.shared: set[str] = set()
         self.returned = NOTHING
         while True:
             before = dict(self.names)
             self.block(code.body)
             if self.names == before or not repeats(code):
-                return self.returned
+                break
+
+    def read(
+        self, function: FunctionType, args: tuple[Value, ...], keywords: Mapping[str, Value]
+    ) -> Value:
+        """Read a function that this one calls."""
+        return read(self.notes, function, args, keywords, self.strict)
+
+    def outside(self, name: str) -> Any:
+        """What a name is that the function does not define; None where it is nothing."""
+        return next((scope[name] for scope in self.outer if name in scope), None)
 
     # -- Statements ---------------------------------------------------------------------------
 
-    def block(self, statements: list[ast.stmt]) -> None:
-        """Read statements."""
+    def block(self, statements: list[ast.stmt], *, runs: bool = True) -> None:
+        """Read statements; those that run only if somebody asks for it are read less strictly."""
+        strict = self.strict
+        self.strict = strict and runs
         for statement in statements:
             self.statement(statement)
+        self.strict = strict
 
     def statement(self, node: ast.stmt) -> None:
         """Read one statement."""
@@ -90,22 +120,22 @@ class Reader(Follower):
             case ast.Return(value=ast.expr() as source):
                 self.returned |= self.value(source)
             case ast.Assign(targets=targets, value=source):
-                value = self.value(source)
                 for target in targets:
-                    self.bind(target, value)
+                    self.assign(target, source)
             case ast.AnnAssign(target=target, value=ast.expr() as source):
-                self.bind(target, self.value(source))
+                self.assign(target, source)
             case ast.AugAssign(target=target, value=source):
                 self.use(self.value(source))
                 self.bind(target, NOTHING)
             case ast.For(target=target, iter=several) | ast.AsyncFor(target=target, iter=several):
                 self.loop(target, several)
-                self.block(node.body + node.orelse)
+                self.block(node.body)
+                self.block(node.orelse)
             case ast.If(test=test, body=body, orelse=orelse):
                 self.value(test)
-                holds = self.outcome(test) if self.notes.trusting else None
-                self.block(body if holds is not False else [])
-                self.block(orelse if holds is not True else [])
+                holds = outcome(test, self.names, self.code)
+                self.block(body, runs=holds is not False)
+                self.block(orelse, runs=holds is not True)
             case ast.With(items=items) | ast.AsyncWith(items=items):
                 for item in items:
                     value = self.value(item.context_expr)
@@ -116,9 +146,7 @@ class Reader(Follower):
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 returned, self.returned = self.returned, NOTHING
                 self.block(node.body)
-                # Whoever calls a function that is handed on uses what it returns.
-                self.use(self.returned)
-                self.bind(ast.Name(name), self.returned)
+                self.bind(ast.Name(name), self.handed_on(self.returned))
                 self.returned = returned
             case ast.Global(names=names):
                 self.shared.update(names)
@@ -138,35 +166,42 @@ class Reader(Follower):
             else:
                 self.inside(child)
 
-    def outcome(self, test: ast.expr) -> bool | None:
-        """Whether a flag of a module is set, as it was when code was traced; None if unknown."""
-        match test:
-            case ast.Attribute(value=ast.Name(id=name), attr=flag):
-                owners = self.names.get(name, NOTHING).itself
-                modules = [owner for owner in owners if isinstance(owner, nn.Module)]
-                outcomes = {setting(module, flag, self.code) for module in modules}
-                return (
-                    outcomes.pop() if len(outcomes) == 1 and len(modules) == len(owners) else None
-                )
-        return None
+    def handed_on(self, returned: Value) -> Value:
+        """What stands for a function that is handed on: whoever calls it uses what it returns."""
+        self.use(returned)
+        return returned
 
     # -- Assignments --------------------------------------------------------------------------
+
+    def assign(self, target: ast.expr, source: ast.expr) -> None:
+        """Add what a target of an assignment may be, each of a tuple by itself."""
+        match target, source:
+            case (
+                ast.Tuple(elts=targets) | ast.List(elts=targets),
+                ast.Tuple(elts=sources) | ast.List(elts=sources),
+            ) if len(targets) == len(sources):
+                for part, value in zip(targets, sources, strict=True):
+                    self.assign(part, value)
+            case _:
+                self.bind(target, self.value(source))
 
     def loop(self, target: ast.expr, several: ast.expr) -> None:
         """Add what a loop's variables may be, each of a tuple by itself."""
         match target, several:
-            case ast.Tuple(elts=[_, item]), ast.Call(
+            case ast.Tuple(elts=[count, item]), ast.Call(
                 func=ast.Name(id="enumerate"), args=[inner, *_]
             ):
+                self.bind(count, NOTHING)
                 self.loop(item, inner)
             case ast.Tuple(elts=items), ast.Call(func=ast.Name(id="zip"), args=inner) if len(
                 items
             ) == len(inner):
                 for item, part in zip(items, inner, strict=True):
                     self.loop(item, part)
-            case ast.Tuple(elts=[_, item]), ast.Call(
+            case ast.Tuple(elts=[key, item]), ast.Call(
                 func=ast.Attribute(attr="items" | "named_children" | "named_modules")
             ):
+                self.bind(key, NOTHING)
                 self.bind(item, self.elements(self.value(several)))
             case _:
                 self.bind(target, self.elements(self.value(several)))
@@ -196,7 +231,7 @@ class Reader(Follower):
         """What an expression may be; what it does with modules is noted."""
         match node:
             case ast.Name(id=name):
-                return self.names[name] if name in self.names else self.refer(self.outer.get(name))
+                return self.names[name] if name in self.names else self.refer(self.outside(name))
             case ast.Attribute(value=base, attr=name):
                 return self.attribute_of(base, name)
             case ast.Subscript(value=base, slice=index):
@@ -220,8 +255,7 @@ class Reader(Follower):
             case ast.Starred(value=several):
                 return self.elements(self.value(several))
             case ast.Lambda(body=body):
-                self.use(value := self.value(body))
-                return value
+                return self.handed_on(self.value(body))
             case ast.BinOp(left=left, right=right):
                 return Value(inside=(self.value(left) | self.value(right)).inside)
             case ast.Yield() | ast.YieldFrom() | ast.Await():
@@ -236,19 +270,32 @@ class Reader(Follower):
         """What ``base.name`` may be."""
         match base:
             case ast.Call(func=ast.Name(id="super"), args=args):
-                here = refer_to(self.outer.get("__class__")), self.owner
-                kinds, owners = map(self.value, args) if len(args) == 2 else here
+                kinds, owners = map(self.value, args) if len(args) == 2 else self.super_here()
                 return union(
-                    self.attribute_of_class(getattr(owner, "__self__", owner), name, after)
+                    self.attribute_of_class(owner, name, after)
                     for owner in owners.itself
                     for after in kinds.itself
-                    if (isinstance(owner, nn.Module) or is_method(owner))
-                    and isinstance(after, type)
+                    if isinstance(owner, nn.Module) and isinstance(after, type)
                 )
-            case (
-                ast.Call(func=ast.Name(id="next"), args=[several])
-                | ast.Attribute(value=ast.Call(func=ast.Name(id="next"), args=[several]))
-            ) if name in _METADATA and self.are_alike(several, name):
+            case ast.Call(
+                func=ast.Name(id="next"),
+                args=[ast.Call(func=ast.Attribute(value=holder, attr="parameters"))],
+            ) if name in _METADATA and _are_alike(self.value(holder), name):
+                return NOTHING
+            case ast.Attribute(
+                value=ast.Call(
+                    func=ast.Name(id="next"),
+                    args=[
+                        ast.GeneratorExp(
+                            generators=[
+                                ast.comprehension(
+                                    iter=ast.Call(func=ast.Attribute(value=holder, attr="modules"))
+                                )
+                            ]
+                        )
+                    ],
+                )
+            ) if name in _METADATA and _are_alike(self.value(holder), name):
                 return NOTHING
             case ast.Attribute(value=holder, attr=weight) if name in _METADATA:
                 # Who asks for the type of a weight does not use it.
@@ -258,16 +305,9 @@ class Reader(Follower):
                 value = self.value(base)
         return union(self.attribute(thing, name) for thing in value.itself)
 
-    def are_alike(self, several: ast.expr, name: str) -> bool:
-        """Whether an expression gives weights, or layers, that agree in what is asked of one."""
-        match several:
-            case ast.GeneratorExp(generators=[ast.comprehension(iter=inner)]):
-                return self.are_alike(inner, name)
-            case ast.Call(func=ast.Attribute(value=holder, attr="parameters" | "modules")):
-                modules = self.value(holder).modules
-                tensors = [tensor for module in modules for tensor in module.parameters()]
-                return len({getattr(tensor, name) for tensor in tensors}) <= 1
-        return False
+    def super_here(self) -> tuple[Value, Value]:
+        """The class and the module that ``super()`` is of."""
+        return refer_to(self.outside("__class__")), self.owner
 
     def comprehension(
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
@@ -277,14 +317,24 @@ class Reader(Follower):
             self.loop(part.target, part.iter)
             for test in part.ifs:
                 self.value(test)
-        parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-        return container(map(self.value, parts))
+        if isinstance(node, ast.DictComp):
+            self.value(node.key)
+            return container([self.value(node.value)])
+        return container([self.value(node.elt)])
 
     def entries(self, value: Value, index: ast.expr) -> Value:
         """What ``value[index]`` may be."""
         self.value(index)
         elements = self.elements(value)
-        return Value(value.itself, elements.all) if isinstance(index, ast.Slice) else elements
+        if isinstance(index, ast.Slice):
+            return Value(value.itself, elements.all)
+        if value.inside or not all(map(is_plain_container, value.itself)):
+            return elements
+        try:
+            key = ast.literal_eval(index)
+            return union(refer_to(holder[key]) for holder in value.itself)
+        except (ValueError, KeyError, IndexError, TypeError):
+            return elements
 
     # -- Calls --------------------------------------------------------------------------------
 
@@ -300,9 +350,15 @@ class Reader(Follower):
             ) if "**" not in keywords:
                 return union((*args[2:], *(self.attribute(h, name) for h in args[0].itself)))
             case ast.Call(func=ast.Attribute(value=base, attr=name)):
-                holder = self.value(base)
+                holder, given = self.value(base), union((*args, *keywords.values()))
+                registered = [handed_out(thing, name) for thing in holder.itself]
+                if registered and None not in registered:
+                    self.use(given)
+                    return given | union(
+                        Value(functions or frozenset()) for functions in registered
+                    )
                 if holder.inside and name in _OF_CONTAINERS:
-                    self.use(union((*args, *keywords.values())))
+                    self.use(given)
                     return self.call(self.value(node.func), args, keywords) | Value(
                         holder.inside, holder.inside
                     )
@@ -347,3 +403,9 @@ def _bind(
             yield parameter.name, refer_to(parameter.default) | spread
         else:
             yield parameter.name, spread
+
+
+def _are_alike(value: Value, name: str) -> bool:
+    """Whether all weights below some modules agree in a property, so that any of them tells it."""
+    tensors = [tensor for module in value.modules for tensor in module.parameters()]
+    return len({getattr(tensor, name) for tensor in tensors}) <= 1

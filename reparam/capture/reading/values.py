@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.capture.reading.source import codes_in, methods
+from reparam.capture.reading.registries import is_registry
 
 
 @dataclass(frozen=True)
@@ -68,40 +68,6 @@ def refer_to(thing: Any) -> Value:
         return Value(frozenset([MethodType(type(thing).__getitem__, thing)]))
     inside = frozenset(entry for entry in entries_of(thing) if isinstance(entry, _THINGS))
     return Value(inside=inside) if inside else NOTHING
-
-
-def is_registry(thing: Any) -> bool:
-    """Whether an object is a mapping of a class of its own that hands out nothing but functions.
-
-    What its methods return is read, so they must make no functions. Its ``__getitem__`` stands for
-    it, since a mapping cannot be hashed.
-    """
-    if not isinstance(thing, Mapping) or isinstance(thing, dict):
-        return False
-    attributes = [getattr(holder, "__dict__", {}) for holder in (thing, *type(thing).__mro__)]
-    held = [value for each in attributes for value in each.values() if isinstance(value, dict)]
-    entries = list(entries_of(held))
-    return (
-        bool(entries)
-        and all(isinstance(entry, FunctionType) for entry in entries)
-        and not any(map(_makes_functions, methods(type(thing)).values()))
-    )
-
-
-def _makes_functions(function: FunctionType) -> bool:
-    used = map(function.__globals__.get, function.__code__.co_names)
-    nested = len(list(codes_in(function.__code__))) > 1
-    makers = FunctionType, ModuleType, partial, type
-    return function.__module__ != "collections.abc" and (
-        nested or any(isinstance(value, makers) for value in used)
-    )
-
-
-def is_method(thing: Any) -> bool:
-    """Whether an object is a method of a module or of a registry."""
-    if not isinstance(thing, MethodType):
-        return False
-    return isinstance(thing.__self__, nn.Module) or is_registry(thing.__self__)
 
 
 _THINGS = (

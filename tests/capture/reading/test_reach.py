@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,7 +58,6 @@ class Eager(nn.Module):
     def __init__(self, body: Callable[..., Tensor]) -> None:
         super().__init__()
         self.body = body
-        self.flag = False
         self.first, self.second, self.open = Block(), Block(), Open()
         self.blocks = nn.ModuleList([Block(), Block()])
         self.named = nn.ModuleDict({"one": Block(), "two": Block()})
@@ -75,36 +74,6 @@ class Eager(nn.Module):
 
     def pick(self, index: int) -> nn.Module:
         return self.blocks[index]
-
-
-class Table(Mapping[str, Callable[..., Tensor]]):
-    """Hands out the functions that it holds."""
-
-    def __init__(self, functions: dict[str, Callable[..., Tensor]]) -> None:
-        self.functions = functions
-
-    def __getitem__(self, name: str) -> Callable[..., Tensor]:
-        return self.functions[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.functions)
-
-    def __len__(self) -> int:
-        return len(self.functions)
-
-
-class Maker(Table):
-    """Hands out functions that it makes."""
-
-    def __getitem__(self, name: str) -> Callable[..., Tensor]:
-        return lambda block, x: block.conv(x)
-
-
-def _run(block: Any, x: Tensor) -> Tensor:
-    return block(x)
-
-
-TABLE, MAKER = Table({"run": _run}), Maker({"run": _run})
 
 
 # -- What is only called --------------------------------------------------------------------------
@@ -172,10 +141,6 @@ def by_items(self: Any, x: Tensor) -> Tensor:
     for name, block in self.named.items():
         x = block(x).relu() * len(name)
     return x
-
-
-def by_a_function_out_of_a_table(self: Any, x: Tensor) -> Tensor:
-    return TABLE.get("run", _run)(self.first, x).relu()
 
 
 def in_a_comprehension(self: Any, x: Tensor) -> Tensor:
@@ -329,20 +294,6 @@ def opened_many_turns_later(self: Any, x: Tensor) -> Tensor:
     return self.first(x)
 
 
-def opened_by_a_function_out_of_a_table(self: Any, x: Tensor) -> Tensor:
-    return self.first(x) + TABLE.get("half", _half)(self.first, x).relu()
-
-
-def opened_by_a_function_that_a_table_makes(self: Any, x: Tensor) -> Tensor:
-    return self.first(x) + MAKER["run"](self.first, x).relu()
-
-
-def opened_if_a_flag_is_set(self: Any, x: Tensor) -> Tensor:
-    if self.flag:
-        return self.first(x) + self.first.conv(x).relu()
-    return self.first(x)
-
-
 def opened_by_a_block_that_stays(self: Any, x: Tensor) -> Tensor:
     return self.outer(x) + self.outer.inner(x).relu()
 
@@ -362,7 +313,6 @@ ONLY_CALLED = [
     by_enumerate,
     by_zip,
     by_items,
-    by_a_function_out_of_a_table,
     in_a_comprehension,
 ]
 
@@ -395,9 +345,6 @@ OPENED = {
     opened_under_the_name_of_a_pattern: 1,
     opened_by_another_name_of_its_dictionary: 1,
     opened_many_turns_later: 1,
-    opened_by_a_function_out_of_a_table: 1,
-    opened_by_a_function_that_a_table_makes: 1,
-    opened_if_a_flag_is_set: 1,
     opened_by_a_block_that_stays: 2,
 }
 """Bodies, and how many batch norms have to stay."""
@@ -445,30 +392,3 @@ def test_a_class_that_changes_between_two_calls() -> None:
     Changing.forward = forward  # type: ignore[method-assign]
     fused = reparam.fuse(model)
     assert relative_error(run(fused, (images(),)), run(model, (images(),))) <= EXACT
-
-
-def test_a_flag_that_is_set_later() -> None:
-    model, x = ready(Eager(opened_if_a_flag_is_set)), images()
-    fused: Any = reparam.fuse(model)
-    model.flag = fused.flag = True
-    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
-
-
-def test_a_flag_that_a_forward_sets_where_it_gets_other_arguments() -> None:
-    class Modal(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block = Block()
-            self.flag = False
-
-        def forward(self, x: Tensor, mode: str | None = None) -> Tensor:
-            self.flag = mode is not None
-            y = self.block(x)
-            if self.flag:
-                y = y + self.block.conv(x).relu()
-            return y
-
-    model, x = ready(Modal()), images()
-    fused = reparam.fuse(model)
-    for inputs in ((x,), (x, "both")):
-        assert relative_error(run(fused, inputs), run(model, inputs)) <= EXACT
