@@ -6,7 +6,7 @@ Files, in the order in which data flows: `kernels`, `axes`, `forms`, `selection`
 
 from reparam.algebra.affine import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.algebra.axes import Axis, PaddingMode
-from reparam.algebra.forms import Columns
+from reparam.algebra.forms import Columns, weights_dtype
 from reparam.algebra.laws import kernel_shape
 from reparam.algebra.lowering import (
     explicit_padding,

@@ -43,11 +43,6 @@ class Axis:
     output_padding: int = 0
 
     @property
-    def spacing(self) -> int:
-        """Distance between two taps; 0 where there is only one."""
-        return self.dilation if self.kernel > 1 else 0
-
-    @property
     def reach(self) -> int:
         """Distance between the first and the last tap."""
         return self.dilation * (self.kernel - 1)
@@ -66,11 +61,6 @@ class Axis:
     def padded(self) -> bool:
         """Whether anything outside the input is read."""
         return self.before > 0 or self.after > 0
-
-    @property
-    def pads_value(self) -> bool:
-        """Whether a value that is not zero is read outside the input."""
-        return self.mode == "value" and self.padded
 
     @property
     def cropped(self) -> bool:
@@ -164,7 +154,7 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
         )
     else:
         mode = outer.mode  # 4. The inner value is extended as its input is.
-    dilation = gcd(inner.spacing, inner.stride * outer.spacing) or 1
+    dilation = gcd(_spacing(inner), inner.stride * _spacing(outer)) or 1
     return Axis(
         (inner.reach + inner.stride * outer.reach) // dilation + 1,
         inner.stride * outer.stride,
@@ -173,3 +163,13 @@ def compose_axes(inner: Axis, outer: Axis, *, inner_constant: bool) -> Axis | Re
         after + inner.stride * outer.after,
         mode,
     )
+
+
+def pads_value(axis: Axis) -> bool:
+    """Whether a value that is not zero is read outside the input."""
+    return axis.mode == "value" and axis.padded
+
+
+def _spacing(axis: Axis) -> int:
+    """Distance between two taps; 0 where there is only one."""
+    return axis.dilation if axis.kernel > 1 else 0

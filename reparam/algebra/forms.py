@@ -85,11 +85,6 @@ class Form:
         taps = prod(axis.kernel for axis in self.axes or ())
         return self.out_channels * (self.in_channels // (self.groups or self.in_channels)) * taps
 
-    @property
-    def weights_dtype(self) -> torch.dtype | None:
-        """Type that the weights will be rounded to in the end, where known."""
-        return self.dtype or (None if self.like is None else self.like.dtype)
-
     def __repr__(self) -> str:
         if self.identity:
             return "AffineConv(identity)"
@@ -138,3 +133,8 @@ class Form:
             groups=channels,
             weights=Lazy(widen, (self.weights,)),
         )
+
+
+def weights_dtype(form: Form) -> torch.dtype | None:
+    """The type that the weights of a form will be rounded to in the end, where known."""
+    return form.dtype or (None if form.like is None else form.like.dtype)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import kernels
-from reparam.algebra.axes import Axis, add_axes, common_mode, compose_axes
+from reparam.algebra.axes import Axis, add_axes, common_mode, compose_axes, pads_value
 from reparam.algebra.forms import Form
 from reparam.algebra.kernels import Lazy
 from reparam.algebra.selection import in_order, partition, taken
@@ -67,7 +67,7 @@ def sequence(inner: F, outer: F) -> F | Refusal:
         inner_steps=inner_steps,
         outer_steps=outer_steps,
     )
-    value_stays = any(axis.pads_value for axis in axes or ())
+    value_stays = any(map(pads_value, axes or ()))
     dtype, like = _taken_after(inner, outer)
     form = replace(
         inner,
@@ -301,7 +301,7 @@ def _composed_axes(inner: Form, outer: Form) -> tuple[Axis, ...] | Refusal | Non
         if isinstance(axis, Refusal):
             return axis
         axes.append(axis)
-    if any(axis.pads_value for axis in outer.axes):
+    if any(map(pads_value, outer.axes)):
         problem = _pads_with_own_constant(inner, outer)
         if problem is not None:
             return problem

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
+from reparam.algebra.axes import pads_value
 from reparam.errors import Refusal
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -129,7 +130,7 @@ def unsupported(form: AffineConv) -> Refusal | None:
         return Refusal("it reads a part of the channels, or in another order")
     if len(axes) > 3:
         return Refusal(f"torch has no convolution over {len(axes)} axes")
-    if any(axis.pads_value for axis in axes):
+    if any(map(pads_value, axes)):
         return Refusal("padding with a value other than zero is no convolution")
     if form.transposed and not all(
         axis.before == axis.after >= 0

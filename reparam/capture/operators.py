@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.capture.assignments import assign
+from reparam.capture.item_assignment import assign
 from reparam.modules import fetch
 
 

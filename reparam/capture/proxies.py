@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from reparam.capture.assignments import assign
+from reparam.capture.item_assignment import assign
 from reparam.capture.operators import CONSTANT_FACTORIES, Trait, traits
 from reparam.capture.structures import proxies_in
 

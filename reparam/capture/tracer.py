@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from reparam.capture.assignments import assign
+from reparam.capture.item_assignment import assign
 from reparam.capture.known_types import KnownType, KnownTypes
 from reparam.capture.operators import returns_what_it_wrote
 from reparam.capture.proxies import (

@@ -16,7 +16,7 @@ from itertools import chain
 
 from torch import fx
 
-from reparam.algebra import AffineConv, unsupported
+from reparam.algebra import AffineConv, unsupported, weights_dtype
 from reparam.analysis import Facts, holds_type
 from reparam.capture import Trait, reads_shape_only, traits
 from reparam.errors import Refusal
@@ -158,7 +158,7 @@ class Appraiser:
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
         current, before = self._costs(gone, positions, crossed.union(counted))
         operand = sized_as_operand(candidate.base, path, main)
-        converts = not holds_type(candidate.base, form.weights_dtype, self.facts)
+        converts = not holds_type(candidate.base, weights_dtype(form), self.facts)
         after = self.weigher.form(form, at, operand) + Cost(operators=int(converts))
         return Region(
             value=value,

@@ -21,6 +21,7 @@ from reparam.algebra import (
     operators,
     run_operator,
     take_after,
+    weights_dtype,
 )
 from reparam.analysis import Facts
 from reparam.capture import operator_name
@@ -236,7 +237,7 @@ class Weigher:
         if shape is not None:
             values = positions * rows + prod(shape) * len(explicit_padding(form))
         names = "Linear" if not form.axes else f"Conv{len(form.axes)}d"
-        dtype = form.weights_dtype
+        dtype = weights_dtype(form)
         return Operator(
             names.replace("Conv", "ConvTranspose") if form.transposed else names,
             _kind(form),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import effects_of
-from reparam.capture.assignments import assign
+from reparam.capture.item_assignment import assign
 from reparam.capture.operators import (
     Trait,
     is_in_place,
