@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from torch import fx
@@ -38,11 +37,6 @@ def _survives(decision: Decision, _: Facts) -> Iterator[fx.Node]:
             yield region.base
 
 
-def _dies_twice(decision: Decision, _: Facts) -> Iterator[fx.Node]:
-    times = Counter(node for region in decision.regions for node in region.dying - region.shared)
-    return (node for node, count in times.items() if count > 1)
-
-
 def _still_read(decision: Decision, facts: Facts) -> Iterator[fx.Node]:
     dying = _dying(decision)
     stood_for = {node for region in decision.regions for node in _replaced(region)}
@@ -74,7 +68,6 @@ def _refused_and_done(decision: Decision, _: Facts) -> Iterator[fx.Node]:
 DECIDED = (
     Invariant("a region is a form over a value that stands before it", _read_too_early),
     Invariant("the value of a region dies with it, and its base does not", _survives),
-    Invariant("a node dies for one region alone, unless they share it", _dies_twice),
     Invariant("who reads a dying node dies, too, or reads what stands for it", _still_read),
     Invariant("inputs and outputs do not die", _cannot_die),
     Invariant("the base of a region stays, or another operator stands for it", _reads_what_dies),

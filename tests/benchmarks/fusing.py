@@ -25,19 +25,19 @@ NETWORKS = ("repvgg_a0", "repvgg_b1", "repvgg_b3", "mobileone_s1", "resnet50", "
 LENGTHS = (100, 300, 1000, 3000, 10000)
 WIDTHS = (16, 64, 256, 1024)
 PHASES = {
-    "the model's code is traced": "tracing.py:trace",
-    "facts of the graph": "facts.py:gather",
-    "rules are applied": "lifting.py:lift",
-    "methods besides forward are read": "eager.py:called_by_methods",
-    "the planner decides": "planner.py:decide",
-    "new weights are computed": "kernels.py:evaluate",
-    "regions are compared": "region_check.py:compared",
-    "the network runs once on a random input": "sampling.py:sample_calls",
-    "modules with new code are compared": "checking.py:run",
-    "the graph is edited": "rewriting.py:rewrite",
-    "new code is put into the modules": "graft.py:graft",
-    "the model is copied": "copying.py:copy_model",
-    "what remains gets memory of its own": "copying.py:copy_parameters",
+    "the model's code is traced": "capture/attempts.py:trace_forward",
+    "facts of the graph": "analysis/facts.py:gather",
+    "rules are applied": "analysis/lifting.py:lift",
+    "methods besides forward are read": "capture/reading/reach.py:called_by_methods",
+    "the planner decides": "planning/planner.py:decide",
+    "new weights are computed": "algebra/kernels.py:evaluate",
+    "regions are compared": "verification/region_check.py:compared",
+    "the network runs once on a random input": "verification/call_samples.py:sample_calls",
+    "modules with new code are compared": "verification/module_check.py:run",
+    "the graph is edited": "rewriting/rewriter.py:rewrite",
+    "new code is put into the modules": "rewriting/grafting.py:graft",
+    "the model is copied": "modules/copying.py:copy_model",
+    "what remains gets memory of its own": "modules/copying.py:copy_parameters",
 }
 """What happens in `reparam.fuse`, by file and function; comparing includes computing weights."""
 
@@ -102,8 +102,8 @@ def profiled(model: nn.Module, name: str) -> dict[str, Any]:
     profile.runcall(reparam.fuse, model)
     found: dict[str, float] = {}
     for (path, _, function), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
-        found[f"{path.rpartition('/')[2]}:{function}"] = cumulative
-    whole = found["driver.py:fuse"]
+        found[f"{path.rpartition('/reparam/')[2]}:{function}"] = cumulative
+    whole = found["fusing/driver.py:fuse"]
     parts = {phase: found.get(place, 0.0) / whole for phase, place in PHASES.items()}
     return {
         "what": "profile",

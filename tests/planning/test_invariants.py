@@ -51,11 +51,6 @@ def surviving(decision: Decision, facts: Facts) -> Decision:
     return change(decision, dying=frozenset({named(facts, "_0")}))
 
 
-def twice(decision: Decision, facts: Facts) -> Decision:
-    first, second = decision.regions
-    return Decision([first, replace(second, dying=second.dying | first.dying)], {})
-
-
 def still_read(decision: Decision, facts: Facts) -> Decision:
     first, _ = decision.regions
     return Decision([replace(first, dying=first.dying | {named(facts, "_2")})], {})
@@ -81,7 +76,6 @@ def refused(decision: Decision, facts: Facts) -> Decision:
 BREAKING: dict[Callable[[Decision, Facts], Decision], tuple[str, str]] = {
     early: ("%_1 ", "a region is a form over a value that stands before it"),
     surviving: ("%_1 ", "the value of a region dies with it, and its base does not"),
-    twice: ("%_", "a node dies for one region alone, unless they share it"),
     still_read: ("%_2 ", "who reads a dying node dies, too, or reads what stands for it"),
     no_node_to_remove: ("return", "inputs and outputs do not die"),
     read_when_gone: ("%_2 ", "the base of a region stays, or another operator stands for it"),

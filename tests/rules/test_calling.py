@@ -199,7 +199,7 @@ def test_a_wrong_rule_is_named_with_its_place() -> None:
     def wrong(module: Rescaled, x: reparam.AffineConv) -> Any:
         return x.scale(module.gamma)
 
-    named = r"the rule tests\.test_calling\..*\.wrong of Rescaled \(part\)"
+    named = r"the rule tests\.rules\.test_calling\..*\.wrong of Rescaled \(part\)"
     with pytest.warns(UserWarning, match=rf"^part: .* rests on {named}: check .*rulecheck"):
         fused = fused_by(wrong)
     (row,) = fused.reparam_report.refused
