@@ -102,9 +102,11 @@ def _made_by_nobody(trace: Trace) -> Iterator[fx.Node]:
 
 
 def _not_nested(trace: Trace) -> Iterator[object]:
-    for index, call in enumerate(trace.calls):
-        if (index == 0) != (call.parent is None) or call.parent in trace.calls[index:]:
+    begun: set[object] = set()
+    for call in trace.calls:
+        if call.parent not in begun and (begun or call.parent is not None):
             yield call
+        begun.add(call)
 
 
 def _elsewhere(trace: Trace) -> Iterator[object]:

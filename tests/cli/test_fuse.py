@@ -8,12 +8,12 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-import reparam.program_files
 import safetensors.torch
 import torch
 from torch import nn
 
 import reparam
+import reparam.deployment.recording
 from reparam.cli.inputs import InputShape, make_inputs
 from reparam.cli.randomising import is_untrained, randomise_batch_norm
 from tests.cli.networks import small, tied, words
@@ -207,7 +207,7 @@ def test_a_failure_half_way_leaves_what_was_there(
     if suffix == ".safetensors":
         monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     else:
-        monkeypatch.setattr(reparam.program_files, "_BOUND", -1.0)
+        monkeypatch.setattr(reparam.deployment.recording, "_BOUND", -1.0)
     error = run(f"fuse {SMALL} {SHAPE} -o {path.name}", code=1).err
     assert ("full" if suffix == ".safetensors" else "nothing was written") in error
     assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"old"]

@@ -48,7 +48,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the installed package."""
     folder = tmp_path_factory.mktemp("third_party")
     source, target = folder / "source", folder / "target"
-    shutil.copytree(ROOT / "tests" / "third_party_rule", source)  # a build writes next to it
+    shutil.copytree(
+        ROOT / "tests" / "rules" / "third_party_rule", source
+    )  # a build writes next to it
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, "--target", target, source],
@@ -70,7 +72,7 @@ def test_an_installed_package_brings_its_rules(installed: Path, first: str, tmp_
 
 def test_the_package_is_left_as_it_was(installed: Path) -> None:
     """No build left anything in the checkout."""
-    names = {path.name for path in (ROOT / "tests" / "third_party_rule").rglob("*")}
+    names = {path.name for path in (ROOT / "tests" / "rules" / "third_party_rule").rglob("*")}
     assert not {name for name in names if name == "build" or name.endswith(".egg-info")}
 
 
