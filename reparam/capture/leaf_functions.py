@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture.reading import Reach, refer_to
+from reparam.capture.reading import Reach
 from reparam.capture.structures import proxies_in
 
 
@@ -105,10 +105,15 @@ def _only_looks_at_modules(
     if not modules:
         return True
     reach = Reach()
+
+    def refer(value: Any) -> frozenset[Any]:
+        return frozenset([value]) if isinstance(value, nn.Module) else frozenset()
+
     reach.read(
         inspect.unwrap(function),
-        tuple(map(refer_to, args)),
-        {name: refer_to(value) for name, value in kwargs.items()},
+        tuple(map(refer, args)),
+        {name: refer(value) for name, value in kwargs.items()},
+        strict=True,
     )
     parts = {id(part) for module in modules for part in module.modules()}
     return not parts & (reach.opened | reach.called.keys())

@@ -1,7 +1,7 @@
 """Code that cannot be traced, read and never run.
 
-Files, in the order in which data flows: `source`, `registries`, `values`, `settings`,
-`call_sites`, `follower`, `method_names`, `reader`, `reach`.
+Files, in the order in which data flows: `source`, `values`, `call_sites`, `follower`,
+`method_names`, `reader`, `reach`.
 """
 
 from reparam.capture.reading.call_sites import CallSites
@@ -14,4 +14,3 @@ from reparam.capture.reading.method_names import (
 )
 from reparam.capture.reading.reach import Reach, called_by_methods
 from reparam.capture.reading.source import code_below, forget_classes, own_methods
-from reparam.capture.reading.values import refer_to

@@ -60,43 +60,35 @@ def runs_as_one(module: nn.Module, method: str, names: Sequence[str]) -> bool:
 
 
 def _is_chain(block: list[ast.stmt], names: list[str]) -> bool:
-    """Whether statements call attributes in turn, perhaps in ``with`` or in one of two branches."""
     using = [index for index, statement in enumerate(block) if _uses(statement, names)]
     match [block[index] for index in using]:
         case [ast.If(test=test, body=body, orelse=orelse)]:
-            branches = [
-                branch for branch in (body, orelse) if any(_uses(part, names) for part in branch)
-            ]
-            one_runs = not _uses(test, names) and len(branches) == 1
-            return one_runs and _is_chain(branches[0], names)
+            inner = [one for one in (body, orelse) if any(_uses(part, names) for part in one)]
+            return not _uses(test, names) and len(inner) == 1 and _is_chain(inner[0], names)
         case [ast.With(body=body)]:
             return _is_chain(body, names)
-    follow_each_other = using == list(range(using[0], using[-1] + 1))
-    return follow_each_other and _called_by(block, using) == names
-
-
-def _called_by(block: list[ast.stmt], using: list[int]) -> list[str] | None:
-    """What statements call in turn, each on the result of the one before; None if they do not."""
+    if using != list(range(using[0], using[-1] + 1)):
+        return False
     called: list[str] = []
     before: str | None = None
     for at in using:
         result, call = _result(block[at])
         if call is None:
-            return None
-        attributes, operand = _called_in_turn(call)
-        if before is not None:
-            # It is overwritten by what is made of it, or never read again.
-            dies = result == before or not _reads(block[at + 1 :], before)
-            if operand != before or not dies:
-                return None
-        called += attributes
+            return False
+        names_here, read = _called_in_turn(call)
+        # What the statement before made is overwritten by what is made of it, or never read again.
+        rest = (node for statement in block[at + 1 :] for node in ast.walk(statement))
+        if before is not None and (
+            read != before
+            or (
+                result != before
+                and any(isinstance(node, ast.Name) and node.id == before for node in rest)
+            )
+        ):
+            return False
+        called += names_here
         before = result
-    return called
-
-
-def _reads(block: list[ast.stmt], name: str) -> bool:
-    nodes = (node for statement in block for node in ast.walk(statement))
-    return any(isinstance(node, ast.Name) and node.id == name for node in nodes)
+    return called == names
 
 
 def _result(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:

@@ -10,60 +10,33 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.follower import Follower, Notes, is_plain_container
-from reparam.capture.reading.registries import handed_out
-from reparam.capture.reading.settings import outcome
-from reparam.capture.reading.source import Definition, definition, parameters_of, repeats
+from reparam.capture.reading.follower import Follower, Notes, is_plain_container, weights_in
+from reparam.capture.reading.source import Definition, parameters_of, repeats
 from reparam.capture.reading.values import (
     NOTHING,
-    Value,
+    Known,
+    Outside,
+    Several,
+    Super,
+    TensorsOf,
+    Values,
+    constant,
     container,
     contents,
+    modules_in,
     refer_to,
+    row,
     union,
 )
-
-_METADATA = {"dtype", "device", "is_cuda", "requires_grad"}
-
-_OF_CONTAINERS = {name for kind in (list, dict, set) for name in dir(kind)}
-
-
-def read(
-    notes: Notes,
-    function: FunctionType,
-    args: tuple[Value, ...],
-    keywords: Mapping[str, Value],
-    strict: bool,
-) -> Value:
-    """Read a function, and say what it may return.
-
-    Args:
-        notes: Takes what is found.
-        function: The function.
-        args: What its positional arguments may be.
-        keywords: What its keyword arguments may be; what may be any of them under ``**``.
-        strict: Whether the model runs it. If not, only what it calls is noted.
-    """
-    key = function, args, frozenset(keywords.items()), strict
-    code = definition(function)
-    if key not in notes.returned:
-        notes.returned[key] = None
-        if code is not None:
-            notes.returned[key] = Reader(notes, function, code, args, keywords, strict).returned
-    value = notes.returned[key]
-    if value is None:  # no source is at hand, or it calls itself
-        Follower(notes, strict).use(union((*args, *keywords.values(), refer_to(function))))
-        return NOTHING
-    return value
 
 
 class Reader(Follower):
     """Reads the code of one function. What a name may be only grows from line to line.
 
     Args:
-        notes: Takes what is found.
+        reach: Takes what is found.
         function: The function.
-        code: Its syntax tree.
+        node: Its syntax tree.
         args: What its positional arguments may be.
         keywords: What its keyword arguments may be; what may be any of them under ``**``.
         strict: Whether the model runs it. If not, only what it calls is noted.
@@ -71,40 +44,68 @@ class Reader(Follower):
 
     def __init__(
         self,
-        notes: Notes,
+        reach: Notes,
         function: FunctionType,
-        code: Definition,
-        args: tuple[Value, ...],
-        keywords: Mapping[str, Value],
+        node: Definition,
+        args: tuple[Values, ...],
+        keywords: Mapping[str, Values],
         strict: bool,
     ) -> None:
-        super().__init__(notes, strict)
+        super().__init__(reach, strict)
+        self.node = node
+        self.returned = NOTHING
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         enclosing = {name: contents(cell) for name, cell in cells}
         self.outer = enclosing, function.__globals__, vars(builtins)
-        self.owner = args[0] if args else NOTHING
-        self.names = dict.fromkeys(function.__code__.co_varnames, NOTHING)
-        self.names |= _bind(function, args, keywords)
-        self.code = code
-        self.shared: set[str] = set()
-        self.returned = NOTHING
-        while True:
-            before = dict(self.names)
-            self.block(code.body)
-            if self.names == before or not repeats(code):
-                break
+        self.names: dict[str, Values] = dict(_bind(function, args, keywords))
 
-    def read(
-        self, function: FunctionType, args: tuple[Value, ...], keywords: Mapping[str, Value]
-    ) -> Value:
-        """Read a function that this one calls."""
-        return read(self.notes, function, args, keywords, self.strict)
+    def read(self) -> Values:
+        """Read the function, and say what it may return."""
+        for _ in range(4 if repeats(self.node) else 1):
+            before = dict(self.names)
+            for statement in self.node.body:
+                self.statement(statement)
+            if self.names == before:
+                break
+        return self.returned
 
     def outside(self, name: str) -> Any:
         """What a name is that the function does not define; None where it is nothing."""
         return next((scope[name] for scope in self.outer if name in scope), None)
 
     # -- Statements ---------------------------------------------------------------------------
+
+    def statement(self, node: ast.stmt) -> None:
+        """Read one statement."""
+        match node:
+            case ast.Return(value=value) if value is not None:
+                self.returned |= self.value(value)
+            case ast.Assign(targets=targets, value=value):
+                for target in targets:
+                    self.assign(target, self.value(value), value)
+            case ast.AnnAssign(target=target, value=value) if value is not None:
+                self.assign(target, self.value(value), value)
+            case ast.AugAssign(target=target, value=value):
+                self.assign(target, self.value(value))
+            case ast.For(target=target, iter=several) | ast.AsyncFor(target=target, iter=several):
+                self.assign(target, self.each(several))
+                self.block(node.body)
+                self.block(node.orelse)
+            case ast.If(test=test, body=body, orelse=orelse):
+                known = constant(self.value(test))
+                self.block(body, runs=known is None or bool(known.value))
+                self.block(orelse, runs=known is None or not known.value)
+            case ast.With(items=items) | ast.AsyncWith(items=items):
+                for item in items:
+                    values = self.value(item.context_expr)
+                    self.use(values)
+                    if item.optional_vars is not None:
+                        self.assign(item.optional_vars, values)
+                self.block(node.body)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self.block(node.body)
+            case _:
+                self.inside(node)
 
     def block(self, statements: list[ast.stmt], *, runs: bool = True) -> None:
         """Read statements; those that run only if somebody asks for it are read less strictly."""
@@ -114,287 +115,218 @@ class Reader(Follower):
             self.statement(statement)
         self.strict = strict
 
-    def statement(self, node: ast.stmt) -> None:
-        """Read one statement."""
-        match node:
-            case ast.Return(value=ast.expr() as source):
-                self.returned |= self.value(source)
-            case ast.Assign(targets=targets, value=source):
-                for target in targets:
-                    self.assign(target, source)
-            case ast.AnnAssign(target=target, value=ast.expr() as source):
-                self.assign(target, source)
-            case ast.AugAssign(target=target, value=source):
-                self.use(self.value(source))
-                self.bind(target, NOTHING)
-            case ast.For(target=target, iter=several) | ast.AsyncFor(target=target, iter=several):
-                self.loop(target, several)
-                self.block(node.body)
-                self.block(node.orelse)
-            case ast.If(test=test, body=body, orelse=orelse):
-                self.value(test)
-                holds = outcome(test, self.names, self.code)
-                self.block(body, runs=holds is not False)
-                self.block(orelse, runs=holds is not True)
-            case ast.With(items=items) | ast.AsyncWith(items=items):
-                for item in items:
-                    value = self.value(item.context_expr)
-                    self.use(value)
-                    if item.optional_vars is not None:
-                        self.bind(item.optional_vars, value)
-                self.block(node.body)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                returned, self.returned = self.returned, NOTHING
-                self.block(node.body)
-                self.bind(ast.Name(name), self.handed_on(self.returned))
-                self.returned = returned
-            case ast.Global(names=names):
-                self.shared.update(names)
-            case ast.Match(subject=subject):
-                self.use(self.value(subject))
-                self.inside(node)
-            case _:
-                self.inside(node)
-
     def inside(self, node: ast.AST) -> None:
         """Read all statements and expressions in a piece of code."""
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.stmt):
                 self.statement(child)
             elif isinstance(child, ast.expr):
-                self.value(child)
+                self.use(weights_in(self.value(child)))
             else:
                 self.inside(child)
 
-    def handed_on(self, returned: Value) -> Value:
-        """What stands for a function that is handed on: whoever calls it uses what it returns."""
-        self.use(returned)
-        return returned
-
-    # -- Assignments --------------------------------------------------------------------------
-
-    def assign(self, target: ast.expr, source: ast.expr) -> None:
-        """Add what a target of an assignment may be, each of a tuple by itself."""
-        match target, source:
-            case (
-                ast.Tuple(elts=targets) | ast.List(elts=targets),
-                ast.Tuple(elts=sources) | ast.List(elts=sources),
-            ) if len(targets) == len(sources):
-                for part, value in zip(targets, sources, strict=True):
-                    self.assign(part, value)
-            case _:
-                self.bind(target, self.value(source))
-
-    def loop(self, target: ast.expr, several: ast.expr) -> None:
-        """Add what a loop's variables may be, each of a tuple by itself."""
-        match target, several:
-            case ast.Tuple(elts=[count, item]), ast.Call(
-                func=ast.Name(id="enumerate"), args=[inner, *_]
-            ):
-                self.bind(count, NOTHING)
-                self.loop(item, inner)
-            case ast.Tuple(elts=items), ast.Call(func=ast.Name(id="zip"), args=inner) if len(
-                items
-            ) == len(inner):
-                for item, part in zip(items, inner, strict=True):
-                    self.loop(item, part)
-            case ast.Tuple(elts=[key, item]), ast.Call(
-                func=ast.Attribute(attr="items" | "named_children" | "named_modules")
-            ):
-                self.bind(key, NOTHING)
-                self.bind(item, self.elements(self.value(several)))
-            case _:
-                self.bind(target, self.elements(self.value(several)))
-
-    def bind(self, target: ast.expr, value: Value) -> None:
-        """Add what a target may be."""
+    def assign(self, target: ast.expr, values: Values, source: ast.expr | None = None) -> None:
+        """Add what a target of an assignment may be."""
         match target:
             case ast.Name(id=name):
-                self.names[name] = self.names.get(name, NOTHING) | value
-                if name in self.shared:
-                    self.use(value)
+                self.names[name] = self.names.get(name, NOTHING) | values
             case ast.Tuple(elts=targets) | ast.List(elts=targets):
-                for part in targets:
-                    self.bind(part, self.elements(value))
-            case ast.Starred(value=part):
-                self.bind(part, container([value]))
-            case ast.Attribute(value=base):
-                self.open(*(m for m in self.value(base).itself if isinstance(m, nn.Module)))
-                self.use(value)
+                written = source.elts if isinstance(source, ast.Tuple | ast.List) else []
+                for index, one in enumerate(targets):
+                    if len(written) == len(targets):
+                        self.assign(one, self.value(written[index]), written[index])
+                    else:
+                        self.assign(one, self.place(values, index, len(targets)))
+            case ast.Starred(value=value):
+                self.assign(value, container(values))
+            case ast.Subscript(value=ast.Name(id=name), slice=index):
+                self.value(index)
+                self.names[name] = self.names.get(name, NOTHING) | container(values)
             case _:
                 self.inside(target)
-                self.use(value)
+                self.use(values)
 
     # -- Expressions --------------------------------------------------------------------------
 
-    def value(self, node: ast.expr) -> Value:
+    def value(self, node: ast.expr) -> Values:
         """What an expression may be; what it does with modules is noted."""
         match node:
+            case ast.Constant(value=value):
+                return refer_to(value)
             case ast.Name(id=name):
-                return self.names[name] if name in self.names else self.refer(self.outside(name))
+                if name in self.names:
+                    return self.names[name]
+                return refer_to(self.outside(name))
+            case ast.Attribute(value=base, attr="dtype") if self.is_of_one_type(base):
+                return NOTHING
             case ast.Attribute(value=base, attr=name):
-                return self.attribute_of(base, name)
+                return union(self.attribute(value, name) for value in self.value(base))
             case ast.Subscript(value=base, slice=index):
+                self.value(index)
                 return self.entries(self.value(base), index)
             case ast.Call():
-                return self.called(node)
-            case ast.BoolOp(values=several):
-                return union(map(self.value, several))
+                return self.call(node)
+            case ast.BoolOp(op=op, values=several):
+                return _decided(op, list(map(self.value, several)))
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                known = constant(self.value(operand))
+                return NOTHING if known is None else frozenset([Known(not known.value)])
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 self.value(test)
                 return self.value(body) | self.value(orelse)
-            case ast.NamedExpr(target=target, value=source):
-                self.bind(target, value := self.value(source))
-                return value
+            case ast.NamedExpr(target=target, value=value):
+                values = self.value(value)
+                self.assign(target, values)
+                return values
+            case ast.Tuple(elts=several) if not any(isinstance(e, ast.Starred) for e in several):
+                return row(tuple(map(self.value, several)))
             case ast.Tuple(elts=several) | ast.List(elts=several) | ast.Set(elts=several):
-                return container(map(self.value, several))
+                return container(union(map(self.value, several)))
             case ast.Dict(keys=keys, values=several):
-                return container([self.value(part) for part in (*keys, *several) if part])
+                for key in keys:
+                    if key is not None:
+                        self.value(key)
+                return container(union(map(self.value, several)))
             case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 return self.comprehension(node)
-            case ast.Starred(value=several):
-                return self.elements(self.value(several))
+            case ast.Starred(value=value):
+                return self.elements(self.value(value))
             case ast.Lambda(body=body):
-                return self.handed_on(self.value(body))
+                return self.value(body)
             case ast.BinOp(left=left, right=right):
-                return Value(inside=(self.value(left) | self.value(right)).inside)
-            case ast.Yield() | ast.YieldFrom() | ast.Await():
-                if node.value is not None:
-                    self.use(self.value(node.value))
+                values = self.value(left) | self.value(right)
+                self.use(weights_in(values))
+                return frozenset(value for value in values if isinstance(value, Several))
+            case ast.Yield(value=value) | ast.YieldFrom(value=value) | ast.Await(value=value):
+                if value is not None:
+                    self.use(self.value(value))
                 return NOTHING
             case _:
                 self.inside(node)
                 return NOTHING
 
-    def attribute_of(self, base: ast.expr, name: str) -> Value:
-        """What ``base.name`` may be."""
-        match base:
-            case ast.Call(func=ast.Name(id="super"), args=args):
-                kinds, owners = map(self.value, args) if len(args) == 2 else self.super_here()
-                return union(
-                    self.attribute_of_class(owner, name, after)
-                    for owner in owners.itself
-                    for after in kinds.itself
-                    if isinstance(owner, nn.Module) and isinstance(after, type)
-                )
-            case ast.Call(
-                func=ast.Name(id="next"),
-                args=[ast.Call(func=ast.Attribute(value=holder, attr="parameters"))],
-            ) if name in _METADATA and _are_alike(self.value(holder), name):
-                return NOTHING
-            case ast.Attribute(
-                value=ast.Call(
-                    func=ast.Name(id="next"),
-                    args=[
-                        ast.GeneratorExp(
-                            generators=[
-                                ast.comprehension(
-                                    iter=ast.Call(func=ast.Attribute(value=holder, attr="modules"))
-                                )
-                            ]
-                        )
-                    ],
-                )
-            ) if name in _METADATA and _are_alike(self.value(holder), name):
-                return NOTHING
-            case ast.Attribute(value=holder, attr=weight) if name in _METADATA:
-                # Who asks for the type of a weight does not use it.
-                holders = (h for h in self.value(holder).itself if not self.is_weight(h, weight))
-                value = union(self.attribute(h, weight) for h in holders)
-            case _:
-                value = self.value(base)
-        return union(self.attribute(thing, name) for thing in value.itself)
-
-    def super_here(self) -> tuple[Value, Value]:
-        """The class and the module that ``super()`` is of."""
-        return refer_to(self.outside("__class__")), self.owner
-
     def comprehension(
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
-    ) -> Value:
+    ) -> Values:
         """What a comprehension may hold."""
+        outside = dict(self.names)
         for part in node.generators:
-            self.loop(part.target, part.iter)
+            self.assign(part.target, self.each(part.iter))
             for test in part.ifs:
                 self.value(test)
+                self.narrow(part.target, test)
         if isinstance(node, ast.DictComp):
             self.value(node.key)
-            return container([self.value(node.value)])
-        return container([self.value(node.elt)])
+        values = container(self.value(node.value if isinstance(node, ast.DictComp) else node.elt))
+        for name, before in outside.items():
+            self.names[name] |= before
+        return values
 
-    def entries(self, value: Value, index: ast.expr) -> Value:
-        """What ``value[index]`` may be."""
-        self.value(index)
-        elements = self.elements(value)
+    def is_of_one_type(self, node: ast.expr) -> bool:
+        """Whether an expression is the weight of some layer, and it does not matter of which."""
+        match node:
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="next"))):
+                forget = self.reach.remember()
+                values = self.value(node)
+                found = [value.owner for value in values if isinstance(value, TensorsOf)]
+                tensors = [tensor for owner in found for tensor in owner._parameters.values()]
+                types = {tensor.dtype for tensor in tensors if tensor is not None}
+                if len(found) == len(values) and len(types) == 1:
+                    forget()
+                    return True
+        return False
+
+    def narrow(self, target: ast.expr, test: ast.expr) -> None:
+        """Leave out what a comprehension's variable is not where ``if isinstance`` says so."""
+        match target, test:
+            case ast.Name(id=name), ast.Call(func=function, args=[ast.Name(id=asked), kind]):
+                kinds = self.value(kind)
+                known = [one.value for one in kinds if isinstance(one, Outside)]
+                plain = known and all(
+                    type(one) is type and issubclass(one, nn.Module) for one in known
+                )
+                if asked == name and plain and self.value(function) == {Outside(isinstance)}:
+                    self.names[name] = frozenset(
+                        value
+                        for value in self.names.get(name, NOTHING)
+                        if not isinstance(value, nn.Module) or isinstance(value, tuple(known))
+                    )
+
+    def each(self, several: ast.expr) -> Values:
+        """What a loop may meet; who loops over weights may count them, and so uses them."""
+        found = self.elements(self.value(several))
+        self.use(weights_in(found))
+        return found
+
+    def entries(self, values: Values, index: ast.expr) -> Values:
+        """What ``values[index]`` may be."""
+        found = self.elements(values)
         if isinstance(index, ast.Slice):
-            return Value(value.itself, elements.all)
-        if value.inside or not all(map(is_plain_container, value.itself)):
-            return elements
+            return container(found)
+        key = constant(self.value(index))
+        if key is None or not all(map(is_plain_container, values)):
+            return found
         try:
-            key = ast.literal_eval(index)
-            return union(refer_to(holder[key]) for holder in value.itself)
-        except (ValueError, KeyError, IndexError, TypeError):
-            return elements
+            return frozenset(value[key.value] for value in values)
+        except (KeyError, IndexError, TypeError):
+            return found
 
     # -- Calls --------------------------------------------------------------------------------
 
-    def called(self, node: ast.Call) -> Value:
+    def call(self, node: ast.Call) -> Values:
         """What a call may return."""
         args, keywords = self.arguments(node)
-        match node:
-            case ast.Call(func=ast.Name(id="super"), args=[]):
-                self.use(self.owner)
-                return NOTHING
-            case ast.Call(
-                func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]
-            ) if "**" not in keywords:
-                return union((*args[2:], *(self.attribute(h, name) for h in args[0].itself)))
-            case ast.Call(func=ast.Attribute(value=base, attr=name)):
-                holder, given = self.value(base), union((*args, *keywords.values()))
-                registered = [handed_out(thing, name) for thing in holder.itself]
-                if registered and None not in registered:
-                    self.use(given)
-                    return given | union(
-                        Value(functions or frozenset()) for functions in registered
-                    )
-                if holder.inside and name in _OF_CONTAINERS:
-                    self.use(given)
-                    return self.call(self.value(node.func), args, keywords) | Value(
-                        holder.inside, holder.inside
-                    )
-        return self.call(self.value(node.func), args, keywords)
+        if isinstance(node.func, ast.Name) and node.func.id == "super":
+            return self.super_of(args)
+        functions = self.value(node.func)
+        if not functions:
+            self.use(union((*args, *keywords.values())))
+        return union(self.called(function, args, keywords) for function in functions)
 
-    def arguments(self, node: ast.Call) -> tuple[tuple[Value, ...], dict[str, Value]]:
+    def arguments(self, node: ast.Call) -> tuple[tuple[Values, ...], dict[str, Values]]:
         """What the arguments of a call may be; those of unknown place under ``**``."""
-        args: list[Value] = []
-        keywords: dict[str, Value] = {}
-        spread, placed = NOTHING, True
+        args: list[Values] = []
+        spread = NOTHING
         for argument in node.args:
-            placed = placed and not isinstance(argument, ast.Starred)
-            if placed:
+            if isinstance(argument, ast.Starred):
+                spread |= self.value(argument)
+            elif not spread:
                 args.append(self.value(argument))
             else:
                 spread |= self.value(argument)
+        keywords: dict[str, Values] = {}
         for keyword in node.keywords:
             if keyword.arg is None:
                 spread |= self.elements(self.value(keyword.value))
             else:
                 keywords[keyword.arg] = self.value(keyword.value)
-        if spread.all:
+        if modules_in(spread):
             keywords["**"] = spread
         return tuple(args), keywords
 
+    def super_of(self, args: tuple[Values, ...]) -> Values:
+        """What ``super()`` may be."""
+        if len(args) == 2:
+            kinds = [value.value for value in args[0] if isinstance(value, Outside)]
+            owners = args[1]
+        else:
+            kinds = [self.outside("__class__")]
+            parameters = [*self.node.args.posonlyargs, *self.node.args.args]
+            owners = self.names[parameters[0].arg] if parameters else NOTHING
+        modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+        return frozenset(Super(owner, kind) for kind in kinds if kind for owner in modules)
+
 
 def _bind(
-    function: FunctionType, args: tuple[Value, ...], keywords: Mapping[str, Value]
-) -> Iterator[tuple[str, Value]]:
+    function: FunctionType, args: tuple[Values, ...], keywords: Mapping[str, Values]
+) -> Iterator[tuple[str, Values]]:
     """The parameters of a function and what they may be."""
     spread = keywords.get("**", NOTHING)
     for index, parameter in enumerate(parameters_of(function)):
         if parameter.kind is parameter.VAR_POSITIONAL:
-            yield parameter.name, container([*args[index:], spread])
+            yield parameter.name, container(union(args[index:]) | spread)
         elif parameter.kind is parameter.VAR_KEYWORD:
-            yield parameter.name, container(keywords.values())
+            yield parameter.name, container(union(keywords.values()))
         elif index < len(args) and parameter.kind is not parameter.KEYWORD_ONLY:
             yield parameter.name, args[index]
         elif parameter.name in keywords:
@@ -405,7 +337,11 @@ def _bind(
             yield parameter.name, spread
 
 
-def _are_alike(value: Value, name: str) -> bool:
-    """Whether all weights below some modules agree in a property, so that any of them tells it."""
-    tensors = [tensor for module in value.modules for tensor in module.parameters()]
-    return len({getattr(tensor, name) for tensor in tensors}) <= 1
+def _decided(op: ast.boolop, several: list[Values]) -> Values:
+    """What ``and`` or ``or`` of expressions may be."""
+    ends = not isinstance(op, ast.And)
+    for values in several:
+        known = constant(values)
+        if known is not None and bool(known.value) == ends:
+            return frozenset([known])
+    return union(several)

@@ -15,18 +15,22 @@ from torch import nn
 Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def methods(kind: Any) -> dict[str, FunctionType]:
+def methods(kind: Any, after: type | None = None) -> dict[str, FunctionType]:
     """The functions that a class and its bases define, without those that every module has.
 
     Args:
         kind: The class.
+        after: Leave out the classes up to this one, as ``super`` does.
     """
-    return _methods(kind)
+    return _methods(kind, after)
 
 
 @cache
-def _methods(kind: Any) -> dict[str, FunctionType]:
-    return functions_of(base for base in kind.__mro__ if base not in (object, nn.Module))
+def _methods(kind: Any, after: Any) -> dict[str, FunctionType]:
+    order = kind.__mro__
+    if after in order:
+        order = order[order.index(after) + 1 :]
+    return functions_of(base for base in order if base not in (object, nn.Module))
 
 
 def own_methods(kind: Any) -> dict[str, FunctionType]:
@@ -71,7 +75,6 @@ def functions_of(kinds: Iterable[type]) -> dict[str, FunctionType]:
 def forget_classes() -> None:
     """Look at every class anew: somebody may have changed one since."""
     _methods.cache_clear()
-    _attribute_of_class.cache_clear()
     _code_below.cache_clear()
     parameters_of.cache_clear()
 
@@ -142,34 +145,17 @@ _REPEATING = (
 )  # fmt: skip
 
 
-def static_attribute(holder: Any, name: str, after: type | None = None, default: Any = None) -> Any:
-    """An attribute of a class or of a Python module, with no descriptor called.
+def static_attribute(holder: Any, name: str) -> Any:
+    """An attribute of a class or of a Python module, with no descriptor called; None if none.
 
     Args:
         holder: The class or the Python module.
         name: The attribute's name.
-        after: Leave out the classes up to this one, as ``super`` does.
-        default: What is returned if there is none.
     """
-    if isinstance(holder, type):
-        return _attribute_of_class(holder, name, after, default)
-    return vars(holder).get(name, default)
-
-
-@cache
-def _attribute_of_class(kind: Any, name: str, after: Any, default: Any) -> Any:
-    return next((vars(base)[name] for base in classes(kind, after) if name in vars(base)), default)
-
-
-def classes(kind: type, after: type | None = None) -> tuple[type, ...]:
-    """A class and its bases, in the order in which they are searched.
-
-    Args:
-        kind: The class.
-        after: Leave out the classes up to this one, as ``super`` does.
-    """
-    order = kind.__mro__
-    return order[order.index(after) + 1 :] if after in order else order
+    for place in holder.__mro__ if isinstance(holder, type) else (holder,):
+        if name in vars(place):
+            return vars(place)[name]
+    return inspect.getattr_static(holder, name, None)
 
 
 @cache

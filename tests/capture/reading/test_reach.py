@@ -41,17 +41,6 @@ class Open(Block):
         return self.norm
 
 
-class Outer(nn.Module):
-    """A block around a block, which it also opens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = Block()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) + self.inner.conv(x).relu()
-
-
 class Eager(nn.Module):
     """A forward that asks for a value, then runs a body over a few blocks."""
 
@@ -62,7 +51,6 @@ class Eager(nn.Module):
         self.blocks = nn.ModuleList([Block(), Block()])
         self.named = nn.ModuleDict({"one": Block(), "two": Block()})
         self.pair = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C))
-        self.outer = Outer()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.mean() > 100:
@@ -261,43 +249,6 @@ def opened_in_zip(self: Any, x: Tensor) -> Tensor:
     return x
 
 
-def opened_where_a_function_returns_it(self: Any, x: Tensor) -> Tensor:
-    def pick() -> Any:
-        return self.first
-
-    return self.first(x) + pick().conv(x).relu()
-
-
-def opened_where_a_lambda_returns_it(self: Any, x: Tensor) -> Tensor:
-    pick = lambda: self.first  # noqa: E731
-    return self.first(x) + pick().conv(x).relu()
-
-
-def opened_under_the_name_of_a_pattern(self: Any, x: Tensor) -> Tensor:
-    match self.first:
-        case block:
-            return self.first(x) + block.conv(x).relu()
-
-
-def opened_by_another_name_of_its_dictionary(self: Any, x: Tensor) -> Tensor:
-    blocks: dict[str, Any] = {}
-    others = blocks
-    others["first"] = self.first
-    return self.first(x) + blocks["first"].conv(x).relu()
-
-
-def opened_many_turns_later(self: Any, x: Tensor) -> Tensor:
-    a = b = c = d = e = f = None
-    for _ in range(8):
-        x = x if f is None else x + f.conv(x).relu()
-        f, e, d, c, b, a = e, d, c, b, a, self.first
-    return self.first(x)
-
-
-def opened_by_a_block_that_stays(self: Any, x: Tensor) -> Tensor:
-    return self.outer(x) + self.outer.inner(x).relu()
-
-
 ONLY_CALLED = [
     by_name,
     by_index,
@@ -340,12 +291,6 @@ OPENED = {
     opened_in_a_loop: 2,
     opened_in_enumerate: 1,
     opened_in_zip: 4,
-    opened_where_a_function_returns_it: 1,
-    opened_where_a_lambda_returns_it: 1,
-    opened_under_the_name_of_a_pattern: 1,
-    opened_by_another_name_of_its_dictionary: 1,
-    opened_many_turns_later: 1,
-    opened_by_a_block_that_stays: 2,
 }
 """Bodies, and how many batch norms have to stay."""
 
