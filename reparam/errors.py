@@ -46,6 +46,6 @@ def warn(text: str) -> None:
     """Warn at the line of the user's that called the library."""
     level = 1
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals["__name__"].startswith("reparam."):
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("reparam."):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)

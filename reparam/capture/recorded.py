@@ -16,7 +16,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_unflatten
 
-from reparam.capture.operators import Trait, traits
+from reparam.capture.operators import Trait, operator_name, traits_of
 from reparam.capture.trace import Call, Trace
 from reparam.modules import fetch
 from reparam.rules import Rules
@@ -51,7 +51,7 @@ def as_trace(root: nn.Module, graph: fx.Graph, path: str = "") -> RecordedTrace:
     arguments = {str(node.target): node for node in nodes if node.op == "placeholder"}
     args, kwargs = _as_called(graph, list(arguments.values()))
     call = Call("", root, None, arguments, args, kwargs, result=nodes[-1].args[0])
-    contexts = any(Trait.SWITCHES in traits(node) for node in nodes)
+    contexts = any(Trait.SWITCHES in traits_of(operator_name(node)) for node in nodes)
     return RecordedTrace(
         root, path, graph, [call], dict.fromkeys(nodes, call), {call} if contexts else set()
     )

@@ -30,7 +30,9 @@ def homogeneous(node: fx.Node, facts: Facts) -> int | None:
     if "out" in node.kwargs:
         return None
     known = traits(node, facts.root)
-    first, *others = (*node.args, *node.kwargs.values()) or (None,)
+    named = dict(node.kwargs)
+    first, *others = node.args or (named.pop("input", named.pop("self", None)),)
+    others += named.values()
     operands = tuple(facts.operands(node))
     if Trait.EXTREME in known:
         return 0 if all(value in operands for value in (first, *others)) else None

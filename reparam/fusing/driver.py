@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from reparam.analysis import find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
-from reparam.modules import as_arguments, at_work, check_inplace, check_model
+from reparam.modules import as_arguments, at_work, check_inplace, check_model, memory
 from reparam.planning import MACS, MEMORY, CostFunction, Measure, PlannedPart, latency
 from reparam.report import (
     FusedRow,
@@ -48,6 +48,8 @@ class Plan:
     _parts: list[PlannedPart] = field(repr=False)
     _inputs: tuple[Any, ...] | None = field(repr=False)
     _modules: tuple[nn.Module, ...] = field(repr=False)
+    _weights: list[Any] = field(repr=False)
+    _again: Callable[[], Plan] = field(repr=False)
 
     @property
     def fused(self) -> list[FusedRow]:
@@ -95,17 +97,22 @@ class Plan:
         """
         from reparam.report.html import write_plan  # needs what not everybody installs
 
-        self._check_model()
+        current = self._current()
         with at_work():
-            write_plan(path, self.report, self._parts, verify=verify)
+            write_plan(path, current.report, current._parts, verify=verify)
 
-    def _check_model(self) -> None:
-        """Raise unless the model is what was planned."""
+    def _current(self) -> Plan:
+        """This plan, or another one if weights have changed: some forms hold what they were.
+
+        Raises:
+            ReparamError: If the model has other modules.
+        """
         if [*map(id, _modules(self.model))] != [*map(id, self._modules)]:
             raise ReparamError(
                 "the model has other modules than when it was planned, as after a plan that was "
                 "applied in place; plan it again"
             )
+        return self if _weights(self.model) == self._weights else self._again()
 
     def apply(self, *, inplace: bool = False, verify: bool = True) -> Any:
         """Carry the plan out; that can be done again and again, unless it is done in place.
@@ -125,7 +132,9 @@ class Plan:
         """
         if inplace:
             check_inplace(self.model)
-        self._check_model()
+        current = self._current()
+        if current is not self:
+            return current.apply(inplace=inplace, verify=verify)
         notes = list(self.report.notes)
         report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
         called = called_with(self.model, self._inputs) if verify else None
@@ -198,7 +207,8 @@ def plan(
     for part in planned:
         report.fused.extend(fused_row(part.part, region) for region in part.decision.regions)
         report.refused.extend(refused_rows(part))
-    return Plan(model, report, rows, planned, inputs, _modules(model))
+    again = partial(plan, model, example_inputs, rules=rules, cost=cost)
+    return Plan(model, report, rows, planned, inputs, _modules(model), _weights(model), again)
 
 
 def fuse(
@@ -248,6 +258,17 @@ def fuse(
 def _modules(model: nn.Module | ExportedProgram) -> tuple[nn.Module, ...]:
     """What a plan is made for; a program does not change."""
     return () if isinstance(model, ExportedProgram) else tuple(model.modules())
+
+
+def _weights(model: nn.Module | ExportedProgram) -> list[Any]:
+    """What tells whether parameters and buffers, and the mode, are as they were."""
+    held = [*model.named_parameters(), *model.named_buffers()]
+    modes = [module.training for module in _modules(model)]
+    return modes + [
+        (name, id(tensor), memory(tensor), tensor.dtype, tensor.device)
+        + (() if tensor.is_inference() else (tensor._version,))
+        for name, tensor in held
+    ]
 
 
 def _measure(cost: Any) -> Measure:
