@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import reparam
+from reparam.errors import warn
 from reparam.rewriting import new_code
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
@@ -200,3 +201,53 @@ def test_an_alarm_leaves_a_program_that_shares_nothing(monkeypatch: pytest.Monke
         assert torch.equal(run(left.module(), (images(),)), run(program.module(), (images(),)))
         for name, tensor in left.state_dict.items():
             assert tensor.data_ptr() != program.state_dict[name].data_ptr()
+
+
+class Adapted(nn.Module):
+    """A linear layer beside a product of two parameters, which a plan computes as a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(8, 4)
+        self.down, self.up = nn.Parameter(torch.rand(2, 8)), nn.Parameter(torch.rand(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + nn.functional.linear(x, self.up @ self.down)
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["module", "program"])
+@pytest.mark.parametrize("applied_before", [False, True])
+def test_weights_that_changed_since_are_the_ones_that_count(
+    exported: bool, applied_before: bool
+) -> None:
+    x = torch.rand(3, 8)
+    model: Any = Adapted().eval()
+    if exported:
+        model = torch.export.export(model, (x,))
+    plan = reparam.plan(model)
+    if applied_before:
+        plan.apply()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    fused = plan.apply()
+    assert len(fused.reparam_report.fused) == 1
+    expected, actual = [(m.module() if exported else m)(x) for m in (model, fused)]
+    assert torch.allclose(actual, expected, rtol=1e-5)
+
+
+def test_a_caller_without_a_name_is_warned() -> None:
+    with pytest.warns(UserWarning, match="said"):
+        exec("warn('said')", {"warn": warn})
+
+
+def test_a_context_in_a_graph_stays() -> None:
+    graph, root = fx.Graph(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    x = graph.placeholder("x")
+    graph.call_function(torch.set_grad_enabled, (False,))
+    y = graph.call_module("0", (x,))
+    graph.call_function(torch.set_grad_enabled, (True,))
+    graph.output(graph.call_module("1", (y,)))
+    plan = reparam.plan(fx.GraphModule(root, graph))
+    assert not plan.fused
+    assert "enters a context" in str(plan)
