@@ -261,6 +261,12 @@ class Follower:
             return union(self.called(value, (), {}) for value in union(args[:1]))
         if function is partial and not modules_in(union((*args[1:], *keywords.values()))):
             return args[0]
+        return self.called_code(function, args, keywords, given)
+
+    def called_code(
+        self, function: Any, args: tuple[Values, ...], keywords: dict[str, Values], given: Values
+    ) -> Values:
+        """What code that is given modules may return: read, if it is not torch's own."""
         if isinstance(function, type):
             function, args = vars(function).get("__init__"), (NOTHING, *args)
         own = isinstance(function, FunctionType) and not str(function.__module__).startswith(

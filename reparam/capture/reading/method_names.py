@@ -77,18 +77,18 @@ def _is_chain(block: list[ast.stmt], names: list[str]) -> bool:
             return False
         names_here, read = _called_in_turn(call)
         # What the statement before made is overwritten by what is made of it, or never read again.
-        rest = (node for statement in block[at + 1 :] for node in ast.walk(statement))
-        if before is not None and (
-            read != before
-            or (
-                result != before
-                and any(isinstance(node, ast.Name) and node.id == before for node in rest)
-            )
-        ):
+        kept = result != before and before is not None and _reads(block[at + 1 :], before)
+        if before is not None and (read != before or kept):
             return False
         called += names_here
         before = result
     return called == names
+
+
+def _reads(block: list[ast.stmt], name: str) -> bool:
+    """Whether statements use a variable."""
+    nodes = (node for statement in block for node in ast.walk(statement))
+    return any(isinstance(node, ast.Name) and node.id == name for node in nodes)
 
 
 def _result(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:

@@ -178,6 +178,12 @@ class Reader(Follower):
                 values = self.value(value)
                 self.assign(target, values)
                 return values
+            case _:
+                return self.composed(node)
+
+    def composed(self, node: ast.expr) -> Values:
+        """What an expression that makes something of others may be."""
+        match node:
             case ast.Tuple(elts=several) if not any(isinstance(e, ast.Starred) for e in several):
                 return row(tuple(map(self.value, several)))
             case ast.Tuple(elts=several) | ast.List(elts=several) | ast.Set(elts=several):
