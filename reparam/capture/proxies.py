@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.capture.item_assignment import assign
-from reparam.capture.operators import CONSTANT_FACTORIES, Trait, traits
+from reparam.capture.operator_traits import CONSTANT_FACTORIES, Trait, traits
 from reparam.capture.structures import proxies_in
 
 _NEVER_ASKS = (

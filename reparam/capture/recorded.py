@@ -16,7 +16,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_unflatten
 
-from reparam.capture.operators import Trait, operator_name, traits_of
+from reparam.capture.operator_traits import Trait, operator_name, traits_of
 from reparam.capture.trace import Call, Trace
 from reparam.modules import fetch
 from reparam.rules import Rules

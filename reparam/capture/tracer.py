@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from reparam.capture.item_assignment import assign
 from reparam.capture.known_types import KnownType, KnownTypes
-from reparam.capture.operators import returns_what_it_wrote
+from reparam.capture.operator_traits import returns_what_it_wrote
 from reparam.capture.proxies import (
     Attribute,
     ConstantProxy,

@@ -1,6 +1,6 @@
 """The command line: `reparam`, or `python -m reparam`, with one file per command.
 
-Files, in the order in which data flows: `inputs`, `outputs`, `printing`, `progress`,
+Files, in the order in which data flows: `input_shapes`, `outputs`, `printing`, `progress`,
 `randomising`, `weights`, `program_loading`, `models`, `options`, `preparing`, `rules`, `bench`,
 `fuse`, `plan`, `verify`.
 """

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam.cli.inputs import InputShape
+from reparam.cli.input_shapes import InputShape
 from reparam.cli.printing import error_line
 from reparam.cli.program_loading import load_program
 from reparam.errors import ReparamError

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from reparam.cli.inputs import InputShape, read_shape
+from reparam.cli.input_shapes import InputShape, read_shape
 from reparam.cli.models import FORMS, is_known_form, read_argument
 
 NOTHING_FUSED = 3

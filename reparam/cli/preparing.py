@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.cli.inputs import make_inputs
+from reparam.cli.input_shapes import make_inputs
 from reparam.cli.models import Built, build_model
 from reparam.cli.options import Request
 from reparam.cli.printing import error_line

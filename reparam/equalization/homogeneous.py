@@ -3,8 +3,8 @@ r"""Operators that are no affine maps but that a positive scale may cross.
 f(s * x) = s * f(x)        for every s > 0 per channel
 
 What an affine operator does to a scale, its rule tells already (`reparam.rules`), also that of
-somebody's own layer. Of the others the table of operators tells (`reparam.capture.operators`):
-rectifiers, maxima, and what only hands a value on.
+somebody's own layer. Of the others the table of operators tells
+(`reparam.capture.operator_traits`): rectifiers, maxima, and what only hands a value on.
 """
 
 from __future__ import annotations

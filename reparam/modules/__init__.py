@@ -1,10 +1,12 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
-Files, in the order in which data flows: `tree`, `copying`, `conditions`, `state`, `float64`.
+Files, in the order in which data flows: `tree`, `copying`, `conditions`, `state`, `float64`,
+`example_inputs`.
 """
 
-from reparam.modules.conditions import as_arguments, at_work, check_inplace, check_model
+from reparam.modules.conditions import at_work, check_inplace, check_model
 from reparam.modules.copying import LateCopy, copy_model
+from reparam.modules.example_inputs import as_arguments
 from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,
     Widened,

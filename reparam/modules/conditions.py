@@ -73,10 +73,3 @@ def check_model(model: Any) -> None:
                 f"{name or 'the model'} ({type(module).__name__}) is in training mode, where "
                 "batch norm depends on the batch; call model.eval() first"
             )
-
-
-def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
-    """Example inputs as positional arguments."""
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs)
-    return (example_inputs,)

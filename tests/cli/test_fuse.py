@@ -14,7 +14,7 @@ from torch import nn
 
 import reparam
 import reparam.deployment.recording
-from reparam.cli.inputs import InputShape, make_inputs
+from reparam.cli.input_shapes import InputShape, make_inputs
 from reparam.cli.randomising import is_untrained, randomise_batch_norm
 from tests.cli.networks import small, tied, words
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from reparam.cli.inputs import InputShape
+from reparam.cli.input_shapes import InputShape
 from reparam.cli.models import build_model, is_known_form, read_argument
 from reparam.errors import ReparamError
 from tests.corpora.ultralytics_networks import import_ultralytics

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 import reparam
-from reparam.capture.operators import Trait
+from reparam.capture.operator_traits import Trait
 from reparam.equalization import homogeneous
 from reparam.verification.model_check import Judge
 from tests.equalization.spreading import equalized, image, scaled, spread

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import effects_of
 from reparam.capture.item_assignment import assign
-from reparam.capture.operators import (
+from reparam.capture.operator_traits import (
     Trait,
     is_in_place,
     listed,
