@@ -133,18 +133,16 @@ class Plan:
         if inplace:
             check_inplace(self.model)
         current = self._current()
-        if current is not self:
-            return current.apply(inplace=inplace, verify=verify)
-        notes = list(self.report.notes)
-        report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
+        planned, notes = current.report, list(current.report.notes)
+        report = Report(planned.model, [], list(current._untraced), notes, planned.unit)
         called = called_with(self.model, self._inputs) if verify else None
         transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
         with at_work():
             if isinstance(self.model, ExportedProgram):
-                (planned,) = self._parts
-                fused = apply_to_program(self.model, planned, report, transaction, verify=verify)
+                (part,) = current._parts
+                fused = apply_to_program(self.model, part, report, transaction, verify=verify)
             else:
-                fused = apply_parts(self.model, self._parts, report, transaction, verify=verify)
+                fused = apply_parts(self.model, current._parts, report, transaction, verify=verify)
         vars(fused)["reparam_report"] = report  # its class may forbid to set attributes
         return fused
 

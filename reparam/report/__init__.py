@@ -18,9 +18,7 @@ from reparam.report.tables import (
     FusedRow,
     RefusedRow,
     Report,
-    change,
     refuse_all,
-    short,
 )
 
 __all__ = ["EqualizationReport", "EqualizedRow", "FusedRow", "RefusedRow", "Report"]
