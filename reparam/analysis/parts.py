@@ -80,8 +80,8 @@ class Part:
     def live(self) -> set[Call]:
         """The calls that compute something that is read or passed."""
         idle, caller = self.facts.idle, self.trace.caller
-        nodes = (node for node in self.trace.graph.nodes if node not in idle)
-        return {call for node in nodes for call in caller[node].ancestry()}
+        callers = {caller[node] for node in self.trace.graph.nodes if node not in idle}
+        return {call for inner in callers for call in inner.ancestry()}
 
     def running(self) -> list[fx.Node]:
         """The nodes that run as long as the code is what it is, but for those in idle calls."""

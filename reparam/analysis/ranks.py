@@ -65,7 +65,9 @@ def _find_ranks(nodes: Sequence[fx.Node], known: _Axes) -> dict[fx.Node, int]:
     changed = True
     while changed:
         changed = False
-        for direction in (nodes, reversed(nodes)):
+        # A node tells only of its own value and its operands.
+        telling = [n for n in nodes if n not in ranks or not ranks.keys() >= {*n.all_input_nodes}]
+        for direction in (telling, reversed(telling)):
             for node in direction:
                 for value, rank in _rank_facts(node, axes):
                     if value not in ranks:

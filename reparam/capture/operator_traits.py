@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterator
 from enum import Flag, auto
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -279,19 +279,35 @@ def is_of_torch(kind: type) -> bool:
 
 def operator_name(node: fx.Node) -> str:
     """The name of a function, a method or an ATen operator, without its overload."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target.overloadpacket.__name__)
-    return str(getattr(node.target, "__name__", node.target))
+    return _name(node.target)
+
+
+def _name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
 
 
 def torch_name(node: fx.Node) -> str:
     """The name of torch's or Python's own operator; empty for modules and somebody else's code."""
-    known = node.op == "call_method" or (node.op == "call_function" and _is_named(node.target))
-    return operator_name(node) if known else ""
+    if node.op == "call_method":
+        return str(node.target)
+    function = node.op == "call_function" and _is_hashable(node.target)
+    return _named(node.target) if function else ""
 
 
 def has_known_name(target: Any) -> bool:
     """Whether a function is torch's or Python's own, whose name says what it does."""
+    return _is_hashable(target) and _has_known_name(target)
+
+
+def _is_hashable(target: Any) -> bool:
+    return type(target).__hash__ is not None
+
+
+# Every room asks this of every node. Bounded: users' functions must not be held for ever.
+@lru_cache(maxsize=1024)
+def _has_known_name(target: Any) -> bool:
     module = getattr(target, "__module__", None) or ""
     if module in ("torch", "_operator") or module.startswith("torch.") or target is assign:
         return True  # an assignment is a tensor's own way to take one
@@ -301,15 +317,18 @@ def has_known_name(target: Any) -> bool:
     return any(getattr(home, name, None) is target for home in (torch, F, torch._C._nn))
 
 
+@lru_cache(maxsize=1024)
+def _named(target: Any) -> str:
+    """The name of a function if it is the one that the table means by it."""
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        means = target.__module__ in ("torch._ops.aten", "torch._ops.prims")
+    else:
+        means = has_known_name(target) and (not isinstance(target, type) or _is_builtin(target))
+    return _name(target) if means else ""
+
+
 def _is_builtin(target: Any) -> bool:
     return getattr(target, "__module__", None) == "builtins" and target in _BUILTINS
-
-
-def _is_named(target: Any) -> bool:
-    """Whether a function is the one that the table means by its name."""
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return target.__module__ in ("torch._ops.aten", "torch._ops.prims")
-    return has_known_name(target) and (not isinstance(target, type) or _is_builtin(target))
 
 
 # -- What a node does ------------------------------------------------------------------------------

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from reparam.analysis import find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
-from reparam.modules import as_arguments, at_work, check_inplace, check_model, memory
+from reparam.modules import as_arguments, at_work, check_inplace, check_model, memory, own_tensors
 from reparam.planning import MACS, MEMORY, CostFunction, Measure, PlannedPart, latency
 from reparam.report import (
     FusedRow,
@@ -107,12 +108,14 @@ class Plan:
         Raises:
             ReparamError: If the model has other modules.
         """
-        if [*map(id, _modules(self.model))] != [*map(id, self._modules)]:
+        modules = _modules(self.model)
+        if [*map(id, modules)] != [*map(id, self._modules)]:
             raise ReparamError(
                 "the model has other modules than when it was planned, as after a plan that was "
                 "applied in place; plan it again"
             )
-        return self if _weights(self.model) == self._weights else self._again()
+        same = _weights(self.model, modules) == self._weights
+        return self if same else self._again()
 
     def apply(self, *, inplace: bool = False, verify: bool = True) -> Any:
         """Carry the plan out; that can be done again and again, unless it is done in place.
@@ -206,7 +209,9 @@ def plan(
         report.fused.extend(fused_row(part.part, region) for region in part.decision.regions)
         report.refused.extend(refused_rows(part))
     again = partial(plan, model, example_inputs, rules=rules, cost=cost)
-    return Plan(model, report, rows, planned, inputs, _modules(model), _weights(model), again)
+    modules = _modules(model)
+    weights = _weights(model, modules)
+    return Plan(model, report, rows, planned, inputs, modules, weights, again)
 
 
 def fuse(
@@ -258,14 +263,18 @@ def _modules(model: nn.Module | ExportedProgram) -> tuple[nn.Module, ...]:
     return () if isinstance(model, ExportedProgram) else tuple(model.modules())
 
 
-def _weights(model: nn.Module | ExportedProgram) -> list[Any]:
-    """What tells whether parameters and buffers, and the mode, are as they were."""
-    held = [*model.named_parameters(), *model.named_buffers()]
-    modes = [module.training for module in _modules(model)]
-    return modes + [
+def _weights(model: nn.Module | ExportedProgram, modules: Sequence[nn.Module]) -> list[Any]:
+    """What tells whether the tensors of a model, and its mode, are as they were."""
+    if isinstance(model, ExportedProgram):
+        held = [*model.state_dict.items(), *model.constants.items()]
+    else:
+        attributes = ((*own_tensors(module).items(), *vars(module).items()) for module in modules)
+        held = [*chain.from_iterable(attributes)]
+    tensors = [(name, value) for name, value in held if isinstance(value, Tensor)]
+    return [module.training for module in modules] + [
         (name, id(tensor), memory(tensor), tensor.dtype, tensor.device)
         + (() if tensor.is_inference() else (tensor._version,))
-        for name, tensor in held
+        for name, tensor in tensors
     ]
 
 
