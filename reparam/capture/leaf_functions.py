@@ -105,15 +105,6 @@ def _only_looks_at_modules(
     if not modules:
         return True
     reach = Reach()
-
-    def refer(value: Any) -> frozenset[Any]:
-        return frozenset([value]) if isinstance(value, nn.Module) else frozenset()
-
-    reach.read(
-        inspect.unwrap(function),
-        tuple(map(refer, args)),
-        {name: refer(value) for name, value in kwargs.items()},
-        strict=True,
-    )
+    reach.read(inspect.unwrap(function), args, kwargs)
     parts = {id(part) for module in modules for part in module.modules()}
     return not parts & (reach.opened | reach.called.keys())

@@ -279,7 +279,7 @@ MISTAKES = [
     Mistake(
         "code that was not traced is taken to only call what it reaches inside of",
         "capture/reading/follower.py",
-        "            if modules_in(values):\n                self.open(module)\n",
+        "                    if value.modules:\n                        self.open(thing)\n",
         "",
     ),
     Mistake(

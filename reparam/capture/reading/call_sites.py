@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import builtins
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import BuiltinFunctionType, FunctionType
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.source import definition
+from reparam.capture.reading.source import codes_in, definition
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,7 @@ class _Sites:
 
 
 class CallSites:
-    """Knows under which names a model holds modules, and which functions its classes define.
-
-    Args:
-        model: The model.
-    """
+    """Knows under which names a model holds modules, and which functions its classes define."""
 
     def __init__(self, model: nn.Module) -> None:
         self._held = {"forward", "__call__", "_call_impl", *_CALL_WHAT_THEY_GET}
@@ -58,11 +53,7 @@ class CallSites:
                     self._functions[name].add(function)
 
     def may_call(self, function: FunctionType) -> bool:
-        """Whether a function, or a method or property that it uses, may call a module.
-
-        Args:
-            function: The function.
-        """
+        """Whether a function, or a method or property that it uses, may call a module."""
         pending, seen = [function], {function}
         while pending:
             sites = _sites(pending.pop())
@@ -89,7 +80,9 @@ def _sites(function: FunctionType) -> _Sites:
         return _Sites(frozenset(), frozenset(), frozenset(), anything=True)
     nodes = list(ast.walk(code))
     calls = [node.func for node in nodes if isinstance(node, ast.Call)]
-    bound = {*_bound(nodes[1:]), *function.__code__.co_freevars} - {"__class__"}
+    bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for inner in codes_in(function.__code__):
+        bound.update(inner.co_varnames, inner.co_cellvars, inner.co_freevars)
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     called = {call.attr for call in calls if isinstance(call, ast.Attribute)}
     given = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
@@ -102,21 +95,7 @@ def _sites(function: FunctionType) -> _Sites:
     )
 
 
-def _bound(nodes: list[ast.AST]) -> Iterator[str | None]:
-    """The names that a function gives to values."""
-    for node in nodes:
-        match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
-                yield name
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                yield name
-            case ast.ClassDef(name=name) | ast.MatchAs(name=name) | ast.MatchStar(name=name):
-                yield name
-            case ast.alias(name=name, asname=known):
-                yield known or name
-
-
-def _plain(call: ast.expr, function: FunctionType, bound: set[str | None]) -> Any:
+def _plain(call: ast.expr, function: FunctionType, bound: set[str]) -> Any:
     """What is called, if it is a function or a class under a name that everybody sees."""
     if not isinstance(call, ast.Name) or call.id in bound:
         return None

@@ -3,317 +3,257 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import FunctionType, ModuleType
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reparam.capture.reading.source import methods, static_attribute
 from reparam.capture.reading.values import (
     NOTHING,
-    Known,
-    Method,
-    Outside,
-    Registry,
-    Row,
-    Several,
-    Super,
-    TensorsOf,
-    Values,
-    constant,
+    Value,
+    carried,
     container,
-    modules_in,
+    entries_of,
+    is_method,
+    is_registry,
     refer_to,
-    row,
     union,
 )
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
 RUNS = ("forward", "__call__")
 
-_PARTS = ("children", "named_children", "modules", "named_modules")
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
-_TENSORS = ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict")
-
-_METADATA = {"dtype", "device", "is_cuda", "requires_grad"}
+_PARTS = {"children", "named_children", "modules", "named_modules"}
 
 _LEAVES_AS_IT_IS = {"train", "eval", "requires_grad_", "extra_repr", "_get_name", "__init__"}
 
 _ASKS = {isinstance, hasattr, len, type, id, print, repr, str, bool, callable, any, all}
 
-_REARRANGES = {enumerate, zip, reversed, list, tuple, iter, sorted, next, set, dict, filter}
+_REARRANGES = {enumerate, zip, reversed, list, tuple, iter, sorted, next, set, dict}
+
+_LENIENT = {enumerate, zip, next}
 
 
-class Notes(Protocol):
-    """Takes down how code uses modules, and has other code read.
+@dataclass(eq=False)
+class Notes:
+    """How code uses modules.
 
     Args:
+        trusting: Whether a function that nobody can follow takes modules as a whole.
         called: The modules that it calls, by identity.
         opened: Identities of the modules of which it uses what is inside.
-        trusting: Whether a function that nobody can follow takes modules as a whole.
+        returned: What each function that was read returns; None while it is read.
+        followed: Identities of the modules whose own code was read.
+        handed_on: The methods that somebody may call who cannot be followed.
     """
 
-    called: dict[int, nn.Module]
-    opened: set[int]
-    trusting: bool
-
-    def remember(self) -> Callable[[], None]:
-        """Take down what is noted so far; calling the result forgets all that came after."""
-
-    def use(self, values: Values) -> None:
-        """Note that what some values lead to may be used in any way."""
-
-    def run(
-        self,
-        module: nn.Module,
-        name: str,
-        args: tuple[Values, ...] = (),
-        keywords: Mapping[str, Values] | None = None,
-        *,
-        after: type | None = None,
-        strict: bool = True,
-    ) -> Values:
-        """Read a method of a module, and say what it may return."""
-
-    def read(
-        self,
-        function: FunctionType,
-        args: tuple[Values, ...],
-        keywords: Mapping[str, Values],
-        strict: bool,
-    ) -> Values:
-        """Read a function, and say what it may return."""
+    trusting: bool = False
+    called: dict[int, nn.Module] = field(default_factory=dict)
+    opened: set[int] = field(default_factory=set)
+    returned: dict[Any, Value | None] = field(default_factory=dict)
+    followed: set[int] = field(default_factory=set)
+    handed_on: set[MethodType] = field(default_factory=set)
 
 
 class Follower:
     """Follows values that may be modules.
 
     Args:
-        reach: Takes what is found.
+        notes: Takes what is found.
         strict: Whether the model runs the code. If not, only what it calls is noted.
     """
 
-    def __init__(self, reach: Notes, strict: bool) -> None:
-        self.reach = reach
+    def __init__(self, notes: Notes, strict: bool) -> None:
+        self.notes = notes
         self.strict = strict
 
-    def use(self, values: Values) -> None:
-        """Note that what some values lead to may be used in any way."""
-        if self.strict:
-            self.reach.use(values)
+    def read(
+        self, function: FunctionType, args: tuple[Value, ...], keywords: Mapping[str, Value]
+    ) -> Value:
+        """Read a function, and say what it may return."""
+        raise NotImplementedError
 
-    def open(self, module: nn.Module) -> None:
-        """Note that what is inside a module is used."""
-        if self.strict:
-            self.reach.opened.add(id(module))
+    # -- Notes --------------------------------------------------------------------------------
 
-    def attribute(self, value: Any, name: str) -> Values:
-        """What ``value.name`` may be."""
-        if isinstance(value, nn.Module):
-            return self.attribute_of_module(value, name)
-        if isinstance(value, Outside) and isinstance(value.value, ModuleType | type):
-            return refer_to(static_attribute(value.value, name))
-        if isinstance(value, Super):
-            return frozenset([Method(value.owner, name, value.after)])
-        if name in _METADATA and isinstance(value, TensorsOf | Several):
-            return NOTHING
-        if isinstance(value, Several | Row | Registry):
-            return frozenset([Method(value, name)])
-        if isinstance(value, TensorsOf):
-            return frozenset([value])
-        self.use(modules_in(frozenset([value])))
+    def open(self, *modules: nn.Module) -> None:
+        """Note that what is inside some modules is used."""
+        if self.strict:
+            self.notes.opened.update(map(id, modules))
+
+    def use(self, value: Value) -> None:
+        """Note that what a value leads to may be used in any way."""
+        if not self.strict:
+            return
+        for thing in value.all:
+            if is_method(thing):
+                if thing not in self.notes.handed_on:
+                    self.notes.handed_on.add(thing)
+                    self.use(self.call_method(thing.__self__, thing.__func__, (), {}))
+            elif not self.notes.trusting:
+                for module in carried(thing):
+                    self.open(*module.modules())
+
+    # -- Attributes ---------------------------------------------------------------------------
+
+    def refer(self, thing: Any) -> Value:
+        """A Python object as a value; who meets one of an unknown kind uses the modules in it."""
+        value = refer_to(thing)
+        if value is NOTHING and self.strict:
+            self.use(container(map(refer_to, carried(thing))))
+        return value
+
+    def attribute(self, thing: Any, name: str) -> Value:
+        """What ``thing.name`` may be."""
+        if isinstance(thing, nn.Module):
+            if name in RUNS:
+                return refer_to(MethodType(nn.Module.__call__, thing))
+            if self.is_weight(thing, name):
+                self.open(thing)
+                return NOTHING
+            for held in (thing._modules, vars(thing)):
+                if name in held:
+                    value = self.refer(held[name])
+                    if value.modules:
+                        self.open(thing)
+                    return value
+            return self.attribute_of_class(thing, name)
+        if isinstance(thing, ModuleType | type):
+            return self.refer(static_attribute(thing, name))
+        if is_registry(holder := getattr(thing, "__self__", None)):
+            own = getattr(holder, "__dict__", {}).get(name)
+            return self.attribute_of_class(holder, name) if own is None else self.refer(own)
+        self.use(refer_to(thing))
         return NOTHING
 
-    def attribute_of_module(self, module: nn.Module, name: str) -> Values:
-        """What an attribute of a module may be."""
-        if name in module._parameters or name in module._buffers:
-            return frozenset([TensorsOf(module)])
-        if name in module._modules or name in vars(module):
-            values = refer_to(module._modules.get(name, vars(module).get(name)), module)
-            if modules_in(values):
-                self.open(module)
-            return values
-        found = static_attribute(type(module), name)
-        if isinstance(found, property):
-            if isinstance(found.fget, FunctionType):
-                return self.reach.read(found.fget, (frozenset([module]),), {}, self.strict)
-            return NOTHING
-        if isinstance(found, nn.Module):
-            return frozenset([found])
-        if name == "__dict__" or (found is None and "__getattr__" in methods(type(module))):
-            self.use(frozenset([module]))
-        is_method = callable(found) or isinstance(found, classmethod | staticmethod)
-        return frozenset([Method(module, name)]) if is_method else NOTHING
+    def is_weight(self, thing: Any, name: str) -> bool:
+        """Whether an attribute is a tensor of a module, or holds some."""
+        if not isinstance(thing, nn.Module):
+            return False
+        own = name in thing._parameters or name in thing._buffers
+        return own or any(isinstance(e, Tensor) for e in entries_of(vars(thing).get(name)))
 
-    def elements(self, values: Values) -> Values:
-        """What iterating over values may give."""
-        return union(map(self.elements_of, values))
+    def attribute_of_class(self, thing: Any, name: str, after: type | None = None) -> Value:
+        """What an attribute that a module or a registry has from its class may be.
 
-    def elements_of(self, value: Any) -> Values:
-        """What iterating over one value may give."""
-        if isinstance(value, Several):
-            return value.entries | {value} if value.nested else value.entries
-        if isinstance(value, Row):
-            return union(value.places)
-        if isinstance(value, Registry):
-            return value.functions if value.hands_out("__getitem__") else NOTHING
-        if is_plain_container(value):
-            self.open(value)
-            return frozenset(value.children())
-        if isinstance(value, TensorsOf):
-            return frozenset([value])
-        self.use(modules_in(frozenset([value])))
-        return NOTHING
+        Args:
+            thing: The module or the registry.
+            name: The attribute's name.
+            after: The class after which it is searched, as ``super`` does.
+        """
+        itself, kind = refer_to(thing), type(thing)
+        attribute = static_attribute(kind, name, after)
+        match attribute:
+            case (
+                property(fget=FunctionType() as getter)
+                | cached_property(func=FunctionType() as getter)
+            ):
+                return self.read(getter, (itself,), {})
+            case staticmethod():
+                return refer_to(inspect.unwrap(attribute))
+            case classmethod(__func__=FunctionType() as getter):
+                return refer_to(MethodType(getter, thing))  # it has what its class has
+        if name == "__dict__" or (attribute is None and "__getattr__" in methods(kind)):
+            self.use(itself)
+        function = inspect.unwrap(attribute) if callable(attribute) else None
+        if isinstance(function, FunctionType):
+            return refer_to(MethodType(function, thing))
+        return self.refer(attribute)
 
-    def place(self, values: Values, index: int, count: int) -> Values:
-        """What one of the targets of ``a, b = values`` may be."""
-        rows = [value for value in values if isinstance(value, Row) and len(value.places) == count]
-        exact = union(value.places[index] for value in rows)
-        return exact | self.elements(values - frozenset(rows))
+    # -- Entries ------------------------------------------------------------------------------
 
-    def called(self, value: Any, args: tuple[Values, ...], keywords: dict[str, Values]) -> Values:
+    def elements(self, value: Value) -> Value:
+        """What iterating over a value may give."""
+        result = Value(value.inside, value.inside)
+        for thing in value.itself:
+            if is_plain_container(thing):
+                self.open(thing)
+                result |= Value(frozenset(thing.children()))
+            elif is_method(thing):
+                result |= self.call_method(thing.__self__, thing.__func__, (), {})
+            elif hasattr(type(thing), "__iter__") or hasattr(type(thing), "__getitem__"):
+                self.use(refer_to(thing))
+        return result
+
+    # -- Calls --------------------------------------------------------------------------------
+
+    def call(self, value: Value, args: tuple[Value, ...], keywords: Mapping[str, Value]) -> Value:
         """What calling a value may return."""
         given = union((*args, *keywords.values()))
-        if isinstance(value, nn.Module):
-            self.reach.called[id(value)] = value
-        elif isinstance(value, Method) and isinstance(value.owner, Several | Row):
-            if value.name not in ("append", "extend", "insert", "add", "update"):
-                return _taken_from(value.owner, value.name)
-        elif isinstance(value, Method) and isinstance(value.owner, Registry):
+        result = NOTHING
+        for thing in value.itself:
+            if is_method(thing):
+                result |= self.call_method(thing.__self__, thing.__func__, args, keywords)
+            elif not isinstance(thing, nn.Module):
+                result |= self.call_function(thing, args, keywords)
+        modules = [thing for thing in value.all if isinstance(thing, nn.Module)]
+        for module in modules:
+            self.notes.called[id(module)] = module
+        if modules or not value.all:
             self.use(given)
-            defaults = (one for one in given if isinstance(one, Outside))
-            known = value.owner.hands_out(value.name)
-            return value.owner.functions.union(defaults) if known else NOTHING
-        elif isinstance(value, Method):
-            return self.called_method(value, args, keywords)
-        elif isinstance(value, Outside):
-            return self.called_outside(value.value, args, keywords)
-        elif isinstance(value, Several):  # a slice of an nn.Sequential
-            for module in value.entries:
-                if isinstance(module, nn.Module):
-                    self.reach.called[id(module)] = module
-        elif not isinstance(value, Row):
-            self.use(modules_in(frozenset([value])))
+        return result
+
+    def call_method(
+        self, module: Any, function: Any, args: tuple[Value, ...], keywords: Mapping[str, Value]
+    ) -> Value:
+        """What a method of a module, or of a registry, may return."""
+        name = function.__name__
+        if function is nn.Module.__call__:
+            return self.call(refer_to(module), args, keywords)
+        frozen = function.__module__ == "collections.abc"  # Python's own, without its source
+        if not frozen and vars(nn.Module).get(name) is not function:
+            self.open(module)
+            return self.read(function, (refer_to(module), *args), keywords)
+        given = union((*args, *keywords.values()))
         self.use(given)
-        return NOTHING
+        if frozen:
+            entries = (self.elements(refer_to(module)) | given).all
+            return Value(entries, entries)
+        if name in _PARTS and not self.notes.trusting:
+            deep = name.endswith("modules")
+            parts = list(module.modules() if deep else module.children())
+            self.open(*parts if deep else [module])
+            return Value(inside=frozenset(parts))
+        if name not in _PARTS | _LEAVES_AS_IT_IS:
+            self.use(refer_to(module))
+        return Value(frozenset(module.modules())) if name == "get_submodule" else NOTHING
 
-    def called_method(
-        self, method: Method, args: tuple[Values, ...], keywords: dict[str, Values]
-    ) -> Values:
-        """What a method of a module may return."""
-        owner, name = method.owner, method.name
-        if name in RUNS and method.after is None:
-            self.reach.called[id(owner)] = owner
-        elif is_plain_container(owner) and name in ("items", "values"):
-            return _taken_from(Several(self.elements_of(owner)), name)
-        elif name in methods(type(owner), method.after):
-            return self.reach.run(
-                owner, name, args, keywords, after=method.after, strict=self.strict
-            )
-        elif name in _PARTS:
-            if not self.reach.trusting:
-                deep = name.endswith("modules")
-                parts = [*(owner.modules() if deep else owner.children())]
-                for holder in parts if deep else [owner]:
-                    self.open(holder)
-                listed = "items" if name.startswith("named") else "values"
-                return _taken_from(Several(frozenset(parts)), listed)
-        elif name == "get_submodule" and args:
-            return self.called_get_submodule(owner, args[0])
-        elif name in _TENSORS:
-            if self.reach.trusting:
-                return NOTHING
-            return container(frozenset(map(TensorsOf, owner.modules())))
-        elif name not in _LEAVES_AS_IT_IS and name not in RUNS:
-            self.use(frozenset([owner]))
-        self.use(union((*args, *keywords.values())))
-        return NOTHING
-
-    def called_outside(
-        self, function: Any, args: tuple[Values, ...], keywords: dict[str, Values]
-    ) -> Values:
+    def call_function(
+        self, function: Any, args: tuple[Value, ...], keywords: Mapping[str, Value]
+    ) -> Value:
         """What a function or a class that is no part of a model may return."""
-        given = modules_in(union((*args, *keywords.values())))
-        known = constant(args[0]) if len(args) == 1 else None
-        if function is bool and known is not None:
-            return frozenset([Known(bool(known.value))])
-        if not given or _is_one_of(function, _ASKS):
-            if _is_one_of(function, {len, any, all}):
-                self.use(weights_in(given))
+        given = union((*args, *keywords.values()))
+        if function in _ASKS or not (given.modules or carried(function)):
             return NOTHING
-        if function is enumerate:
-            return container(row((NOTHING, self.elements(args[0]))))
-        if function is zip and "**" not in keywords:
-            return container(row(tuple(map(self.elements, args))))
-        # A function to sort or filter by uses what it is given.
-        plain = function is next or len(args) + len(keywords) == 1
-        if plain and _is_one_of(function, _REARRANGES):
-            found = self.elements(given)
-            return found if function is next else container(found)
+        if function in _REARRANGES and (len(args) + len(keywords) == 1 or function in _LENIENT):
+            entries = union(map(self.elements, (given,) if function is dict else args))
+            return entries if function is next else container([entries])
         if function is getattr:
-            return self.called_getattr(args)
+            return union((*args[1:], *map(self.any_part, args[0].itself)))
         if function is checkpoint:
             self.use(union(args[1:]))
-            return union(self.called(value, (), {}) for value in union(args[:1]))
-        if function is partial and not modules_in(union((*args[1:], *keywords.values()))):
-            return args[0]
-        return self.called_code(function, args, keywords, given)
-
-    def called_code(
-        self, function: Any, args: tuple[Values, ...], keywords: dict[str, Values], given: Values
-    ) -> Values:
-        """What code that is given modules may return: read, if it is not torch's own."""
+            return self.call(args[0], (), {})
         if isinstance(function, type):
             function, args = vars(function).get("__init__"), (NOTHING, *args)
-        own = isinstance(function, FunctionType) and not str(function.__module__).startswith(
-            "torch."
-        )
-        if own and self.strict:
-            return self.reach.read(inspect.unwrap(function), args, keywords, self.strict)
+        foreign = str(getattr(function, "__module__", "torch.")).startswith("torch.")
+        if isinstance(function, FunctionType) and not foreign and self.strict:
+            return self.read(inspect.unwrap(function), args, keywords)
         self.use(given)
+        self.use(refer_to(function))
         return NOTHING
 
-    def called_get_submodule(self, owner: nn.Module, path: Values) -> Values:
-        """What ``get_submodule`` may return."""
-        known = constant(path)
-        parts = dict(owner.named_modules())
-        if known is not None and known.value in parts:
-            self.open(owner)
-            return frozenset([parts[known.value]])
-        self.use(frozenset([owner]))
-        return frozenset(parts.values())
-
-    def called_getattr(self, args: tuple[Values, ...]) -> Values:
-        """What ``getattr`` may return."""
-        key = constant(args[1]) if len(args) > 1 else None
-        default = union(args[2:])
-        if key is not None and isinstance(key.value, str):
-            return default | union(self.attribute(value, key.value) for value in args[0])
-        modules = [value for value in args[0] if isinstance(value, nn.Module)]
-        self.use(modules_in(args[0] - frozenset(modules)))
-        for module in modules:
-            self.open(module)
-        return default | frozenset(child for module in modules for child in module.children())
-
-
-def _taken_from(owner: Several | Row, method: str) -> Values:
-    """What a method of a container may return."""
-    entries = owner.entries if isinstance(owner, Several) else union(owner.places)
-    if method == "items":
-        return container(row((NOTHING, entries)))
-    return container(entries) | (NOTHING if method == "values" else entries)
-
-
-def weights_in(values: Values) -> Values:
-    """The weights among some values, in containers too."""
-    flat = union(
-        value.entries if isinstance(value, Several) else frozenset([value]) for value in values
-    )
-    return frozenset(value for value in flat if isinstance(value, TensorsOf))
+    def any_part(self, thing: Any) -> Value:
+        """What an attribute of an unknown name may be."""
+        if not isinstance(thing, nn.Module):
+            self.use(refer_to(thing))
+            return NOTHING
+        self.open(thing)
+        return Value(frozenset(thing.children()))
 
 
 def is_plain_container(value: Any) -> bool:
@@ -324,7 +264,3 @@ def is_plain_container(value: Any) -> bool:
         and type(value).__getitem__ is kind.__getitem__
         for kind in _CONTAINERS
     )
-
-
-def _is_one_of(function: Any, functions: set[Any]) -> bool:
-    return any(function is known for known in functions)

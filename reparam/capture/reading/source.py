@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, TypeAlias
@@ -15,110 +16,110 @@ from torch import nn
 Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def methods(kind: Any, after: type | None = None) -> dict[str, FunctionType]:
-    """The functions that a class and its bases define, without those that every module has.
+def methods(kind: type) -> dict[str, FunctionType]:
+    """The functions that a class and its bases define, without those that every module has."""
+    return _functions(kind, "torch.nn.modules.module.Module")
 
-    Args:
-        kind: The class.
-        after: Leave out the classes up to this one, as ``super`` does.
-    """
-    return _methods(kind, after)
+
+def own_methods(kind: type) -> dict[str, FunctionType]:
+    """The functions that a class and its bases define, without those of torch's own modules."""
+    return _functions(kind, "torch.nn.modules")
+
+
+def public_methods(kind: type) -> dict[str, FunctionType]:
+    """The methods that a user may call, those of torch's own classes left out."""
+    functions = _functions(kind, "torch.").items()
+    return {n: f for n, f in functions if n != "forward" and not n.startswith("_")}
 
 
 @cache
-def _methods(kind: Any, after: Any) -> dict[str, FunctionType]:
-    order = kind.__mro__
-    if after in order:
-        order = order[order.index(after) + 1 :]
-    return functions_of(base for base in order if base not in (object, nn.Module))
-
-
-def own_methods(kind: Any) -> dict[str, FunctionType]:
-    """The functions that a class and its bases define, without those of torch's own modules.
-
-    Args:
-        kind: The class.
-    """
-    return functions_of(
-        base
-        for base in kind.__mro__
-        if base is not object and not str(base.__module__).startswith("torch.nn.modules")
-    )
-
-
-def public_methods(kind: Any) -> list[str]:
-    """Names of the methods that a user may call, those of torch's own classes left out.
-
-    Args:
-        kind: The class.
-    """
-    bases = (base for base in kind.__mro__ if not str(base.__module__).startswith("torch."))
-    found = functions_of(base for base in bases if base is not object)
-    return [name for name in found if name != "forward" and not name.startswith("_")]
-
-
-def functions_of(kinds: Iterable[type]) -> dict[str, FunctionType]:
-    """The functions that classes define, by name; an earlier class goes before a later one.
-
-    Args:
-        kinds: The classes.
-    """
-    found: dict[str, FunctionType] = {}
-    for base in reversed(list(kinds)):
+def _functions(kind: type, without: str) -> dict[str, FunctionType]:
+    """The functions that a class and its bases define, without those of bases of certain names."""
+    functions: dict[str, FunctionType] = {}
+    for base in reversed(kind.__mro__):
+        if base is object or f"{base.__module__}.{base.__qualname__}".startswith(without):
+            continue
         for name, value in vars(base).items():
             function = inspect.unwrap(value) if callable(value) else None
             if isinstance(function, FunctionType) and name != "__init__":
-                found[name] = function
-    return found
+                functions[name] = function
+    return functions
 
 
 def forget_classes() -> None:
     """Look at every class anew: somebody may have changed one since."""
-    _methods.cache_clear()
-    _code_below.cache_clear()
-    parameters_of.cache_clear()
+    for function in (_functions, _attribute_of_class, _code_below, parameters_of):
+        function.cache_clear()
 
 
 def code_below(module: nn.Module, forward: Any) -> tuple[CodeType, ...]:
-    """The code of a forward, and of the methods and plain functions that it may run.
-
-    Args:
-        module: The module.
-        forward: Its forward.
-    """
-    held = tuple(value for value in vars(module).values() if isinstance(value, FunctionType))
+    """The code of a forward, and of the methods and plain functions that it may run."""
     kind: Any = type(module)
+    held = tuple(value for value in vars(module).values() if isinstance(value, FunctionType))
     return _code_below(kind, getattr(forward, "__func__", forward), held)
 
 
 @cache
 def _code_below(kind: Any, forward: Any, held: tuple[FunctionType, ...]) -> tuple[CodeType, ...]:
-    pending: list[Any] = [*map(inspect.unwrap, (forward, *held))]
-    found: dict[CodeType, None] = {}
+    pending: list[Any] = [forward, *held]
+    codes: dict[CodeType, None] = {}
     own = methods(kind)
     while pending:
-        function = pending.pop()
+        function = inspect.unwrap(pending.pop())
         if (
             not isinstance(function, FunctionType)
-            or function.__code__ in found
+            or function.__code__ in codes
             or str(function.__module__).partition(".")[0] == "torch"
         ):
             continue
-        found[function.__code__] = None
+        codes[function.__code__] = None
         for name in function.__code__.co_names:
-            for value in (own.get(name), function.__globals__.get(name)):
-                if isinstance(value, FunctionType):
-                    pending.append(inspect.unwrap(value))
-    return tuple(found)
+            values = own.get(name), function.__globals__.get(name)
+            pending.extend(value for value in values if isinstance(value, FunctionType))
+    return tuple(codes)
+
+
+def setting(module: nn.Module, name: str, code: CodeType) -> bool | None:
+    """Whether an attribute is true, if it is a plain value that running the module leaves alone.
+
+    Args:
+        module: The module.
+        name: The attribute's name.
+        code: The code that asks.
+    """
+    value = vars(module).get(name, static_attribute(type(module), name))
+    if isinstance(value, property) and isinstance(value.fget, FunctionType):
+        getter = definition(value.fget)
+        match getter.body[-1:] if getter else []:
+            case [
+                ast.Return(
+                    value=ast.Attribute(value=ast.Name(), attr=flag)
+                    | ast.Call(func=ast.Name(id="bool"), args=[ast.Attribute(attr=flag)])
+                )
+            ] if flag != name:
+                return setting(module, flag, code)
+    plain = isinstance(value, bool | int | str) or value == []
+    set_by = _set_by((code, *code_below(module, module.forward))) if plain else ()
+    return bool(value) if plain and name not in set_by else None
+
+
+@cache
+def _set_by(codes: tuple[CodeType, ...]) -> frozenset[str]:
+    """Names of the attributes that code may set, or fill if they are lists."""
+    names: set[str] = set()
+    for code in codes:
+        names.update(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
+        if not _FILLS.isdisjoint(code.co_names):
+            names.update(code.co_names)
+    return frozenset(names)
+
+
+_FILLS = {"append", "extend", "insert", "setattr", "__setattr__", "__dict__"}
 
 
 @cache
 def definition(function: FunctionType) -> Definition | None:
-    """The syntax tree of a function; None where its source is not at hand.
-
-    Args:
-        function: The function.
-    """
+    """The syntax tree of a function; None where its source is not at hand."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -131,11 +132,7 @@ def definition(function: FunctionType) -> Definition | None:
 
 @cache
 def repeats(code: Definition) -> bool:
-    """Whether code may run more than once in one call, so that it reads above what it sets below.
-
-    Args:
-        code: The syntax tree of a function.
-    """
+    """Whether code may run more than once in a call, so that it reads above what it sets below."""
     return any(isinstance(node, _REPEATING) for node in ast.walk(code) if node is not code)
 
 
@@ -145,24 +142,35 @@ _REPEATING = (
 )  # fmt: skip
 
 
-def static_attribute(holder: Any, name: str) -> Any:
+def static_attribute(holder: Any, name: str, after: type | None = None) -> Any:
     """An attribute of a class or of a Python module, with no descriptor called; None if none.
 
     Args:
         holder: The class or the Python module.
         name: The attribute's name.
+        after: Leave out the classes up to this one, as ``super`` does.
     """
-    for place in holder.__mro__ if isinstance(holder, type) else (holder,):
-        if name in vars(place):
-            return vars(place)[name]
-    return inspect.getattr_static(holder, name, None)
+    if isinstance(holder, type):
+        return _attribute_of_class(holder, name, after)
+    return vars(holder).get(name)
+
+
+@cache
+def _attribute_of_class(kind: type, name: str, after: type | None) -> Any:
+    order = kind.__mro__
+    bases = order[order.index(after) + 1 :] if after in order else order
+    return next((vars(base)[name] for base in bases if name in vars(base)), None)
 
 
 @cache
 def parameters_of(function: FunctionType) -> tuple[inspect.Parameter, ...]:
-    """The parameters of a function.
-
-    Args:
-        function: The function.
-    """
+    """The parameters of a function."""
     return tuple(inspect.signature(function).parameters.values())
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Some code, and that of the functions and comprehensions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_in(constant)

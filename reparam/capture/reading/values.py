@@ -1,244 +1,141 @@
-"""What an expression in a module's code may refer to, as far as it leads to modules."""
+"""What an expression in a module's code may be: modules, and what can be called."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeAlias
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 
-Values: TypeAlias = frozenset[Any]
-"""All that one expression may be: modules themselves, and the kinds of things below."""
-
-NOTHING: Values = frozenset()
+from reparam.capture.reading.source import codes_in, methods
 
 
 @dataclass(frozen=True)
-class Several:
-    """A container with modules in it.
+class Value:
+    """The Python objects that an expression may be: modules, and what can be called.
+
+    It may always be something else besides, such as a tensor, which does not matter.
 
     Args:
-        entries: What it may hold.
-        nested: Whether it may also hold containers of the same.
+        itself: What it may be.
+        inside: What a container that it may be holds, however deep.
     """
 
-    entries: Values
-    nested: bool = False
+    itself: frozenset[Any] = frozenset()
+    inside: frozenset[Any] = frozenset()
+
+    def __or__(self, other: Value) -> Value:
+        if self is NOTHING or other is NOTHING:
+            return self if other is NOTHING else other
+        return Value(self.itself | other.itself, self.inside | other.inside)
+
+    @property
+    def all(self) -> frozenset[Any]:
+        """What it may be or hold."""
+        return self.itself | self.inside
+
+    @property
+    def modules(self) -> frozenset[nn.Module]:
+        """The modules that it is, holds or carries along."""
+        return frozenset(module for thing in self.all for module in carried(thing))
 
 
-@dataclass(frozen=True)
-class Row:
-    """A tuple, such as ``enumerate`` and ``zip`` give, place by place."""
-
-    places: tuple[Values, ...]
+NOTHING = Value()
 
 
-@dataclass(frozen=True)
-class Carrier:
-    """A function, or an object of some class, that holds modules."""
+def union(values: Iterable[Value]) -> Value:
+    """What one of several expressions may be."""
+    result = NOTHING
+    for value in values:
+        result |= value
+    return result
 
-    entries: Values
+
+def container(values: Iterable[Value]) -> Value:
+    """A container of what expressions may be."""
+    inside = union(values).all
+    return Value(inside=inside) if inside else NOTHING
 
 
-@dataclass(frozen=True)
-class Method:
-    """A method of a module or of a container.
+def refer_to(thing: Any) -> Value:
+    """A Python object as an expression's value."""
+    if isinstance(thing, _THINGS):
+        return Value(frozenset([thing]))
+    if is_registry(thing):
+        return Value(frozenset([MethodType(type(thing).__getitem__, thing)]))
+    inside = frozenset(entry for entry in entries_of(thing) if isinstance(entry, _THINGS))
+    return Value(inside=inside) if inside else NOTHING
 
-    Args:
-        owner: The module, or what stands for the container.
-        name: The method's name.
-        after: The class after which it is searched, as ``super`` does.
+
+def is_registry(thing: Any) -> bool:
+    """Whether an object is a mapping of a class of its own that hands out nothing but functions.
+
+    What its methods return is read, so they must make no functions. Its ``__getitem__`` stands for
+    it, since a mapping cannot be hashed.
     """
-
-    owner: Any
-    name: str
-    after: type | None = None
-
-
-@dataclass(frozen=True)
-class Super:
-    """What ``super()`` is in a method of a class."""
-
-    owner: nn.Module
-    after: type
+    if not isinstance(thing, Mapping) or isinstance(thing, dict):
+        return False
+    attributes = [getattr(holder, "__dict__", {}) for holder in (thing, *type(thing).__mro__)]
+    held = [value for each in attributes for value in each.values() if isinstance(value, dict)]
+    entries = list(entries_of(held))
+    return (
+        bool(entries)
+        and all(isinstance(entry, FunctionType) for entry in entries)
+        and not any(map(_makes_functions, methods(type(thing)).values()))
+    )
 
 
-@dataclass(frozen=True)
-class TensorsOf:
-    """The parameters and buffers of one module."""
-
-    owner: nn.Module
-
-
-@dataclass(frozen=True)
-class Known:
-    """A plain constant."""
-
-    value: Any
+def _makes_functions(function: FunctionType) -> bool:
+    used = map(function.__globals__.get, function.__code__.co_names)
+    nested = len(list(codes_in(function.__code__))) > 1
+    makers = FunctionType, ModuleType, partial, type
+    return function.__module__ != "collections.abc" and (
+        nested or any(isinstance(value, makers) for value in used)
+    )
 
 
-@dataclass(frozen=True)
-class Outside:
-    """A function, a class or a Python module that is no part of a model."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Registry:
-    """A mapping from names to functions, of a class of its own.
-
-    Args:
-        kind: Its class.
-        functions: What it may give back: as `Outside`.
-    """
-
-    kind: type
-    functions: Values
-
-    def hands_out(self, name: str) -> bool:
-        """Whether a method returns no function but those that it holds or was given.
-
-        Args:
-            name: The method's name.
-        """
-        seen: set[str] = set()
-        pending = [name, "__getitem__"]
-        while pending:
-            function = inspect.getattr_static(self.kind, name := pending.pop(), None)
-            if name in seen or getattr(function, "__module__", "") == "collections.abc":
-                continue
-            seen.add(name)
-            if not isinstance(function, FunctionType):
-                return False
-            code = function.__code__
-            used = [function.__globals__.get(other) for other in code.co_names]
-            makes = any(isinstance(value, CodeType) for value in code.co_consts)
-            if makes or any(isinstance(value, _MAKERS) for value in used):
-                return False
-            pending.extend(
-                other
-                for other in code.co_names
-                if not isinstance(inspect.getattr_static(self.kind, other, {}), dict)
-            )
-        return True
+def is_method(thing: Any) -> bool:
+    """Whether an object is a method of a module or of a registry."""
+    if not isinstance(thing, MethodType):
+        return False
+    return isinstance(thing.__self__, nn.Module) or is_registry(thing.__self__)
 
 
-_MAKERS = FunctionType, ModuleType, partial, type
-"""What code may use to make a function."""
+_THINGS = (
+    nn.Module, FunctionType, MethodType, BuiltinFunctionType, partial, type, ModuleType
+)  # fmt: skip
 
 
-def union(several: Iterable[Values]) -> Values:
-    """All that one of several expressions may be."""
-    return NOTHING.union(*several)
+def entries_of(thing: Any) -> Iterator[Any]:
+    """What Python's own containers hold, at any depth."""
+    pending, seen = [thing], set[int]()
+    while pending:
+        holder = pending.pop()
+        if not isinstance(holder, dict | list | tuple | set):
+            yield holder
+        elif id(holder) not in seen:
+            seen.add(id(holder))
+            pending.extend(holder.values() if isinstance(holder, dict) else holder)
 
 
-def container(entries: Values) -> Values:
-    """A container of what an expression may be."""
-    entries = modules_in(entries)
-    deep = frozenset(v for v in entries if isinstance(v, Several) or _depth(v) > _DEPTH)
-    flat = (entries - deep) | union(map(_flat, deep))
-    return frozenset([Several(flat, bool(deep))]) if flat else NOTHING
-
-
-def row(places: tuple[Values, ...]) -> Values:
-    """A tuple of what expressions may be."""
-    places = tuple(map(modules_in, places))
-    value = Row(places)
-    if _depth(value) > _DEPTH:
-        return container(union(places))
-    return frozenset([value]) if any(places) else NOTHING
-
-
-_DEPTH = 3  # of containers in containers that are told apart: what recurses would have no end
-
-
-def _depth(value: Any) -> int:
-    if isinstance(value, Row):
-        return 1 + max((_depth(v) for place in value.places for v in place), default=0)
-    if isinstance(value, Several):
-        return 1 + max(map(_depth, value.entries), default=0)
-    return 0
-
-
-def _flat(value: Any) -> Values:
-    """The modules in containers of containers."""
-    if isinstance(value, Row):
-        return union(map(_flat, union(value.places)))
-    if isinstance(value, Several):
-        return union(map(_flat, value.entries))
-    return frozenset([value])
-
-
-def modules_in(values: Values) -> Values:
-    """What leads to a module."""
-    return frozenset(v for v in values if not isinstance(v, Known | Outside | Registry))
-
-
-def constant(values: Values) -> Known | None:
-    """The one constant that an expression is; None if it may be anything else."""
-    if len(values) != 1:
-        return None
-    value = next(iter(values))
-    return value if isinstance(value, Known) else None
-
-
-def refer_to(value: Any, owner: nn.Module | None = None) -> Values:
-    """A Python object as an expression's value.
-
-    Args:
-        value: The object.
-        owner: The module whose attribute it is.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return frozenset([Known(value)])
-    if isinstance(value, list | tuple | dict | set) and not value:
-        return frozenset([Known(())])
-    if isinstance(value, Tensor):
-        return NOTHING if owner is None else frozenset([TensorsOf(owner)])
-    if isinstance(value, nn.Module):
-        return frozenset([value])
-    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
-        return frozenset([Method(value.__self__, value.__name__)])
-    if isinstance(value, dict):
-        return container(union(refer_to(entry, owner) for entry in value.values()))
-    if isinstance(value, list | tuple | set):
-        return container(union(refer_to(entry, owner) for entry in value))
-    held = _held_by(value)
-    if held:
-        return frozenset([Carrier(held)])
-    if isinstance(value, Mapping):
-        return _registry(value)
-    return frozenset([Outside(value)]) if callable(value) or _is_module(value) else NOTHING
-
-
-def _registry(mapping: Mapping[Any, Any]) -> Values:
-    """A mapping that holds nothing but functions, in dictionaries of its own or of its class."""
-    places = [vars(mapping), *map(vars, type(mapping).__mro__)]
-    own = [value for place in places for value in place.values() if isinstance(value, dict)]
-    functions = [function for entries in own for function in entries.values()]
-    if not functions or not all(isinstance(function, FunctionType) for function in functions):
-        return NOTHING
-    return frozenset([Registry(type(mapping), frozenset(map(Outside, functions)))])
-
-
-def _held_by(value: Any) -> Values:
-    """The modules that a function or an object of some class carries along."""
-    if isinstance(value, FunctionType):
-        inside = [contents(cell) for cell in value.__closure__ or ()]
-    elif isinstance(value, partial):
-        inside = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, MethodType):
-        inside = [value.__self__]
-    elif isinstance(value, type | ModuleType | BuiltinFunctionType):
-        inside = []
+def carried(thing: Any) -> frozenset[nn.Module]:
+    """The modules that an object is, or that it carries along."""
+    if isinstance(thing, nn.Module):
+        return frozenset([thing])
+    if isinstance(thing, type | ModuleType | BuiltinFunctionType | Tensor):
+        return frozenset()
+    if isinstance(thing, FunctionType):
+        held = [*map(contents, thing.__closure__ or ()), *(thing.__defaults__ or ())]
+    elif isinstance(thing, partial):
+        held = [thing.func, *thing.args, *thing.keywords.values()]
+    elif isinstance(thing, MethodType):
+        held = [thing.__self__]
     else:
-        inside = list(getattr(value, "__dict__", {}).values())
-    return frozenset(entry for entry in inside if isinstance(entry, nn.Module))
+        held = list(getattr(thing, "__dict__", {}).values())
+    return frozenset(entry for entry in entries_of(held) if isinstance(entry, nn.Module))
 
 
 def contents(cell: Any) -> Any:
@@ -247,7 +144,3 @@ def contents(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:
         return None
-
-
-def _is_module(value: Any) -> bool:
-    return isinstance(value, ModuleType)

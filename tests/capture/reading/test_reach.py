@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -41,16 +41,29 @@ class Open(Block):
         return self.norm
 
 
+class Outer(nn.Module):
+    """A block around a block, which it also opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.inner.conv(x).relu()
+
+
 class Eager(nn.Module):
     """A forward that asks for a value, then runs a body over a few blocks."""
 
     def __init__(self, body: Callable[..., Tensor]) -> None:
         super().__init__()
         self.body = body
+        self.flag = False
         self.first, self.second, self.open = Block(), Block(), Open()
         self.blocks = nn.ModuleList([Block(), Block()])
         self.named = nn.ModuleDict({"one": Block(), "two": Block()})
         self.pair = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C))
+        self.outer = Outer()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.mean() > 100:
@@ -62,6 +75,36 @@ class Eager(nn.Module):
 
     def pick(self, index: int) -> nn.Module:
         return self.blocks[index]
+
+
+class Table(Mapping[str, Callable[..., Tensor]]):
+    """Hands out the functions that it holds."""
+
+    def __init__(self, functions: dict[str, Callable[..., Tensor]]) -> None:
+        self.functions = functions
+
+    def __getitem__(self, name: str) -> Callable[..., Tensor]:
+        return self.functions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.functions)
+
+    def __len__(self) -> int:
+        return len(self.functions)
+
+
+class Maker(Table):
+    """Hands out functions that it makes."""
+
+    def __getitem__(self, name: str) -> Callable[..., Tensor]:
+        return lambda block, x: block.conv(x)
+
+
+def _run(block: Any, x: Tensor) -> Tensor:
+    return block(x)
+
+
+TABLE, MAKER = Table({"run": _run}), Maker({"run": _run})
 
 
 # -- What is only called --------------------------------------------------------------------------
@@ -129,6 +172,10 @@ def by_items(self: Any, x: Tensor) -> Tensor:
     for name, block in self.named.items():
         x = block(x).relu() * len(name)
     return x
+
+
+def by_a_function_out_of_a_table(self: Any, x: Tensor) -> Tensor:
+    return TABLE.get("run", _run)(self.first, x).relu()
 
 
 def in_a_comprehension(self: Any, x: Tensor) -> Tensor:
@@ -249,6 +296,57 @@ def opened_in_zip(self: Any, x: Tensor) -> Tensor:
     return x
 
 
+def opened_where_a_function_returns_it(self: Any, x: Tensor) -> Tensor:
+    def pick() -> Any:
+        return self.first
+
+    return self.first(x) + pick().conv(x).relu()
+
+
+def opened_where_a_lambda_returns_it(self: Any, x: Tensor) -> Tensor:
+    pick = lambda: self.first  # noqa: E731
+    return self.first(x) + pick().conv(x).relu()
+
+
+def opened_under_the_name_of_a_pattern(self: Any, x: Tensor) -> Tensor:
+    match self.first:
+        case block:
+            return self.first(x) + block.conv(x).relu()
+
+
+def opened_by_another_name_of_its_dictionary(self: Any, x: Tensor) -> Tensor:
+    blocks: dict[str, Any] = {}
+    others = blocks
+    others["first"] = self.first
+    return self.first(x) + blocks["first"].conv(x).relu()
+
+
+def opened_many_turns_later(self: Any, x: Tensor) -> Tensor:
+    a = b = c = d = e = f = None
+    for _ in range(8):
+        x = x if f is None else x + f.conv(x).relu()
+        f, e, d, c, b, a = e, d, c, b, a, self.first
+    return self.first(x)
+
+
+def opened_by_a_function_out_of_a_table(self: Any, x: Tensor) -> Tensor:
+    return self.first(x) + TABLE.get("half", _half)(self.first, x).relu()
+
+
+def opened_by_a_function_that_a_table_makes(self: Any, x: Tensor) -> Tensor:
+    return self.first(x) + MAKER["run"](self.first, x).relu()
+
+
+def opened_if_a_flag_is_set(self: Any, x: Tensor) -> Tensor:
+    if self.flag:
+        return self.first(x) + self.first.conv(x).relu()
+    return self.first(x)
+
+
+def opened_by_a_block_that_stays(self: Any, x: Tensor) -> Tensor:
+    return self.outer(x) + self.outer.inner(x).relu()
+
+
 ONLY_CALLED = [
     by_name,
     by_index,
@@ -264,6 +362,7 @@ ONLY_CALLED = [
     by_enumerate,
     by_zip,
     by_items,
+    by_a_function_out_of_a_table,
     in_a_comprehension,
 ]
 
@@ -291,6 +390,15 @@ OPENED = {
     opened_in_a_loop: 2,
     opened_in_enumerate: 1,
     opened_in_zip: 4,
+    opened_where_a_function_returns_it: 1,
+    opened_where_a_lambda_returns_it: 1,
+    opened_under_the_name_of_a_pattern: 1,
+    opened_by_another_name_of_its_dictionary: 1,
+    opened_many_turns_later: 1,
+    opened_by_a_function_out_of_a_table: 1,
+    opened_by_a_function_that_a_table_makes: 1,
+    opened_if_a_flag_is_set: 1,
+    opened_by_a_block_that_stays: 2,
 }
 """Bodies, and how many batch norms have to stay."""
 
@@ -337,3 +445,30 @@ def test_a_class_that_changes_between_two_calls() -> None:
     Changing.forward = forward  # type: ignore[method-assign]
     fused = reparam.fuse(model)
     assert relative_error(run(fused, (images(),)), run(model, (images(),))) <= EXACT
+
+
+def test_a_flag_that_is_set_later() -> None:
+    model, x = ready(Eager(opened_if_a_flag_is_set)), images()
+    fused: Any = reparam.fuse(model)
+    model.flag = fused.flag = True
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+
+
+def test_a_flag_that_a_forward_sets_where_it_gets_other_arguments() -> None:
+    class Modal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+            self.flag = False
+
+        def forward(self, x: Tensor, mode: str | None = None) -> Tensor:
+            self.flag = mode is not None
+            y = self.block(x)
+            if self.flag:
+                y = y + self.block.conv(x).relu()
+            return y
+
+    model, x = ready(Modal()), images()
+    fused = reparam.fuse(model)
+    for inputs in ((x,), (x, "both")):
+        assert relative_error(run(fused, inputs), run(model, inputs)) <= EXACT
