@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, replace
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -64,13 +65,13 @@ def _draws(node: fx.Node) -> bool:
     """Whether an operator that is listed to draw random numbers is not told that it must not."""
     if Trait.RANDOM not in traits(node):
         return False
-    target: Any = node.target
+    target, default = node.target, False
     if isinstance(target, torch._ops.OpOverload):
         names = [argument.name for argument in target._schema.arguments]
-        default = False
     else:
-        function = getattr(F, operator_name(node), target)
-        parameters = inspect.signature(function).parameters if callable(function) else {}
+        function = getattr(F, operator_name(node), None)
+        is_python = isinstance(function, FunctionType)
+        parameters = inspect.signature(function).parameters if is_python else {}
         names = list(parameters)
         default = getattr(parameters.get("training"), "default", False)
     flag = next((name for name in names if name in ("training", "train")), None)
