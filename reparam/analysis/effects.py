@@ -6,8 +6,10 @@ and may write to them. What torch's own operators do, their schemas say.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -55,6 +57,29 @@ _VIEW = Effects(True, ())
 
 def effects_of(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
     """What one node does besides returning a value."""
+    effects = _effects(node, root, rules)
+    return replace(effects, random=True) if _draws(node) else effects
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operator that is listed to draw random numbers is not told that it must not."""
+    if Trait.RANDOM not in traits(node):
+        return False
+    target, default = node.target, False
+    if isinstance(target, torch._ops.OpOverload):
+        names = [argument.name for argument in target._schema.arguments]
+    else:
+        function = getattr(F, operator_name(node), None)
+        is_python = isinstance(function, FunctionType)
+        parameters = inspect.signature(function).parameters if is_python else {}
+        names = list(parameters)
+        default = getattr(parameters.get("training"), "default", False)
+    flag = next((name for name in names if name in ("training", "train")), None)
+    arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return flag is None or arguments.get(flag, default) is not False
+
+
+def _effects(node: fx.Node, root: nn.Module, rules: Rules) -> Effects:
     if node.op == "output":
         return _VIEW
     if node.op in ("placeholder", "get_attr") or reads_metadata(node):
@@ -138,7 +163,9 @@ def _named_effects(node: fx.Node, home: Any) -> Effects:
     """What a method or a function of torch does by its name."""
     name, known = operator_name(node), traits(node)
     if is_in_place(name):
-        return Effects(True, _first(node))
+        packet = getattr(torch.ops.aten, name, None)
+        random = packet is not None and _declared_effects(packet).random
+        return Effects(True, _first(node), random=random)
     if Trait.ALIASES in known:
         return _VIEW
     if Trait.FRESH in known:
@@ -147,9 +174,8 @@ def _named_effects(node: fx.Node, home: Any) -> Effects:
     if packet is None:
         # A functional of many operators (F.normalize, F.interpolate): it writes to nothing.
         written = () if hasattr(home, name) else tuple(node.all_input_nodes)
-        return Effects(True, written, random=Trait.RANDOM in known)
-    declared = _declared_effects(packet)
-    return replace(declared, random=True) if Trait.RANDOM in known else declared
+        return Effects(True, written)
+    return _declared_effects(packet)
 
 
 @cache
@@ -176,7 +202,8 @@ def _schema_effects(target: torch._ops.OpOverload, node: fx.Node) -> Effects:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 held = node.args[position : position + 1] or node.kwargs.get(argument.name)
                 fx.map_arg(held, written.append)
-        return Effects(True, tuple(written))
+        random = torch.Tag.nondeterministic_seeded in target.tags
+        return Effects(True, tuple(written), random=random)
     passes_on = Trait.ALIASES in traits(node)
     return Effects(
         passes_on or any(result.alias_info for result in schema.returns),

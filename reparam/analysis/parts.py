@@ -10,10 +10,11 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
+from reparam.analysis.example_run import record_shapes
 from reparam.analysis.facts import Facts, gather
 from reparam.analysis.lifting import lift
 from reparam.capture import (
@@ -21,7 +22,6 @@ from reparam.capture import (
     Call,
     Trace,
     as_trace,
-    filled,
     hold,
     knows_only_tensors,
     read_program,
@@ -31,7 +31,7 @@ from reparam.capture import (
 )
 from reparam.capture.reading import Reach, called_by_methods, forget_classes
 from reparam.errors import ReparamError, UntraceableError
-from reparam.modules import copied_values, fetch, has_hooks, read_from, undisturbed
+from reparam.modules import fetch, has_hooks, read_from
 from reparam.rules import Rules, Step
 
 
@@ -186,44 +186,9 @@ def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) ->
     hold("capture", CAPTURED, traced)
     shapes, dtypes, ranks = recorded_values(traced.graph)
     if inputs is not None:
-        shapes, dtypes = _record_shapes(traced, inputs)
+        shapes, dtypes = record_shapes(traced, inputs)
     facts = gather(traced, rules, shapes, dtypes, ranks)
     return Part(traced, facts, lift(traced.graph, facts, rules, traced.path), rules)
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and notes the shape and type of each value."""
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__(trace.root, graph=trace.graph)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-        self.dtypes: dict[fx.Node, torch.dtype] = {}
-
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
-        """The operands of a node, in lists and dictionaries that it may write to."""
-        return filled(tuple(n.args), self.env.__getitem__), filled(n.kwargs, self.env.__getitem__)
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = result.shape
-            self.dtypes[n] = result.dtype
-        return result
-
-
-def _record_shapes(
-    trace: Trace, inputs: tuple[Any, ...]
-) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, torch.dtype]]:
-    """Shapes and types of every value, from one run on the inputs of the root's forward."""
-    recorder = _Recorder(trace)
-    try:
-        with torch.no_grad(), undisturbed(trace.root):
-            recorder.run(*copied_values(inputs))
-    except Exception as error:
-        raise ReparamError(
-            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
-        ) from error
-    return recorder.shapes, recorder.dtypes
 
 
 def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from reparam.capture.leaf_functions import (
     failing_function,
     found_in_modules,
 )
-from reparam.capture.proxies import answering_for_proxies
+from reparam.capture.questions import answering_for_proxies
 from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
 from reparam.capture.tracer import Tracer
@@ -170,7 +170,8 @@ def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     if refused & lessons.making:
         return lessons.without_making(refused & lessons.making)
     if refused:
-        return lessons.with_leaves(refused, root, "its forward catches that a proxy has no value")
+        reason = tracer.refused.get(id(root), next(iter(tracer.refused.values())))
+        return lessons.with_leaves(refused, root, reason)
     if drew and not lessons.notices_random:
         return replace(lessons, drew=True)
     if drew:

@@ -68,7 +68,7 @@ class Trait(Flag):
     """Only takes a part of its operand, and copies nothing, so that it costs nothing."""
 
     RANDOM = auto()
-    """Draws random numbers, where torch's tags do not tell: two calls of it are not one."""
+    """Draws random numbers, unless it is told that nobody trains: two calls of it are not one."""
 
     DRAWS_BY_LAYOUT = auto()
     """Draws them in the order in which its operand lies in memory, which then must stay."""
@@ -188,9 +188,9 @@ _TABLE = {
     "sign sgn floor ceil trunc frac floor_divide remainder fmod argmax argmin topk sort argsort "
     "heaviside bucketize searchsorted nonzero": _T.DISCONTINUOUS,
     # Random numbers.
-    "dropout": _HANDS_ON | _T.ALIASES | _T.MODAL,
+    "dropout": _HANDS_ON | _T.ALIASES | _T.MODAL | _T.RANDOM,
     "dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout": (
-        _T.ALIASES | _T.MODAL
+        _T.ALIASES | _T.MODAL | _T.RANDOM
     ),
     "rrelu": _T.RANDOM | _T.DRAWS_BY_LAYOUT | _T.MODAL,
     "gumbel_softmax rand_like randn_like randint_like bernoulli normal uniform random "

@@ -6,34 +6,47 @@ refuses where the code would otherwise take a wrong turn.
 
 from __future__ import annotations
 
-import builtins
 import dis
-import importlib
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
-from functools import cache, wraps
-from types import CodeType, FrameType
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
 from reparam.capture.item_assignment import assign
-from reparam.capture.operator_traits import CONSTANT_FACTORIES, Trait, traits
+from reparam.capture.operator_traits import Trait, traits
 from reparam.capture.structures import proxies_in
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
 )  # fmt: skip
 
+_ASK_FOR_OTHERS = {"abc", "functools", "torch.jit", "torch._jit_internal", "torch.nn.parameter"}
+"""Modules whose ``isinstance`` and dispatch ask on behalf of whoever calls them."""
+
 
 class _Reserved:
-    """What Python asks of a value by itself, and what code assigns to it: refused.
+    """What Python asks of a value by itself, and what code assigns to it: answered, or refused.
 
     Python answers with exceptions that a model's code may catch, and go on as if it knew better.
     """
+
+    @property
+    def __class__(self) -> type:
+        """What ``isinstance``, patterns and dispatch take a value for, under whatever name."""
+        if not user_asks(sys._getframe(1)):
+            return type(self)
+        tracer: Any = vars(self)["tracer"]
+        kind: type = tracer.class_of(self)
+        return kind
+
+    @__class__.setter
+    def __class__(self, kind: type) -> None:
+        self._refuse("get another class")
 
     def _refuse(self, what: str, frame: FrameType | None = None) -> NoReturn:
         tracer: Any = vars(self)["tracer"]
@@ -41,7 +54,7 @@ class _Reserved:
         raise UnknownValueError(f"a value that only a run of the model tells cannot {what}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if _user_asks(sys._getframe(1)):
+        if user_asks(sys._getframe(1)):
             self._refuse(f"get another {name}")
         super().__setattr__(name, value)
 
@@ -54,7 +67,7 @@ class _Reserved:
     __int__ = __float__ = __complex__ = _become_a_number
 
     def __hash__(self) -> int:
-        if _user_asks(sys._getframe(1)):
+        if user_asks(sys._getframe(1)):
             self._refuse("be the key of a dictionary")
         return id(self)
 
@@ -72,7 +85,7 @@ class _Reserved:
         if vars(self).get("attr") == "device" and tracer.device is not None:
             return str(tracer.device)
         # The message of an assertion is made although nobody reads it.
-        if _user_asks(frame) and "_assert" not in frame.f_code.co_names:
+        if user_asks(frame) and "_assert" not in frame.f_code.co_names:
             self._refuse("be written into a text")
         return repr(self)
 
@@ -85,12 +98,22 @@ class Proxy(_Reserved, fx.Proxy):
     """A value of the graph."""
 
     def __getattr__(self, k: str) -> Any:
-        if _user_asks(sys._getframe(1)) and not hasattr(Tensor, k):
-            tracer: Any = self.tracer
-            if tracer.is_tensor(self.node) or self.node.op == "placeholder":
-                tracer.refuse()
-                raise AttributeError(f"a tensor has no attribute {k!r}")
+        if not hasattr(Tensor, k):
+            self._absent(k, sys._getframe(1))
         return Attribute(self, k)
+
+    @property
+    def keys(self) -> Any:
+        """What ``**`` asks for: torch's own proxies have it, and tensors have not."""
+        self._absent("keys", sys._getframe(1))
+        return super().keys
+
+    def _absent(self, name: str, frame: FrameType) -> None:
+        """Say what is true of a value that is a tensor: it has no attribute of some name."""
+        tracer: Any = self.tracer
+        if user_asks(frame) and (tracer.is_tensor(self.node) or self.node.op == "placeholder"):
+            tracer.class_of(self)
+            raise AttributeError(f"a tensor has no attribute {name!r}")
 
     def __len__(self) -> int:
         length = _known_length(self.node)
@@ -150,97 +173,12 @@ class ConstantProxy(Proxy):
         return metadata[k] if k in metadata else super().__getattr__(k)
 
 
-@contextmanager
-def answering_for_proxies(tracer: Any) -> Iterator[None]:
-    """Let what knows nothing of proxies take one for what it stands for.
-
-    That is ``isinstance`` and ``zip``, and torch's functions that make a tensor of a given size.
-    """
-    # torch.compile takes down the builtins when it is first imported: they have to be Python's own.
-    importlib.import_module("torch._dynamo")
-    factories = {name: getattr(torch, name) for name in _FACTORIES}
-    with _answering_builtins():
-        for name, factory in factories.items():
-            setattr(torch, name, _recorded(factory, tracer))
-        try:
-            yield
-        finally:
-            for name, factory in factories.items():
-                setattr(torch, name, factory)
-
-
-_FACTORIES = "zeros ones empty full arange linspace logspace eye rand randn tensor".split()
-
-
-def _recorded(factory: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
-    """A function that becomes a node if a size it gets is one, or if the tracer asks for that."""
-
-    @wraps(factory)
-    def made(*args: Any, **kwargs: Any) -> Any:
-        proxy = next(proxies_in((args, kwargs)), None)
-        if proxy is not None:
-            return proxy.tracer.create_proxy("call_function", factory, args, kwargs)
-        value = factory(*args, **kwargs)
-        records = factory in CONSTANT_FACTORIES and _user_asks(sys._getframe(1))
-        return tracer.made(factory, args, kwargs, value) if records else value
-
-    return made
-
-
-@contextmanager
-def _answering_builtins() -> Iterator[None]:
-    original, originally_zip = builtins.isinstance, builtins.zip
-
-    def asked(value: Any, kinds: Any, /) -> bool:
-        if not original(value, fx.Proxy) or not _user_asks(sys._getframe(1)):
-            return original(value, kinds)
-        tracer: Any = value.tracer
-        return issubclass(tracer.class_of(value), kinds)
-
-    def zipped(*several: Any, strict: bool = False) -> Any:
-        proxies = [value for value in several if original(value, fx.Proxy)]
-        sized = [
-            len(value)
-            for value in several
-            if original(value, Sized) and not original(value, fx.Proxy)
-        ]
-        if proxies and sized and not strict and _user_asks(sys._getframe(1)):
-            several = tuple(
-                value.tracer.first_of(value, min(sized)) if original(value, fx.Proxy) else value
-                for value in several
-            )
-        return originally_zip(*several, strict=strict)
-
-    builtins.isinstance, builtins.zip = asked, zipped  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        builtins.isinstance, builtins.zip = original, originally_zip  # type: ignore[misc]
-
-
-_TYPES = {"dtype", "device", "__class__", "layout"}
-
-
-@cache
-def asks_for_identity(code: CodeType) -> bool:
-    """Whether code compares types by ``is`` or asks for ``type(x)``: no proxy can answer these."""
-    instructions = list(dis.get_instructions(code))
-    for index, instruction in enumerate(instructions):
-        if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "type":
-            following = [other.argval for other in instructions[index + 1 : index + 3]]
-            if "self" not in following:
-                return True
-        if instruction.opname == "IS_OP":
-            before = instructions[max(0, index - 5) : index]
-            constant = before[-1].opname == "LOAD_CONST"
-            if not constant and any(other.argval in _TYPES for other in before):
-                return True
-    return False
-
-
-def _user_asks(frame: FrameType) -> bool:
+def user_asks(frame: FrameType) -> bool:
     """Whether it is a model's code that runs in a frame."""
-    module = str(frame.f_globals.get("__name__", ""))
+    asking: FrameType | None = frame
+    while asking is not None and asking.f_globals.get("__name__") in _ASK_FOR_OTHERS:
+        asking = asking.f_back
+    module = "" if asking is None else str(asking.f_globals.get("__name__", ""))
     return not module.startswith(_NEVER_ASKS)
 
 

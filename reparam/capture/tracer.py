@@ -20,11 +20,11 @@ from reparam.capture.proxies import (
     Attribute,
     ConstantProxy,
     Proxy,
-    asks_for_identity,
     comes_of_tensors,
     is_tensor,
 )
-from reparam.capture.reading import code_below
+from reparam.capture.questions import unanswerable
+from reparam.capture.reading import functions_below
 from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, bound, surely_given
 from reparam.errors import MadeTensorError, UntraceableError
@@ -37,6 +37,8 @@ _RETURN_A_TENSOR = {
     for kind in vars(getattr(nn.modules, name)).values()
     if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.MultiheadAttention
 }
+
+CAUGHT = "its forward catches that a proxy has no value"
 
 _ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size,
@@ -85,8 +87,8 @@ class Tracer(fx.Tracer):
         self.in_context: set[Call] = set()
         self.random_modules: list[nn.Module] = []
         self.writing_modules: list[nn.Module] = []
-        self.refused: set[int] = set()
-        self.tried: tuple[Any, set[int]] = None, set()
+        self.refused: dict[int, str] = {}
+        self.tried: tuple[Any, frozenset[int]] = None, frozenset()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
@@ -142,9 +144,10 @@ class Tracer(fx.Tracer):
         """Run a module's forward as a call of its own."""
         forward = module.forward
         ours = type(module).__module__.startswith("torch.nn.")
-        if not ours and any(map(asks_for_identity, code_below(module, forward))):
+        below = () if ours else functions_below(module, forward)
+        if question := next(filter(None, map(unanswerable, below)), None):
             self.failed = self.failed or module
-            raise UntraceableError("its forward asks for the type of a value, or for its identity")
+            raise UntraceableError(f"its forward {question}")
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
         named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
@@ -235,19 +238,22 @@ class Tracer(fx.Tracer):
         self.refuse()
         return super().iter(obj)
 
-    def refuse(self, frame: FrameType | None = None) -> None:
+    def refuse(self, frame: FrameType | None = None, reason: str = CAUGHT) -> None:
         """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
-        fresh = {id(call.module) for call in self.stack[-1:]} - self.refused
+        fresh = {id(call.module): reason for call in self.stack[-1:]}
+        fresh = {key: reason for key, reason in fresh.items() if key not in self.refused}
         self.refused |= fresh
         if frame is not None:
             place = frame, frame.f_lasti
-            self.tried = place, fresh | (self.tried[1] if self.tried[0] == place else set())
+            tried = self.tried[1] if self.tried[0] == place else frozenset()
+            self.tried = place, tried | fresh.keys()
 
     def forgive(self, frame: FrameType) -> None:
         """Forget what one of torch's functions asked before it found that it got a proxy."""
         place, fresh = self.tried
         if place == (frame, frame.f_lasti):
-            self.refused -= fresh
+            for key in fresh:
+                self.refused.pop(key, None)
 
     def note_context(self) -> None:
         """Remember whose code enters a context: a graph has none."""

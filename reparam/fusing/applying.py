@@ -23,7 +23,7 @@ from reparam.rewriting import (
     rebuild,
     rewrite,
 )
-from reparam.verification import Check, MismatchError, Model, Transaction
+from reparam.verification import Check, MismatchError, MisreadError, Model, Transaction
 
 _UNCHECKED = (
     "every new operator was compared with what it replaces, but some modules around them could not "
@@ -99,9 +99,10 @@ def _apply(
         refused, fused = refused_rows(planned), _rows(planned, made, rewritten)
         check = Check(planned, rewritten) if verify else None
         try:
+            unchecked = 0 if check is None else check.run_originals()
             with all_or_nothing(root):
                 gone = graft(rewritten, root, _held(root, planned.part.elsewhere))
-                unchecked = 0 if check is None else check.run(gone, root)
+                unchecked += 0 if check is None else check.run(gone, root)
         except GraftError as problem:
             if isinstance(problem, MismatchError):
                 warn(f"{problem}; it was left alone. Please report it")
@@ -153,6 +154,9 @@ def _at_fault(planned: PlannedPart, rewritten: Rewrite, problem: GraftError) -> 
     """The regions for which code changed that cannot change, or else all in its module."""
     regions, trace, calls = planned.decision.regions, planned.part.trace, set(problem.calls)
     direct = [region for region in regions if rewritten.changes[region.value] & calls]
+    if isinstance(problem, MisreadError):  # what it calls may be right
+        own = [region for region in regions if frame_of(trace, region) in calls]
+        return [region for region in regions if region in direct or region in own]
     inside = [region for region in regions if calls & set(frame_of(trace, region).ancestry())]
     return direct or inside or regions
 

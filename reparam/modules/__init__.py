@@ -11,6 +11,7 @@ from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,
     Widened,
     call_exact,
+    call_in_modes,
     copied_values,
     in_float64,
     of_any_type,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,20 +80,61 @@ def call_exact(
         exact: What it uses instead of some parameters, by the identity of these.
         without: Paths of its parts whose tensors are not used.
     """
+    weights = _weights(module, exact, without)
+    with nullcontext() if _only_computes(module) else _on_trial(module), of_any_type():
+        return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
+
+
+def call_in_modes(
+    module: nn.Module,
+    inputs: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
+    without: Collection[str] = (),
+) -> list[Any]:
+    """Call a module in float64 again and again, as its users may: what it returned each time.
+
+    That is with gradients and autocast, and in inference mode, under other random numbers each time
+    and with what the call before left behind.
+
+    Args:
+        module: The module.
+        inputs: Makes its positional and keyword arguments.
+        without: Paths of its parts whose tensors are not used.
+    """
+    weights = _weights(module, {}, without)
+    device = next((tensor.device.type for tensor in weights.values()), "cpu")
+    results = []
+    with _on_trial(module), of_any_type():
+        for seed, mode in enumerate((torch.enable_grad, torch.inference_mode)):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            # Autocast leaves float64 alone: what comes out otherwise was asked for.
+            with mode(), torch.autocast(device, torch.bfloat16, enabled=not seed):
+                args, kwargs = inputs()
+                call = torch.func.functional_call
+                results.append(call(module, weights, args, kwargs, tie_weights=False))
+    return results
+
+
+def _weights(
+    module: nn.Module, exact: Mapping[int, Tensor], without: Collection[str]
+) -> dict[str, Tensor]:
+    """A module's floating-point tensors in float64, by path."""
     unused = tuple(f"{path}." for path in without)
-    weights = {
+    return {
         join(path, name): exact[id(tensor)] if id(tensor) in exact else tensor.detach().double()
         for path, part in module.named_modules()  # each once, since each is put back once
         if not f"{path}.".startswith(unused)
         for name, tensor in own_tensors(part).items()
         if tensor.is_floating_point()
     }
-    with ExitStack() as around:
-        if not _only_computes(module):
-            around.enter_context(undisturbed(module))
-            around.enter_context(Widened())  # type: ignore[no-untyped-call]
-        around.enter_context(of_any_type())
-        return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
+
+
+@contextmanager
+def _on_trial(module: nn.Module) -> Iterator[None]:
+    """Leave a module as it was, and let what it makes be float64."""
+    with undisturbed(module), Widened():  # type: ignore[no-untyped-call]
+        yield
 
 
 def _only_computes(module: nn.Module) -> bool:

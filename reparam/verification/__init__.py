@@ -11,7 +11,7 @@ from reparam.verification.model_check import (
     runnable,
     verify,
 )
-from reparam.verification.module_check import Check, MismatchError
+from reparam.verification.module_check import Check, MismatchError, MisreadError
 from reparam.verification.random_runs import random_inputs, try_to_run
 from reparam.verification.region_check import NOT_FINITE, REGION_BOUND, compared, is_finite
 from reparam.verification.transactions import Model, Transaction, called_with, copied_model

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from reparam.analysis import Part
 from reparam.capture import Call, filled
-from reparam.modules import call_exact, copied_values, fetch
+from reparam.modules import call_exact, call_in_modes, copied_values, fetch
 from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
 from reparam.verification.random_runs import random_inputs, try_to_run
@@ -123,6 +123,22 @@ def module_error(
     return max(_difference(sample.result, result), *errors, 0.0)
 
 
+def original_errors(
+    module: nn.Module, sample: Sample, inner: Mapping[str, Sample]
+) -> tuple[float, float]:
+    """How far what a module's own code returns is from a sample of its graph, in float64.
+
+    Returns:
+        The largest relative difference from the sample, those of what the parts are given included,
+        and that of two runs, in other modes, under other random numbers, one after the other. They
+        are infinite where something of another structure was returned.
+    """
+    with _standing_in(module, inner) as errors:
+        first, second = call_in_modes(module, lambda: copied_values(sample.inputs), inner)
+    error = max(_difference(sample.result, first), *errors, 0.0)
+    return error, _difference(first, second)
+
+
 @contextmanager
 def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[list[float]]:
     """Let parts of a module return what they did; collects the errors of what they are given."""
@@ -170,11 +186,14 @@ def _called(
 
 
 def _difference(before: Any, after: Any) -> float:
-    """The largest relative difference of any tensor; infinite if their shapes differ."""
-    expected, actual = (
-        [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-        for value in (before, after)
-    )
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+    """The largest relative difference of any tensor; infinite if they are built in another way."""
+    (expected, layout), (actual, other) = tree_flatten(before), tree_flatten(after)
+    if layout != other or list(map(_kind, expected)) != list(map(_kind, actual)):
         return inf
-    return max(map(relative_error, actual, expected), default=0.0)
+    pairs = [pair for pair in zip(actual, expected, strict=True) if isinstance(pair[0], Tensor)]
+    return max((relative_error(*pair) for pair in pairs), default=0.0)
+
+
+def _kind(leaf: Any) -> Any:
+    """What a leaf has to be: a tensor of some shape, or that very constant."""
+    return leaf.shape if isinstance(leaf, Tensor) else (type(leaf), leaf)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -40,16 +41,24 @@ class Judge:
 
     In float64 two models are the same if they agree to within rounding. Else both are compared with
     the original in float64: a changed model may be a few times as far from it as the original is.
+    What holds for these inputs alone, or for one mode of torch, is no proof: if the model also runs
+    on another batch and on another size, the changed one must do there what it does.
     """
 
     def __init__(
         self, model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], *, inplace: bool
     ) -> None:
-        self.inputs = inputs
-        self.before = _results(model, inputs)
         self.model = model
-        self.is_exact = all(tensor.dtype == torch.float64 for tensor in _floats(self.before))
-        self.truth = self._exact() if inplace and not self.is_exact else None
+        self.trials = [_Trial("", torch.no_grad, inputs, _results(model, inputs, torch.no_grad))]
+        for where, mode, change in _OTHERS:
+            others = tree_map(change, inputs)
+            with suppress(Exception):  # it need not run on these
+                before = _results(model, others, mode)
+                self.trials.append(_Trial(where, mode, others, before))
+        exact = all(tensor.dtype == torch.float64 for tensor in _floats(self.trials[0].before))
+        self.is_exact = exact
+        truths = [self._exact(trial) for trial in self.trials] if inplace and not exact else []
+        self.truths = dict(enumerate(truths))
 
     def compare(self, changed: nn.Module, notes: list[str]) -> None:
         """Run the changed model and note how far it is from the original.
@@ -57,43 +66,103 @@ class Judge:
         Raises:
             DifferenceError: If that is further than rounding explains.
         """
-        after = _results(changed, self.inputs)
-        if _layout(after) != _layout(self.before):
-            raise DifferenceError(
-                "on the example inputs the new model returned something of another structure"
-            )
-        difference = _largest(after, self.before)
-        if not difference <= self._bound(after, difference):
-            raise DifferenceError(
-                f"on the example inputs the outputs of the new model differed by {difference:.1e}"
-            )
-        if _floats(self.before):
-            notes.append(f"on the example inputs the outputs differ by at most {difference:.1e}")
+        for index, trial in enumerate(self.trials):
+            after = self._after(changed, trial)
+            if _layout(after) != _layout(trial.before):
+                raise DifferenceError(
+                    f"on the example inputs{trial.where} the new model returned something of "
+                    "another structure"
+                )
+            difference = _largest(after, trial.before)
+            if not difference <= self._bound(index, after, difference):
+                raise DifferenceError(
+                    f"on the example inputs{trial.where} the outputs of the new model differed by "
+                    f"{difference:.1e}"
+                )
+            if index == 0 and _floats(trial.before):
+                notes.append(
+                    f"on the example inputs the outputs differ by at most {difference:.1e}"
+                )
 
-    def _bound(self, after: list[Any], difference: float) -> float:
+    def _after(self, changed: nn.Module, trial: _Trial) -> list[Any]:
+        """What the changed model returns where the original ran.
+
+        Raises:
+            DifferenceError: If it does not run.
+        """
+        try:
+            return _results(changed, trial.inputs, trial.mode)
+        except Exception as error:
+            raise DifferenceError(
+                f"on the example inputs{trial.where} the new model raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _bound(self, index: int, after: list[Any], difference: float) -> float:
         if self.is_exact:
             return EXACT_BOUND
-        epsilon = max((torch.finfo(t.dtype).eps for t in _floats(self.before)), default=0.0)
+        trial = self.trials[index]
+        epsilon = max((torch.finfo(t.dtype).eps for t in _floats(trial.before)), default=0.0)
         if difference <= FACTOR * epsilon:
             return FACTOR * epsilon
-        truth = self.truth if self.truth is not None else self._exact()
+        truth = self.truths[index] if self.truths else self._exact(trial)
         if truth is None:
             return float("inf")
-        error, own = _largest(after, truth), _largest(self.before, truth)
+        error, own = _largest(after, truth), _largest(trial.before, truth)
         return difference if error <= FACTOR * (own + epsilon) else 0.0
 
-    def _exact(self) -> list[Any] | None:
+    def _exact(self, trial: _Trial) -> list[Any] | None:
         """The original's outputs in float64; None if it does not run in float64."""
         try:
-            return _results(deepcopy(self.model).double(), tree_map(in_float64, self.inputs))
+            inputs = tree_map(in_float64, trial.inputs)
+            return _results(deepcopy(self.model).double(), inputs, trial.mode)
         except Exception:  # whatever the user's forward raises
             return None
 
 
-def _results(model: nn.Module, inputs: Any) -> list[Any]:
+@dataclass(frozen=True)
+class _Trial:
+    """One run of the original.
+
+    Args:
+        where: How its inputs differ from the example, in words.
+        mode: The mode of torch that it ran in.
+        inputs: The positional and the keyword arguments.
+        before: All that was returned.
+    """
+
+    where: str
+    mode: Callable[[], Any]
+    inputs: Any
+    before: list[Any]
+
+
+def _other_batch(value: Any) -> Any:
+    """One sample of a batch, or two of one, as images lie in memory where that is quick."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    other = value[:1] if len(value) > 1 else torch.cat([value, value])
+    return other.to(memory_format=torch.channels_last) if other.dim() == 4 else other
+
+
+def _half_size(value: Any) -> Any:
+    """An image of half the size."""
+    if not isinstance(value, Tensor) or value.dim() != 4:
+        return value
+    return value[..., : max(value.shape[2] // 2, 1), : max(value.shape[3] // 2, 1)]
+
+
+_OTHERS: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
+    (", in another batch and with gradients,", torch.enable_grad, _other_batch),
+    (", of half the size and in inference mode,", torch.inference_mode, _half_size),
+]
+
+
+def _results(model: nn.Module, inputs: Any, mode: Callable[[], Any]) -> list[Any]:
     args, kwargs = copied_values(inputs)
-    with torch.no_grad(), undisturbed(model):
-        return tree_leaves(model(*args, **kwargs))
+    with mode(), undisturbed(model):
+        leaves = tree_leaves(model(*args, **kwargs))
+    return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def _floats(leaves: Sequence[Any]) -> list[Tensor]:

@@ -8,7 +8,8 @@ becomes another one in its place, there is nothing to run: the region itself was
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Set
+from collections.abc import Collection, Mapping, Set
+from math import inf
 from types import NoneType
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from reparam.verification.call_samples import (
     Sample,
     is_chaotic,
     module_error,
+    original_errors,
     sample_calls,
 )
 from reparam.verification.random_runs import may_run
@@ -32,12 +34,16 @@ class MismatchError(GraftError):
     """A module with new code returns something else than it did."""
 
 
+class MisreadError(GraftError):
+    """A module's own code does something else than what was traced of it."""
+
+
 class Check:
-    """Compares the modules of a part before and after their code changes.
+    """Compares the modules of a part before and after they change.
 
     Made before the modules are changed, it runs the graph as it was and keeps a sample of every
-    call whose code will change; `run` gives the modules with their new code the same and compares
-    what they return.
+    call. `run_originals` gives the user's own modules the same, which must return the same; `run`
+    does so once they have their new code.
     """
 
     def __init__(self, planned: PlannedPart, rewritten: Rewrite) -> None:
@@ -46,9 +52,50 @@ class Check:
         self.regions = planned.decision.regions
         self.frames = {region.value: frame_of(part.trace, region) for region in self.regions}
         self.times = Counter(id(call.module) for call in part.trace.calls)
-        changing = [self.frames[r.value] for r in self.regions if not self._stays_in_place(r)]
-        wanted = {call for frame in changing for call in frame.ancestry()}
-        self.samples = sample_calls(part, wanted) if wanted else {}
+        self.samples = sample_calls(part, part.trace.calls) if self.regions else {}
+
+    def run_originals(self) -> int:
+        """Run every module that is to change as it is, and compare it with its graph.
+
+        Returns:
+            How many could not be compared.
+
+        Raises:
+            MisreadError: If one does something else: tracing has misunderstood its code.
+        """
+        changing = {call for calls in self.rewritten.changes.values() for call in calls}
+        asked = {*self.frames.values(), *changing}
+        able = {call for call in self.samples if may_run(call.module)}
+        unknown = 0
+        for call in asked:
+            if _is_of_torch(call.module):
+                continue
+            if call not in able:
+                unknown += 1
+                continue
+            unknown += not self._agrees(call, self._inner(call, able))
+        return unknown
+
+    def _agrees(self, call: Call, inner: Mapping[str, Sample]) -> bool:
+        """Whether a module does what was traced of it; False where that cannot be told.
+
+        Raises:
+            MisreadError: If it does something else.
+        """
+        module, sample = call.module, self.samples[call]
+        try:
+            error, spread = original_errors(module, sample, inner)
+        except Exception:  # it does not run in float64, or not on this input
+            return False
+        if max(error, spread) <= MODULE_BOUND:
+            return True
+        if spread > MODULE_BOUND:
+            reason = "its own code returned something else when it ran again"
+        elif error < inf and is_chaotic(module, sample, {}):
+            return False
+        else:
+            reason = "its own code returned something else than was traced of it"
+        raise MisreadError(f"{call.path or 'the model'}: {reason}", [call])
 
     def run(self, gone: Set[Call], root: nn.Module) -> int:
         """Run every module that changed, and compare; those of calls that are gone are no more.
@@ -159,6 +206,11 @@ class Check:
                 for name, parameter in module.named_parameters():
                     exact[id(fetch(root, f"{path}.{name}"))] = parameter
         return exact
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    """Whether a module runs torch's own code, which nobody has to ask twice."""
+    return type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module)
 
 
 def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:

@@ -80,7 +80,7 @@ POINTS = [
     "reparam.analysis.parts.gather",
     "reparam.analysis.parts.lift",
     "reparam.planning.planned_parts.decide",
-    "reparam.analysis.parts._record_shapes",
+    "reparam.analysis.parts.record_shapes",
     "reparam.capture.tracer.bound",
     "reparam.capture.attempts._simplify_output",
     "reparam.fusing.applying.LateCopy",

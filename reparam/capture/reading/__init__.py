@@ -13,4 +13,11 @@ from reparam.capture.reading.method_names import (
     runs_as_one,
 )
 from reparam.capture.reading.reach import Reach, called_by_methods
-from reparam.capture.reading.source import code_below, forget_classes, own_methods
+from reparam.capture.reading.source import (
+    codes_in,
+    definition,
+    forget_classes,
+    functions_below,
+    own_methods,
+)
+from reparam.capture.reading.values import contents

@@ -48,35 +48,37 @@ def _functions(kind: type, without: str) -> dict[str, FunctionType]:
 
 def forget_classes() -> None:
     """Look at every class anew: somebody may have changed one since."""
-    for function in (_functions, _attribute_of_class, _code_below, parameters_of):
+    for function in (_functions, _attribute_of_class, _functions_below, parameters_of):
         function.cache_clear()
 
 
-def code_below(module: nn.Module, forward: Any) -> tuple[CodeType, ...]:
-    """The code of a forward, and of the methods and plain functions that it may run."""
+def functions_below(module: nn.Module, forward: Any) -> tuple[FunctionType, ...]:
+    """The function of a forward, and the methods and plain functions that it may run."""
     kind: Any = type(module)
     held = tuple(value for value in vars(module).values() if isinstance(value, FunctionType))
-    return _code_below(kind, getattr(forward, "__func__", forward), held)
+    return _functions_below(kind, getattr(forward, "__func__", forward), held)
 
 
 @cache
-def _code_below(kind: Any, forward: Any, held: tuple[FunctionType, ...]) -> tuple[CodeType, ...]:
+def _functions_below(
+    kind: Any, forward: Any, held: tuple[FunctionType, ...]
+) -> tuple[FunctionType, ...]:
     pending: list[Any] = [forward, *held]
-    codes: dict[CodeType, None] = {}
+    functions: dict[CodeType, FunctionType] = {}
     own = methods(kind)
     while pending:
         function = inspect.unwrap(pending.pop())
         if (
             not isinstance(function, FunctionType)
-            or function.__code__ in codes
+            or function.__code__ in functions
             or str(function.__module__).partition(".")[0] == "torch"
         ):
             continue
-        codes[function.__code__] = None
+        functions[function.__code__] = function
         for name in function.__code__.co_names:
             values = own.get(name), function.__globals__.get(name)
             pending.extend(value for value in values if isinstance(value, FunctionType))
-    return tuple(codes)
+    return tuple(functions.values())
 
 
 def setting(module: nn.Module, name: str, code: CodeType) -> bool | None:
@@ -99,7 +101,8 @@ def setting(module: nn.Module, name: str, code: CodeType) -> bool | None:
             ] if flag != name:
                 return setting(module, flag, code)
     plain = isinstance(value, bool | int | str) or value == []
-    set_by = _set_by((code, *code_below(module, module.forward))) if plain else ()
+    below = [function.__code__ for function in functions_below(module, module.forward)]
+    set_by = _set_by((code, *below)) if plain else ()
     return bool(value) if plain and name not in set_by else None
 
 

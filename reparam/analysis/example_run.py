@@ -1,0 +1,85 @@
+"""Run a model and its graph on example inputs: the same must come out; what each value was like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten
+
+from reparam.capture import Trace, filled, nodes_in
+from reparam.errors import ReparamError, UntraceableError
+from reparam.modules import copied_values, undisturbed
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and notes the shape and type of each value."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace.root, graph=trace.graph)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.dtypes: dict[fx.Node, torch.dtype] = {}
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
+        """The operands of a node, in lists and dictionaries that it may write to."""
+        return filled(tuple(n.args), self.env.__getitem__), filled(n.kwargs, self.env.__getitem__)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = result.shape
+            self.dtypes[n] = result.dtype
+        return result
+
+
+def record_shapes(
+    trace: Trace, inputs: tuple[Any, ...]
+) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, torch.dtype]]:
+    """Shapes and types of every value, from one run on the inputs of the root's forward.
+
+    Raises:
+        ReparamError: If the model does not run on the inputs.
+        UntraceableError: If its graph does not do what the model does.
+    """
+    try:
+        with torch.no_grad(), undisturbed(trace.root):
+            expected = trace.root(*copied_values(inputs))
+    except Exception as error:
+        raise ReparamError(
+            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
+        ) from error
+    recorder, returned = _Recorder(trace), trace.calls[0].result
+    try:
+        with torch.no_grad(), undisturbed(trace.root):
+            outputs = recorder.run(*copied_values(inputs))
+    except Exception as error:
+        raise UntraceableError(
+            f"what was traced of it does not run on example_inputs ({type(error).__name__})"
+        ) from error
+    values = dict(zip(nodes_in(returned), outputs, strict=True))
+    if not _is_alike(filled(returned, values.__getitem__), expected):
+        raise UntraceableError("what was traced of it returns something else on example_inputs")
+    return recorder.shapes, recorder.dtypes
+
+
+def _is_alike(actual: Any, expected: Any) -> bool:
+    """Whether two runs of the same operators returned the same, in the same structure."""
+    (leaves, layout), (others, other_layout) = tree_flatten(actual), tree_flatten(expected)
+    return layout == other_layout and all(map(_is_same, leaves, others))
+
+
+def _is_same(actual: Any, expected: Any) -> bool:
+    if not isinstance(actual, Tensor) or not isinstance(expected, Tensor):
+        return type(actual) is type(expected)
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return False
+    if not actual.is_floating_point() or not actual.numel():
+        return torch.equal(actual, expected)
+    # The same operators on the same numbers: threads may add them up in another order.
+    largest = float(expected.abs().max())
+    return torch.allclose(actual, expected, rtol=0.0, atol=_ROUNDING * largest, equal_nan=True)
+
+
+_ROUNDING = 1e-3
+"""How far two runs of the same operators may be apart, in part of the largest value."""
