@@ -97,7 +97,7 @@ def gather(
     }
     asserted, unread = _unneeded(effects, numbers)
     memory = find_memory(root, effects, numbers, unread, rules)
-    constants = find_constants(root, effects, memory)
+    constants = find_constants(root, effects, memory, rules)
     known_ranks = {node: len(shape) for node, shape in shapes.items()}
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):

@@ -26,6 +26,7 @@ from reparam.rules import (
     UNKNOWN,
     Commuting,
     Rule,
+    RuleError,
     Rules,
     Selecting,
     Several,
@@ -45,7 +46,7 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx
         For each node with a rule the form of its value over its operands, or a refusal.
 
     Raises:
-        ReparamError: If a rule raises, or returns something that is no form.
+        ReparamError: If a rule returns something that is no form.
     """
     lifting = _Lifting(facts, rules, path)
     for node in graph.nodes:
@@ -96,12 +97,17 @@ class _Lifting:
             return conversion(node, self.facts) if affine else None
         if node.op != "call_module":
             return self._by_rule(rule, node, None)
+        if not self.facts.operands(node):
+            return Refusal("nothing that it is called with depends on the model's input")
         module = fetch(self.facts.root, str(node.target))
         return _not_as_its_class(module, node, self.facts) or self._by_rule(rule, node, module)
 
     def _by_rule(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Step | None:
         """What a rule says of a node, and what others see of that."""
-        step = self._said(rule, node, module)
+        try:
+            step = self._said(rule, node, module)
+        except RuleError as error:
+            return Refusal(str(error))
         if isinstance(step, Selecting):
             step = _selected(step, node, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):

@@ -23,12 +23,15 @@ _FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model and leave its attributes, its tensors and the random numbers as they were."""
+def undisturbed(model: nn.Module) -> Iterator[Watch]:
+    """Run a model and leave its attributes, its tensors and the random numbers as they were.
+
+    What the context gives tells afterwards what would have changed.
+    """
     tensors = (*model.parameters(), *model.buffers())
     inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
-    with Watch(model), torch.inference_mode() if inference else nullcontext():
-        yield
+    with Watch(model) as watch, torch.inference_mode() if inference else nullcontext():
+        yield watch
 
 
 def random_state() -> tuple[bytes, Any, bytes]:
