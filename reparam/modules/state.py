@@ -79,6 +79,10 @@ class Watch(TorchDispatchMode):
         self._watched = {tensor.untyped_storage()._cdata for _, tensor, _, _ in self._tensors}
         self._originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
 
+    def tensors(self) -> list[Tensor]:
+        """The tensors whose memory is put back."""
+        return [tensor for _, tensor, _, _ in self._tensors]
+
     @property
     def writes(self) -> int:
         """How many pieces of the model's memory were written to so far."""
