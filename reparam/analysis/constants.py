@@ -14,6 +14,7 @@ from reparam.analysis.effects import Effects
 from reparam.analysis.memory import Memory
 from reparam.capture import (
     CONSTANT_FACTORIES,
+    Trace,
     Trait,
     converts,
     is_of_torch,
@@ -125,18 +126,20 @@ def _in_order(node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
 
 
 def find_constants(
-    root: nn.Module,
+    trace: Trace,
     effects: Mapping[fx.Node, Effects],
     shared: Memory,
     rules: Rules,
 ) -> Constants:
     """Find the values that are the same in every call of the model."""
+    root = trace.root
     sources: dict[fx.Node, frozenset[str]] = {}
     for node, effect in effects.items():
         operands = node.all_input_nodes
         if node.op == "get_attr":
             value = fetch(root, str(node.target))
-            if not isinstance(value, Tensor) or is_plain(value):
+            same = str(node.target) not in trace.kept
+            if same and (not isinstance(value, Tensor) or is_plain(value)):
                 sources[node] = frozenset((str(node.target),))
         elif (
             (operands or node.target in CONSTANT_FACTORIES)

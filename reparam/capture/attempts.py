@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Any
@@ -68,6 +68,8 @@ class _Lessons:
         making: Identities of the modules of which what makes tensors of numbers is recorded.
         given_up: Those of which it was, to no avail.
         drew: Whether somebody drew random numbers.
+        keeping: Whether proxies stand for the tensors that the model keeps in containers.
+        twice: Whether the forward runs twice, to see whether it does the same again.
     """
 
     opaque: frozenset[Any] = frozenset()
@@ -75,6 +77,8 @@ class _Lessons:
     making: frozenset[int] = frozenset()
     given_up: frozenset[int] = frozenset()
     drew: bool = False
+    keeping: bool = False
+    twice: bool = False
 
     @property
     def notices_random(self) -> bool:
@@ -101,10 +105,13 @@ def _attempt(
 ) -> tuple[fx.Graph | Exception, Tracer]:
     """Run a module's forward on proxies once: the graph, or what the forward raised."""
     opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
-    tracer = Tracer(root, rules, opaque, inputs, making, notices_random=notices_random)
+    tracer = Tracer(
+        root, rules, opaque, inputs, making, notices_random=notices_random, twice=lessons.twice
+    )
     try:
         with (
             tracer.watch,
+            tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),
             torch.no_grad(),
             _noticing(tracer.note_context, _refuse_hook),
             answering_for_proxies(tracer),
@@ -147,9 +154,12 @@ def _preceded(original: Any, notice: Callable[[], None], thread: int) -> Any:
 def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -> _Lessons:
     """What to leave alone after an exception: a function if possible, else the deepest module."""
     root, culprit = tracer.model, tracer.failed
+    made = isinstance(problem, MadeTensorError)
+    if made and not lessons.keeping and tracer.kept.in_containers(tracer.watch):
+        return replace(lessons, keeping=True)
     blamed = frozenset([id(culprit)])
     fresh = blamed & tracer.makers - lessons.making - lessons.given_up
-    if fresh and isinstance(problem, MadeTensorError):
+    if fresh and made:
         return replace(lessons, making=lessons.making | fresh)
     function = failing_function(problem)
     if function is not None and function not in lessons.functions:
@@ -180,6 +190,8 @@ def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     if tracer.writing_modules:
         reason = "its forward writes to tensors of the model"
         return lessons.with_leaves({id(tracer.writing_modules[0])}, root, reason)
+    if tracer.watch.changed and not lessons.twice:
+        return replace(lessons, twice=True)
     return None
 
 
@@ -192,8 +204,20 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     for node in graph.nodes:
         tracer.caller.setdefault(node, tracer.calls[0])
     changed = {id(module) for module in tracer.watch.changed}
-    stateful = tracer.in_context | {call for call in tracer.calls if id(call.module) in changed}
-    return Trace(tracer.model, path, graph, tracer.calls, tracer.caller, stateful)
+    keeping = tracer.kept.readers | {call for call in tracer.calls if id(call.module) in changed}
+    settled = {
+        call for call in keeping if not changed or id(call.module) in tracer.settled
+    } - tracer.in_context
+    return Trace(
+        tracer.model,
+        path,
+        graph,
+        tracer.calls,
+        tracer.caller,
+        tracer.in_context | keeping,
+        settled=settled,
+        kept=frozenset(tracer.kept.paths),
+    )
 
 
 def _simplify_output(graph: fx.Graph, returned: Sequence[fx.Node]) -> None:

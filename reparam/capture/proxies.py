@@ -25,7 +25,8 @@ from reparam.capture.operator_traits import CONSTANT_FACTORIES, Trait, traits
 from reparam.capture.structures import proxies_in
 
 _NEVER_ASKS = (
-    "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
+    "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module",
+    "torch.nn.parameter", "reparam.",
 )  # fmt: skip
 
 

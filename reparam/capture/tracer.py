@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from threading import get_ident
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.capture.item_assignment import assign
+from reparam.capture.kept_values import KeptValues, runs_alike
 from reparam.capture.known_types import KnownType, KnownTypes
 from reparam.capture.operator_traits import returns_what_it_wrote
 from reparam.capture.proxies import (
@@ -56,6 +58,7 @@ class Tracer(fx.Tracer):
         inputs: Parameters of the forward that the user gives.
         making: Identities of modules of which what makes tensors of numbers is recorded.
         notices_random: Whether to find out which module draws random numbers.
+        twice: Whether the forward runs a second time, on what the first run left behind.
     """
 
     trace_asserts = True
@@ -69,6 +72,7 @@ class Tracer(fx.Tracer):
         making: Collection[int] = (),
         *,
         notices_random: bool,
+        twice: bool,
     ) -> None:
         super().__init__()
         self.rules = rules
@@ -95,6 +99,9 @@ class Tracer(fx.Tracer):
         self.making = making
         self.makers: set[int] = set()
         self.notices_random = notices_random
+        self.kept = KeptValues(self)
+        self.twice = twice
+        self.settled: set[int] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
@@ -145,6 +152,9 @@ class Tracer(fx.Tracer):
         if not ours and any(map(asks_for_identity, code_below(module, forward))):
             self.failed = self.failed or module
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
+        args, kwargs = self.kept.handed_on(args), {
+            name: self.kept.handed_on(value) for name, value in kwargs.items()
+        }
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
         named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
@@ -156,7 +166,7 @@ class Tracer(fx.Tracer):
         before = random_state() if self.notices_random else None
         writes = self.watch.writes
         try:
-            result = run(*args, **kwargs)
+            result = self.kept.handed_on(run(*args, **kwargs))
             call.result = without_proxies(result)
         except Exception:
             if self.failed is None:
@@ -326,6 +336,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, Tensor) and id(a) not in self.names:
             # A graph could only hold it as a constant of the whole model.
             raise MadeTensorError("its forward makes a tensor that does not depend on its input")
+        if isinstance(a, Tensor):
+            self.kept.read(a)
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -378,6 +390,34 @@ class Tracer(fx.Tracer):
                 positional.append(value)
 
         def run(*args: Any) -> Any:
-            return self._enter("", self.model, forward, args, keywords)
+            result = self._enter("", self.model, forward, args, keywords)
+            if self.twice:
+                again = partial(self._enter, "", self.model, forward, args, keywords)
+                self.settled = self._settled_by(again, result)
+            return result
 
         return run, positional
+
+    def _settled_by(self, again: Callable[[], Any], result: Any) -> set[int]:
+        """The modules, by identity, for which all is as it was when the forward ran again."""
+        first, calls = list(self.graph.nodes), len(self.calls)
+        noted = set(self.refused), set(self.in_context), self.failed, len(self.random_modules)
+        watch = Watch(self.model)
+        try:
+            with watch:
+                repeated = again()
+        except Exception:  # whatever the user's forward raises on what it left behind
+            repeated = None
+        second = list(self.graph.nodes)[len(first) :]
+        alike = repeated is not None and runs_alike(first, second, (result, repeated), self.caller)
+        for node in reversed(second):
+            self.graph.erase_node(node)
+            self.caller.pop(node, None)
+        forgotten = self.calls[calls:]
+        del self.calls[calls:]
+        self.kept.readers.difference_update(forgotten)
+        self.refused, self.in_context, self.failed, drew = noted
+        del self.random_modules[drew:]
+        if not alike:
+            return set()
+        return {id(module) for module in self.model.modules()} - {*map(id, watch.changed)}

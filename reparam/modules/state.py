@@ -83,6 +83,14 @@ class Watch(TorchDispatchMode):
         """The tensors whose memory is put back."""
         return [tensor for _, tensor, _, _ in self._tensors]
 
+    def containers(self) -> list[Any]:
+        """The lists, dictionaries and attributes of own objects that are put back."""
+        return [
+            holder if isinstance(holder, dict | list | deque) else vars(holder)
+            for _, holder, _ in self._contents
+            if not isinstance(holder, set | type | nn.Module)
+        ]
+
     @property
     def writes(self) -> int:
         """How many pieces of the model's memory were written to so far."""
@@ -171,7 +179,7 @@ def _entries(value: Any) -> Iterable[Any] | None:
             return () if _has_memory(value) else None
         case type():
             return vars(value).values() if issubclass(value, nn.Module) else None
-        case FunctionType() | MethodType() | ModuleType():
+        case FunctionType() | MethodType() | ModuleType() | fx.Proxy():
             return None
     own = hasattr(value, "__dict__") and not _is_foreign(type(value))
     return vars(value).values() if own else None
