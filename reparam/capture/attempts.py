@@ -113,7 +113,7 @@ def _attempt(
             tracer.watch,
             tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),
             torch.no_grad(),
-            _noticing(tracer.note_context, _refuse_hook),
+            _noticing(tracer.note_context),
             answering_for_proxies(tracer),
             as_leaves([*ruled, *lessons.functions], tracer),
         ):
@@ -123,13 +123,17 @@ def _attempt(
 
 
 @contextmanager
-def _noticing(entered: Callable[[], None], hooked: Callable[[], None]) -> Iterator[None]:
-    """Say when this thread's code enters a context such as ``torch.autocast``, or adds a hook."""
-    places: list[tuple[Any, str, Callable[[], None]]] = [
-        *((kind, "__enter__", entered) for kind in _CONTEXTS),
-        (torch.set_grad_enabled, "__init__", entered),
-        (nn.Module, "register_forward_hook", hooked),
-        (nn.Module, "register_forward_pre_hook", hooked),
+def _noticing(entered: Callable[[], None]) -> Iterator[None]:
+    """Say when this thread's code enters a context such as ``torch.autocast``; refuse some calls.
+
+    Those add a hook, or put a value in the place of a buffer.
+    """
+    places: list[tuple[Any, str, Callable[[tuple[Any, ...]], None]]] = [
+        *((kind, "__enter__", lambda args: entered()) for kind in _CONTEXTS),
+        (torch.set_grad_enabled, "__init__", lambda args: entered()),
+        (nn.Module, "register_forward_hook", _refuse_hook),
+        (nn.Module, "register_forward_pre_hook", _refuse_hook),
+        (nn.Module, "register_buffer", _refuse_buffer),
     ]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     for owner, name, notice in places:
@@ -141,11 +145,13 @@ def _noticing(entered: Callable[[], None], hooked: Callable[[], None]) -> Iterat
             setattr(owner, name, original)
 
 
-def _preceded(original: Any, notice: Callable[[], None], thread: int) -> Any:
+def _preceded(
+    original: Any, notice: Callable[[tuple[Any, ...]], None], thread: int
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def preceded(*args: Any, **kwargs: Any) -> Any:
         if get_ident() == thread:
-            notice()
+            notice(args)
         return original(*args, **kwargs)
 
     return preceded
@@ -204,20 +210,26 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     for node in graph.nodes:
         tracer.caller.setdefault(node, tracer.calls[0])
     changed = {id(module) for module in tracer.watch.changed}
-    keeping = tracer.kept.readers | {call for call in tracer.calls if id(call.module) in changed}
-    settled = {
-        call for call in keeping if not changed or id(call.module) in tracer.settled
-    } - tracer.in_context
+    operators = changed - {id(call.module) for call in tracer.calls}
+    # What operators hold is changed by the code around them, and nobody knows it in the next call.
+    around = {call for call in tracer.calls if _holds(call.module, operators)}
+    changing = {call for call in tracer.calls if id(call.module) in changed}
+    stateful = tracer.in_context | tracer.kept.readers | changing | around
+    settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
     return Trace(
         tracer.model,
         path,
         graph,
         tracer.calls,
         tracer.caller,
-        tracer.in_context | keeping,
-        settled=settled,
+        stateful,
+        settled=settled - tracer.in_context - around,
         kept=frozenset(tracer.kept.paths),
     )
+
+
+def _holds(module: nn.Module, parts: Set[int]) -> bool:
+    return bool(parts) and not parts.isdisjoint(map(id, module.modules()))
 
 
 def _simplify_output(graph: fx.Graph, returned: Sequence[fx.Node]) -> None:
@@ -233,8 +245,13 @@ def _simplify_output(graph: fx.Graph, returned: Sequence[fx.Node]) -> None:
                 graph.erase_node(node)
 
 
-def _refuse_hook() -> None:
+def _refuse_hook(args: tuple[Any, ...]) -> None:
     raise UntraceableError("its forward registers a hook")
+
+
+def _refuse_buffer(args: tuple[Any, ...]) -> None:
+    if any(isinstance(value, fx.Proxy) for value in args):
+        raise UntraceableError("its forward replaces a buffer")
 
 
 def _summary(error: Exception) -> str:
