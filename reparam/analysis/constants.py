@@ -101,8 +101,11 @@ class Constants:
         if node.op != "call_module":
             return run_function(node, args, kwargs)
         module = fetch(self.root, str(node.target))
+        if exactly:
+            self.as_it_runs(node)  # which shows whether it is steady
+            return call_exact(module, args, kwargs, {})
         with undisturbed(module) as watch:
-            value = call_exact(module, args, kwargs, {}) if exactly else module(*args, **kwargs)
+            value = module(*args, **kwargs)
         if watch.drew or watch.changed:
             raise _UnsteadyError(f"{node.target} returns something else each time")
         return value
@@ -144,7 +147,7 @@ def find_constants(
         elif (
             (operands or node.target in CONSTANT_FACTORIES)
             and all(operand in sources for operand in operands)
-            and (effect.pure or _returns_what_it_wrote(node, effect))
+            and (effect.pure or _returns_what_it_wrote(node, effect, root))
             and (own := _own_sources(node, root, rules)) is not None
         ):
             sources[node] = own.union(*(sources[operand] for operand in operands))
@@ -180,10 +183,13 @@ def _computable(steady: Constants) -> dict[fx.Node, frozenset[str]]:
     return sources
 
 
-def _returns_what_it_wrote(node: fx.Node, effects: Effects) -> bool:
+def _returns_what_it_wrote(node: fx.Node, effects: Effects, root: nn.Module) -> bool:
     """Whether a node only writes to its first operand, and returns it."""
     if effects.random or effects.writes != node.args[:1]:
         return False
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        return is_of_torch(type(module)) and getattr(module, "inplace", False) is True
     surely = returns_what_it_wrote(node.op, node.target, node.kwargs)
     return surely or Trait.RETURNS_WHAT_IT_WROTE in traits(node)
 

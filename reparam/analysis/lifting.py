@@ -95,10 +95,10 @@ class _Lifting:
             first: Any = node.args[0] if node.args else None
             affine = isinstance(self.steps.get(first), Affine | Commuting)
             return conversion(node, self.facts) if affine else None
-        if node.op != "call_module":
-            return self._by_rule(rule, node, None)
         if not self.facts.operands(node):
             return Refusal("nothing that it is called with depends on the model's input")
+        if node.op != "call_module":
+            return self._by_rule(rule, node, None)
         module = fetch(self.facts.root, str(node.target))
         return _not_as_its_class(module, node, self.facts) or self._by_rule(rule, node, module)
 
