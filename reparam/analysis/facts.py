@@ -102,7 +102,9 @@ def gather(
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):
             known_ranks[node] = value.dim()
-    known_ranks |= {node: node.target.tensor.dim() for node in nodes if isinstance(node.target, Kept)}
+    known_ranks |= {
+        node: node.target.tensor.dim() for node in nodes if isinstance(node.target, Kept)
+    }
     axes, ones = find_axes(nodes, root, known_ranks | dict(ranks))
     return Facts(
         root=root,

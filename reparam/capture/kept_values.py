@@ -8,7 +8,7 @@ it does the same whatever it finds, which a second run, on what the first one le
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import CodeType
@@ -33,6 +33,7 @@ class Kept:
         self.tensor = tensor
 
     def __call__(self) -> Tensor:
+        """The tensor itself."""
         return self.tensor
 
 
@@ -160,8 +161,38 @@ def _assigned(code: CodeType) -> frozenset[str]:
     return frozenset(entry.argval for entry in instructions if entry.opname == "STORE_ATTR")
 
 
-def runs_alike(
-    first: Sequence[fx.Node], second: Sequence[fx.Node], results: tuple[Any, Any],
+def settled_by(tracer: Any, again: Callable[[], Any], result: Any) -> set[int]:
+    """Run a forward again, on what its first run left behind, and forget that run.
+
+    Returns:
+        The modules, by identity, for which all stays as it is from then on; none, if the second
+        run did anything else than the first.
+    """
+    first, calls = list(tracer.graph.nodes), len(tracer.calls)
+    noted = set(tracer.refused), set(tracer.in_context), tracer.failed, len(tracer.random_modules)
+    try:
+        with Watch(tracer.model) as watch:
+            repeated = again()
+    except Exception:  # whatever the user's forward raises on what it left behind
+        repeated = None
+    second = list(tracer.graph.nodes)[len(first) :]
+    alike = repeated is not None and _runs_alike(first, second, (result, repeated), tracer.caller)
+    for node in reversed(second):
+        tracer.graph.erase_node(node)
+        tracer.caller.pop(node, None)
+    tracer.kept.readers.difference_update(tracer.calls[calls:])
+    del tracer.calls[calls:]
+    tracer.refused, tracer.in_context, tracer.failed, drew = noted
+    del tracer.random_modules[drew:]
+    if not alike:
+        return set()
+    return {id(module) for module in tracer.model.modules()} - {*map(id, watch.changed)}
+
+
+def _runs_alike(
+    first: Sequence[fx.Node],
+    second: Sequence[fx.Node],
+    results: tuple[Any, Any],
     caller: Mapping[fx.Node, Call],
 ) -> bool:
     """Whether two runs of a forward did the same to its inputs, in the same modules.

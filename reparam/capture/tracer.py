@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.capture.item_assignment import assign
-from reparam.capture.kept_values import KeptValues, runs_alike
+from reparam.capture.kept_values import KeptValues, settled_by
 from reparam.capture.known_types import KnownType, KnownTypes
 from reparam.capture.operator_traits import returns_what_it_wrote
 from reparam.capture.proxies import (
@@ -152,9 +152,10 @@ class Tracer(fx.Tracer):
         if not ours and any(map(asks_for_identity, code_below(module, forward))):
             self.failed = self.failed or module
             raise UntraceableError("its forward asks for the type of a value, or for its identity")
-        args, kwargs = self.kept.handed_on(args), {
-            name: self.kept.handed_on(value) for name, value in kwargs.items()
-        }
+        args, kwargs = (
+            self.kept.handed_on(args),
+            {name: self.kept.handed_on(value) for name, value in kwargs.items()},
+        )
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
         named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
@@ -390,34 +391,10 @@ class Tracer(fx.Tracer):
                 positional.append(value)
 
         def run(*args: Any) -> Any:
-            result = self._enter("", self.model, forward, args, keywords)
+            again = partial(self._enter, "", self.model, forward, args, keywords)
+            result = again()
             if self.twice:
-                again = partial(self._enter, "", self.model, forward, args, keywords)
-                self.settled = self._settled_by(again, result)
+                self.settled = settled_by(self, again, result)
             return result
 
         return run, positional
-
-    def _settled_by(self, again: Callable[[], Any], result: Any) -> set[int]:
-        """The modules, by identity, for which all is as it was when the forward ran again."""
-        first, calls = list(self.graph.nodes), len(self.calls)
-        noted = set(self.refused), set(self.in_context), self.failed, len(self.random_modules)
-        watch = Watch(self.model)
-        try:
-            with watch:
-                repeated = again()
-        except Exception:  # whatever the user's forward raises on what it left behind
-            repeated = None
-        second = list(self.graph.nodes)[len(first) :]
-        alike = repeated is not None and runs_alike(first, second, (result, repeated), self.caller)
-        for node in reversed(second):
-            self.graph.erase_node(node)
-            self.caller.pop(node, None)
-        forgotten = self.calls[calls:]
-        del self.calls[calls:]
-        self.kept.readers.difference_update(forgotten)
-        self.refused, self.in_context, self.failed, drew = noted
-        del self.random_modules[drew:]
-        if not alike:
-            return set()
-        return {id(module) for module in self.model.modules()} - {*map(id, watch.changed)}

@@ -93,9 +93,7 @@ def _in_type(func: Any, dtype: torch.dtype, args: Any, kwargs: dict[str, Any]) -
 
 def _is_narrow(result: Any) -> bool:
     return (
-        isinstance(result, Tensor)
-        and result.is_floating_point()
-        and result.dtype != torch.float64
+        isinstance(result, Tensor) and result.is_floating_point() and result.dtype != torch.float64
     )
 
 

@@ -232,7 +232,8 @@ def _in_float64(
         notes[f"the {name} does not run in float64 ({type(error).__name__}: {reason})"] = None
         return None
     for operator in narrow:
-        notes[f"{operator} does not run in float64: the reference has what it returns in float32"] = None
+        reason = "the reference has what it returns in float32"
+        notes[f"{operator} does not run in float64: {reason}"] = None
     return _tensors(leaves, {})
 
 

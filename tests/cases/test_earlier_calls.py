@@ -47,9 +47,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        q, k, v = (
-            self.norm(self.qkv(x).flatten(0, 1)).view(b, n, 2, 12).split([4, 4, 4], 3)
-        )
+        q, k, v = self.norm(self.qkv(x).flatten(0, 1)).view(b, n, 2, 12).split([4, 4, 4], 3)
         a = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + self.bias(x.device)).softmax(-1)
         y = (a @ v.transpose(1, 2)).transpose(1, 2).reshape(b, n, 8)
         return self.last(self.proj(y).flatten(0, 1)).view(b, n, 8)
@@ -153,12 +151,33 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "attention": (lambda: nn.Sequential(Attention(), Attention()), tokens),
     **{
         kind.__name__: (kind, images)
-        for kind in (InAttribute, InDictionary, InDictionaryThenPart, InList, InObject, InPart, ToPart)
+        for kind in (
+            InAttribute,
+            InDictionary,
+            InDictionaryThenPart,
+            InList,
+            InObject,
+            InPart,
+            ToPart,
+        )
     },
-    "old weight norm": (lambda: nn.Sequential(weight_norm(convolution()), nn.ReLU(), convolution(), nn.BatchNorm2d(C)), images),
-    "weight norm": (lambda: nn.Sequential(parametrizations.weight_norm(convolution()), nn.BatchNorm2d(C)), images),
-    "old spectral norm": (lambda: nn.Sequential(spectral_norm(convolution()), nn.ReLU(), convolution(), nn.BatchNorm2d(C)), images),
-}  # fmt: skip  # noqa: E501
+    "old weight norm": (
+        lambda: nn.Sequential(
+            weight_norm(convolution()), nn.ReLU(), convolution(), nn.BatchNorm2d(C)
+        ),
+        images,
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(parametrizations.weight_norm(convolution()), nn.BatchNorm2d(C)),
+        images,
+    ),
+    "old spectral norm": (
+        lambda: nn.Sequential(
+            spectral_norm(convolution()), nn.ReLU(), convolution(), nn.BatchNorm2d(C)
+        ),
+        images,
+    ),
+}
 
 
 def built(name: str) -> nn.Module:

@@ -73,9 +73,7 @@ def within(seconds: float) -> Iterator[None]:
 class StructureAlone(TorchFunctionMode):
     """Memory that nobody has written to yet is none; small tables of numbers stay numbers."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.randn, torch.rand) and kwargs.get("device") is None:
             kwargs["device"] = "meta"

@@ -59,6 +59,12 @@ def recurrent_in_float32(m: Any, x: Tensor) -> Tensor:
     return m.part(y, y.new_zeros(1, len(x), C, dtype=torch.float32))[0]
 
 
+def warped(m: Any, x: Tensor) -> Tensor:
+    steps = torch.eye(2, 3)[None].expand(2, 2, 3)
+    grid = F.affine_grid(steps, [2, 1, 5, 5], align_corners=False)
+    return F.grid_sample(m.body(x), grid, align_corners=False)
+
+
 def masked(m: Any, x: Tensor) -> Tensor:
     y = m.sequence(x)
     mask = torch.full((y.shape[1], y.shape[1]), -math.inf).triu(1)
@@ -72,18 +78,29 @@ ORDINARY: dict[str, tuple[Any, Callable[[], Tensor]]] = {
     "positions": (network(lambda m, x: m.body(x) * torch.arange(x.shape[-1]).sqrt()), images),
     "matrix": (network(lambda m, x: m.body(x) @ torch.eye(x.shape[-1])), images),
     "kept matrix": (network(lambda m, x: m.body(x) @ m.kept, kept=torch.rand(6, 6)), images),
-    "kept in a list": (network(lambda m, x: m.body(x) @ m.kept[0], kept=[torch.rand(6, 6)]), images),
-    "named type": (network(lambda m, x: torch.cat([m.body(x), torch.ones(2, 1, 6, 6, dtype=torch.float32)], 1)), images),
+    "kept in a list": (
+        network(lambda m, x: m.body(x) @ m.kept[0], kept=[torch.rand(6, 6)]),
+        images,
+    ),
+    "named type": (
+        network(
+            lambda m, x: torch.cat([m.body(x), torch.ones(2, 1, 6, 6, dtype=torch.float32)], 1)
+        ),
+        images,
+    ),
     "states": (network(recurrent, part=nn.LSTM(C, C, batch_first=True)), images),
-    "states of a type": (network(recurrent_in_float32, part=nn.GRU(C, C, batch_first=True)), images),
+    "states of a type": (
+        network(recurrent_in_float32, part=nn.GRU(C, C, batch_first=True)),
+        images,
+    ),
     "attention": (network(masked), images),
-    "warped": (network(lambda m, x: F.grid_sample(m.body(x), F.affine_grid(torch.eye(2, 3)[None].expand(2, 2, 3), [2, 1, 5, 5], align_corners=False), align_corners=False)), images),
+    "warped": (network(warped), images),
     "written": (network(lambda m, x: torch.zeros(2, C, 6, 6).copy_(m.body(x)).add_(1)), images),
     "indices": (network(lambda m, x: (m.body(x), m.body(x).argmax(1), torch.arange(3))), images),
     "complex": (network(lambda m, x: torch.fft.rfft2(m.body(x))), images),
     "sparse": (network(lambda m, x: m.body(x).to_sparse()), images),
     "infinite": (network(lambda m, x: m.body(x).masked_fill(m.body(x) < 0, -math.inf)), images),
-}  # fmt: skip  # noqa: E501
+}
 
 
 @pytest.mark.parametrize("name", ORDINARY)
@@ -98,11 +115,19 @@ def test_ordinary_forwards_are_compared_in_float64(name: str) -> None:
     assert max(result.rounding) < 1e-5
 
 
+def numbers(m: Any, x: Tensor) -> Tensor:
+    return x / 255 + torch.linspace(0, 1, 6) + m.kept.sin()
+
+
 def test_the_reference_is_more_exact_than_the_model() -> None:
-    """What the code makes of numbers and of integers is computed in float64, not converted to it."""
-    model = network(lambda m, x: x / 255 + torch.linspace(0, 1, 6) + m.kept.sin(), kept=torch.rand(6))
+    """What code makes of numbers and of integers is computed in float64, not converted to it."""
+    model = network(
+        lambda m, x: x / 255 + torch.linspace(0, 1, 6) + m.kept.sin(), kept=torch.rand(6)
+    )
     x = pixels()
-    exact = x.double() / 255 + torch.linspace(0, 1, 6, dtype=torch.float64) + model.kept.double().sin()
+    exact = (
+        x.double() / 255 + torch.linspace(0, 1, 6, dtype=torch.float64) + model.kept.double().sin()
+    )
     error = float((model(x) - exact).abs().max() / exact.abs().max())
     assert reparam.verify(model, model, x).original[0] == pytest.approx(error)
 
