@@ -43,10 +43,11 @@ class KeptProxy(ConstantProxy):
     def __init__(self, kept: KeptValues, tracer: fx.Tracer, value: Tensor) -> None:
         self._kept = kept
         self._target = Kept(value)
-        super().__init__(None, tracer, value)  # type: ignore[arg-type]
+        none_yet: Any = None
+        super().__init__(none_yet, tracer, value)
 
     @property
-    def node(self) -> fx.Node:  # type: ignore[override]
+    def node(self) -> fx.Node:
         """The node of the call whose code runs."""
         kept: KeptValues = vars(self)["_kept"]
         return kept.node(vars(self)["_target"])

@@ -170,7 +170,7 @@ def verify(
         >>> max(result.fused) < 1e-6
         True
     """
-    inputs = as_arguments(example_inputs), {}
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] = as_arguments(example_inputs), {}
     models = {"original": runnable(original), "fused model": runnable(fused)}
     notes: dict[str, None] = {}
     runs, exact = [], []
@@ -189,8 +189,8 @@ def verify(
         notes["the fused model is compared with the original as it is"] = None
         return Verification(unknown, unknown, _errors(after, before, notes), tuple(notes))
     rounding = unknown if rounded is None else _errors(rounded, truth, notes)
-    errors = [_errors(run, truth, notes) for run in runs]
-    return Verification(rounding, *errors, notes=tuple(notes))
+    own, fused_errors = (_errors(run, truth, notes) for run in runs)
+    return Verification(rounding, own, fused_errors, tuple(notes))
 
 
 def runnable(model: nn.Module | ExportedProgram) -> nn.Module:
