@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import Effects
 from reparam.analysis.memory import Memory
-from reparam.capture import CONSTANT_FACTORIES, Trait, returns_what_it_wrote, traits
-from reparam.modules import fetch, in_float64, is_plain, memory, run_function
+from reparam.capture import (
+    CONSTANT_FACTORIES,
+    Trace,
+    Trait,
+    converts,
+    is_of_torch,
+    returns_what_it_wrote,
+    traits,
+)
+from reparam.modules import (
+    call_exact,
+    fetch,
+    has_hooks,
+    in_float64,
+    is_plain,
+    join,
+    memory,
+    run_function,
+    special_tensor,
+    undisturbed,
+)
+from reparam.rules import Rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +50,7 @@ class Constants:
     sources: Mapping[fx.Node, frozenset[str]]
     written: Mapping[fx.Node, tuple[fx.Node, ...]]
     _exact: dict[fx.Node, Any] = field(default_factory=dict)
+    _as_it_runs: dict[fx.Node, Any] = field(default_factory=dict)
 
     @cached_property
     def made(self) -> set[fx.Node]:
@@ -40,37 +62,57 @@ class Constants:
         return made
 
     def exact(self, node: fx.Node) -> Any:
-        """The value of a constant: the tensor itself, or computed in float64."""
-        return self._computed(node, self._exact, in_float64)
+        """The value of a constant: the tensor itself, or computed in float64.
+
+        What jumps is computed as the model does, which may round to the other side of a step; so
+        is what an operator computes that runs in one type only.
+        """
+        for constant in _in_order(node, self._exact):
+            self._exact[constant] = self._exactly(constant)
+        return self._exact[node]
 
     def as_it_runs(self, node: fx.Node) -> Any:
         """The value of a constant in the type that it has when the model runs."""
-        return self._computed(node, {}, lambda value: value)
+        for constant in _in_order(node, self._as_it_runs):
+            value = self._run(constant, self._as_it_runs, exactly=False)
+            self._as_it_runs[constant] = value
+        return self._as_it_runs[node]
 
-    def _computed(
-        self, node: fx.Node, values: dict[fx.Node, Any], convert: Callable[[Any], Any]
-    ) -> Any:
-        for constant in _in_order(node, values):
-            if constant.op == "get_attr":
-                values[constant] = fetch(self.root, str(constant.target))
-                continue
+    def _exactly(self, node: fx.Node) -> Any:
+        """The value of a node, those of whose operands are there."""
+        if Trait.DISCONTINUOUS not in traits(node) or converts(node):
             try:
-                values[constant] = self._run(constant, values, convert)
-            except RuntimeError:  # an operator for one type only
-                values[constant] = self._run(constant, values, lambda value: value)
-        return values[node]
+                return self._run(node, self._exact, exactly=True)
+            except Exception:  # an operator for one type only
+                pass
+        return self.as_it_runs(node)
 
-    def _run(
-        self, node: fx.Node, values: Mapping[fx.Node, Any], convert: Callable[[Any], Any]
-    ) -> Any:
-        """The value of a node whose operands are known."""
+    def _run(self, node: fx.Node, values: Mapping[fx.Node, Any], *, exactly: bool) -> Any:
+        """The value of a node whose operands are known, in float64 or as it runs."""
+        if node.op == "get_attr":
+            return fetch(self.root, str(node.target))
         written = self.written.get(node, ())
 
         def read(operand: fx.Node) -> Any:
-            value = convert(values[operand])
+            value = in_float64(values[operand]) if exactly else values[operand]
             return value.clone() if operand in written else value
 
-        return run_function(node, *fx.map_arg((node.args, node.kwargs), read))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), read)
+        if node.op != "call_module":
+            return run_function(node, args, kwargs)
+        module = fetch(self.root, str(node.target))
+        if exactly:
+            self.as_it_runs(node)  # which shows whether it is steady
+            return call_exact(module, args, kwargs, {})
+        with undisturbed(module) as watch:
+            value = module(*args, **kwargs)
+        if watch.drew or watch.changed:
+            raise _UnsteadyError(f"{node.target} returns something else each time")
+        return value
+
+
+class _UnsteadyError(Exception):
+    """A module of constants is no constant: it changes its state, or draws random numbers."""
 
 
 def _in_order(node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
@@ -87,32 +129,67 @@ def _in_order(node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
 
 
 def find_constants(
-    root: nn.Module,
+    trace: Trace,
     effects: Mapping[fx.Node, Effects],
     shared: Memory,
+    rules: Rules,
 ) -> Constants:
     """Find the values that are the same in every call of the model."""
+    root = trace.root
     sources: dict[fx.Node, frozenset[str]] = {}
     for node, effect in effects.items():
         operands = node.all_input_nodes
         if node.op == "get_attr":
             value = fetch(root, str(node.target))
-            if not isinstance(value, Tensor) or is_plain(value):
+            same = str(node.target) not in trace.kept
+            if same and (not isinstance(value, Tensor) or is_plain(value)):
                 sources[node] = frozenset((str(node.target),))
         elif (
-            node.op in ("call_function", "call_method")
-            and (operands or node.target in CONSTANT_FACTORIES)
+            (operands or node.target in CONSTANT_FACTORIES)
             and all(operand in sources for operand in operands)
-            and (effect.pure or _returns_what_it_wrote(node, effect))
+            and (effect.pure or _returns_what_it_wrote(node, effect, root))
+            and (own := _own_sources(node, root, rules)) is not None
         ):
-            sources[node] = frozenset().union(*(sources[operand] for operand in operands))
-    return Constants(root, _steady(sources, root, shared), shared.written)
+            sources[node] = own.union(*(sources[operand] for operand in operands))
+    steady = Constants(root, _steady(sources, root, shared), shared.written)
+    return replace(steady, sources=_computable(steady))
 
 
-def _returns_what_it_wrote(node: fx.Node, effects: Effects) -> bool:
+def _own_sources(node: fx.Node, root: nn.Module, rules: Rules) -> frozenset[str] | None:
+    """The tensors that a node holds besides its operands; None if nobody knows what it computes."""
+    if node.op != "call_module":
+        return frozenset() if node.op in ("call_function", "call_method") else None
+    path = str(node.target)
+    module = fetch(root, path)
+    taught = rules.find(type(module)) is not None
+    parts = () if taught else module.modules()
+    known = all(is_of_torch(type(part)) and "forward" not in vars(part) for part in parts)
+    if not known or any(map(has_hooks, module.modules())) or special_tensor(module) is not None:
+        return None
+    held = chain(module.named_parameters(), module.named_buffers())
+    return frozenset(join(path, name) for name, _ in held)
+
+
+def _computable(steady: Constants) -> dict[fx.Node, frozenset[str]]:
+    """The constants that can be computed without a run of the model."""
+    sources: dict[fx.Node, frozenset[str]] = {}
+    for node, paths in steady.sources.items():
+        if sources.keys() >= set(node.all_input_nodes):
+            try:
+                steady.exact(node)
+            except Exception:  # whatever torch, or a user's function, raises
+                continue
+            sources[node] = paths
+    return sources
+
+
+def _returns_what_it_wrote(node: fx.Node, effects: Effects, root: nn.Module) -> bool:
     """Whether a node only writes to its first operand, and returns it."""
     if effects.random or effects.writes != node.args[:1]:
         return False
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        return is_of_torch(type(module)) and getattr(module, "inplace", False) is True
     surely = returns_what_it_wrote(node.op, node.target, node.kwargs)
     return surely or Trait.RETURNS_WHAT_IT_WROTE in traits(node)
 

@@ -13,7 +13,7 @@ from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, effects_of
 from reparam.analysis.memory import Memory, find_memory
 from reparam.analysis.ranks import find_axes
-from reparam.capture import Call, Trace, Trait, nodes_in, reads_metadata, traits
+from reparam.capture import Call, Kept, Trace, Trait, nodes_in, reads_metadata, traits
 from reparam.rules import Rules
 
 
@@ -97,11 +97,14 @@ def gather(
     }
     asserted, unread = _unneeded(effects, numbers)
     memory = find_memory(root, effects, numbers, unread, rules)
-    constants = find_constants(root, effects, memory)
+    constants = find_constants(trace, effects, memory, rules)
     known_ranks = {node: len(shape) for node, shape in shapes.items()}
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):
             known_ranks[node] = value.dim()
+    known_ranks |= {
+        node: node.target.tensor.dim() for node in nodes if isinstance(node.target, Kept)
+    }
     axes, ones = find_axes(nodes, root, known_ranks | dict(ranks))
     return Facts(
         root=root,

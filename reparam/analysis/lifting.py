@@ -26,6 +26,7 @@ from reparam.rules import (
     UNKNOWN,
     Commuting,
     Rule,
+    RuleError,
     Rules,
     Selecting,
     Several,
@@ -45,7 +46,7 @@ def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx
         For each node with a rule the form of its value over its operands, or a refusal.
 
     Raises:
-        ReparamError: If a rule raises, or returns something that is no form.
+        ReparamError: If a rule returns something that is no form.
     """
     lifting = _Lifting(facts, rules, path)
     for node in graph.nodes:
@@ -94,6 +95,8 @@ class _Lifting:
             first: Any = node.args[0] if node.args else None
             affine = isinstance(self.steps.get(first), Affine | Commuting)
             return conversion(node, self.facts) if affine else None
+        if not self.facts.operands(node):
+            return Refusal("nothing that it is called with depends on the model's input")
         if node.op != "call_module":
             return self._by_rule(rule, node, None)
         module = fetch(self.facts.root, str(node.target))
@@ -101,7 +104,10 @@ class _Lifting:
 
     def _by_rule(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Step | None:
         """What a rule says of a node, and what others see of that."""
-        step = self._said(rule, node, module)
+        try:
+            step = self._said(rule, node, module)
+        except RuleError as error:
+            return Refusal(str(error))
         if isinstance(step, Selecting):
             step = _selected(step, node, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):

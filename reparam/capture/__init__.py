@@ -2,12 +2,13 @@
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `operator_traits`,
 `structures`, `trace`, `invariants`, `known_types`, `leaf_functions`, `proxies`, `questions`,
-`tracer`, `attempts`, `programs`, `recorded`.
+`kept_values`, `tracer`, `attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.attempts import trace_forward
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.item_assignment import assign, assignments
+from reparam.capture.kept_values import Kept
 from reparam.capture.operator_traits import (
     CONSTANT_FACTORIES,
     Trait,

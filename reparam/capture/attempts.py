@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Any
@@ -68,6 +68,8 @@ class _Lessons:
         making: Identities of the modules of which what makes tensors of numbers is recorded.
         given_up: Those of which it was, to no avail.
         drew: Whether somebody drew random numbers.
+        keeping: Whether proxies stand for the tensors that the model keeps in containers.
+        twice: Whether the forward runs twice, to see whether it does the same again.
     """
 
     opaque: frozenset[Any] = frozenset()
@@ -75,6 +77,8 @@ class _Lessons:
     making: frozenset[int] = frozenset()
     given_up: frozenset[int] = frozenset()
     drew: bool = False
+    keeping: bool = False
+    twice: bool = False
 
     @property
     def notices_random(self) -> bool:
@@ -101,12 +105,15 @@ def _attempt(
 ) -> tuple[fx.Graph | Exception, Tracer]:
     """Run a module's forward on proxies once: the graph, or what the forward raised."""
     opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
-    tracer = Tracer(root, rules, opaque, inputs, making, notices_random=notices_random)
+    tracer = Tracer(
+        root, rules, opaque, inputs, making, notices_random=notices_random, twice=lessons.twice
+    )
     try:
         with (
             tracer.watch,
+            tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),
             torch.no_grad(),
-            _noticing(tracer.note_context, _refuse_hook),
+            _noticing(tracer.note_context),
             answering_for_proxies(tracer),
             as_leaves([*ruled, *lessons.functions], tracer),
         ):
@@ -116,13 +123,17 @@ def _attempt(
 
 
 @contextmanager
-def _noticing(entered: Callable[[], None], hooked: Callable[[], None]) -> Iterator[None]:
-    """Say when this thread's code enters a context such as ``torch.autocast``, or adds a hook."""
-    places: list[tuple[Any, str, Callable[[], None]]] = [
-        *((kind, "__enter__", entered) for kind in _CONTEXTS),
-        (torch.set_grad_enabled, "__init__", entered),
-        (nn.Module, "register_forward_hook", hooked),
-        (nn.Module, "register_forward_pre_hook", hooked),
+def _noticing(entered: Callable[[], None]) -> Iterator[None]:
+    """Say when this thread's code enters a context such as ``torch.autocast``; refuse some calls.
+
+    Those add a hook, or put a value in the place of a buffer.
+    """
+    places: list[tuple[Any, str, Callable[[tuple[Any, ...]], None]]] = [
+        *((kind, "__enter__", lambda args: entered()) for kind in _CONTEXTS),
+        (torch.set_grad_enabled, "__init__", lambda args: entered()),
+        (nn.Module, "register_forward_hook", _refuse_hook),
+        (nn.Module, "register_forward_pre_hook", _refuse_hook),
+        (nn.Module, "register_buffer", _refuse_buffer),
     ]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     for owner, name, notice in places:
@@ -134,11 +145,13 @@ def _noticing(entered: Callable[[], None], hooked: Callable[[], None]) -> Iterat
             setattr(owner, name, original)
 
 
-def _preceded(original: Any, notice: Callable[[], None], thread: int) -> Any:
+def _preceded(
+    original: Any, notice: Callable[[tuple[Any, ...]], None], thread: int
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def preceded(*args: Any, **kwargs: Any) -> Any:
         if get_ident() == thread:
-            notice()
+            notice(args)
         return original(*args, **kwargs)
 
     return preceded
@@ -147,9 +160,12 @@ def _preceded(original: Any, notice: Callable[[], None], thread: int) -> Any:
 def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -> _Lessons:
     """What to leave alone after an exception: a function if possible, else the deepest module."""
     root, culprit = tracer.model, tracer.failed
+    made = isinstance(problem, MadeTensorError)
+    if made and not lessons.keeping and tracer.kept.in_containers(tracer.watch):
+        return replace(lessons, keeping=True)
     blamed = frozenset([id(culprit)])
     fresh = blamed & tracer.makers - lessons.making - lessons.given_up
-    if fresh and isinstance(problem, MadeTensorError):
+    if fresh and made:
         return replace(lessons, making=lessons.making | fresh)
     function = failing_function(problem)
     if function is not None and function not in lessons.functions:
@@ -181,6 +197,8 @@ def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     if tracer.writing_modules:
         reason = "its forward writes to tensors of the model"
         return lessons.with_leaves({id(tracer.writing_modules[0])}, root, reason)
+    if tracer.watch.changed and not lessons.twice:
+        return replace(lessons, twice=True)
     return None
 
 
@@ -193,8 +211,26 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     for node in graph.nodes:
         tracer.caller.setdefault(node, tracer.calls[0])
     changed = {id(module) for module in tracer.watch.changed}
-    stateful = tracer.in_context | {call for call in tracer.calls if id(call.module) in changed}
-    return Trace(tracer.model, path, graph, tracer.calls, tracer.caller, stateful)
+    operators = changed - {id(call.module) for call in tracer.calls}
+    # What operators hold is changed by the code around them, and nobody knows it in the next call.
+    around = {call for call in tracer.calls if _holds(call.module, operators)}
+    changing = {call for call in tracer.calls if id(call.module) in changed}
+    stateful = tracer.in_context | tracer.kept.readers | changing | around
+    settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
+    return Trace(
+        tracer.model,
+        path,
+        graph,
+        tracer.calls,
+        tracer.caller,
+        stateful,
+        settled=settled - tracer.in_context - around,
+        kept=frozenset(tracer.kept.paths),
+    )
+
+
+def _holds(module: nn.Module, parts: Set[int]) -> bool:
+    return bool(parts) and not parts.isdisjoint(map(id, module.modules()))
 
 
 def _simplify_output(graph: fx.Graph, returned: Sequence[fx.Node]) -> None:
@@ -210,8 +246,13 @@ def _simplify_output(graph: fx.Graph, returned: Sequence[fx.Node]) -> None:
                 graph.erase_node(node)
 
 
-def _refuse_hook() -> None:
+def _refuse_hook(args: tuple[Any, ...]) -> None:
     raise UntraceableError("its forward registers a hook")
+
+
+def _refuse_buffer(args: tuple[Any, ...]) -> None:
+    if any(isinstance(value, fx.Proxy) for value in args):
+        raise UntraceableError("its forward replaces a buffer")
 
 
 def _summary(error: Exception) -> str:

@@ -22,7 +22,8 @@ from reparam.capture.operator_traits import Trait, traits
 from reparam.capture.structures import proxies_in
 
 _NEVER_ASKS = (
-    "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module", "reparam.",
+    "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module",
+    "torch.nn.parameter", "reparam.",
 )  # fmt: skip
 
 _ASK_FOR_OTHERS = {"abc", "functools", "torch.jit", "torch._jit_internal", "torch.nn.parameter"}

@@ -60,7 +60,9 @@ class Trace:
         calls: The root's own call and every call that was traced through, in order.
         caller: For each node the innermost call that made it.
         stateful: Calls of modules whose code must stay: it changes the module, or enters a context
-            such as ``torch.no_grad``.
+            such as ``torch.no_grad``, or reads what is kept of earlier calls.
+        settled: Those of them whose code does the same to its inputs in every call.
+        kept: Attributes, by path, that hold what is kept of earlier calls.
         by_methods: For each module, by identity, the methods other than ``forward`` that call it:
             the identity of their module, and their name.
     """
@@ -71,6 +73,8 @@ class Trace:
     calls: list[Call]
     caller: dict[fx.Node, Call]
     stateful: set[Call]
+    settled: Collection[Call] = frozenset()
+    kept: Collection[str] = frozenset()
     by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
 
 

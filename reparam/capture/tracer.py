@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from threading import get_ident
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.capture.item_assignment import assign
+from reparam.capture.kept_values import KeptValues, settled_by
 from reparam.capture.known_types import KnownType, KnownTypes
 from reparam.capture.operator_traits import returns_what_it_wrote
 from reparam.capture.proxies import (
@@ -58,6 +60,7 @@ class Tracer(fx.Tracer):
         inputs: Parameters of the forward that the user gives.
         making: Identities of modules of which what makes tensors of numbers is recorded.
         notices_random: Whether to find out which module draws random numbers.
+        twice: Whether the forward runs a second time, on what the first run left behind.
     """
 
     trace_asserts = True
@@ -71,6 +74,7 @@ class Tracer(fx.Tracer):
         making: Collection[int] = (),
         *,
         notices_random: bool,
+        twice: bool,
     ) -> None:
         super().__init__()
         self.rules = rules
@@ -97,6 +101,9 @@ class Tracer(fx.Tracer):
         self.making = making
         self.makers: set[int] = set()
         self.notices_random = notices_random
+        self.kept = KeptValues(self)
+        self.twice = twice
+        self.settled: set[int] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
@@ -148,6 +155,10 @@ class Tracer(fx.Tracer):
         if question := next(filter(None, map(unanswerable, below)), None):
             self.failed = self.failed or module
             raise UntraceableError(f"its forward {question}")
+        args, kwargs = (
+            self.kept.handed_on(args),
+            {name: self.kept.handed_on(value) for name, value in kwargs.items()},
+        )
         parent = self.stack[-1] if self.stack else None
         # Now, since the forward may append to a list that it was given.
         named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
@@ -159,7 +170,7 @@ class Tracer(fx.Tracer):
         before = random_state() if self.notices_random else None
         writes = self.watch.writes
         try:
-            result = run(*args, **kwargs)
+            result = self.kept.handed_on(run(*args, **kwargs))
             call.result = without_proxies(result)
         except Exception:
             if self.failed is None:
@@ -332,6 +343,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, Tensor) and id(a) not in self.names:
             # A graph could only hold it as a constant of the whole model.
             raise MadeTensorError("its forward makes a tensor that does not depend on its input")
+        if isinstance(a, Tensor):
+            self.kept.read(a)
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -384,6 +397,10 @@ class Tracer(fx.Tracer):
                 positional.append(value)
 
         def run(*args: Any) -> Any:
-            return self._enter("", self.model, forward, args, keywords)
+            again = partial(self._enter, "", self.model, forward, args, keywords)
+            result = again()
+            if self.twice:
+                self.settled = settled_by(self, again, result)
+            return result
 
         return run, positional

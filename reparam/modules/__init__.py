@@ -16,6 +16,7 @@ from reparam.modules.float64 import (
     in_float64,
     of_any_type,
     run_function,
+    widen,
 )
 from reparam.modules.state import (
     Watch,

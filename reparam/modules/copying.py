@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ReparamError
 
@@ -24,7 +25,8 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     for name in ("_in_spec", "_out_spec"):  # never changed, and torch warns of copying them
         memo.update((id(spec), spec) for m in graph_modules for spec in [vars(m).get(name)])
     try:
-        copied = copy.deepcopy(model, memo)
+        with _CopyingResults():
+            copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise ReparamError(
             f"the model cannot be copied ({type(error).__name__}: {error}); `fuse` can change it "
@@ -36,6 +38,25 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
         if module.training != modes.get(path, module.training):
             module.training = modes[path]
     return copied
+
+
+class _CopyingResults(TorchFunctionMode):
+    """Deep copies of what an earlier call computed with gradients, and the model has kept.
+
+    Such a tensor belongs to the graph of that call, and torch does not copy it. Its copy holds the
+    same numbers and belongs to none.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            values = tensor.detach()
+            # The memo goes by identity, which must not be that of another object later.
+            memo.setdefault(id(memo), []).append(values)
+            args = values, memo
+        return func(*args, **(kwargs or {}))
 
 
 class LateCopy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from reparam.modules.state import undisturbed
 from reparam.modules.tree import has_hooks, join, own_tensors
@@ -38,20 +38,92 @@ TYPES_MAY_DIFFER = ContextVar("TYPES_MAY_DIFFER", default=False)
 
 
 class Widened(TorchDispatchMode):
-    """Conversions to a smaller floating-point type give float64."""
+    """Floating-point numbers are float64, whatever type the code asks for, or leaves to torch.
+
+    An operator that takes one type only gets all of its operands in float64. One that does not run
+    in float64 runs in float32, as it does in the model; `narrow` has its name.
+    """
 
     supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.narrow: dict[str, None] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
         if func is torch.ops.aten._assert_tensor_metadata.default:
             return None
         dtype = kwargs.get("dtype")
-        if func is torch.ops.aten._to_copy.default and dtype and dtype.is_floating_point:
+        if dtype is not None and dtype.is_floating_point:
             kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception:  # its operands are of several types, or it is for one type only
+            return self._with_one_type(func, args, kwargs)
+        if not _is_narrow(result) or not _makes_values(func):
+            return result
+        return _recomputed(func, args, kwargs, result)
+
+    def _with_one_type(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What an operator returns that did not run on its operands as they are."""
+        written = args[0].dtype if func._schema.is_mutable and args else torch.float64
+        try:
+            return _in_type(func, written, args, kwargs)
+        except Exception:
+            if func._schema.is_mutable:
+                raise
+            result = tree_map(in_float64, _in_type(func, torch.float32, args, kwargs))
+        self.narrow[str(func.overloadpacket)] = None
+        return result
+
+
+def _in_type(func: Any, dtype: torch.dtype, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What an operator returns for operands of one floating-point type."""
+
+    def converted(value: Any) -> Any:
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floats else value
+
+    args, kwargs = tree_map(converted, (args, kwargs))
+    return func(*args, **kwargs)
+
+
+def _is_narrow(result: Any) -> bool:
+    return (
+        isinstance(result, Tensor) and result.is_floating_point() and result.dtype != torch.float64
+    )
+
+
+def _makes_values(func: Any) -> bool:
+    """Whether an operator returns new values: no view, and no random numbers."""
+    schema = func._schema
+    aliases = schema.is_mutable or any(result.alias_info for result in schema.returns)
+    return not aliases and torch.Tag.nondeterministic_seeded not in func.tags
+
+
+def _recomputed(func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> Tensor:
+    """What an operator returns in float64 that made smaller floats of numbers or of integers."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors:
+        asks = any(argument.name == "dtype" for argument in func._schema.arguments)
+        return func(*args, **{**kwargs, "dtype": torch.float64}) if asks else result.double()
+    of_integers = not any(tensor.is_floating_point() for tensor in tensors)
+
+    def widened(value: Any) -> Any:
+        integers = of_integers and isinstance(value, Tensor) and not value.is_complex()
+        return value.double() if integers else in_float64(value)
+
+    args, kwargs = tree_map(widened, (args, kwargs))
+    try:
+        recomputed: Tensor = func(*args, **kwargs)
+    except Exception:  # integers are more than numbers to it, such as positions
+        return result.double()
+    return recomputed
 
 
 def copied_values(structure: Any) -> Any:
@@ -132,9 +204,18 @@ def _weights(
 
 @contextmanager
 def _on_trial(module: nn.Module) -> Iterator[None]:
-    """Leave a module as it was, and let what it makes be float64."""
-    with undisturbed(module), Widened():  # type: ignore[no-untyped-call]
+    """Leave a module as it was, and let what it holds and makes be float64."""
+    with undisturbed(module) as watch, Widened():
+        registered = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        widen(held for held in watch.tensors() if id(held) not in registered)
         yield
+
+
+def widen(tensors: Iterable[Tensor]) -> None:
+    """Let tensors that a model holds besides its parameters and buffers be float64."""
+    for tensor in tensors:
+        if tensor.is_floating_point() and not tensor.is_inference():
+            tensor.data = tensor.data.double()
 
 
 def _only_computes(module: nn.Module) -> bool:

@@ -23,12 +23,15 @@ _FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model and leave its attributes, its tensors and the random numbers as they were."""
+def undisturbed(model: nn.Module) -> Iterator[Watch]:
+    """Run a model and leave its attributes, its tensors and the random numbers as they were.
+
+    What the context gives tells afterwards what would have changed.
+    """
     tensors = (*model.parameters(), *model.buffers())
     inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
-    with Watch(model), torch.inference_mode() if inference else nullcontext():
-        yield
+    with Watch(model) as watch, torch.inference_mode() if inference else nullcontext():
+        yield watch
 
 
 def random_state() -> tuple[bytes, Any, bytes]:
@@ -75,6 +78,18 @@ class Watch(TorchDispatchMode):
                 self._contents.append((owner, holder, _content(holder)))
         self._watched = {tensor.untyped_storage()._cdata for _, tensor, _, _ in self._tensors}
         self._originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors whose memory is put back."""
+        return [tensor for _, tensor, _, _ in self._tensors]
+
+    def containers(self) -> list[Any]:
+        """The lists, dictionaries and attributes of own objects that are put back."""
+        return [
+            holder if isinstance(holder, dict | list | deque) else vars(holder)
+            for _, holder, _ in self._contents
+            if not isinstance(holder, set | type | nn.Module)
+        ]
 
     @property
     def writes(self) -> int:
@@ -164,7 +179,7 @@ def _entries(value: Any) -> Iterable[Any] | None:
             return () if _has_memory(value) else None
         case type():
             return vars(value).values() if issubclass(value, nn.Module) else None
-        case FunctionType() | MethodType() | ModuleType():
+        case FunctionType() | MethodType() | ModuleType() | fx.Proxy():
             return None
     own = hasattr(value, "__dict__") and not _is_foreign(type(value))
     return vars(value).values() if own else None

@@ -163,14 +163,23 @@ class _Graft:
         apart = self._unlike()
         if apart:
             raise UnlikeError("calls of one block would need different code", apart)
-        stateful = self.edited & self.trace.stateful
+        stateful = (self.edited | self.inlined) & self.trace.stateful
         if stateful:
             raise GraftError(
                 "a module that changes its own attributes would get new code", stateful
             )
+        lost = self._lost()
+        if lost:
+            raise GraftError("a module that changes its own attributes would not run", lost)
         torn = set(filter(self._may_run_as_it_was, self.rewrite.swapped))
         if torn:
             raise TornError("its parts would change for code that may run as it was", torn)
+
+    def _lost(self) -> set[Call]:
+        """The calls whose new code would leave out one that does more than compute."""
+        left_out = (call for call in self.trace.stateful if not self._is_live(call))
+        owners = (next(filter(self._stays, call.ancestry())) for call in left_out)
+        return {owner for owner in owners if owner in self.edited}
 
     def _unlike(self) -> set[Call]:
         """The calls of modules whose calls would need different code after all."""

@@ -248,6 +248,12 @@ def frame_problems(part: Part, merged: Collection[Call]) -> Callable[[Region], R
     return partial(_frame_problem, placer)
 
 
+def _calls_around(nodes: Iterable[fx.Node], trace: Trace) -> set[Call]:
+    """The calls in which some nodes are computed."""
+    computed = (trace.caller[node] for node in nodes if node.op != "get_attr")
+    return {call for caller in computed for call in caller.ancestry()}
+
+
 def _frame_problem(placer: Placer, region: Region) -> Refusal | None:
     """Why a region may not be fused.
 
@@ -260,13 +266,13 @@ def _frame_problem(placer: Placer, region: Region) -> Refusal | None:
         f"{frame.path or 'the model'} changes its own attributes when it runs, or enters a context "
         "such as torch.no_grad"
     )
-    crossed = {
-        call
-        for node in region.dying
-        if node.op != "get_attr"
-        for call in trace.caller[node].ancestry()
-    } - set(frame.ancestry())
-    if ({frame} | crossed | _changed_calls(placer, region)) & trace.stateful:
+    around = set(frame.ancestry())
+    crossed = _calls_around(region.dying, trace) - around
+    read = {operand for node in region.inner | region.dying for operand in node.all_input_nodes}
+    constants = reached(read & placer.facts.sources.keys(), lambda node: node.all_input_nodes)
+    gone = _changed_calls(placer, region) | (_calls_around(constants, trace) - around)
+    unsettled = trace.stateful.difference(trace.settled)
+    if gone & trace.stateful or ({frame} | crossed) & unsettled:
         return refusal
     if not any(call in trace.stateful for call in frame.ancestry()):
         return None

@@ -18,7 +18,7 @@ from reparam.rules import (  # importing a family registers its rules
     padding_and_pools,
     views,
 )
-from reparam.rules.calling import call_rule, in_names_of
+from reparam.rules.calling import RuleError, call_rule, in_names_of
 from reparam.rules.convolution import (
     convolution_function,
     convolution_module,

@@ -31,6 +31,10 @@ _OTHER_NAMES = {
 """Other names for arguments: those of ATen and NumPy, and of ``torch.split``."""
 
 
+class RuleError(ReparamError):
+    """A rule raised, so that nothing is known of its operator."""
+
+
 def call_rule(
     rule: Rule,
     target: Any,
@@ -46,7 +50,8 @@ def call_rule(
         A form, or another step, or a Refusal; None if the call is none that the rule is about.
 
     Raises:
-        ReparamError: If the rule raises, or returns something else.
+        RuleError: If the rule raises.
+        ReparamError: If the rule returns something else.
     """
     name = f"the rule {describe_rule(rule)} of {describe_target(target)}, {where},"
     kwargs = in_names_of(rule, kwargs)
@@ -56,7 +61,7 @@ def call_rule(
     try:
         if is_built_in(rule):
             step = rule(*args, **kwargs)
-            return None if step is NotImplemented else step
+            return step if isinstance(step, Step | Selecting) else None
         with _MakingFloat64():
             step = rule(*args, **kwargs)
             _check_weights(step)
@@ -64,7 +69,7 @@ def call_rule(
         refusal = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
         if isinstance(refusal, Refusal):
             return refusal  # x.pad(...).convolve(...), where the first law refused
-        raise ReparamError(f"{name} raised {type(error).__name__}: {error}") from error
+        raise RuleError(f"{name} raised {type(error).__name__}: {error}") from error
     if step is NotImplemented:
         return None
     if not isinstance(step, Step | Selecting):

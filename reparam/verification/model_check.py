@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from reparam.modules import (
     copy_model,
     in_float64,
     of_any_type,
+    tensors_held,
     undisturbed,
+    widen,
 )
 
 EXACT_BOUND = 1e-9
@@ -49,7 +51,7 @@ class Judge:
         self, model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], *, inplace: bool
     ) -> None:
         self.model = model
-        self.trials = [_Trial("", torch.no_grad, inputs, _results(model, inputs, torch.no_grad))]
+        self.trials = [_Trial("", torch.no_grad, inputs, _results(model, inputs))]
         for where, mode, change in _OTHERS:
             others = tree_map(change, inputs)
             with suppress(Exception):  # it need not run on these
@@ -114,8 +116,7 @@ class Judge:
     def _exact(self, trial: _Trial) -> list[Any] | None:
         """The original's outputs in float64; None if it does not run in float64."""
         try:
-            inputs = tree_map(in_float64, trial.inputs)
-            return _results(deepcopy(self.model).double(), inputs, trial.mode)
+            return _exact_results(self.model, trial.inputs, trial.mode)[0]
         except Exception:  # whatever the user's forward raises
             return None
 
@@ -158,7 +159,9 @@ _OTHERS: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
 ]
 
 
-def _results(model: nn.Module, inputs: Any, mode: Callable[[], Any]) -> list[Any]:
+def _results(
+    model: nn.Module, inputs: Any, mode: Callable[[], Any] = torch.no_grad
+) -> list[Any]:
     args, kwargs = copied_values(inputs)
     with mode(), undisturbed(model):
         leaves = tree_leaves(model(*args, **kwargs))
@@ -185,18 +188,22 @@ def _largest(actual: Sequence[Any], expected: Sequence[Any]) -> float:
 class Verification:
     """How far two models are from the float64 truth, per output.
 
-    Errors are ``max|y - y64| / max|y64|``, where y64 is the original run in float64.
+    Errors are ``max|y - y64| / max|y64|``, where y64 is the original run in float64. Where it does
+    not run so, the fused model is compared with the original as it is, and the other errors are
+    NaN.
 
     Args:
         rounding: The fused model run in float64: what the rounding of its weights costs; nothing
             if its weights are float64.
         original: The original model as it is.
         fused: The fused model as it is.
+        notes: What could not be compared, or not in float64, and why.
     """
 
     rounding: tuple[float, ...]
     original: tuple[float, ...]
     fused: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = ["error against float64, per output (largest difference / largest value)"]
@@ -205,7 +212,7 @@ class Verification:
                 f"  output {index}: original {errors[1]:.1e}, fused {errors[2]:.1e} "
                 f"({errors[0]:.1e} of it from the rounding of the weights)"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def verify(
@@ -222,7 +229,8 @@ def verify(
         The largest relative error of each output tensor.
 
     Raises:
-        ReparamError: If the two return a different number or shape of tensors.
+        ReparamError: If one of the two does not run, or they return a different number or shape of
+            tensors.
 
     Examples:
         >>> import torch
@@ -232,23 +240,27 @@ def verify(
         >>> max(result.fused) < 1e-6
         True
     """
-    inputs = as_arguments(example_inputs)
-    original, fused = runnable(original), runnable(fused)
-    with torch.no_grad(), of_any_type():
-        truth = _exact_outputs(original, inputs)
-        runs = (
-            _exact_outputs(fused, inputs),
-            _outputs(original, inputs),
-            _outputs(fused, inputs),
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] = as_arguments(example_inputs), {}
+    models = {"original": runnable(original), "fused model": runnable(fused)}
+    notes: dict[str, None] = {}
+    runs, exact = [], []
+    with of_any_type():
+        for name, model in models.items():
+            runs.append(_tensors(_as_it_is(name, model, inputs), notes))
+            exact.append(_in_float64(name, model, inputs, notes))
+    before, after = runs
+    if _shapes(before) != _shapes(after):
+        raise ReparamError(
+            f"the two models return different outputs: {_shapes(before)} and {_shapes(after)}"
         )
-    for run in runs:
-        if [tensor.shape for tensor in run] != [tensor.shape for tensor in truth]:
-            raise ReparamError(
-                "the two models return different outputs: "
-                f"{[tuple(tensor.shape) for tensor in truth]} and "
-                f"{[tuple(tensor.shape) for tensor in run]}"
-            )
-    return Verification(*(tuple(map(relative_error, run, truth)) for run in runs))
+    truth, rounded = (tensors if _shapes(tensors) == _shapes(before) else None for tensors in exact)
+    unknown = (float("nan"),) * len(before)
+    if truth is None:
+        notes["the fused model is compared with the original as it is"] = None
+        return Verification(unknown, unknown, _errors(after, before, notes), tuple(notes))
+    rounding = unknown if rounded is None else _errors(rounded, truth, notes)
+    own, fused_errors = (_errors(run, truth, notes) for run in runs)
+    return Verification(rounding, own, fused_errors, tuple(notes))
 
 
 def runnable(model: nn.Module | ExportedProgram) -> nn.Module:
@@ -257,19 +269,93 @@ def runnable(model: nn.Module | ExportedProgram) -> nn.Module:
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
-    """The largest difference relative to the largest value."""
+    """The largest difference relative to the largest value; equal infinities differ by nothing."""
     if not truth.numel():
         return 0.0
-    difference = float((actual.double() - truth.double()).abs().max())
-    scale = float(truth.double().abs().max())
+    actual, truth = actual.double(), truth.double()
+    difference, scale = float((actual - truth).abs().max()), float(truth.abs().max())
+    if not isfinite(difference):
+        same = (actual == truth) & truth.isinf()
+        difference = float((actual - truth).masked_fill(same, 0).abs().max())
+        scale = float(truth.masked_fill(truth.isinf(), 0).abs().max())
     return difference / scale if scale else difference
 
 
-def _exact_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """What a model returns in float64, also where it converts values to a smaller type."""
-    with Widened():  # type: ignore[no-untyped-call]
-        return _outputs(copy_model(model).double(), tree_map(in_float64, inputs))
+def _as_it_is(name: str, model: nn.Module, inputs: Any) -> list[Any]:
+    """What one of two models returns in its own type."""
+    try:
+        return _results(model, inputs)
+    except Exception as error:
+        raise ReparamError(
+            f"the {name} does not run on example_inputs ({type(error).__name__}: {error})"
+        ) from error
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+def _in_float64(
+    name: str, model: nn.Module, inputs: Any, notes: dict[str, None]
+) -> list[Tensor] | None:
+    """What one of two models returns in float64; None if it does not run so."""
+    try:
+        leaves, narrow = _exact_results(model, inputs)
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0][:160]
+        notes[f"the {name} does not run in float64 ({type(error).__name__}: {reason})"] = None
+        return None
+    for operator in narrow:
+        reason = "the reference has what it returns in float32"
+        notes[f"{operator} does not run in float64: {reason}"] = None
+    return _tensors(leaves, {})
+
+
+def _exact_results(
+    model: nn.Module, inputs: Any, mode: Callable[[], Any] = torch.no_grad
+) -> tuple[list[Any], Collection[str]]:
+    """What a model returns in float64, also where its code asks for a smaller type.
+
+    And the operators that only run in a smaller type.
+    """
+    exact = copy_model(model).double()
+    widen(tensors_held(exact))
+    with Widened() as widened:
+        leaves = _results(exact, tree_map(in_float64, inputs), mode)
+    return leaves, widened.narrow
+
+
+def _tensors(leaves: Iterable[Any], notes: dict[str, None]) -> list[Tensor]:
+    """The tensors that a model returned; what is none is noted, if somebody could miss it."""
+    tensors: list[Tensor] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            held = tree_leaves([getattr(leaf, field.name) for field in fields(leaf)])
+            tensors.extend(_tensors(held, notes))
+        elif leaf is not None and not isinstance(leaf, str):
+            notes[f"an output of class {type(leaf).__name__} was not compared"] = None
+    return tensors
+
+
+def _shapes(tensors: Sequence[Tensor] | None) -> list[tuple[int, ...]] | None:
+    return None if tensors is None else [tuple(tensor.shape) for tensor in tensors]
+
+
+def _errors(
+    actual: Sequence[Tensor], truth: Sequence[Tensor], notes: dict[str, None]
+) -> tuple[float, ...]:
+    """The error of each output; NaN and a note for those that cannot be compared."""
+    errors: list[float] = []
+    for index, pair in enumerate(zip(actual, truth, strict=True)):
+        try:
+            errors.append(relative_error(*map(_comparable, pair)))
+        except Exception as error:
+            reason = str(error).strip().split("\n", 1)[0][:160]
+            notes[f"output {index} was not compared ({type(error).__name__}: {reason})"] = None
+            errors.append(float("nan"))
+    return tuple(errors)
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor of whatever layout, as real ones."""
+    dense = tensor.dequantize() if tensor.is_quantized else tensor
+    dense = dense.to_dense() if dense.layout is not torch.strided else dense
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
