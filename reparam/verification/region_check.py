@@ -113,7 +113,10 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
         shape = [2 if axes else 4] * rank
         shape[-len(axes) - 1] = channels
     small = _smallest(shape, axes, region.form.axes or ())
-    yield small
+    # How much an operator needs that is crossed and has no form, nobody knows: if it wraps what a
+    # crop left nothing of, torch returns what happened to be in memory.
+    if not any(link.commuting is not None and link.commuting.refusal for link in region.path):
+        yield small
     first = len(small) - len(axes)
     for size in (8, 32):
         yield (*small[:first], *(max(length, size) for length in small[first:]))

@@ -146,25 +146,26 @@ def test_any_operators_in_a_row(count: int, data: st.DataObject) -> None:
 
 @st.composite
 def branches(draw: Any) -> tuple[int, list[Call], list[Call]]:
-    """Two chains whose forms are known; a last padding or crop makes their sizes equal."""
+    """Any chain that is a form, and a padded or cropped kernel whose result has the same size."""
     count = draw(st.sampled_from((1, 1, 2)))
-    first, second = draw(chains(count, 2)), draw(chains(count, 2))
-    ours, theirs = form(first, count), form(second, count)
-    assume(isinstance(ours, AffineConv) and isinstance(theirs, AffineConv))
-    assume(ours.transposed == theirs.transposed)
-    if not ours.transposed:
-        sides: list[int] = []
-        for one, two in zip(reversed(ours.axes), reversed(theirs.axes), strict=True):
-            assume(one.stride == two.stride and (one.excess - two.excess) % one.stride == 0)
-            missing, before = (one.excess - two.excess) // one.stride, draw(st.integers(-1, 1))
-            sides += [before, missing - before]
-        second = [*second, Call(F.pad, (sides, draw(st.sampled_from(("constant", *MODES)))))]
-    return count, first, second
+    first = draw(chains(count, 2))
+    whole = form(first, count)
+    assume(isinstance(whole, AffineConv) and not whole.transposed)
+    kernel, dilation = ([draw(entry) for _ in range(count)] for entry in (_SIZES, _STEPS))
+    sides: list[int] = []
+    for axis, k, d in reversed(list(zip(whole.axes, kernel, dilation, strict=True))):
+        before = axis.before + draw(st.integers(-2, 2))
+        sides += [before, axis.excess + d * (k - 1) - before]
+    own = next((axis.mode for axis in whole.axes if axis.padded), "zeros")
+    mode = draw(st.sampled_from((own, own, *MODES))).replace("zeros", "constant")
+    padding = Call(F.pad, (sides, mode if mode != "value" else "constant"))
+    weight, stride = random_tensor((C, C, *kernel), draw(seeds)), [a.stride for a in whole.axes]
+    return count, first, [padding, Call(_CONVOLVE[count], (weight, None, stride, 0, dilation))]
 
 
 @EVEN
 @given(branches())
-@settings(max_examples=60)
+@settings(max_examples=120)
 def test_any_two_branches(case: tuple[int, list[Call], list[Call]]) -> None:
     count, *both = case
     parts = [form(branch, count) for branch in both]
