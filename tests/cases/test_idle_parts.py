@@ -1,4 +1,4 @@
-"""A part of which nothing is left but code whose result nobody reads: its caller does without it."""
+"""A part of which nothing is left but what nobody reads: its caller does without it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from tests.support.errors import relative_error
+from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
 
 
@@ -76,7 +76,7 @@ def test_what_is_left_is_idle(part: type[nn.Module], around: type[Around], verif
     model = randomise_batch_norm(around(part()).double().eval(), 0)
     x = torch.randn(2, 4, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     fused = reparam.fuse(model, verify=verify)  # a warning would be an error
-    assert relative_error(fused(x), model(x)) <= 1e-12
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
     if around is Around and part is not Normed:
         assert fused.conv.out_channels == 2
         assert fused.part is None
