@@ -107,9 +107,11 @@ def explicit_padding(form: AffineConv) -> list[tuple[int, ...]]:
     if all(axis.before == axis.after >= 0 for axis in axes):
         return []
     sides = [side for axis in reversed(axes) for side in (axis.before, axis.after)]
-    if all(axis.mode == "zeros" for axis in axes if axis.padded) or min(sides) >= 0:
+    zeros = all(axis.mode == "zeros" for axis in axes if axis.padded)
+    if min(sides) >= 0 or (zeros and not any(axis.padded and axis.cropped for axis in axes)):
         return [tuple(sides)]
-    # Only zeros can be padded and cropped in one go.
+    # In one go torch crops first: other modes would repeat something else, and of a short input
+    # there may be less than it crops.
     return [tuple(max(side, 0) for side in sides), tuple(min(side, 0) for side in sides)]
 
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
-from reparam.analysis.ranks import keeps_shape
+from reparam.analysis.ranks import keeps_shape, pooled_axes
 from reparam.capture import Trait, traits
 from reparam.rules import Commuting, Step
 
@@ -21,7 +21,8 @@ def known_channels(
     Args:
         node: The value.
         axis: The axis, counted from the end.
-        taken: The size that the model's own inputs are taken to have, if any.
+        taken: The size that the model's own inputs are taken to have. If None, nothing is taken
+            for granted: what the axis of the example inputs has, others need not have.
         steps: What the operators before do to the forms of their operands.
         facts: What is known of the graph.
     """
@@ -49,7 +50,7 @@ def _size_or_operands(
     value: fx.Node, axis: int, taken: int | None, steps: Mapping[fx.Node, Step], facts: Facts
 ) -> int | list[tuple[fx.Node, int]] | None:
     """The size of one axis of a value, or else the operands, and their axes, that it depends on."""
-    shape = facts.shapes.get(value)
+    shape = (facts.fixed if taken is None else facts.shapes).get(value)
     if shape is not None:
         return shape[axis] if -axis <= len(shape) else None
     if value.op == "placeholder":
@@ -69,14 +70,18 @@ def _size_or_operands(
         return [(operands[0], operand)] if isinstance(operand, int) and operands else None
     if Trait.BROADCASTS in traits(value) and operands:
         return [(operand, axis) for operand in operands]
-    return [(operands[0], axis)] if operands and keeps_shape(value, facts.root) else None
+    kept = keeps_shape(value, facts.root) or axis < -pooled_axes(value, facts.root)
+    return [(operands[0], axis)] if operands and kept else None
 
 
 def _size_in_form(form: AffineConv, axis: int) -> int | list[tuple[fx.Node, int]] | None:
-    if form.out_channels is None:
-        return [(form.base, axis)] if isinstance(form.base, fx.Node) else None
-    here = form.axes is None or len(form.axes) == -axis - 1
-    return form.out_channels if here else None
+    """The size of the channels of a form, or who tells the size of another axis that it keeps."""
+    channel = None if form.axes is None else -len(form.axes) - 1
+    if form.out_channels is not None and channel in (None, axis):
+        return form.out_channels
+    along = None if channel is None or axis <= channel else (form.axes or ())[axis]
+    resized = along is not None and (form.transposed or along.stride != 1 or along.excess != 0)
+    return [(form.base, axis)] if isinstance(form.base, fx.Node) and not resized else None
 
 
 def _side_by_side(

@@ -32,6 +32,7 @@ class Facts:
         constants: The values that depend on parameters and buffers only.
         sources: For each of these the parameters and buffers that it depends on.
         shapes: Shapes of values, where example inputs were given.
+        fixed: Those of them that values have for every input: a program is bound to them.
         dtypes: Types of values, where example inputs were given.
         ranks: Number of axes of a value, where known.
         ones: Number of last axes that have size 1, where known.
@@ -49,6 +50,7 @@ class Facts:
     constants: Constants
     sources: Mapping[fx.Node, frozenset[str]]
     shapes: Mapping[fx.Node, torch.Size]
+    fixed: Mapping[fx.Node, torch.Size]
     dtypes: Mapping[fx.Node, torch.dtype]
     ranks: Mapping[fx.Node, int]
     ones: Mapping[fx.Node, int]
@@ -87,8 +89,12 @@ def gather(
     shapes: Mapping[fx.Node, torch.Size],
     dtypes: Mapping[fx.Node, torch.dtype],
     ranks: Mapping[fx.Node, int],
+    fixed: Mapping[fx.Node, torch.Size],
 ) -> Facts:
-    """Collect what is known of a graph, of whose values some shapes, types and ranks are known."""
+    """Collect what is known of a graph, of whose values some shapes, types and ranks are known.
+
+    Fixed are the shapes that do not depend on the input.
+    """
     root, nodes = trace.root, list(trace.graph.nodes)
     numbers = _numbers(nodes)
     effects = {
@@ -117,6 +123,7 @@ def gather(
         constants=constants,
         sources=constants.sources,
         shapes=shapes,
+        fixed=fixed,
         dtypes=dtypes,
         ranks=axes,
         ones=ones,

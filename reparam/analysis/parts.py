@@ -184,10 +184,11 @@ def _capture(
 def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) -> Part:
     """All that is certain of a graph."""
     hold("capture", CAPTURED, traced)
-    shapes, dtypes, ranks = recorded_values(traced.graph)
+    fixed, dtypes, ranks = recorded_values(traced.graph)
+    shapes: Mapping[fx.Node, torch.Size] = fixed
     if inputs is not None:
         shapes, dtypes = record_shapes(traced, inputs)
-    facts = gather(traced, rules, shapes, dtypes, ranks)
+    facts = gather(traced, rules, shapes, dtypes, ranks, fixed)
     return Part(traced, facts, lift(traced.graph, facts, rules, traced.path), rules)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from math import inf
 from typing import Any
 
 from torch import fx, nn
@@ -41,6 +42,16 @@ def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
         module = fetch(root, str(node.target))
         return _is_activation(module) or type(module).__name__.startswith(("Dropout", "LayerNorm"))
     return Trait.KEEPS_SHAPE in traits(node)
+
+
+_POOL = re.compile("(?:adaptive_?|fractional_?)?(?:avg|max|lp)_?pool([123])d", re.IGNORECASE)
+
+
+def pooled_axes(node: fx.Node, root: nn.Module) -> float:
+    """How many last axes a pool pools over, and leaves those before alone; of others infinity."""
+    module = fetch(root, str(node.target)) if node.op == "call_module" else None
+    pool = _POOL.fullmatch(torch_name(node) if module is None else _torch_name(module))
+    return int(pool[1]) if pool else inf
 
 
 def find_axes(
@@ -262,7 +273,7 @@ def _find_trailing_ones(
         if not isinstance(operand, fx.Node):
             continue
         rank = ranks.get(operand)
-        count = _pooled_axes(node, root, rank)
+        count = _averaged_axes(node, root, rank)
         if count == 0 and operand in ones and _keeps_ones(node, root):
             count = ones[operand]
         elif rank is not None and (axes := _left_axes(node, rank, ones.get(operand, 0))):
@@ -284,7 +295,7 @@ def _keeps_ones(node: fx.Node, root: nn.Module) -> bool:
     return isinstance(module, batch_norms) or keeps_shape(node, root)
 
 
-def _pooled_axes(node: fx.Node, root: nn.Module, rank: int | None) -> int:
+def _averaged_axes(node: fx.Node, root: nn.Module, rank: int | None) -> int:
     """How many last axes a node averages over and keeps with size 1."""
     name, size = torch_name(node), _argument(node, 1)
     if node.op == "call_module":

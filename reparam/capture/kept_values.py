@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reparam.capture.proxies import ConstantProxy
-from reparam.capture.reading import code_below
+from reparam.capture.reading import functions_below
 from reparam.capture.structures import proxies_in, without_proxies
 from reparam.capture.trace import Call
 from reparam.errors import UntraceableError
@@ -149,8 +149,8 @@ def _attributes_that_change(model: nn.Module) -> dict[int, str]:
     assigned = {
         name
         for module in model.modules()
-        for code in code_below(module, module.forward)
-        for name in _assigned(code)
+        for function in functions_below(module, module.forward)
+        for name in _assigned(function.__code__)
     }
     return {id(value): path for path, name, value in plain if name in assigned}
 

@@ -158,6 +158,11 @@ class Appraiser:
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
         current, before = self._costs(gone, positions, crossed.union(counted))
         operand = sized_as_operand(candidate.base, path, main)
+        if self._bound_to_sizes(value):
+            least, of_one = self.positions.at_least(gone, alike, form, crossed)
+            anywhere, _ = self._costs(gone, least, crossed.union(counted), relative=True)
+            if anywhere.multiply_adds < form.multiply_adds * of_one:
+                return Refusal("one operator instead may cost more at another size of the input")
         converts = not holds_type(candidate.base, weights_dtype(form), self.facts)
         after = self.weigher.form(form, at, operand) + Cost(operators=int(converts))
         return Region(
@@ -208,8 +213,18 @@ class Appraiser:
             return Refusal(self._other_readers(candidate, gone))
         return path[-1]
 
+    def _bound_to_sizes(self, value: fx.Node) -> bool:
+        """Whether multiply-adds are counted at the sizes of inputs that are but an example."""
+        facts = self.facts
+        return self.weigher.measure is MACS and value in facts.shapes and value not in facts.fixed
+
     def _costs(
-        self, gone: Collection[fx.Node], positions: Mapping[fx.Node, float], left_out: Set[fx.Node]
+        self,
+        gone: Collection[fx.Node],
+        positions: Mapping[fx.Node, float],
+        left_out: Set[fx.Node],
+        *,
+        relative: bool = False,
     ) -> tuple[Cost, Cost]:
         """What dying nodes cost as the graph stands, and what they cost in the model."""
         current = before = NOTHING
@@ -217,7 +232,7 @@ class Appraiser:
             if node in left_out or node in self.dead:
                 continue
             region = self.fused.get(node)
-            if region is not None and node in self.facts.shapes:
+            if region is not None and node in self.facts.shapes and not relative:
                 now = region.after  # in true numbers, wherever it is placed
             else:
                 now = self.node_cost(node, positions.get(node, 0.0))

@@ -8,7 +8,7 @@ algorithm" (2001), and without recursion: chains may be thousands of operators l
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
@@ -36,6 +36,8 @@ class Link:
         inner: The nodes between base and value, the value included, in order.
         crossed: Operators between that let forms pass, the nearest to the value first; the form
             acts before them.
+        joined: What lay between, too, before a whole path was made one link. The value is computed
+            without it now, but what it read, it read where it stood.
     """
 
     value: fx.Node
@@ -44,6 +46,12 @@ class Link:
     commuting: Commuting | None
     inner: tuple[fx.Node, ...]
     crossed: tuple[Commuting, ...] = ()
+    joined: tuple[fx.Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """All nodes between base and value in the graph as it was, the value included."""
+        return (*self.joined, *self.inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +93,7 @@ class Forest:
         self.refused: dict[fx.Node, Refusal] = {}
         self._depth: dict[fx.Node, int] = {}
         self._order = facts.order
-        self._split = {node for node, step in steps.items() if isinstance(step, Several)}
+        self._several = {n for n, step in steps.items() if isinstance(step, Several | Stacked)}
         for node, step in steps.items():
             link = self._link(node, step, facts)
             if isinstance(step, Commuting) and step.refusal is not None:
@@ -113,9 +121,16 @@ class Forest:
                 return Refusal("its rule returned a form over nothing; build it from x")
             if node.target is assign:
                 return Link(node, step.base, step, None, assignments(node))
-            whole = [operand for operand in node.all_input_nodes if operand in self._split]
-            return Link(node, step.base, step, None, (*whole, node))
+            return Link(node, step.base, step, None, (*self._through(node, (step.base,)), node))
         return self._joined(node, step)
+
+    def _through(self, node: fx.Node, bases: Collection[fx.Node]) -> list[fx.Node]:
+        """What a node reads its bases through: ``torch.stack(branches)``, ``x.chunk(2)``."""
+        return [
+            operand
+            for operand in node.all_input_nodes
+            if operand in self._several and not set(bases).isdisjoint(operand.all_input_nodes)
+        ]
 
     def _joined(self, node: fx.Node, step: AffineSum | AffineStack) -> Link | Refusal | None:
         """The link of a sum, or of values side by side: over the nearest value all come from."""
@@ -146,16 +161,8 @@ class Forest:
     ) -> Link | Refusal:
         """The link of a sum, or of values side by side, over one value that all come from."""
         branches: list[AffineConv] = []
-        inner = {node}
+        inner = {node, *self._through(node, operands)}
         for term, operand in zip(step.terms, operands, strict=True):
-            # ``torch.stack(branches).sum(0)`` reads them through a value without a link.
-            inner.update(
-                arg
-                for arg in node.all_input_nodes
-                if self._order[arg] > self._order[base]
-                and arg not in self._depth
-                and arg in operand.users
-            )
             branch, between = self.branch(operand, base, term)
             inner.update(between)
             if isinstance(branch, Refusal):
@@ -178,7 +185,7 @@ class Forest:
     ) -> tuple[AffineConv | Refusal, list[fx.Node]]:
         """The form of a term of a sum over a base of its operand, and the nodes between."""
         path = list(self._up(value, base))
-        between = [node for link in path for node in link.inner]
+        between = [node for link in path for node in link.nodes]
         views = [link.commuting for link in path if link.commuting is not None]
         if any(link.crossed for link in path) or not all(view.copies for view in views):
             return Refusal("a view lies between its branches and their common value"), between
@@ -244,13 +251,15 @@ class Forest:
     ) -> None:
         """Make one link of a whole path, so that longer ones come within reach."""
         crossed = tuple(link.commuting for link in reversed(path) if link.commuting is not None)
-        self.links[value] = Link(value, base, form, None, (value,), crossed)
+        between = dict.fromkeys(chain.from_iterable(link.nodes for link in path))
+        joined = tuple(node for node in between if node is not value)
+        self.links[value] = Link(value, base, form, None, (value,), crossed, joined)
         self.passing.pop(value, None)
 
     def cut(self, changed: Set[fx.Node], spare: fx.Node) -> None:
         """Forget the links made of values that changed, but for the one whose own link is right."""
         for value, link in list(self.links.items()):
-            if value is not spare and not changed.isdisjoint(link.inner):
+            if value is not spare and not changed.isdisjoint(link.nodes):
                 del self.links[value]
                 self.passing.pop(value, None)
 

@@ -49,10 +49,20 @@ class Positions:
         what is placed, and crossed values stay where they are.
         """
         shapes = self.facts.shapes
-        if values[0] in shapes:
-            source = form.base if form.transposed and isinstance(form.base, fx.Node) else placed
-            channels = form.in_channels if form.transposed else form.out_channels
-            return {node: self._known(node) for node in nodes}, _elements(shapes[source], channels)
+        if values[0] not in shapes:
+            return self.at_least(nodes, values, form, crossed)
+        source = form.base if form.transposed and isinstance(form.base, fx.Node) else placed
+        channels = form.in_channels if form.transposed else form.out_channels
+        return {node: self._known(node) for node in nodes}, _elements(shapes[source], channels)
+
+    def at_least(
+        self,
+        nodes: Collection[fx.Node],
+        values: Sequence[fx.Node],
+        form: AffineConv,
+        crossed: Collection[fx.Node],
+    ) -> tuple[Mapping[fx.Node, float], float]:
+        """The same, relative, whatever the size of the input."""
         if form.transposed:
             longer = prod(least_ratio(axis, transposed=True) for axis in form.axes or ())
             below = self._below_transposed(nodes, values)

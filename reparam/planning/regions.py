@@ -127,7 +127,7 @@ class Region:
     @property
     def inner(self) -> frozenset[fx.Node]:
         """The nodes between the base and the value, the value included."""
-        return frozenset(chain.from_iterable(link.inner for link in self.path))
+        return frozenset(chain.from_iterable(link.nodes for link in self.path))
 
     @property
     def collapses(self) -> bool:

@@ -88,13 +88,15 @@ class _Graft:
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
         self.repeated = repeated_calls(self.trace)
         self.paths = all_names(self.trace.root)
-        self.inlined, self.edited = self._settled()
-        self.slicer = Slicer(rewrite, self.inside, self.inlined, self.paths)
+        self._settle()
 
     def run(self, elsewhere: Collection[int]) -> set[Call]:
         """Change the module tree; nothing is changed before it is certain that it can be."""
+        dropped: list[fx.Node] = []
+        while idle := self._drop_idle():
+            dropped.extend(idle)
+            self._settle()  # a call of which nothing is left is none for its caller either
         self._check()
-        dropped = self._drop_idle()
         calls = self.trace.calls
         codes = [
             NewCode(self.slicer, call)
@@ -108,12 +110,15 @@ class _Graft:
                 self._attach(code)
         # Where other arguments may come, the code as it was must go on running.
         owners = [code.call for code in codes if knows_only_tensors(code.call)]
-        removed = [*dropped, *self._vanished_calls()]
+        caller = self.rewrite.caller
+        used = [node for node in dropped if node.op in ("call_module", "get_attr")]
+        unused = [(str(node.target), caller[node]) for node in used]
+        removed = [*unused, *self._vanished_calls()]
         prune(self.target, self.rewrite, owners, removed, self._moved, elsewhere)
         return {call for call in calls if not self._stays(call)}
 
-    def _settled(self) -> tuple[set[Call], set[Call]]:
-        """The calls that cannot stay calls, and those that stay and have new code.
+    def _settle(self) -> None:
+        """Find the calls that cannot stay calls, and those that stay and have new code.
 
         Whoever takes in the code of another call has new code, too.
         """
@@ -137,7 +142,8 @@ class _Graft:
                 inlined.add(call)
                 edited.add(call.parent)
                 edited.discard(call)
-        return inlined, edited
+        self.inlined, self.edited = inlined, edited
+        self.slicer = Slicer(self.rewrite, self.inside, inlined, self.paths)
 
     def _can_change_alone(self, call: Call) -> bool:
         """Whether a module can have new code: for all its calls, and it sees all that it needs."""
@@ -218,10 +224,10 @@ class _Graft:
         """Whether a call's code becomes a part of an owner's new code."""
         return not any(map(self._stays, calls_between(call, owner)))
 
-    def _drop_idle(self) -> list[tuple[str, Call]]:
-        """Leave out of new code what it need not compute; what that used, and whose code did."""
+    def _drop_idle(self) -> list[fx.Node]:
+        """Leave out of new code what it need not compute, and say what that is."""
         idle, caller = self.rewrite.idle, self.rewrite.caller
-        dropped: list[tuple[str, Call]] = []
+        dropped: list[fx.Node] = []
         for owner in self.trace.calls:
             if owner not in self.edited or owner in self.repeated:
                 continue
@@ -230,8 +236,7 @@ class _Graft:
                 whole = inner is None or idle.issuperset(self.inside[inner])
                 if node.users or not whole:
                     continue
-                if node.op in ("call_module", "get_attr"):
-                    dropped.append((str(node.target), caller[node]))
+                dropped.append(node)
                 for call in caller[node].ancestry():
                     self.inside[call].remove(node)
                     self.shrunk.add(call)

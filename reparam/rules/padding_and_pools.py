@@ -29,8 +29,13 @@ _MODES: dict[str, PaddingMode] = {
 }
 
 
+Padded = AffineConv | Commuting | Refusal
+
+_WRAPS_WHAT_IS_LEFT = Refusal("circular padding that crops the other side repeats what is left")
+
+
 @register_rule(*spellings("pad"), aten.constant_pad_nd)
-def pad(input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> AffineConv | Refusal:
+def pad(input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Padded:
     """Padding or cropping of the last axes, the last one first."""
     if not isinstance(mode, str):  # ATen's constant_pad_nd has no mode
         mode, value = "constant", mode
@@ -46,6 +51,9 @@ def pad(input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Affi
         pairs.pop()
     if input.rank is not None:
         pairs += [(0, 0)] * (input.rank - 2 - len(pairs))
+    if mode == "circular" and any(min(pair) < 0 < max(pair) for pair in pairs):
+        # Torch crops first, and what it pads then is not how the input goes on.
+        return spatial(input, len(pairs), refusal=_WRAPS_WHAT_IS_LEFT)
     kind: PaddingMode = "value" if mode == "constant" and value != 0 else _MODES[mode]
     axes = [
         Axis(before=before, after=after, mode=kind if before > 0 or after > 0 else "zeros")
@@ -62,25 +70,25 @@ def pad(input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Affi
     nn.ConstantPad2d,
     nn.ConstantPad3d,
 )
-def constant_pad(module: nn.ConstantPad2d, x: AffineConv) -> AffineConv | Refusal:
+def constant_pad(module: nn.ConstantPad2d, x: AffineConv) -> Padded:
     """Padding with one number."""
     return pad(x, module.padding, "constant", module.value)
 
 
 @register_rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)
-def reflection_pad(module: nn.ReflectionPad2d, x: AffineConv) -> AffineConv | Refusal:
+def reflection_pad(module: nn.ReflectionPad2d, x: AffineConv) -> Padded:
     """Padding by reflection."""
     return pad(x, module.padding, "reflect")
 
 
 @register_rule(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
-def replication_pad(module: nn.ReplicationPad2d, x: AffineConv) -> AffineConv | Refusal:
+def replication_pad(module: nn.ReplicationPad2d, x: AffineConv) -> Padded:
     """Padding by the border's own values."""
     return pad(x, module.padding, "replicate")
 
 
 @register_rule(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
-def circular_pad(module: nn.CircularPad2d, x: AffineConv) -> AffineConv | Refusal:
+def circular_pad(module: nn.CircularPad2d, x: AffineConv) -> Padded:
     """Padding by the opposite border."""
     return pad(x, module.padding, "circular")
 

@@ -113,7 +113,8 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
         shape = [2 if axes else 4] * rank
         shape[-len(axes) - 1] = channels
     small = _smallest(shape, axes, region.form.axes or ())
-    yield small
+    if not _crosses_without_form(region):
+        yield small
     first = len(small) - len(axes)
     for size in (8, 32):
         yield (*small[:first], *(max(length, size) for length in small[first:]))
@@ -122,6 +123,14 @@ def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
     elif any(link.commuting is not None for link in region.path):
         for axis in range(len(small)):  # views moved the channels to the axis that is known
             yield tuple(channels if index == axis else 3 for index in range(len(small)))
+
+
+def _crosses_without_form(region: Region) -> bool:
+    """Whether nobody knows how large an input must be for what is crossed.
+
+    If an operator repeats what a crop left nothing of, torch returns whatever was in memory.
+    """
+    return any(link.commuting is not None and link.commuting.refusal for link in region.path)
 
 
 def _smallest(

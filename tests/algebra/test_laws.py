@@ -3,6 +3,7 @@
 The laws have a file each in `tests/algebra/laws/`; here they are collected.
 """
 
+from tests.algebra.laws.borders import *  # noqa: F403
 from tests.algebra.laws.channels import *  # noqa: F403
 from tests.algebra.laws.crossing import *  # noqa: F403
 from tests.algebra.laws.gradients import *  # noqa: F403

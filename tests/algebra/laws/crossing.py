@@ -32,12 +32,12 @@ def averages(draw: Any) -> Spatial:
 
 @st.composite
 def extensions(draw: Any) -> Spatial:
-    """Paddings that repeat values of the image, and crops."""
+    """Paddings that repeat values of the image, crops, and both at once."""
     mode = draw(st.sampled_from(("reflect", "replicate", "circular", "crop")))
     if mode == "crop":
         sides = [-draw(st.integers(0, 2)) for _ in range(4)]
         return lambda x: F.pad(x, sides)
-    sides = [draw(st.integers(0, 2)) for _ in range(4)]
+    sides = [draw(st.integers(-2, 2)) for _ in range(4)]
     return lambda x: F.pad(x, sides, mode)
 
 

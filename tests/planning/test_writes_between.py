@@ -1,0 +1,149 @@
+"""Somebody writes in place to a value inside a region, whatever the region was joined from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from tests.support.errors import relative_error, run
+from tests.support.randomise import randomise_batch_norm
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+class Writing(nn.Module):
+    """Operators for the forwards below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d, self.e = (nn.Conv2d(4, 4, k, padding=k // 2) for k in (3, 3, 1))
+        self.wide, self.norm = nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
+        self.part = Rectified()
+        self.gamma = nn.Parameter(torch.randn(4, 1, 1))
+
+
+def model_of(forward: Forward) -> nn.Module:
+    torch.manual_seed(0)
+    kind = type(forward.__name__, (Writing,), {"forward": forward})
+    return randomise_batch_norm(kind().double().eval(), 0)
+
+
+class Rectified(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        x[:, 1:].relu_()
+
+
+def joined_before(m: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    z = y * 2
+    z.relu_()
+    return m.c(y) + m.norm(m.d(z))
+
+
+def joined_before_in_a_part(m: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    z = y * m.gamma
+    m.part(z)
+    return m.e(m.c(y)) + m.norm(m.d(z)) + y
+
+
+def joined_twice(m: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    z = m.e(y)
+    F.relu(z, inplace=True)
+    return m.c(y) + x.cos() + m.norm(m.d(z) * m.gamma) * 2
+
+
+def a_view_is_written(m: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    z = -y
+    z.flatten(2)[:, :, 1:].mul_(3)
+    return m.norm(m.d(z)) + m.c(y)
+
+
+def before_a_stack(m: Any, x: Tensor) -> Tensor:
+    y = m.c(x.sin())
+    y[:, :2].mul_(0.5)
+    return m.e(torch.stack([y, y]).sum(0))
+
+
+def before_a_mean(m: Any, x: Tensor) -> Tensor:
+    y = m.c(x.sin())
+    m.part(y)
+    return m.norm(torch.stack([y, y, y], 1).mean(1))
+
+
+def before_a_stack_of_two(m: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    z = m.c(y)
+    y.relu_()
+    return torch.stack([z, m.d(y)]).sum(0)
+
+
+def before_a_concatenation(m: Any, x: Tensor) -> Tensor:
+    y = m.c(x.sin())
+    y.relu_()
+    return m.wide(torch.cat([y, y], 1))
+
+
+def before_parts_of_it(m: Any, x: Tensor) -> Tensor:
+    y = m.c(x.sin())
+    first, last = y.chunk(2, 1)
+    first.relu_()
+    return m.e(torch.cat([last, first], 1))
+
+
+def before_addcmul(m: Any, x: Tensor) -> Tensor:
+    y = m.c(x.sin())
+    y.detach().relu_()
+    return m.e(torch.addcmul(y, y, m.gamma))
+
+
+def what_a_term_shares(m: Any, x: Tensor) -> Tensor:
+    """The term that takes another one in shares its memory with a value that is written to."""
+    y = x.sin()
+    z = m.c(y)
+    same = F.dropout(z, 0.5, False)
+    z.relu_()
+    return (same + x.cos()) + m.d(y)
+
+
+WRITING = (
+    joined_before, joined_before_in_a_part, joined_twice, a_view_is_written,
+    before_a_stack, before_a_mean, before_a_stack_of_two, before_a_concatenation,
+    before_parts_of_it, before_addcmul, what_a_term_shares,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("forward", WRITING, ids=lambda forward: forward.__name__)
+def test_what_is_written_between_is_read(forward: Forward, verify: bool) -> None:
+    model = model_of(forward)
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    fused = reparam.fuse(model, verify=verify)  # a warning would be an error
+    assert not any("cannot be traced" in row.reason for row in fused.reparam_report.refused)
+    assert relative_error(run(fused, (x.clone(),)), run(model, (x.clone(),))) <= 1e-12
+
+
+def afterwards(m: Any, x: Tensor) -> Tensor:
+    """Nothing is written before it is read: all but the sine becomes one convolution."""
+    y = x.sin()
+    z = y * 2
+    total = m.c(y) + m.norm(m.d(z))
+    z.relu_()
+    return total
+
+
+def test_a_write_after_the_last_read_is_none_between() -> None:
+    model = model_of(afterwards)
+    fused = reparam.fuse(model)
+    assert len(fused.reparam_report.fused) == 1
+    assert "conv 3x3, 4 -> 4" in str(fused.reparam_report)
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    assert relative_error(run(fused, (x.clone(),)), run(model, (x.clone(),))) <= 1e-12
