@@ -1,11 +1,11 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
-Files, in the order in which data flows: `tree`, `copying`, `conditions`, `state`, `float64`,
-`example_inputs`.
+Files, in the order in which data flows: `tree`, `copying`, `conditions`,
+`silent_writes`, `state`, `float64`, `example_inputs`.
 """
 
 from reparam.modules.conditions import at_work, check_inplace, check_model
-from reparam.modules.copying import LateCopy, copy_model
+from reparam.modules.copying import LateCopy, copy_apart, copy_model, own_registries
 from reparam.modules.example_inputs import as_arguments
 from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,
@@ -16,6 +16,7 @@ from reparam.modules.float64 import (
     of_any_type,
     run_function,
 )
+from reparam.modules.silent_writes import SILENT_WRITES, written_by
 from reparam.modules.state import (
     Watch,
     all_or_nothing,

@@ -17,6 +17,7 @@ from torch import Tensor, UntypedStorage, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reparam.modules.silent_writes import is_torchs, written_by
 from reparam.modules.tree import is_plain, memory
 
 _FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
@@ -85,13 +86,12 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    written = args[index] if index < len(args) else kwargs.get(argument.name)
-                    for tensor in tree_leaves(written):
-                        if _has_memory(tensor):
-                            self._keep(tensor.untyped_storage())
+        if isinstance(func, torch._ops.OpOverload):
+            known = is_torchs(func)
+            written = written_by(func, args, kwargs) if known else (args, kwargs)
+            for tensor in tree_leaves(written) if written else ():
+                if _has_memory(tensor):
+                    self._keep(tensor.untyped_storage())
         return func(*args, **kwargs)
 
     def _keep(self, storage: UntypedStorage) -> None:

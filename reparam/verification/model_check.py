@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from reparam.modules import (
     Widened,
     as_arguments,
     copied_values,
-    copy_model,
+    copy_apart,
     in_float64,
     of_any_type,
     undisturbed,
@@ -85,7 +84,7 @@ class Judge:
     def _exact(self) -> list[Any] | None:
         """The original's outputs in float64; None if it does not run in float64."""
         try:
-            return _results(deepcopy(self.model).double(), tree_map(in_float64, self.inputs))
+            return _results(copy_apart(self.model).double(), tree_map(in_float64, self.inputs))
         except Exception:  # whatever the user's forward raises
             return None
 
@@ -199,8 +198,8 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
 def _exact_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """What a model returns in float64, also where it converts values to a smaller type."""
     with Widened():  # type: ignore[no-untyped-call]
-        return _outputs(copy_model(model).double(), tree_map(in_float64, inputs))
+        return _outputs(copy_apart(model).double(), tree_map(in_float64, inputs))
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in _results(model, (inputs, {})) if isinstance(leaf, Tensor)]

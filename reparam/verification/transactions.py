@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from reparam.errors import warn
-from reparam.modules import all_or_nothing, copy_model
+from reparam.modules import all_or_nothing, copy_apart
 from reparam.rewriting import copy_program
 from reparam.verification.model_check import DifferenceError, Judge, runnable
 
@@ -69,4 +69,4 @@ def called_with(
 
 def copied_model(model: Model) -> Model:
     """An equal model with memory of its own."""
-    return copy_program(model) if isinstance(model, ExportedProgram) else copy_model(model)
+    return copy_program(model) if isinstance(model, ExportedProgram) else copy_apart(model)
