@@ -177,6 +177,11 @@ def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
         innermost = next(iter(tracer.random_modules), root)
         reason = "its forward draws random numbers while it is traced"
         return lessons.with_leaves({id(innermost)}, root, reason)
+    if tracer.watch.moved:
+        moved = (id(module) for module in tracer.watch.moved)
+        reason = "its forward draws from a generator, or an iterator, that the model holds"
+        fresh = next((key for key in moved if key not in lessons.opaque), id(root))
+        return lessons.with_leaves({fresh}, root, reason)
     if tracer.writing_modules:
         reason = "its forward writes to tensors of the model"
         return lessons.with_leaves({id(tracer.writing_modules[0])}, root, reason)

@@ -1,7 +1,7 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
 Files, in the order in which data flows: `tree`, `copying`, `conditions`,
-`silent_writes`, `state`, `float64`, `example_inputs`.
+`silent_writes`, `positions`, `state`, `float64`, `example_inputs`.
 """
 
 from reparam.modules.conditions import at_work, check_inplace, check_model
