@@ -11,6 +11,7 @@ from reparam.capture.item_assignment import assign, assignments
 from reparam.capture.operator_traits import (
     CONSTANT_FACTORIES,
     Trait,
+    computes_on_tensors,
     converts,
     has_known_name,
     is_in_place,

@@ -16,7 +16,7 @@ from reparam.modules.float64 import (
     of_any_type,
     run_function,
 )
-from reparam.modules.silent_writes import SILENT_WRITES, written_by
+from reparam.modules.silent_writes import SILENT_WRITES, is_torchs, written_by
 from reparam.modules.state import (
     Watch,
     all_or_nothing,
