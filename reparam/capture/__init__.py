@@ -1,8 +1,8 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `operator_traits`,
-`structures`, `trace`, `invariants`, `known_types`, `leaf_functions`, `proxies`, `tracer`,
-`attempts`, `programs`, `recorded`.
+`structures`, `trace`, `invariants`, `known_types`, `leaf_functions`, `originals`, `proxies`,
+`tracer`, `attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.attempts import trace_forward

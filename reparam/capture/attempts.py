@@ -22,6 +22,7 @@ from reparam.capture.leaf_functions import (
     failing_function,
     found_in_modules,
 )
+from reparam.capture.originals import Originals
 from reparam.capture.proxies import answering_for_proxies
 from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
@@ -102,13 +103,16 @@ def _attempt(
     """Run a module's forward on proxies once: the graph, or what the forward raised."""
     opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
     tracer = Tracer(root, rules, opaque, inputs, making, notices_random=notices_random)
+    leaves = [*ruled, *lessons.functions]
+    kinds = {*_CONTEXTS, torch.set_grad_enabled}
     try:
         with (
+            Originals(root, kinds, leaves),
             tracer.watch,
             torch.no_grad(),
             _noticing(tracer.note_context, _refuse_hook),
             answering_for_proxies(tracer),
-            as_leaves([*ruled, *lessons.functions], tracer),
+            as_leaves(leaves, tracer),
         ):
             return tracer.trace(root), tracer
     except Exception as error:  # whatever the user's forward raises on a proxy

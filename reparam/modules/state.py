@@ -29,6 +29,7 @@ from reparam.modules.positions import (
 )
 from reparam.modules.silent_writes import is_torchs, written_by
 from reparam.modules.tree import is_plain, memory
+from reparam.modules.undoing import fulfil, promise
 
 _OPEN = {"argparse", "collections", "queue", "types"}
 """What is of these holds what it holds in its attributes, as a user's own object does."""
@@ -98,6 +99,7 @@ class Watch(TorchDispatchMode):
         self._originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
 
     def __enter__(self) -> Watch:
+        promise(self.put_back)
         seconds = {id(iterator): second for _, iterator, second, _ in self._iterators}
         for index, (owner, holder, content, _) in enumerate(self._contents if seconds else ()):
             used = _with(content, seconds)
@@ -131,10 +133,10 @@ class Watch(TorchDispatchMode):
     def __exit__(self, *problem: Any) -> None:
         super().__exit__(*problem)  # type: ignore[no-untyped-call]
         self.drew = random_state() != self.random
-        self.put_back()
+        fulfil(self.put_back)
 
     def put_back(self) -> None:
-        """Leave everything as it was, and note whose it is that changed."""
+        """Put everything back, and note whose it is that changed."""
         torch_state, python_state, numpy_state = self.random
         torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
         random.setstate(python_state)

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from reparam.capture import as_module
 from reparam.errors import ReparamError
 from reparam.modules import (
+    ALONE,
+    AtWork,
     Widened,
     as_arguments,
     copied_values,
@@ -164,7 +166,7 @@ def verify(
     """
     inputs = as_arguments(example_inputs)
     original, fused = runnable(original), runnable(fused)
-    with torch.no_grad(), of_any_type():
+    with ALONE, AtWork(), AtWork(), of_any_type():
         truth = _exact_outputs(original, inputs)
         runs = (
             _exact_outputs(fused, inputs),
