@@ -153,4 +153,4 @@ def _place_in(value: Any) -> Any:
         return place_of(value)
     if isinstance(value, tuple | list):
         return [_place_in(entry) for entry in value]
-    return value if isinstance(value, int | float | str) else id(value)
+    return value if isinstance(value, int | float | str | bytes | range) else id(value)
