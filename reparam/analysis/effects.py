@@ -21,12 +21,14 @@ from reparam.capture import (
     has_known_name,
     is_in_place,
     is_of_torch,
+    nodes_in,
     operator_name,
     reads_metadata,
+    torch_name,
     traits,
     traits_of,
 )
-from reparam.modules import fetch
+from reparam.modules import SILENT_WRITES, fetch, written_by
 from reparam.rules import Rules
 
 
@@ -96,6 +98,12 @@ def reads_layout(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_function" and not has_known_name(node.target):
         return node.target is not getattr
     return Trait.READS_LAYOUT in traits(node)
+
+
+def writes_to_itself(module: nn.Module) -> bool:
+    """Whether one of torch's modules writes to its own parameters or buffers when it runs."""
+    norm = isinstance(module, nn.modules.batchnorm._NormBase) and module.training
+    return norm or getattr(module, "max_norm", None) is not None
 
 
 def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
@@ -175,18 +183,61 @@ def _named_effects(node: fx.Node, home: Any) -> Effects:
         # A functional of many operators (F.normalize, F.interpolate): it writes to nothing.
         written = () if hasattr(home, name) else tuple(node.all_input_nodes)
         return Effects(True, written)
-    return _declared_effects(packet)
+    return replace(_declared_effects(packet), writes=_named_writes(node, packet))
+
+
+def _named_writes(node: fx.Node, packet: torch._ops.OpOverloadPacket) -> tuple[fx.Node, ...]:
+    """What a function or a method writes to by its name or by the schemas of its operator."""
+    overloads, silent = _overloads(packet), SILENT_WRITES.get(torch_name(node))
+    declared = {name for overload in overloads for name in _declared_writes(overload)}
+    if not declared and silent is None:
+        return ()
+    if isinstance(node.target, FunctionType):  # its order of arguments is its own
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+        bound.apply_defaults()
+        namings = [bound.arguments]
+    else:
+        namings = [_by_name(overload, node) for overload in overloads]
+    written = [operands.get(name) for operands in namings for name in declared]
+    if silent is not None:
+        written += [target for operands in namings for target in silent.targets(operands)]
+    return tuple(dict.fromkeys(nodes_in(written)))
+
+
+def _by_name(overload: torch._ops.OpOverload, node: fx.Node) -> dict[str, Any]:
+    """The operands of a node by the names that a schema gives them."""
+    names = (argument.name for argument in overload._schema.arguments)
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
 @cache
-def _declared_effects(packet: torch._ops.OpOverloadPacket) -> Effects:
-    """What the schemas of an operator say, but for those that write into a given tensor."""
+def _overloads(packet: torch._ops.OpOverloadPacket) -> list[torch._ops.OpOverload]:
+    """The overloads of an operator, but for those that write into a given tensor."""
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    overloads = [
+    return [
         overload
         for overload in overloads
         if not any(argument.is_out for argument in overload._schema.arguments)
     ]
+
+
+@cache
+def _declared_writes(overload: torch._ops.OpOverload) -> list[str]:
+    """The names of the tensors of which a schema says that they are written to."""
+    return [
+        argument.name
+        for argument in overload._schema.arguments
+        if argument.alias_info is not None
+        and argument.alias_info.is_write
+        # Of the same name as a tensor's method there are some of lists.
+        and str(argument.type) in ("Tensor", "Optional[Tensor]")
+    ]
+
+
+@cache
+def _declared_effects(packet: torch._ops.OpOverloadPacket) -> Effects:
+    """What the schemas of an operator say of its value."""
+    overloads = _overloads(packet)
     return Effects(
         any(result.alias_info for overload in overloads for result in overload._schema.returns),
         (),
@@ -196,17 +247,13 @@ def _declared_effects(packet: torch._ops.OpOverloadPacket) -> Effects:
 
 def _schema_effects(target: torch._ops.OpOverload, node: fx.Node) -> Effects:
     schema = target._schema
+    written = tuple(dict.fromkeys(nodes_in(written_by(target, node.args, node.kwargs))))
     if schema.is_mutable:
-        written: list[fx.Node] = []
-        for position, argument in enumerate(schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                held = node.args[position : position + 1] or node.kwargs.get(argument.name)
-                fx.map_arg(held, written.append)
         random = torch.Tag.nondeterministic_seeded in target.tags
-        return Effects(True, tuple(written), random=random)
+        return Effects(True, written, random=random)
     passes_on = Trait.ALIASES in traits(node)
     return Effects(
         passes_on or any(result.alias_info for result in schema.returns),
-        (),
+        written,
         random=torch.Tag.nondeterministic_seeded in target.tags and not passes_on,
     )

@@ -45,6 +45,8 @@ def record_shapes(
     try:
         with torch.no_grad(), undisturbed(trace.root):
             expected = trace.root(*copied_values(inputs))
+    except UntraceableError:  # what a run would change of the model cannot be put back
+        return {}, {}
     except Exception as error:
         raise ReparamError(
             f"the model does not run on example_inputs: {type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from reparam.analysis.effects import Effects
+from reparam.analysis.effects import Effects, writes_to_itself
 from reparam.errors import Refusal
 from reparam.modules import fetch, memory
 from reparam.rules import Rules
@@ -96,10 +96,10 @@ def find_memory(
         if node.op == "get_attr" and storage[node] in writers:
             value = fetch(root, str(node.target))
             unsteady |= {memory(value)} if isinstance(value, Tensor) else set()
-        elif node.op == "call_module" and _is_foreign(
-            module := fetch(root, str(node.target)), rules
-        ):
-            unsteady |= _memory_of(module)
+        elif node.op == "call_module":
+            module = fetch(root, str(node.target))
+            if _is_foreign(module, rules) or writes_to_itself(module):
+                unsteady |= _memory_of(module)
     return Memory(
         order={node: position for position, node in enumerate(effects)},
         storage=storage,

@@ -1,8 +1,8 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `operator_traits`,
-`structures`, `trace`, `invariants`, `known_types`, `leaf_functions`, `proxies`, `questions`,
-`kept_values`, `tracer`, `attempts`, `programs`, `recorded`.
+`structures`, `trace`, `invariants`, `known_types`, `leaf_functions`, `originals`, `proxies`,
+`questions`, `kept_values`, `tracer`, `attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.attempts import trace_forward
@@ -12,6 +12,7 @@ from reparam.capture.kept_values import Kept
 from reparam.capture.operator_traits import (
     CONSTANT_FACTORIES,
     Trait,
+    computes_on_tensors,
     converts,
     has_known_name,
     is_in_place,

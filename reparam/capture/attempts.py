@@ -22,6 +22,7 @@ from reparam.capture.leaf_functions import (
     failing_function,
     found_in_modules,
 )
+from reparam.capture.originals import Originals
 from reparam.capture.questions import answering_for_proxies
 from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
@@ -108,14 +109,17 @@ def _attempt(
     tracer = Tracer(
         root, rules, opaque, inputs, making, notices_random=notices_random, twice=lessons.twice
     )
+    leaves = [*ruled, *lessons.functions]
+    kinds = {*_CONTEXTS, torch.set_grad_enabled}
     try:
         with (
+            Originals(root, kinds, leaves),
             tracer.watch,
             tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),
             torch.no_grad(),
             _noticing(tracer.note_context),
             answering_for_proxies(tracer),
-            as_leaves([*ruled, *lessons.functions], tracer),
+            as_leaves(leaves, tracer),
         ):
             return tracer.trace(root), tracer
     except Exception as error:  # whatever the user's forward raises on a proxy
@@ -194,6 +198,11 @@ def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
         innermost = next(iter(tracer.random_modules), root)
         reason = "its forward draws random numbers while it is traced"
         return lessons.with_leaves({id(innermost)}, root, reason)
+    if tracer.watch.moved:
+        moved = (id(module) for module in tracer.watch.moved)
+        reason = "its forward draws from a generator, or an iterator, that the model holds"
+        fresh = next((key for key in moved if key not in lessons.opaque), id(root))
+        return lessons.with_leaves({fresh}, root, reason)
     if tracer.writing_modules:
         reason = "its forward writes to tensors of the model"
         return lessons.with_leaves({id(tracer.writing_modules[0])}, root, reason)

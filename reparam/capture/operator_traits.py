@@ -9,6 +9,7 @@ a value where that is not the operand's (`reparam.analysis.ranks`).
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Iterator
 from enum import Flag, auto
 from functools import cache, lru_cache
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.capture.item_assignment import assign
-from reparam.modules import fetch
+from reparam.modules import fetch, is_torchs
 
 
 class Trait(Flag):
@@ -36,6 +37,15 @@ class Trait(Flag):
 
     CONSTANTS = auto()
     """Makes the same tensor whenever it is given the same numbers: a constant of the graph."""
+
+    MAKES = auto()
+    """Makes a tensor of nothing but numbers, so that no operand of it is a tensor."""
+
+    CHECKS = auto()
+    """Only raises where a number is not what was assumed, though no operand of it is a tensor."""
+
+    REACHES_OUT = auto()
+    """Touches a file, a device or the process besides its operands."""
 
     SPLITS = auto()
     """Its value is a tuple of tensors, so that each entry is a tensor."""
@@ -145,7 +155,16 @@ _TABLE = {
     "len": _T.NUMBERS,
     "max min round": _T.NUMBERS | _T.DISCONTINUOUS,
     "sym_int sym_float sym_max sym_min": _OF_PYTHON,
-    "zeros ones full eye arange linspace tensor": _T.CONSTANTS,
+    "zeros ones full eye arange linspace": _T.CONSTANTS | _T.MAKES,
+    "tensor": _T.CONSTANTS,
+    "empty logspace scalar_tensor tril_indices triu_indices bartlett_window blackman_window "
+    "hamming_window hann_window kaiser_window": _T.MAKES,
+    "rand randn randint randperm": _T.MAKES,
+    "_assert_scalar sym_constrain_range sym_constrain_range_for_size": _T.CHECKS,
+    "from_file save pin_memory _pin_memory record_stream set_data retain_grad backward _print": (
+        _T.REACHES_OUT
+    ),
+    "requires_grad_": _T.REACHES_OUT | _T.ALIASES,
     "set_grad_enabled _enter_autocast _exit_autocast _enter_inference_mode": _T.SWITCHES,
     # Arithmetic.
     "add sub": _ARITHMETIC | _OF_PYTHON,
@@ -208,7 +227,7 @@ _TABLE = {
     "_to_copy long": _CONVERSION,
     "int": _CONVERSION | _T.NUMBERS,
     "bool": _T.DISCONTINUOUS | _T.NUMBERS,
-    "cpu cuda conj real requires_grad_ to_dense": _T.ALIASES,
+    "cpu cuda conj real to_dense": _T.ALIASES,
     # Axes in another order, merged, split, new, gone, longer or shorter.
     "permute transpose swapaxes swapdims movedim moveaxis": (
         _T.KEEPS_RANK | _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.PERMUTES
@@ -329,6 +348,23 @@ def _named(target: Any) -> str:
 
 def _is_builtin(target: Any) -> bool:
     return getattr(target, "__module__", None) == "builtins" and target in _BUILTINS
+
+
+def computes_on_tensors(operator: torch._ops.OpOverload) -> bool:
+    """Whether an operator is torch's own and only computes: tensors of tensors and numbers."""
+    known = traits_of(operator.overloadpacket.__name__)
+    if not is_torchs(operator) or Trait.REACHES_OUT in known:
+        return False
+    arguments = operator._schema.arguments
+    taken = [str(argument.type) for argument in arguments if not argument.is_out]
+    plain = all(_PLAIN_TYPES.issuperset(re.findall(r"\w+", kind)) for kind in taken)
+    tensors = any("Tensor" in kind for kind in taken)
+    return plain and (tensors or bool(known & (Trait.MAKES | Trait.CHECKS)))
+
+
+_PLAIN_TYPES = frozenset(
+    "Tensor Optional List int float bool complex number str Device Generator Layout".split()
+)
 
 
 # -- What a node does ------------------------------------------------------------------------------

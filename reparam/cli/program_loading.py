@@ -1,29 +1,26 @@
 """Exported programs, read from a file without running code that it brings.
 
-`torch.export.load` unpickles parts of an archive, loads the compiled libraries in it and evaluates
-the expressions of its sizes. So an archive is looked at first, and one that would need any of that
-is refused.
+`torch.export.load` unpickles parts of an archive, loads the compiled libraries in it, and makes
+code of what it says (`reparam.cli.program_checks`). So an archive is looked at first, and one that
+would need any of that is refused.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import os
-import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import sympy
 import torch
 from torch.export import ExportedProgram
-from torch.utils._sympy import functions as size_functions
 
 from reparam.cli.printing import error_line
+from reparam.cli.program_checks import LONGEST, refused
 from reparam.errors import ReparamError
 
 _DATA = ("data/weights/", "data/constants/", "data/sample_inputs/")
@@ -59,18 +56,7 @@ def load_program(path: Path) -> ExportedProgram:
 
 
 def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            contents = {
-                name.partition("/")[2]: json.loads(archive.read(name))
-                for name in names
-                if name.endswith(".json") and "/extra/" not in name
-            }
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ReparamError(
-            f"{path} is damaged, or no program that torch.export.save wrote ({error})"
-        ) from error
+    names, contents = _read(path)
     inner = [name.partition("/")[2] for name in names]
     if "models/model.json" not in inner:
         raise ReparamError(f"{path} holds no program that torch.export.save wrote")
@@ -85,9 +71,31 @@ def _check_archive(path: Path) -> None:
         for entry in _dictionaries(content):
             if entry.get("use_pickle") or str(entry.get("path_name", "")).startswith(_PICKLED):
                 _refuse(path, str(entry.get("path_name")))
-            expression = entry.get("expr_str")
-            if expression is not None and not _is_size(str(expression)):
-                _refuse(path, f"{name}, the size {str(expression)[:40]!r}")
+        what = refused(content)
+        if what is not None:
+            _refuse(path, f"{name}, {what}")
+
+
+def _read(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """The names of an archive's entries, and those that are JSON."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            written = [info for info in infos if info.filename.endswith(".json")]
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                raise ReparamError(f"{path} is compressed, which torch.export.save does not do")
+            if sum(info.file_size for info in written) > LONGEST:
+                raise ReparamError(f"{path} says more than {LONGEST} bytes of its program")
+            contents = {
+                info.filename.partition("/")[2]: json.loads(archive.read(info))
+                for info in written
+                if "/extra/" not in info.filename
+            }
+    except (zipfile.BadZipFile, OSError, ValueError, RecursionError) as error:
+        raise ReparamError(
+            f"{path} is damaged, or no program that torch.export.save wrote ({error})"
+        ) from error
+    return [info.filename for info in infos], contents
 
 
 def _refuse(path: Path, what: str) -> None:
@@ -106,48 +114,6 @@ def _dictionaries(content: Any) -> Iterator[dict[str, Any]]:
             pending.extend(value.values())
         elif isinstance(value, list):
             pending.extend(value)
-
-
-def _is_size(expression: str) -> bool:
-    """Whether evaluating an expression can do nothing but arithmetic."""
-    try:
-        nodes = list(ast.walk(ast.parse(expression, mode="eval")))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    called = {id(node.func): node.func for node in nodes if isinstance(node, ast.Call)}
-    for node in nodes:
-        if isinstance(node, ast.Name):
-            fits = _makes_expression(node.id) if id(node) in called else _is_symbol(node.id)
-        elif isinstance(node, ast.Constant):
-            fits = not isinstance(node.value, str) or _is_symbol(node.value)
-        else:
-            fits = isinstance(node, _ARITHMETIC)
-        if not fits:
-            return False
-    return all(isinstance(function, ast.Name) for function in called.values())
-
-
-_ARITHMETIC = (
-    ast.Expression,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.Compare,
-    ast.Call,
-    ast.keyword,
-    ast.operator,
-    ast.unaryop,
-    ast.cmpop,
-    ast.expr_context,
-)
-
-
-def _is_symbol(name: str) -> bool:
-    return re.fullmatch(r"[a-z]{1,3}\d+|oo|int_oo|zoo", name) is not None
-
-
-def _makes_expression(name: str) -> bool:
-    kind = getattr(size_functions, name, None) or getattr(sympy, name, None)
-    return isinstance(kind, type) and issubclass(kind, sympy.Basic)
 
 
 @contextmanager

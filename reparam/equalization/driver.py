@@ -15,8 +15,9 @@ from reparam.equalization.scale_flow import follow_scales
 from reparam.equalization.value_check import ScaleError, check_scales
 from reparam.errors import Refusal, warn
 from reparam.modules import (
+    ALONE,
+    AtWork,
     as_arguments,
-    at_work,
     check_inplace,
     check_model,
     fetch,
@@ -95,7 +96,7 @@ def equalize(
         check_inplace(model)
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
-    with at_work():
+    with ALONE, AtWork(), AtWork():
         equalized: ModelT = _equalized(model, inputs, inplace, powers_of_two, verify)
     return equalized
 

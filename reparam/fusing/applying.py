@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from reparam.errors import Refusal, warn
 from reparam.fusing.new_operators import Made, add_note, make_all
-from reparam.modules import LateCopy, all_or_nothing, fetch, join, own_tensors
+from reparam.modules import LateCopy, all_or_nothing, fetch, join, own_registries, own_tensors
 from reparam.planning import PlannedPart, Region
 from reparam.report import FusedRow, Report, fused_row, refused_rows
 from reparam.rewriting import (
@@ -51,6 +51,8 @@ def apply_parts(
     target = model if late is None else late.model
 
     def change() -> nn.Module:
+        for module in target.modules():
+            own_registries(module)
         for planned, made, held in zip(plans, makings, kinds, strict=True):
             root = _still_there(target, planned.part.trace.path, held)
             if root is not None:  # else nobody ran it, and it went with the code around it

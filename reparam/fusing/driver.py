@@ -16,7 +16,15 @@ from torch.export import ExportedProgram
 from reparam.analysis import find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
-from reparam.modules import as_arguments, at_work, check_inplace, check_model, memory, own_tensors
+from reparam.modules import (
+    ALONE,
+    AtWork,
+    as_arguments,
+    check_inplace,
+    check_model,
+    memory,
+    own_tensors,
+)
 from reparam.planning import MACS, MEMORY, CostFunction, Measure, PlannedPart, latency
 from reparam.report import (
     FusedRow,
@@ -99,7 +107,7 @@ class Plan:
         from reparam.report.html import write_plan  # needs what not everybody installs
 
         current = self._current()
-        with at_work():
+        with ALONE, AtWork(), AtWork():
             write_plan(path, current.report, current._parts, verify=verify)
 
     def _current(self) -> Plan:
@@ -140,7 +148,7 @@ class Plan:
         report = Report(planned.model, [], list(current._untraced), notes, planned.unit)
         called = called_with(self.model, self._inputs) if verify else None
         transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
-        with at_work():
+        with ALONE, AtWork(), AtWork():
             if isinstance(self.model, ExportedProgram):
                 (part,) = current._parts
                 fused = apply_to_program(self.model, part, report, transaction, verify=verify)
@@ -191,7 +199,7 @@ def plan(
     measure = _measure(cost)
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
-    with at_work():
+    with ALONE, AtWork(), AtWork():
         parts, untraced = find_parts(model, Rules(rules), inputs)
         sized = [not measure.needs_sizes or bool(part.facts.shapes) for part in parts]
         if parts and inputs is None and not any(sized):
@@ -252,7 +260,7 @@ def fuse(
           (1): Identity()
         )
     """
-    with at_work():
+    with ALONE, AtWork(), AtWork():
         planned = plan(model, example_inputs, rules=rules, cost=cost)
         fused: ModelT = planned.apply(inplace=inplace, verify=verify)
     return fused

@@ -1,11 +1,11 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
-Files, in the order in which data flows: `tree`, `copying`, `conditions`, `state`, `float64`,
-`example_inputs`.
+Files, in the order in which data flows: `tree`, `copying`, `undoing`,
+`conditions`, `silent_writes`, `positions`, `state`, `float64`, `example_inputs`.
 """
 
-from reparam.modules.conditions import at_work, check_inplace, check_model
-from reparam.modules.copying import LateCopy, copy_model
+from reparam.modules.conditions import ALONE, AtWork, check_inplace, check_model
+from reparam.modules.copying import LateCopy, copy_apart, copy_model, own_registries
 from reparam.modules.example_inputs import as_arguments
 from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,
@@ -18,6 +18,7 @@ from reparam.modules.float64 import (
     run_function,
     widen,
 )
+from reparam.modules.silent_writes import SILENT_WRITES, is_torchs, written_by
 from reparam.modules.state import (
     Watch,
     all_or_nothing,
@@ -40,3 +41,4 @@ from reparam.modules.tree import (
     read_from,
     special_tensor,
 )
+from reparam.modules.undoing import forget, fulfil, pending, promise

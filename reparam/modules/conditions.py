@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from threading import RLock
 from typing import Any
 
@@ -13,32 +12,68 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils import _python_dispatch as python_dispatch
 
 from reparam.errors import ReparamError
 from reparam.modules.tree import own_tensors
+from reparam.modules.undoing import fulfil_all, pending
 
-_LOCK = RLock()
+ALONE = RLock()
+"""Let no other thread work meanwhile: what is shared changes for a moment.
+
+That is the model, which tracing may change until it is put back, torch itself, which torch.fx
+patches, and the cache of `parametrize.cached`, which is to see no value of a trace.
+"""
 
 
-@contextmanager
-def at_work() -> Iterator[None]:
-    """Let no other thread work meanwhile, and record nothing for gradients.
+class AtWork:
+    """A context that records nothing for gradients, and leaves the process as it was.
 
-    What is shared changes for a moment: the model, which tracing may change until it is put back,
-    torch itself, which torch.fx patches, and the cache of `parametrize.cached`, which is to see no
-    value of a trace. Many small objects are made, and Python does not search all of them for
-    garbage again and again.
+    Enter two of them, one inside the other: where an interruption stops one from doing so, the
+    other does. Many small objects are made, and Python does not search all of them for garbage
+    again and again.
     """
-    with _LOCK, torch.inference_mode(False), torch.no_grad():
-        collects, caches = gc.isenabled(), parametrize._cache_enabled
+
+    def __init__(self) -> None:
+        self.grad = torch.is_grad_enabled()
+        self.inference = torch.is_inference_mode_enabled()
+        self.collects = gc.isenabled()
+        self.caches = parametrize._cache_enabled
+        self.promised = pending()
+        self.modes = len(python_dispatch._get_current_dispatch_mode_stack())
+        modes = vars(python_dispatch).items()
+        self.flags = {name: value for name, value in modes if name.startswith("_is_in_")}
+        self.around = ExitStack()
+
+    def __enter__(self) -> None:
+        if self.inference:
+            self.around.enter_context(torch.inference_mode(False))
+        torch.set_grad_enabled(False)
         gc.disable()
         parametrize._cache_enabled = 0
-        try:
-            yield
-        finally:
-            parametrize._cache_enabled = caches
-            if collects:
-                gc.enable()
+
+    def __exit__(self, *problem: Any) -> None:
+        if problem[0] is not None:
+            self._leave_modes()
+            fulfil_all(self.promised)
+        self.around.close()
+        torch.set_grad_enabled(self.grad)
+        parametrize._cache_enabled = self.caches
+        if self.collects:
+            gc.enable()
+
+    def _leave_modes(self) -> None:
+        """Leave the modes of torch that an interruption stopped from being left."""
+        stack = python_dispatch._get_current_dispatch_mode_stack()
+        for mode in reversed(stack[self.modes :]):
+            key = getattr(mode, "_dispatch_key", None) or getattr(mode, "_mode_key", None)
+            python_dispatch._pop_mode(key)
+        vars(python_dispatch).update(self.flags)
+        # Torch compares one of these flags in C++, too.
+        setter = "set_is_in_mode_without_ignore_compile_internals"
+        flag = self.flags.get("_is_in_any_mode_without_ignore_compile_internals")
+        if hasattr(python_dispatch, setter):
+            getattr(python_dispatch, setter)(flag)
 
 
 def check_inplace(model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ReparamError
+from reparam.modules.tree import memory
 
 
 def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy, in the same mode.
+    """A deep copy, in the same mode, none of whose modules is one of the model's.
+
+    Modules that copy themselves may hand on what they hold, such as a frozen part, or themselves.
+    The tensors of such a part stay the model's own; what holds them is the copy's.
 
     Raises:
         ReparamError: If the model cannot be copied.
@@ -32,6 +37,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
             f"the model cannot be copied ({type(error).__name__}: {error}); `fuse` can change it "
             "itself: pass inplace=True"
         ) from error
+    copied = _with_own_modules(copied, model)
     # Some modules that copy themselves wake up in training mode.
     modes = {path: module.training for path, module in model.named_modules()}
     for path, module in copied.named_modules():
@@ -57,6 +63,67 @@ class _CopyingResults(TorchFunctionMode):
             memo.setdefault(id(memo), []).append(values)
             args = values, memo
         return func(*args, **(kwargs or {}))
+
+
+def copy_apart(model: nn.Module) -> nn.Module:
+    """A copy that shares no tensor with the model either, so that it can take another type.
+
+    Raises:
+        ReparamError: If the model cannot be copied.
+    """
+    copied, own = copy_model(model), dict[int, Tensor]()
+    theirs = {memory(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for module in copied.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and memory(tensor) in theirs:
+                    held[name] = own.setdefault(id(tensor), copy.deepcopy(tensor))
+    return copied
+
+
+def own_registries(module: nn.Module) -> None:
+    """Let a module register its parts for itself: a shallow copy does that with another."""
+    for name in ("_modules", "_parameters", "_buffers"):
+        held = vars(module).get(name)
+        if isinstance(held, dict):
+            vars(module)[name] = copy.copy(held)
+
+
+def _with_own_modules(copied: nn.Module, model: nn.Module) -> nn.Module:
+    """A copy in which other modules stand for those that it shares with the model."""
+    originals, modules = set(model.modules()), list(copied.modules())
+    shared = originals.intersection(modules)
+    twins = {m: _twin(m) for m in shared if not isinstance(m, torch.jit.ScriptModule)}
+    for module in modules:
+        holder = twins.get(module, module)
+        own_registries(holder)
+        for name, child in holder._modules.items():
+            if child in twins:
+                holder._modules[name] = twins[child]
+        for name, value in vars(holder).items():
+            method = isinstance(value, MethodType)
+            called = value if method or name == "forward" else None
+            owner = getattr(called, "__self__" if method else "owner", None)
+            if isinstance(owner, nn.Module) and owner in originals:
+                alike = holder if type(owner) is type(holder) else owner
+                vars(holder)[name] = _of_another(value, twins.get(owner, alike))
+    return twins.get(copied, copied)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """Another module that holds the same."""
+    twin: nn.Module = type(module).__new__(type(module))
+    vars(twin).update(vars(module))
+    return twin
+
+
+def _of_another(method: Any, owner: nn.Module) -> Any:
+    """A method of another module, or fused code that is called like one."""
+    if isinstance(method, MethodType):
+        return MethodType(method.__func__, owner)
+    method = copy.copy(method)
+    method.owner = owner
+    return method
 
 
 class LateCopy:

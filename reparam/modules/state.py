@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 import random
 import sys
@@ -9,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,23 @@ from torch import Tensor, UntypedStorage, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reparam.modules.positions import (
+    draws,
+    has_state,
+    is_iterator,
+    place_of,
+    set_state,
+    stand_in,
+    state_of,
+)
+from reparam.modules.silent_writes import is_torchs, written_by
 from reparam.modules.tree import is_plain, memory
+from reparam.modules.undoing import fulfil, promise
 
-_FOREIGN = sys.stdlib_module_names | {"torch", "numpy"}
+_OPEN = {"argparse", "collections", "queue", "types"}
+"""What is of these holds what it holds in its attributes, as a user's own object does."""
+
+_FOREIGN = (sys.stdlib_module_names - _OPEN) | {"torch", "numpy"}
 
 
 @contextmanager
@@ -69,13 +84,20 @@ class Watch(TorchDispatchMode):
         """Whether random numbers were drawn."""
         self.changed: list[nn.Module] = []
         """The modules whose attributes or tensors were changed."""
-        self._contents: list[tuple[nn.Module, Any, Any]] = []
+        self.moved: list[nn.Module] = []
+        """Those of which a generator of random numbers, or an iterator, went on."""
+        self._contents: list[tuple[nn.Module, Any, Any, Any]] = []
         self._tensors: list[tuple[nn.Module, Tensor, Tensor, bool]] = []
+        self._iterators: list[_StandIn] = []
         for owner, holder in _holders(root):
             if isinstance(holder, Tensor):
                 self._tensors.append((owner, holder, holder.detach(), holder.requires_grad))
+            elif is_iterator(holder):
+                second = stand_in(holder)
+                self._iterators.append(_StandIn(owner, holder, second, place_of(second)))
             else:
-                self._contents.append((owner, holder, _content(holder)))
+                content = _content(holder)
+                self._contents.append((owner, holder, content, content))
         self._watched = {tensor.untyped_storage()._cdata for _, tensor, _, _ in self._tensors}
         self._originals: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
 
@@ -87,9 +109,21 @@ class Watch(TorchDispatchMode):
         """The lists, dictionaries and attributes of own objects that are put back."""
         return [
             holder if isinstance(holder, dict | list | deque) else vars(holder)
-            for _, holder, _ in self._contents
-            if not isinstance(holder, set | type | nn.Module)
+            for _, holder, _, _ in self._contents
+            if isinstance(holder, dict | list | deque)
+            or (hasattr(holder, "__dict__") and not isinstance(holder, type | nn.Module))
         ]
+
+    def __enter__(self) -> Watch:
+        promise(self.put_back)
+        seconds = {id(iterator): second for _, iterator, second, _ in self._iterators}
+        for index, (owner, holder, content, _) in enumerate(self._contents if seconds else ()):
+            used = _with(content, seconds)
+            if not _same(used, content):
+                self._contents[index] = owner, holder, content, used
+                _refill(holder, used)
+        super().__enter__()
+        return self
 
     @property
     def writes(self) -> int:
@@ -100,13 +134,12 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    written = args[index] if index < len(args) else kwargs.get(argument.name)
-                    for tensor in tree_leaves(written):
-                        if _has_memory(tensor):
-                            self._keep(tensor.untyped_storage())
+        if isinstance(func, torch._ops.OpOverload):
+            known = is_torchs(func)
+            written = written_by(func, args, kwargs) if known else (args, kwargs)
+            for tensor in tree_leaves(written) if written else ():
+                if _has_memory(tensor):
+                    self._keep(tensor.untyped_storage())
         return func(*args, **kwargs)
 
     def _keep(self, storage: UntypedStorage) -> None:
@@ -116,16 +149,28 @@ class Watch(TorchDispatchMode):
     def __exit__(self, *problem: Any) -> None:
         super().__exit__(*problem)  # type: ignore[no-untyped-call]
         self.drew = random_state() != self.random
+        fulfil(self.put_back)
+
+    def put_back(self) -> None:
+        """Put everything back, and note whose it is that changed."""
         torch_state, python_state, numpy_state = self.random
         torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
         random.setstate(python_state)
         np.random.set_state(pickle.loads(numpy_state))
         for storage, original in self._originals.values():
             storage.copy_(original)
-        for owner, holder, content in self._contents:
-            if not _same(_content(holder), content):
+        for owner, holder, content, used in self._contents:
+            now = _content(holder)
+            if not _same(now, used):
                 self.changed.append(owner)
+                if draws(holder):
+                    self.moved.append(owner)
+            if not _same(now, content):
                 _refill(holder, content)
+        for owner, _, second, place in self._iterators:
+            if place_of(second) != place:
+                self.changed.append(owner)
+                self.moved.append(owner)
         for owner, tensor, alias, requires_grad in self._tensors:
             moved = _place(tensor) != _place(alias)
             if moved:
@@ -135,6 +180,29 @@ class Watch(TorchDispatchMode):
                 tensor.requires_grad_(requires_grad)
             if moved or memory(tensor) in self._originals:
                 self.changed.append(owner)
+
+
+class _StandIn(NamedTuple):
+    """An iterator of a module, and a second one that stands for it, with its place at first."""
+
+    owner: nn.Module
+    iterator: Any
+    second: Any
+    place: Any
+
+
+def _with(content: Any, seconds: Mapping[int, Any]) -> Any:
+    """A content with second iterators instead of those that it holds, in tuples too."""
+
+    def chosen(value: Any) -> Any:
+        if type(value) is tuple:
+            several = tuple(map(chosen, value))
+            return several if any(map(operator.is_not, several, value)) else value
+        return seconds.get(id(value), value)
+
+    if isinstance(content, dict):
+        return {name: chosen(value) for name, value in content.items()}
+    return [chosen(value) for value in content] if isinstance(content, list) else content
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
@@ -181,6 +249,8 @@ def _entries(value: Any) -> Iterable[Any] | None:
             return vars(value).values() if issubclass(value, nn.Module) else None
         case FunctionType() | MethodType() | ModuleType() | fx.Proxy():
             return None
+    if has_state(value) or is_iterator(value):
+        return ()
     own = hasattr(value, "__dict__") and not _is_foreign(type(value))
     return vars(value).values() if own else None
 
@@ -194,7 +264,9 @@ def _is_constant(value: Any) -> bool:
 
 
 def _content(holder: Any) -> Any:
-    """A shallow copy of what something holds."""
+    """A shallow copy of what something holds, or its state."""
+    if has_state(holder):
+        return state_of(holder)
     if isinstance(holder, dict):
         return dict(holder)
     if isinstance(holder, list | deque):
@@ -216,7 +288,10 @@ def _equal(now: Any, then: Any) -> bool:
 
 
 def _refill(holder: Any, content: Any) -> None:
-    """Put back what something held."""
+    """Put back what something held, or the state that it had."""
+    if has_state(holder):
+        set_state(holder, content)
+        return
     if isinstance(holder, type):
         for name in vars(holder).keys() - content.keys():
             delattr(holder, name)

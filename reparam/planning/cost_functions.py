@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import inf, isnan, prod
@@ -26,7 +25,7 @@ from reparam.algebra import (
 from reparam.analysis import Facts
 from reparam.capture import operator_name
 from reparam.errors import ReparamError
-from reparam.modules import fetch, own_tensors, run_function
+from reparam.modules import copy_apart, fetch, own_tensors, run_function
 from reparam.rules import Step
 
 
@@ -307,7 +306,9 @@ def _bound_node(node: fx.Node, module: nn.Module | None, facts: Facts) -> Callab
     if module is None:
         return partial(run_function, node, args, kwargs)
     ours = type(module).__module__.startswith("torch.nn.modules")
-    return partial(module if ours else deepcopy(module), *args, **kwargs)  # it may count its calls
+    return partial(
+        module if ours else copy_apart(module), *args, **kwargs
+    )  # it may count its calls
 
 
 def _bound_form(

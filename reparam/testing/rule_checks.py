@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reparam.algebra import AffineConv, lower, run_operator, unsupported
 from reparam.errors import Refusal, ReparamError
 from reparam.fusing import fuse
-from reparam.modules import undisturbed
+from reparam.modules import ALONE, AtWork, undisturbed
 from reparam.rules import (
     Rule,
     Rules,
@@ -143,7 +143,7 @@ def _checked(
     for cases in (_by_itself, _between_others):
         specimen = Specimen.of(target, listed, arguments)
         generator = torch.Generator("cpu").manual_seed(seed)
-        with torch.inference_mode(False), torch.no_grad(), undisturbed(specimen.module):
+        with ALONE, AtWork(), AtWork(), undisturbed(specimen.module):
             for drawn in range(draws + 1):
                 if drawn:
                     specimen.draw(generator)

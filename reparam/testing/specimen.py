@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.algebra import AffineConv, identity
-from reparam.modules import in_float64
+from reparam.modules import copy_apart, in_float64
 from reparam.rules import Rule, Selecting, Step, Target, call_rule
 
 Pair = tuple[nn.Module | None, nn.Module | None]
@@ -42,7 +42,7 @@ class Specimen:
     @classmethod
     def of(cls, original: Any, target: Target, arguments: Sequence[Any]) -> Specimen:
         """A specimen of copies of a module or a function and of its further arguments."""
-        module = copy.deepcopy(original) if isinstance(original, nn.Module) else nn.Module()
+        module = copy_apart(original) if isinstance(original, nn.Module) else nn.Module()
         copies = (in_float64(copy.deepcopy(argument)) for argument in arguments)
         return cls(target, module.double().eval(), tuple(copies))
 

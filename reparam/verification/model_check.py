@@ -16,10 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from reparam.capture import as_module
 from reparam.errors import ReparamError
 from reparam.modules import (
+    ALONE,
+    AtWork,
     Widened,
     as_arguments,
     copied_values,
-    copy_model,
+    copy_apart,
     in_float64,
     of_any_type,
     tensors_held,
@@ -159,9 +161,7 @@ _OTHERS: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
 ]
 
 
-def _results(
-    model: nn.Module, inputs: Any, mode: Callable[[], Any] = torch.no_grad
-) -> list[Any]:
+def _results(model: nn.Module, inputs: Any, mode: Callable[[], Any] = torch.no_grad) -> list[Any]:
     args, kwargs = copied_values(inputs)
     with mode(), undisturbed(model):
         leaves = tree_leaves(model(*args, **kwargs))
@@ -244,7 +244,7 @@ def verify(
     models = {"original": runnable(original), "fused model": runnable(fused)}
     notes: dict[str, None] = {}
     runs, exact = [], []
-    with of_any_type():
+    with ALONE, AtWork(), AtWork(), of_any_type():
         for name, model in models.items():
             runs.append(_tensors(_as_it_is(name, model, inputs), notes))
             exact.append(_in_float64(name, model, inputs, notes))
@@ -314,7 +314,7 @@ def _exact_results(
 
     And the operators that only run in a smaller type.
     """
-    exact = copy_model(model).double()
+    exact = copy_apart(model).double()
     widen(tensors_held(exact))
     with Widened() as widened:
         leaves = _results(exact, tree_map(in_float64, inputs), mode)

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.errors import warn
-from reparam.modules import all_or_nothing, copy_model
+from reparam.errors import UntraceableError, warn
+from reparam.modules import all_or_nothing, copy_apart
 from reparam.rewriting import copy_program
 from reparam.verification.model_check import DifferenceError, Judge, runnable
 
@@ -44,7 +44,10 @@ class Transaction:
         """
         model, inplace, judge = self.model, self.inplace, None
         if self.called is not None:
-            judge = Judge(runnable(model), self.called, inplace=inplace)
+            try:
+                judge = Judge(runnable(model), self.called, inplace=inplace)
+            except UntraceableError as problem:
+                self.notes.append(f"the whole model was not compared: {problem.reason}")
         itself = model if inplace and isinstance(model, nn.Module) else None
         try:
             with nullcontext() if itself is None else all_or_nothing(itself, written):
@@ -69,4 +72,4 @@ def called_with(
 
 def copied_model(model: Model) -> Model:
     """An equal model with memory of its own."""
-    return copy_program(model) if isinstance(model, ExportedProgram) else copy_model(model)
+    return copy_program(model) if isinstance(model, ExportedProgram) else copy_apart(model)

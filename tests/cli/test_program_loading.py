@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from reparam.cli.program_loading import _is_size, load_program
+from reparam.cli.program_checks import is_size
+from reparam.cli.program_loading import load_program
 from reparam.errors import ReparamError
 from tests.cli.networks import small
 
@@ -185,4 +186,4 @@ def test_names_that_clash_are_refused(archive: bytes, tmp_path: Path) -> None:
     ],
 )
 def test_sizes_are_arithmetic(expression: str, fits: bool) -> None:
-    assert _is_size(expression) == fits
+    assert is_size(expression) == fits

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from tests.refusals.checking import images, ready
+from tests.support.counting import count_operators
+from tests.support.errors import relative_error
 
 
 class Scale(nn.Module):
@@ -53,3 +56,133 @@ def test_modules_that_copy_themselves_do_not_reach_the_model(kind: type[Scale]) 
     last: Any = fused[2]
     assert last.scale.data_ptr() not in there
     assert last.seen.data_ptr() == last.scale.data_ptr()
+
+
+class Block(nn.Module):
+    """Branches whose forward gets new code."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(channels, channels, 3, padding=1)
+        self.b = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def _joined(self, x: Tensor) -> Tensor:
+        return self.norm(self.a(x) + self.b(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._joined(x).relu()
+
+
+class Shared(Block):
+    """A part that its copies share: a frozen teacher. It holds a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self._forward
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._joined(x).relu()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return self
+
+
+class SharesParts(Block):
+    """A copy of its own, whose parts and whose registries of parts are the original's."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharesParts:
+        return copy.copy(self)
+
+
+class SharesWeights(Block):
+    """Other layers of the same weights."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharesWeights:
+        memo.update((id(parameter), parameter) for parameter in self.parameters())
+        again = SharesWeights()
+        for name in ("a", "b", "norm"):
+            setattr(again, name, copy.deepcopy(getattr(self, name), memo))
+        return again.train(self.training)
+
+
+SHARING = {
+    "a part": lambda: nn.Sequential(Shared(), Block()),
+    "a part deep inside": lambda: nn.Sequential(nn.Sequential(nn.Sequential(Shared()), Block())),
+    "all": Shared,
+    "all the parts": SharesParts,
+    "parts of a part": lambda: nn.Sequential(SharesParts(), Block()),
+    "weights": lambda: nn.Sequential(SharesWeights(), Block()),
+}
+
+
+def seen(model: nn.Module) -> list[Any]:
+    """What can be seen of a model: its modules, what they hold, the values of its tensors."""
+    modules = [
+        (path, id(module), type(module), sorted(vars(module)), list(map(id, module.children())))
+        for path, module in model.named_modules()
+    ]
+    tensors = [
+        (name, id(tensor), tensor.dtype, tensor.tolist())
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    ]
+    return [*modules, *tensors]
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_what_a_copy_shares_with_its_model_is_left_alone(name: str) -> None:
+    model, x = ready(SHARING[name]()), images()
+    before, expected = seen(model), model(x).detach()
+    fused = reparam.fuse(model, x)
+    assert seen(model) == before
+    assert fused is not model
+    assert relative_error(fused(x).detach(), expected) <= 1e-9
+    assert count_operators(fused, (x,)).batch_norms == 0
+    reparam.verify(model, fused, x)
+    assert seen(model) == before
+    reparam.equalize(model, x)
+    assert seen(model) == before
+
+
+def test_a_float32_model_is_not_widened_by_comparing_it() -> None:
+    model, x = ready(nn.Sequential(Shared(), Block())).float(), images().float()
+    before = seen(model)
+    fused = reparam.fuse(model, x)
+    assert max(reparam.verify(model, fused, x).fused) < 1e-5
+    assert seen(model) == before
+
+
+def test_a_shallow_copy_inside_a_model_keeps_its_parts() -> None:
+    """Two blocks with one registry of parts: new code for one is none for the other."""
+    first = Block()
+    model, x = ready(nn.Sequential(first, nn.ReLU(), copy.copy(first))), images()
+    expected = model(x).detach()
+    for inplace in (False, True):
+        fused = reparam.fuse(model, x, inplace=inplace)
+        assert relative_error(fused(x).detach(), expected) <= 1e-9
+        assert count_operators(fused, (x,)).batch_norms == 0
+
+
+def test_a_shallow_copy_of_a_model_that_is_changed_in_place_still_runs() -> None:
+    model, x = ready(Block()), images()
+    other, expected = copy.copy(model), model(x).detach()
+    names = [name for name, _ in other.named_parameters()]
+    reparam.fuse(model, inplace=True)
+    assert count_operators(model, (x,)).batch_norms == 0
+    assert [name for name, _ in other.named_parameters()] == names
+    assert relative_error(other(x).detach(), expected) <= 1e-9
+
+
+def test_a_rule_is_checked_on_weights_of_its_own() -> None:
+    class Alike(Scale):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Alike:
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    module = Alike()
+    before = seen(module)
+    rules = {Alike: lambda module, x: x.scale(module.scale)}
+    reparam.testing.rulecheck(module, (2, 8, 5, 5), rules=rules)
+    assert seen(module) == before

@@ -12,7 +12,7 @@ from reparam.analysis.facts import Facts
 from reparam.analysis.parts import find_parts
 from reparam.capture.invariants import hold
 from reparam.errors import InvariantError, Refusal
-from reparam.modules.conditions import at_work
+from reparam.modules.conditions import AtWork
 from reparam.planning.cost_functions import Cost
 from reparam.planning.invariants import DECIDED
 from reparam.planning.planner import Decision, decide
@@ -28,7 +28,7 @@ def planned() -> tuple[Decision, Facts]:
         nn.Conv2d(3, 3, 1),
         nn.BatchNorm2d(3),
     ]
-    with at_work():
+    with AtWork():
         (part,), _ = find_parts(nn.Sequential(*layers).eval(), Rules(None), None)
         return decide(part.trace.graph, part.steps, part.facts, {}), part.facts
 
