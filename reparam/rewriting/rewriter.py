@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Set
-from functools import partial
+from functools import cache, partial
 
 from torch import fx, nn
 
@@ -12,10 +12,18 @@ from reparam.algebra import explicit_padding, pad_mode
 from reparam.analysis import Facts, Part
 from reparam.capture import Call, Trace, calls_between, hold, knows_only_tensors, nodes_in, reached
 from reparam.errors import Refusal
-from reparam.modules import all_names
+from reparam.modules import all_names, fetch
 from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite, begun, unedited
 from reparam.rewriting.invariants import REWRITTEN
+from reparam.rewriting.likeness import (
+    describe_helper,
+    describe_operator,
+    describe_value,
+    replaced_operator,
+    set_by_class,
+    take_attributes,
+)
 from reparam.rewriting.placement import Placement, Placer, frame_of
 from reparam.rewriting.repeats import edited_alike
 
@@ -64,6 +72,9 @@ class Rewriter:
         """The calls whose code changes for the region at hand."""
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
+        self.likened: set[fx.Node] = set()
+        """The operators whose descriptions new ones have taken over."""
+        self.set_by = cache(set_by_class)
 
     def apply(self, region: Region, module: nn.Module) -> None:
         """Edit the graph so that one region becomes its operator."""
@@ -94,11 +105,14 @@ class Rewriter:
                 mode = pad_mode(region.form, sides)
                 padded = graph.call_function(nn.functional.pad, (read, sides), {"mode": mode})
                 read = self._note_new(padded, owner)
+                describe_helper(read, result.copy(value))
                 self.edited.add(owner)
             if region.converts:
                 weight = self._note_new(graph.get_attr(f"{path}.weight"), owner)
                 read = self._note_new(graph.call_method("type_as", (read, weight)), owner)
+                describe_helper(read, result.copy(value))
             new = self._note_new(graph.call_module(path, (read,)), owner)
+            self._liken(new, module, region, home)
         if not swap:
             self.edited.add(owner)
             self._note_edits(main.inner if region.collapses else (value,), region)
@@ -120,11 +134,28 @@ class Rewriter:
         self.inside[owner].add(node)
         return node
 
+    def _liken(self, new: fx.Node, module: nn.Module, region: Region, home: Placement) -> None:
+        """Take over what is said of the operators that a new one replaces, its own kind first."""
+        root, order = self.trace.root, self.facts.order
+        dying = sorted(region.dying, key=lambda node: (node not in region.main.inner, order[node]))
+        unlikened = (node for node in dying if node not in self.likened)
+        old = replaced_operator(module, root, unlikened)
+        if old is not None:
+            self.likened.add(old)
+            dying.remove(old)
+            dying.insert(0, old)
+        describe_operator(new, module, old, self.result.copy(region.value))
+        stay = home.swaps - {region.main.value}  # what takes their place takes after them
+        modules = [node for node in dying if node.op == "call_module" and node not in stay]
+        take_attributes(module, [fetch(root, str(node.target)) for node in modules], self.set_by)
+
     def _skip(self, link: Link, region: Region, home: Placement) -> None:
         """Make one link of a path the identity."""
         base = self.result.current(link.base)
         if link.value in home.swaps:
             identity = nn.Identity().eval()
+            old = fetch(self.trace.root, str(link.value.target))
+            take_attributes(identity, [old], self.set_by)
             self.result.swapped.add(home.frame)
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
@@ -140,6 +171,8 @@ class Rewriter:
 
     def _substitute(self, old: fx.Node, new: fx.Node, *, keep_code: bool) -> None:
         copy = self.result.copy(old)
+        if new not in self.result.origins:
+            describe_value(new, copy)
         copy.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.result.replaced[copy] = new
         if not keep_code and old.op == "call_module":
