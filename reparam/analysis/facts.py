@@ -12,9 +12,26 @@ from torch import Tensor, fx, nn
 from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, effects_of
 from reparam.analysis.memory import Memory, find_memory
-from reparam.analysis.ranks import find_axes
+from reparam.analysis.features import rows_of_features
+from reparam.analysis.ranks import certain_ranks, find_axes
 from reparam.capture import Call, Trace, Trait, nodes_in, reads_metadata, traits
 from reparam.rules import Rules
+
+
+@dataclass(frozen=True, eq=False)
+class Granted:
+    """The nodes whose forms rest on what is taken for granted of what they read.
+
+    Args:
+        axes: Those that rest on the number of its axes.
+        channels: Those that rest on the number of its channels.
+    """
+
+    axes: frozenset[fx.Node] = frozenset()
+    channels: frozenset[fx.Node] = frozenset()
+
+
+NOTHING_GRANTED = Granted()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +51,12 @@ class Facts:
         shapes: Shapes of values, where example inputs were given.
         dtypes: Types of values, where example inputs were given.
         ranks: Number of axes of a value, where known.
+        certain: Those of these that are so whatever the model gets; others are taken for granted.
         ones: Number of last axes that have size 1, where known.
         by_layout: Nodes that do something else if their operand lies otherwise in memory.
         inner: Whether other code of the model, which is not known, reads what the graph returns.
+        recorded: Whether shapes are a program's own, not only those of example inputs.
+        granted: What the forms of values rest on that is taken for granted of their operands.
     """
 
     root: nn.Module
@@ -51,9 +71,12 @@ class Facts:
     shapes: Mapping[fx.Node, torch.Size]
     dtypes: Mapping[fx.Node, torch.dtype]
     ranks: Mapping[fx.Node, int]
+    certain: Mapping[fx.Node, int]
     ones: Mapping[fx.Node, int]
     by_layout: set[fx.Node]
     inner: bool
+    recorded: bool
+    granted: Granted = NOTHING_GRANTED
 
     @cached_property
     def idle(self) -> set[fx.Node]:
@@ -64,6 +87,14 @@ class Facts:
         """The tensors that a node reads and that depend on the model's input."""
         sources, numbers = self.sources, self.numbers
         return [arg for arg in node.all_input_nodes if arg not in sources and arg not in numbers]
+
+    def rests_on_granted(self, nodes: Collection[fx.Node]) -> bool:
+        """Whether the form of one of some nodes rests on what is taken for granted."""
+        return not (self.granted.axes | self.granted.channels).isdisjoint(nodes)
+
+    def takes_for_granted(self, node: fx.Node) -> bool:
+        """Whether the number of axes of something that a node reads is taken for granted."""
+        return any(arg in self.ranks and arg not in self.certain for arg in node.all_input_nodes)
 
     def computed_for(self, nodes: Collection[fx.Node], dead: Collection[fx.Node]) -> int:
         """How many operators compute constants for some nodes alone."""
@@ -102,7 +133,12 @@ def gather(
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):
             known_ranks[node] = value.dim()
+    constant_ranks = {node: known_ranks[node] for node in constants.sources if node in known_ranks}
+    certain = certain_ranks(nodes, root, constant_ranks | dict(ranks))
     axes, ones = find_axes(nodes, root, known_ranks | dict(ranks))
+    features = rows_of_features(nodes, root, axes)
+    if features:
+        axes, ones = find_axes(nodes, root, axes | features)
     return Facts(
         root=root,
         order=memory.order,
@@ -116,9 +152,11 @@ def gather(
         shapes=shapes,
         dtypes=dtypes,
         ranks=axes,
+        certain=certain,
         ones=ones,
         by_layout={node for node in nodes if _minds_layout(node, root, memory)},
         inner=bool(trace.path),
+        recorded=bool(ranks),
     )
 
 

@@ -18,7 +18,7 @@ from reparam.analysis.channels import known_channels
 from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
-from reparam.analysis.facts import Facts
+from reparam.analysis.facts import Facts, Granted
 from reparam.capture import assign, operator_name
 from reparam.errors import Refusal
 from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
@@ -38,23 +38,49 @@ from reparam.rules import (
 Lifted = Step | Selecting | None
 
 
-def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx.Node, Step]:
-    """Apply the rules, once per node.
+def lift(
+    graph: fx.Graph, facts: Facts, rules: Rules, path: str = ""
+) -> tuple[dict[fx.Node, Step], Granted]:
+    """Apply the rules, once per node, and again to values that may have another number of axes.
 
     Returns:
-        For each node with a rule the form of its value over its operands, or a refusal.
+        For each node with a rule the form of its value over its operands, or a refusal; and which
+        of the forms rest on what is taken for granted.
 
     Raises:
         ReparamError: If a rule raises, or returns something that is no form.
     """
     lifting = _Lifting(facts, rules, path)
+    certain = lifting.of_what_is_certain()
+    by_axes: set[fx.Node] = set()
     for node in graph.nodes:
         computes = node.op not in ("placeholder", "get_attr", "output")
         if computes and node not in facts.sources and node not in facts.numbers:
             step = lifting.step(node)
             if step is not None:
+                told = not isinstance(step, Refusal) and facts.takes_for_granted(node)
+                if told and _outline(step) != _outline(certain.step(node)):
+                    by_axes.add(node)
                 lifting.steps[node] = step
-    return lifting.steps
+    return lifting.steps, Granted(frozenset(by_axes), frozenset(lifting.by_channels))
+
+
+def _outline(step: Lifted) -> Any:
+    """What tells a step from another one of the same operator, but for the weights."""
+    if isinstance(step, AffineConv):
+        return step.axes, step.in_channels, step.out_channels, step.columns, step.identity
+    if isinstance(step, AffineSum | AffineStack):
+        return getattr(step, "axis", None), [_outline(term) for term in step.terms]
+    if isinstance(step, Several):
+        return [_outline(result) for result in step.results]
+    if isinstance(step, Stacked):
+        return step.dim, [_outline(branch) for branch in step.branches]
+    if isinstance(step, Commuting):
+        return [step.input_axis(axis, None) for axis in range(-_MOST_AXES, 0)]
+    return step
+
+
+_MOST_AXES = 5
 
 
 def target_of(node: fx.Node, root: nn.Module) -> Any:
@@ -74,7 +100,18 @@ class _Lifting:
         self.rules = rules
         self.path = path
         self.steps: dict[fx.Node, Step] = {}
+        self.by_channels: set[fx.Node] = set()
+        """The nodes whose forms rest on a number of channels that is taken for granted."""
         self.extents = Extents(self.steps, facts)
+
+    def of_what_is_certain(self) -> _Lifting:
+        """The same, but for numbers of axes that are taken for granted."""
+        facts = self.facts
+        ones = {node: count for node, count in facts.ones.items() if node in facts.certain}
+        other = _Lifting(replace(facts, ranks=facts.certain, ones=ones), self.rules, self.path)
+        other.steps = self.steps
+        other.extents = Extents(self.steps, other.facts)
+        return other
 
     def step(self, node: fx.Node) -> Step | None:
         """What a node does to the forms of its operands; None if nothing is known of it."""
@@ -132,7 +169,10 @@ class _Lifting:
             if taught:
                 step = _taken_after(step, [*module.parameters(), *module.buffers()], taught=True)
         if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, module):
-            return _may_broadcast(step, node, self.facts, self.steps) or step
+            refusal = _may_broadcast(step, node, self.facts, self.steps)
+            if refusal is None and not _surely_as_many(step, self.facts, self.steps):
+                self.by_channels.add(node)
+            return refusal or step
         return step
 
     def _operand(self, operand: fx.Node, reader: fx.Node) -> Any:
@@ -236,6 +276,16 @@ def _may_broadcast(
             "example_inputs"
         )
     return Refusal(f"{step.out_channels} factors meet {channels} channels: a sum that broadcasts")
+
+
+def _surely_as_many(step: AffineConv, facts: Facts, steps: Mapping[fx.Node, Step]) -> bool:
+    """Whether a value has as many channels as there are factors whatever the model gets."""
+    base, axes = step.base, step.axes
+    if step.out_channels is None or axes is None or not isinstance(base, fx.Node):
+        return True
+    without_examples = replace(facts, shapes={}) if facts.shapes and not facts.recorded else facts
+    channels = known_channels(base, -len(axes) - 1, None, steps, without_examples)
+    return channels == step.out_channels
 
 
 def _by_position(

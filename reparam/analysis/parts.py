@@ -188,7 +188,8 @@ def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) ->
     if inputs is not None:
         shapes, dtypes = _record_shapes(traced, inputs)
     facts = gather(traced, rules, shapes, dtypes, ranks)
-    return Part(traced, facts, lift(traced.graph, facts, rules, traced.path), rules)
+    steps, granted = lift(traced.graph, facts, rules, traced.path)
+    return Part(traced, replace(facts, granted=granted), steps, rules)
 
 
 class _Recorder(fx.Interpreter):

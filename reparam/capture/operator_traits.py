@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from reparam.capture.checked_axes import checked_axes
 from reparam.capture.item_assignment import assign
 from reparam.modules import fetch
 
@@ -198,6 +199,7 @@ _TABLE = {
     "fractional_max_pool2d fractional_max_pool3d": _T.RANDOM,
     # The same numbers, elsewhere or of another type.
     "Identity": _HANDS_ON | _T.ALIASES,
+    "checked_axes": _HANDS_ON | _T.ALIASES | _T.POSITIVELY_HOMOGENEOUS,
     "detach": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
     "clone": _HANDS_ON,
     "contiguous": _HANDS_ON | _T.ALIASES | _T.MAY_COPY,
@@ -293,8 +295,10 @@ def torch_name(node: fx.Node) -> str:
 def has_known_name(target: Any) -> bool:
     """Whether a function is torch's or Python's own, whose name says what it does."""
     module = getattr(target, "__module__", None) or ""
-    if module in ("torch", "_operator") or module.startswith("torch.") or target is assign:
-        return True  # an assignment is a tensor's own way to take one
+    if module in ("torch", "_operator") or module.startswith("torch."):
+        return True
+    if target is assign or target is checked_axes:
+        return True  # a tensor's own way to take an assignment, and a check in fused code
     if isinstance(target, torch._ops.OpOverload) or _is_builtin(target):
         return True
     name = getattr(target, "__name__", "")

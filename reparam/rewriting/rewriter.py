@@ -8,11 +8,22 @@ from functools import cache, partial
 
 from torch import fx, nn
 
-from reparam.algebra import explicit_padding, pad_mode
+from reparam.algebra import AffineConv, explicit_padding, pad_mode
 from reparam.analysis import Facts, Part
-from reparam.capture import Call, Trace, calls_between, hold, knows_only_tensors, nodes_in, reached
+from reparam.capture import (
+    Assumed,
+    Call,
+    CheckedIdentity,
+    Trace,
+    calls_between,
+    checked_axes,
+    hold,
+    knows_only_tensors,
+    nodes_in,
+    reached,
+)
 from reparam.errors import Refusal
-from reparam.modules import all_names, fetch
+from reparam.modules import all_names, fetch, join
 from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite, begun, unedited
 from reparam.rewriting.invariants import REWRITTEN
@@ -111,6 +122,8 @@ class Rewriter:
                 weight = self._note_new(graph.get_attr(f"{path}.weight"), owner)
                 read = self._note_new(graph.call_method("type_as", (read, weight)), owner)
                 describe_helper(read, result.copy(value))
+            own = main.inner if region.collapses else {*region.inner, *region.dying}
+            read = self._checked(read, region.source, own, owner, region.form)
             new = self._note_new(graph.call_module(path, (read,)), owner)
             self._liken(new, module, region, home)
         if not swap:
@@ -153,7 +166,8 @@ class Rewriter:
         """Make one link of a path the identity."""
         base = self.result.current(link.base)
         if link.value in home.swaps:
-            identity = nn.Identity().eval()
+            assumed = self._assumed(link.base, link.inner, link.form)
+            identity = (nn.Identity() if assumed is None else CheckedIdentity(assumed)).eval()
             old = fetch(self.trace.root, str(link.value.target))
             take_attributes(identity, [old], self.set_by)
             self.result.swapped.add(home.frame)
@@ -162,7 +176,45 @@ class Rewriter:
             self._substitute(link.value, base, keep_code=True)
             return
         self._note_edits(link.inner, region)
+        with self.result.graph.inserting_before(self.result.copy(link.value)):
+            owner = self.trace.caller[link.value]
+            base = self._checked(base, link.base, link.inner, owner, link.form)
         self._substitute(link.value, base, keep_code=False)
+
+    def _checked(
+        self,
+        read: fx.Node,
+        value: fx.Node,
+        readers: Collection[fx.Node],
+        owner: Call,
+        form: AffineConv | None,
+    ) -> fx.Node:
+        """What stands for a value, checked where its readers took something for granted of it."""
+        assumed = self._assumed(value, readers, form)
+        if assumed is None:
+            return read
+        self.edited.add(owner)
+        graph = self.result.graph
+        return self._note_new(
+            graph.call_function(checked_axes, (read, *assumed.arguments)), owner
+        )
+
+    def _assumed(
+        self, value: fx.Node, readers: Collection[fx.Node], form: AffineConv | None
+    ) -> Assumed | None:
+        """What is taken for granted of a value by what is fused of its readers."""
+        granted, axes, channels = self.facts.granted, 0, 0
+        by_axes, by_channels = granted.axes.intersection(readers), granted.channels & set(readers)
+        if by_axes:
+            axes = self.facts.ranks.get(value, 0)
+        if by_channels and form is not None and form.axes is not None:
+            channels = form.in_channels or 0
+        if not axes and not channels:
+            return None
+        reader = min(by_axes | by_channels, key=self.facts.order.__getitem__)
+        path = str(reader.target) if reader.op == "call_module" else self.trace.caller[reader].path
+        channel_axis = -1 if form is None else -1 - len(form.axes or ())
+        return Assumed(join(self.trace.path, path) or "the model", axes, channel_axis, channels)
 
     def _note_edits(self, nodes: Iterable[fx.Node], region: Region) -> None:
         for node in nodes:
