@@ -51,7 +51,8 @@ class Facts:
         shapes: Shapes of values, where example inputs were given.
         dtypes: Types of values, where example inputs were given.
         ranks: Number of axes of a value, where known.
-        certain: Those of these that are so whatever the model gets; others are taken for granted.
+        other_ranks: What else the code allows where that number is taken for granted: one less, as
+            without a batch, or one more, where nothing but a usual or an example input tells.
         ones: Number of last axes that have size 1, where known.
         by_layout: Nodes that do something else if their operand lies otherwise in memory.
         inner: Whether other code of the model, which is not known, reads what the graph returns.
@@ -71,7 +72,7 @@ class Facts:
     shapes: Mapping[fx.Node, torch.Size]
     dtypes: Mapping[fx.Node, torch.dtype]
     ranks: Mapping[fx.Node, int]
-    certain: Mapping[fx.Node, int]
+    other_ranks: tuple[Mapping[fx.Node, int], Mapping[fx.Node, int]]
     ones: Mapping[fx.Node, int]
     by_layout: set[fx.Node]
     inner: bool
@@ -91,10 +92,6 @@ class Facts:
     def rests_on_granted(self, nodes: Collection[fx.Node]) -> bool:
         """Whether the form of one of some nodes rests on what is taken for granted."""
         return not (self.granted.axes | self.granted.channels).isdisjoint(nodes)
-
-    def takes_for_granted(self, node: fx.Node) -> bool:
-        """Whether the number of axes of something that a node reads is taken for granted."""
-        return any(arg in self.ranks and arg not in self.certain for arg in node.all_input_nodes)
 
     def computed_for(self, nodes: Collection[fx.Node], dead: Collection[fx.Node]) -> int:
         """How many operators compute constants for some nodes alone."""
@@ -133,12 +130,12 @@ def gather(
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):
             known_ranks[node] = value.dim()
-    constant_ranks = {node: known_ranks[node] for node in constants.sources if node in known_ranks}
-    certain = certain_ranks(nodes, root, constant_ranks | dict(ranks))
     axes, ones = find_axes(nodes, root, known_ranks | dict(ranks))
     features = rows_of_features(nodes, root, axes)
     if features:
         axes, ones = find_axes(nodes, root, axes | features)
+    told = dict(ranks)  # by more than example inputs
+    told |= {node: known_ranks[node] for node in constants.sources if node in known_ranks}
     return Facts(
         root=root,
         order=memory.order,
@@ -152,12 +149,26 @@ def gather(
         shapes=shapes,
         dtypes=dtypes,
         ranks=axes,
-        certain=certain,
+        other_ranks=_other_ranks(nodes, root, told, axes),
         ones=ones,
         by_layout={node for node in nodes if _minds_layout(node, root, memory)},
         inner=bool(trace.path),
         recorded=bool(ranks),
     )
+
+
+def _other_ranks(
+    nodes: Sequence[fx.Node],
+    root: nn.Module,
+    told: Mapping[fx.Node, int],
+    taken: Mapping[fx.Node, int],
+) -> tuple[Mapping[fx.Node, int], Mapping[fx.Node, int]]:
+    """One axis less, or one more, for the values whose number of axes is taken for granted."""
+    certain = certain_ranks(nodes, root, told)
+    granted = taken.keys() - certain.keys()
+    without_batch = {node: max(taken[node] - 1, 1) for node in granted}
+    by_code = find_axes(nodes, root, told)[0] if granted else {}
+    return without_batch, {node: taken[node] + 1 for node in granted - by_code.keys()}
 
 
 def _numbers(nodes: Iterable[fx.Node]) -> set[fx.Node]:

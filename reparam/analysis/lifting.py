@@ -51,15 +51,17 @@ def lift(
         ReparamError: If a rule raises, or returns something that is no form.
     """
     lifting = _Lifting(facts, rules, path)
-    certain = lifting.of_what_is_certain()
+    others = [lifting.with_ranks(ranks) for ranks in facts.other_ranks]
     by_axes: set[fx.Node] = set()
     for node in graph.nodes:
         computes = node.op not in ("placeholder", "get_attr", "output")
         if computes and node not in facts.sources and node not in facts.numbers:
             step = lifting.step(node)
             if step is not None:
-                told = not isinstance(step, Refusal) and facts.takes_for_granted(node)
-                if told and _outline(step) != _outline(certain.step(node)):
+                if not isinstance(step, Refusal) and any(
+                    ranks.keys() & node.all_input_nodes and other.differs(node, step)
+                    for ranks, other in zip(facts.other_ranks, others, strict=True)
+                ):
                     by_axes.add(node)
                 lifting.steps[node] = step
     return lifting.steps, Granted(frozenset(by_axes), frozenset(lifting.by_channels))
@@ -104,14 +106,20 @@ class _Lifting:
         """The nodes whose forms rest on a number of channels that is taken for granted."""
         self.extents = Extents(self.steps, facts)
 
-    def of_what_is_certain(self) -> _Lifting:
-        """The same, but for numbers of axes that are taken for granted."""
+    def with_ranks(self, ranks: Mapping[fx.Node, int]) -> _Lifting:
+        """The same, were the number of axes of some values another one."""
         facts = self.facts
-        ones = {node: count for node, count in facts.ones.items() if node in facts.certain}
-        other = _Lifting(replace(facts, ranks=facts.certain, ones=ones), self.rules, self.path)
+        other = _Lifting(replace(facts, ranks={**facts.ranks, **ranks}), self.rules, self.path)
         other.steps = self.steps
         other.extents = Extents(self.steps, other.facts)
         return other
+
+    def differs(self, node: fx.Node, step: Step) -> bool:
+        """Whether a node would have another step than the one it has."""
+        try:
+            return bool(_outline(step) != _outline(self.step(node)))
+        except Exception:  # a rule need not know what it gets here
+            return True
 
     def step(self, node: fx.Node) -> Step | None:
         """What a node does to the forms of its operands; None if nothing is known of it."""

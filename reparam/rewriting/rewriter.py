@@ -123,7 +123,7 @@ class Rewriter:
                 read = self._note_new(graph.call_method("type_as", (read, weight)), owner)
                 describe_helper(read, result.copy(value))
             own = main.inner if region.collapses else {*region.inner, *region.dying}
-            read = self._checked(read, region.source, own, owner, region.form)
+            read = self._checked(read, self._assumed(region.source, own, region.form), owner)
             new = self._note_new(graph.call_module(path, (read,)), owner)
             self._liken(new, module, region, home)
         if not swap:
@@ -163,41 +163,32 @@ class Rewriter:
         take_attributes(module, [fetch(root, str(node.target)) for node in modules], self.set_by)
 
     def _skip(self, link: Link, region: Region, home: Placement) -> None:
-        """Make one link of a path the identity."""
-        base = self.result.current(link.base)
-        if link.value in home.swaps:
-            assumed = self._assumed(link.base, link.inner, link.form)
+        """Make one link of a path the identity, which checks what the link took for granted."""
+        base, owner = self.result.current(link.base), self.trace.caller[link.value]
+        swap = link.value in home.swaps
+        assumed = self._assumed(link.base, link.inner, link.form)
+        # Also where modules are swapped: other regions may change the code that calls them.
+        with self.result.graph.inserting_before(self.result.copy(link.value)):
+            read = self._checked(base, assumed, owner)
+        if swap:
             identity = (nn.Identity() if assumed is None else CheckedIdentity(assumed)).eval()
             old = fetch(self.trace.root, str(link.value.target))
             take_attributes(identity, [old], self.set_by)
             self.result.swapped.add(home.frame)
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
-            self._substitute(link.value, base, keep_code=True)
-            return
-        self._note_edits(link.inner, region)
-        with self.result.graph.inserting_before(self.result.copy(link.value)):
-            owner = self.trace.caller[link.value]
-            base = self._checked(base, link.base, link.inner, owner, link.form)
-        self._substitute(link.value, base, keep_code=False)
+        else:
+            self._note_edits(link.inner, region)
+            if read is not base:
+                self.edited.add(owner)
+        self._substitute(link.value, read, keep_code=swap)
 
-    def _checked(
-        self,
-        read: fx.Node,
-        value: fx.Node,
-        readers: Collection[fx.Node],
-        owner: Call,
-        form: AffineConv | None,
-    ) -> fx.Node:
-        """What stands for a value, checked where its readers took something for granted of it."""
-        assumed = self._assumed(value, readers, form)
+    def _checked(self, read: fx.Node, assumed: Assumed | None, owner: Call) -> fx.Node:
+        """A value, checked if something is taken for granted of it."""
         if assumed is None:
             return read
-        self.edited.add(owner)
-        graph = self.result.graph
-        return self._note_new(
-            graph.call_function(checked_axes, (read, *assumed.arguments)), owner
-        )
+        arguments = read, *assumed.arguments
+        return self._note_new(self.result.graph.call_function(checked_axes, arguments), owner)
 
     def _assumed(
         self, value: fx.Node, readers: Collection[fx.Node], form: AffineConv | None
@@ -212,9 +203,13 @@ class Rewriter:
         if not axes and not channels:
             return None
         reader = min(by_axes | by_channels, key=self.facts.order.__getitem__)
-        path = str(reader.target) if reader.op == "call_module" else self.trace.caller[reader].path
+        if reader.op == "call_module":
+            path, module = str(reader.target), fetch(self.trace.root, str(reader.target))
+        else:
+            path, module = self.trace.caller[reader].path, self.trace.caller[reader].module
+        place = f"{join(self.trace.path, path) or 'the model'} ({type(module).__name__})"
         channel_axis = -1 if form is None else -1 - len(form.axes or ())
-        return Assumed(join(self.trace.path, path) or "the model", axes, channel_axis, channels)
+        return Assumed(place, axes, channel_axis, channels)
 
     def _note_edits(self, nodes: Iterable[fx.Node], region: Region) -> None:
         for node in nodes:
