@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, effects_of
-from reparam.analysis.memory import Memory, find_memory
 from reparam.analysis.features import rows_of_features
+from reparam.analysis.memory import Memory, find_memory
 from reparam.analysis.ranks import certain_ranks, find_axes
 from reparam.capture import Call, Trace, Trait, nodes_in, reads_metadata, traits
 from reparam.rules import Rules
