@@ -177,10 +177,9 @@ class _Lifting:
             if taught:
                 step = _taken_after(step, [*module.parameters(), *module.buffers()], taught=True)
         if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, module):
-            refusal = _may_broadcast(step, node, self.facts, self.steps)
-            if refusal is None and not _surely_as_many(step, self.facts, self.steps):
+            if not _surely_as_many(step, self.facts, self.steps):
                 self.by_channels.add(node)
-            return refusal or step
+            return _may_broadcast(step, node, self.facts, self.steps) or step
         return step
 
     def _operand(self, operand: fx.Node, reader: fx.Node) -> Any:
