@@ -130,12 +130,15 @@ def gather(
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):
             known_ranks[node] = value.dim()
-    axes, ones = find_axes(nodes, root, known_ranks | dict(ranks))
+    told = dict(ranks)  # by more than example inputs
+    told |= {node: known_ranks[node] for node in constants.sources if node in known_ranks}
+    by_code = find_axes(nodes, root, told)
+    axes, ones = find_axes(nodes, root, known_ranks | told) if shapes and not ranks else by_code
     features = rows_of_features(nodes, root, axes)
     if features:
         axes, ones = find_axes(nodes, root, axes | features)
-    told = dict(ranks)  # by more than example inputs
-    told |= {node: known_ranks[node] for node in constants.sources if node in known_ranks}
+    certain = certain_ranks(nodes, root, told)
+    granted = axes.keys() - certain.keys()
     return Facts(
         root=root,
         order=memory.order,
@@ -149,26 +152,15 @@ def gather(
         shapes=shapes,
         dtypes=dtypes,
         ranks=axes,
-        other_ranks=_other_ranks(nodes, root, told, axes),
+        other_ranks=(
+            {node: max(axes[node] - 1, 1) for node in granted},
+            {node: axes[node] + 1 for node in granted - by_code[0].keys()},
+        ),
         ones=ones,
         by_layout={node for node in nodes if _minds_layout(node, root, memory)},
         inner=bool(trace.path),
         recorded=bool(ranks),
     )
-
-
-def _other_ranks(
-    nodes: Sequence[fx.Node],
-    root: nn.Module,
-    told: Mapping[fx.Node, int],
-    taken: Mapping[fx.Node, int],
-) -> tuple[Mapping[fx.Node, int], Mapping[fx.Node, int]]:
-    """One axis less, or one more, for the values whose number of axes is taken for granted."""
-    certain = certain_ranks(nodes, root, told)
-    granted = taken.keys() - certain.keys()
-    without_batch = {node: max(taken[node] - 1, 1) for node in granted}
-    by_code = find_axes(nodes, root, told)[0] if granted else {}
-    return without_batch, {node: taken[node] + 1 for node in granted - by_code.keys()}
 
 
 def _numbers(nodes: Iterable[fx.Node]) -> set[fx.Node]:

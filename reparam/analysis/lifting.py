@@ -19,7 +19,7 @@ from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
-from reparam.capture import assign, operator_name
+from reparam.capture import assign, operator_name, torch_name
 from reparam.errors import Refusal
 from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
 from reparam.rules import (
@@ -58,13 +58,26 @@ def lift(
         if computes and node not in facts.sources and node not in facts.numbers:
             step = lifting.step(node)
             if step is not None:
-                if not isinstance(step, Refusal) and any(
-                    ranks.keys() & node.all_input_nodes and other.differs(node, step)
-                    for ranks, other in zip(facts.other_ranks, others, strict=True)
+                if (
+                    not isinstance(step, Refusal)
+                    and not _ignores_rank(node, facts)
+                    and any(
+                        ranks.keys() & node.all_input_nodes and other.differs(node, step)
+                        for ranks, other in zip(facts.other_ranks, others, strict=True)
+                    )
                 ):
                     by_axes.add(node)
                 lifting.steps[node] = step
     return lifting.steps, Granted(frozenset(by_axes), frozenset(lifting.by_channels))
+
+
+def _ignores_rank(node: fx.Node, facts: Facts) -> bool:
+    """Whether an operator's weights alone say along which axes it works."""
+    if node.op != "call_module":
+        return torch_name(node).startswith(("conv", "linear"))
+    kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+    module = fetch(facts.root, str(node.target))
+    return isinstance(module, kinds) and type(module).__module__.startswith("torch.nn.modules")
 
 
 def _outline(step: Lifted) -> Any:
