@@ -106,7 +106,8 @@ def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:
         module: The module of a form, its weights rounded.
         exact: Its parameters by name, as they were computed.
     """
-    rounded, computed = _rows(module, module.weight), _rows(module, exact["weight"])
+    weight = module.get_parameter("weight")
+    rounded, computed = _rows(module, weight), _rows(module, exact["weight"])
     limits = torch.finfo(rounded.dtype)
     # Entries of normal size lose nothing: of most kernels their norm says that they are.
     if bool((_norms(rounded) >= rounded.shape[1] ** 0.5 * limits.smallest_normal).all()):
@@ -126,7 +127,8 @@ def _rows(module: Any, weight: Tensor) -> Tensor:
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms
 
 
 def operators(form: AffineConv) -> int:
