@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.capture.checked_axes import checked_axes
+from reparam.capture.axis_checks import checked_axes
 from reparam.capture.item_assignment import assign
 from reparam.modules import fetch
 
