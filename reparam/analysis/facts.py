@@ -51,8 +51,7 @@ class Facts:
         shapes: Shapes of values, where example inputs were given.
         dtypes: Types of values, where example inputs were given.
         ranks: Number of axes of a value, where known.
-        other_ranks: What else the code allows where that number is taken for granted: one less, as
-            without a batch, or one more, where nothing but a usual or an example input tells.
+        other_ranks: What else that number may be where it is taken for granted.
         ones: Number of last axes that have size 1, where known.
         by_layout: Nodes that do something else if their operand lies otherwise in memory.
         inner: Whether other code of the model, which is not known, reads what the graph returns.
@@ -72,7 +71,7 @@ class Facts:
     shapes: Mapping[fx.Node, torch.Size]
     dtypes: Mapping[fx.Node, torch.dtype]
     ranks: Mapping[fx.Node, int]
-    other_ranks: tuple[Mapping[fx.Node, int], Mapping[fx.Node, int]]
+    other_ranks: Sequence[Mapping[fx.Node, int]]
     ones: Mapping[fx.Node, int]
     by_layout: set[fx.Node]
     inner: bool
@@ -138,7 +137,7 @@ def gather(
     if features:
         axes, ones = find_axes(nodes, root, axes | features)
     certain = certain_ranks(nodes, root, told)
-    granted = axes.keys() - certain.keys()
+    granted = {node: axes[node] for node in axes.keys() - certain.keys()}
     return Facts(
         root=root,
         order=memory.order,
@@ -152,15 +151,32 @@ def gather(
         shapes=shapes,
         dtypes=dtypes,
         ranks=axes,
-        other_ranks=(
-            {node: max(axes[node] - 1, 1) for node in granted},
-            {node: axes[node] + 1 for node in granted - by_code[0].keys()},
-        ),
+        other_ranks=_other_ranks(granted, by_code[0]),
         ones=ones,
         by_layout={node for node in nodes if _minds_layout(node, root, memory)},
         inner=bool(trace.path),
         recorded=bool(ranks),
     )
+
+
+def _other_ranks(
+    granted: Mapping[fx.Node, int], by_code: Mapping[fx.Node, int]
+) -> list[Mapping[fx.Node, int]]:
+    """What else numbers of axes may be, that are taken for granted: all alike more or fewer.
+
+    Where operators of the code tell, one less, as without a batch, or what they usually get.
+    Otherwise there is only what is likely, or what example inputs have: it may be any.
+    """
+    others: list[Mapping[fx.Node, int]] = []
+    for shift in (-1, 1, -2, 2, -3):
+        ranks = {
+            node: max(rank + shift, 1)
+            for node, rank in granted.items()
+            if node not in by_code or shift == ((by_code[node] - rank) or -1)
+        }
+        if ranks:
+            others.append(ranks)
+    return others
 
 
 def _numbers(nodes: Iterable[fx.Node]) -> set[fx.Node]:

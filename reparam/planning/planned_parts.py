@@ -76,5 +76,7 @@ def _of_part(region: Region, part: Part) -> Refusal | None:
         return _SHARED
     ranks, granted = part.facts.ranks, part.facts.granted.axes
     resting = (link for link in region.links if not granted.isdisjoint(link.inner))
-    read = {region.source, *(link.base for link in resting)}
-    return _UNCHECKED if granted & region.dying and not read <= ranks.keys() else None
+    read = {link.base for link in resting}
+    if not granted.isdisjoint(region.own):
+        read.add(region.source)
+    return None if read <= ranks.keys() else _UNCHECKED

@@ -122,7 +122,7 @@ class Rewriter:
                 weight = self._note_new(graph.get_attr(f"{path}.weight"), owner)
                 read = self._note_new(graph.call_method("type_as", (read, weight)), owner)
                 describe_helper(read, result.copy(value))
-            assumed = self._assumed(region.source, _own(region), region.form)
+            assumed = self._assumed(region.source, region.own, region.form)
             read = self._checked(read, assumed, owner)
             new = self._note_new(graph.call_module(path, (read,)), owner)
             self._liken(new, module, region, home)
@@ -289,17 +289,6 @@ class Rewriter:
             path = prefix + name
             homes.append(path)
         return path
-
-
-def _own(region: Region) -> set[fx.Node]:
-    """What a new operator stands for where it is: no other link becomes the identity for it."""
-    others = {
-        node
-        for link in region.links
-        if link is not region.main and (region.collapses or link not in region.path)
-        for node in link.inner
-    }
-    return {*region.inner, *region.dying} - others
 
 
 def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:

@@ -7,6 +7,7 @@ that says what was taken for granted, and where.
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -202,6 +203,48 @@ def test_what_is_certain_is_not_checked(name: str) -> None:
         assert fused.reparam_report.fused
         assert not any(isinstance(module, CheckedIdentity) for module in fused.modules())
         assert relative_error(run(fused, (other,)), run(model, (other,))) <= EXACT
+
+
+BETWEEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a norm": lambda m, y: m.norm(y),
+    "a norm of other axes": lambda m, y: m.norm(y.mT).mT,
+    "a constant of two axes": lambda m, y: y * m.scale,
+    "flattened": lambda m, y: y.flatten(1),
+    "as rows": lambda m, y: y.view(y.size(0), -1),
+    "axes in another order": lambda m, y: y.transpose(0, 1).transpose(0, 1),
+    "an axis more and less": lambda m, y: y[:, None].squeeze(1),
+    "parts side by side": lambda m, y: torch.cat(y.split(4, 1)[::-1], 1),
+    "twice, added": lambda m, y: torch.stack([y, y], 1).sum(1),
+}
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
+    "linear": (lambda: nn.Linear(8, 8), [(8,), (5, 8), (8, 8), (3, 1, 8), (8, 8, 8), (2, 3, 8, 8)]),
+    "convolution": (lambda: nn.Conv1d(8, 8, 1), [(8, 8), (8, 5), (2, 8, 5), (8, 8, 8)]),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_any_input_gives_what_it_gave_or_an_error(layer: str, between: str) -> None:
+    """Whatever was traced, on example inputs of any number of axes or on none."""
+    make, shapes = LAYERS[layer]
+    parts = {"one": make(), "two": make(), "norm": nn.BatchNorm1d(8), "scale": values(1, 8).exp()}
+    model = ready(Network(lambda m, x: m.two(BETWEEN[between](m, m.one(x))), **parts))
+    taken: dict[Tensor, Tensor] = {}
+    for x in (values(*shape) for shape in shapes):
+        with suppress(RuntimeError, IndexError, ValueError):
+            taken[x] = run(model, (x,))
+    assert taken
+    for example_inputs in (None, *taken):
+        fused = reparam.fuse(copy.deepcopy(model), example_inputs)
+        for x, expected in taken.items():
+            try:
+                actual = run(fused, (x,))
+            except ReparamError:
+                assert example_inputs is None or example_inputs.dim() != x.dim()
+                continue
+            assert actual.shape == expected.shape
+            assert relative_error(actual, expected) <= EXACT
 
 
 LEFT = {
