@@ -10,6 +10,7 @@ from reparam.algebra.forms import Columns, weights_dtype
 from reparam.algebra.laws import kernel_shape
 from reparam.algebra.lowering import (
     explicit_padding,
+    loses_digits,
     lower,
     operators,
     pad_mode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,43 @@ def take_after(module: nn.Module, form: AffineConv) -> None:
         value = parameter.detach().to(device=like.device, dtype=dtype, memory_format=kept)
         fresh = nn.Parameter(value, requires_grad=like.requires_grad)
         module.register_parameter(name, fresh)
+
+
+def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:
+    """Whether rounded weights are so small that they lose digits that the type has.
+
+    A value of size s is rounded by about r(s) = u max(s, t), with u the rounding of the type and t
+    its smallest normal number, whatever computes it: below t, digits go. So a model makes that
+    error itself. What rounding the weights of a channel adds to its value may be four times as
+    much, if what it reads is of size 1: |W - rounded W| <= 4 r(|W| + |c|).
+
+    Args:
+        module: The module of a form, its weights rounded.
+        exact: Its parameters by name, as they were computed.
+    """
+    weight = module.get_parameter("weight")
+    rounded, computed = _rows(module, weight), _rows(module, exact["weight"])
+    limits = torch.finfo(rounded.dtype)
+    # Entries of normal size lose nothing: of most kernels their norm says that they are.
+    if bool((_norms(rounded) >= rounded.shape[1] ** 0.5 * limits.smallest_normal).all()):
+        return False
+    size = _norms(computed)
+    if "bias" in exact:
+        size = size + exact["bias"].abs()
+    rounding = limits.eps / 12**0.5 * size.clamp_min(limits.smallest_normal)
+    return bool((_norms(rounded.double() - computed) > 4 * rounding).any())
+
+
+def _rows(module: Any, weight: Tensor) -> Tensor:
+    """The weights of each output channel."""
+    if isinstance(module, _TRANSPOSED):
+        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.detach().flatten(1)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms
 
 
 def operators(form: AffineConv) -> int:

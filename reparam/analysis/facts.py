@@ -11,10 +11,27 @@ from torch import Tensor, fx, nn
 
 from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, effects_of
+from reparam.analysis.features import rows_of_features
 from reparam.analysis.memory import Memory, find_memory
-from reparam.analysis.ranks import find_axes
+from reparam.analysis.ranks import certain_ranks, find_axes
 from reparam.capture import Call, Kept, Trace, Trait, nodes_in, reads_metadata, traits
 from reparam.rules import Rules
+
+
+@dataclass(frozen=True, eq=False)
+class Granted:
+    """The nodes whose forms rest on what is taken for granted of what they read.
+
+    Args:
+        axes: Those that rest on the number of its axes.
+        channels: Those that rest on the number of its channels.
+    """
+
+    axes: frozenset[fx.Node] = frozenset()
+    channels: frozenset[fx.Node] = frozenset()
+
+
+NOTHING_GRANTED = Granted()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +52,12 @@ class Facts:
         fixed: Those of them that values have for every input: a program is bound to them.
         dtypes: Types of values, where example inputs were given.
         ranks: Number of axes of a value, where known.
+        other_ranks: What else that number may be where it is taken for granted.
         ones: Number of last axes that have size 1, where known.
         by_layout: Nodes that do something else if their operand lies otherwise in memory.
         inner: Whether other code of the model, which is not known, reads what the graph returns.
+        recorded: Whether shapes are a program's own, not only those of example inputs.
+        granted: What the forms of values rest on that is taken for granted of their operands.
     """
 
     root: nn.Module
@@ -53,9 +73,12 @@ class Facts:
     fixed: Mapping[fx.Node, torch.Size]
     dtypes: Mapping[fx.Node, torch.dtype]
     ranks: Mapping[fx.Node, int]
+    other_ranks: Sequence[Mapping[fx.Node, int]]
     ones: Mapping[fx.Node, int]
     by_layout: set[fx.Node]
     inner: bool
+    recorded: bool
+    granted: Granted = NOTHING_GRANTED
 
     @cached_property
     def idle(self) -> set[fx.Node]:
@@ -66,6 +89,10 @@ class Facts:
         """The tensors that a node reads and that depend on the model's input."""
         sources, numbers = self.sources, self.numbers
         return [arg for arg in node.all_input_nodes if arg not in sources and arg not in numbers]
+
+    def rests_on_granted(self, nodes: Collection[fx.Node]) -> bool:
+        """Whether the form of one of some nodes rests on what is taken for granted."""
+        return not (self.granted.axes | self.granted.channels).isdisjoint(nodes)
 
     def computed_for(self, nodes: Collection[fx.Node], dead: Collection[fx.Node]) -> int:
         """How many operators compute constants for some nodes alone."""
@@ -108,10 +135,16 @@ def gather(
     for node in constants.sources:
         if node not in shapes and isinstance(value := constants.exact(node), Tensor):
             known_ranks[node] = value.dim()
-    known_ranks |= {
-        node: node.target.tensor.dim() for node in nodes if isinstance(node.target, Kept)
-    }
-    axes, ones = find_axes(nodes, root, known_ranks | dict(ranks))
+    told = dict(ranks)  # by more than example inputs
+    told |= {node: known_ranks[node] for node in constants.sources if node in known_ranks}
+    told |= {node: node.target.tensor.dim() for node in nodes if isinstance(node.target, Kept)}
+    by_code = find_axes(nodes, root, told)
+    axes, ones = find_axes(nodes, root, known_ranks | told) if shapes and not ranks else by_code
+    features = rows_of_features(nodes, root, axes)
+    if features:
+        axes, ones = find_axes(nodes, root, axes | features)
+    certain = certain_ranks(nodes, root, told)
+    granted = {node: axes[node] for node in axes.keys() - certain.keys()}
     return Facts(
         root=root,
         order=memory.order,
@@ -126,10 +159,32 @@ def gather(
         fixed=fixed,
         dtypes=dtypes,
         ranks=axes,
+        other_ranks=_other_ranks(granted, by_code[0]),
         ones=ones,
         by_layout={node for node in nodes if _minds_layout(node, root, memory)},
         inner=bool(trace.path),
+        recorded=bool(ranks),
     )
+
+
+def _other_ranks(
+    granted: Mapping[fx.Node, int], by_code: Mapping[fx.Node, int]
+) -> list[Mapping[fx.Node, int]]:
+    """What else numbers of axes may be, that are taken for granted: all alike more or fewer.
+
+    Where operators of the code tell, one less, as without a batch, or what they usually get.
+    Otherwise there is only what is likely, or what example inputs have: it may be any.
+    """
+    others: list[Mapping[fx.Node, int]] = []
+    for shift in (-1, 1, -2, 2, -3):
+        ranks = {
+            node: max(rank + shift, 1)
+            for node, rank in granted.items()
+            if node not in by_code or shift == ((by_code[node] - rank) or -1)
+        }
+        if ranks:
+            others.append(ranks)
+    return others
 
 
 def _numbers(nodes: Iterable[fx.Node]) -> set[fx.Node]:

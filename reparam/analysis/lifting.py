@@ -18,8 +18,8 @@ from reparam.analysis.channels import known_channels
 from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
-from reparam.analysis.facts import Facts
-from reparam.capture import assign, operator_name
+from reparam.analysis.facts import Facts, Granted
+from reparam.capture import assign, operator_name, torch_name
 from reparam.errors import Refusal
 from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
 from reparam.rules import (
@@ -39,23 +39,64 @@ from reparam.rules import (
 Lifted = Step | Selecting | None
 
 
-def lift(graph: fx.Graph, facts: Facts, rules: Rules, path: str = "") -> dict[fx.Node, Step]:
-    """Apply the rules, once per node.
+def lift(
+    graph: fx.Graph, facts: Facts, rules: Rules, path: str = ""
+) -> tuple[dict[fx.Node, Step], Granted]:
+    """Apply the rules, once per node, and again to values that may have another number of axes.
 
     Returns:
-        For each node with a rule the form of its value over its operands, or a refusal.
+        For each node with a rule the form of its value over its operands, or a refusal; and which
+        of the forms rest on what is taken for granted.
 
     Raises:
         ReparamError: If a rule returns something that is no form.
     """
     lifting = _Lifting(facts, rules, path)
+    others = [lifting.with_ranks(ranks) for ranks in facts.other_ranks]
+    by_axes: set[fx.Node] = set()
     for node in graph.nodes:
         computes = node.op not in ("placeholder", "get_attr", "output")
         if computes and node not in facts.sources and node not in facts.numbers:
             step = lifting.step(node)
             if step is not None:
+                if (
+                    not isinstance(step, Refusal)
+                    and not _ignores_rank(node, facts)
+                    and any(
+                        ranks.keys() & node.all_input_nodes and other.differs(node, step)
+                        for ranks, other in zip(facts.other_ranks, others, strict=True)
+                    )
+                ):
+                    by_axes.add(node)
                 lifting.steps[node] = step
-    return lifting.steps
+    return lifting.steps, Granted(frozenset(by_axes), frozenset(lifting.by_channels))
+
+
+def _ignores_rank(node: fx.Node, facts: Facts) -> bool:
+    """Whether an operator's weights alone say along which axes it works."""
+    if node.op != "call_module":
+        return torch_name(node).startswith(("conv", "linear"))
+    kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+    module = fetch(facts.root, str(node.target))
+    return isinstance(module, kinds) and type(module).__module__.startswith("torch.nn.modules")
+
+
+def _outline(step: Lifted) -> Any:
+    """What tells a step from another one of the same operator, but for the weights."""
+    if isinstance(step, AffineConv):
+        return step.axes, step.in_channels, step.out_channels, step.columns, step.identity
+    if isinstance(step, AffineSum | AffineStack):
+        return getattr(step, "axis", None), [_outline(term) for term in step.terms]
+    if isinstance(step, Several):
+        return [_outline(result) for result in step.results]
+    if isinstance(step, Stacked):
+        return step.dim, [_outline(branch) for branch in step.branches]
+    if isinstance(step, Commuting):
+        return [step.input_axis(axis, None) for axis in range(-_MOST_AXES, 0)]
+    return step
+
+
+_MOST_AXES = 5
 
 
 def target_of(node: fx.Node, root: nn.Module) -> Any:
@@ -75,7 +116,24 @@ class _Lifting:
         self.rules = rules
         self.path = path
         self.steps: dict[fx.Node, Step] = {}
+        self.by_channels: set[fx.Node] = set()
+        """The nodes whose forms rest on a number of channels that is taken for granted."""
         self.extents = Extents(self.steps, facts)
+
+    def with_ranks(self, ranks: Mapping[fx.Node, int]) -> _Lifting:
+        """The same, were the number of axes of some values another one."""
+        facts = self.facts
+        other = _Lifting(replace(facts, ranks={**facts.ranks, **ranks}), self.rules, self.path)
+        other.steps = self.steps
+        other.extents = Extents(self.steps, other.facts)
+        return other
+
+    def differs(self, node: fx.Node, step: Step) -> bool:
+        """Whether a node would have another step than the one it has."""
+        try:
+            return bool(_outline(step) != _outline(self.step(node)))
+        except Exception:  # a rule need not know what it gets here
+            return True
 
     def step(self, node: fx.Node) -> Step | None:
         """What a node does to the forms of its operands; None if nothing is known of it."""
@@ -138,6 +196,8 @@ class _Lifting:
             if taught:
                 step = _taken_after(step, [*module.parameters(), *module.buffers()], taught=True)
         if isinstance(step, AffineConv) and step.diagonal and not _counts_channels(node, module):
+            if not _surely_as_many(step, self.facts, self.steps):
+                self.by_channels.add(node)
             return _may_broadcast(step, node, self.facts, self.steps) or step
         return step
 
@@ -242,6 +302,16 @@ def _may_broadcast(
             "example_inputs"
         )
     return Refusal(f"{step.out_channels} factors meet {channels} channels: a sum that broadcasts")
+
+
+def _surely_as_many(step: AffineConv, facts: Facts, steps: Mapping[fx.Node, Step]) -> bool:
+    """Whether a value has as many channels as there are factors whatever the model gets."""
+    base, axes = step.base, step.axes
+    if step.out_channels is None or axes is None or not isinstance(base, fx.Node):
+        return True
+    without_examples = replace(facts, shapes={}) if facts.shapes and not facts.recorded else facts
+    channels = known_channels(base, -len(axes) - 1, None, steps, without_examples)
+    return channels == step.out_channels
 
 
 def _by_position(

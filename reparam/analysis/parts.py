@@ -189,7 +189,8 @@ def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) ->
     if inputs is not None:
         shapes, dtypes = record_shapes(traced, inputs)
     facts = gather(traced, rules, shapes, dtypes, ranks, fixed)
-    return Part(traced, facts, lift(traced.graph, facts, rules, traced.path), rules)
+    steps, granted = lift(traced.graph, facts, rules, traced.path)
+    return Part(traced, replace(facts, granted=granted), steps, rules)
 
 
 def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:

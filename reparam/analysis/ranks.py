@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from math import inf
 from typing import Any
 
 from torch import fx, nn
 
-from reparam.capture import Trait, torch_name, traits, traits_of
+from reparam.capture import Trait, checked_axes, torch_name, traits, traits_of
 from reparam.modules import fetch
 
 _KEEPING_MODULES = (
@@ -29,11 +29,13 @@ class _Axes:
         root: The module that the nodes' paths refer to.
         ranks: The number of axes of each value, where known.
         ones: How many of its last axes have size 1, where known.
+        certain: Whether nothing is taken for granted.
     """
 
     root: nn.Module
     ranks: Mapping[fx.Node, int]
     ones: Mapping[fx.Node, int]
+    certain: bool = False
 
 
 def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
@@ -57,7 +59,10 @@ def pooled_axes(node: fx.Node, root: nn.Module) -> float:
 def find_axes(
     nodes: Sequence[fx.Node], root: nn.Module, known: Mapping[fx.Node, int]
 ) -> tuple[dict[fx.Node, int], dict[fx.Node, int]]:
-    """The number of axes of each value, and how many of its last axes have size 1, where known."""
+    """The number of axes of each value, and how many of its last axes have size 1, where known.
+
+    Where the code allows others, it is taken that operators over spatial axes get a batch.
+    """
     ranks = _find_ranks(nodes, _Axes(root, known, {}))
     while True:
         ones = _find_trailing_ones(nodes, root, ranks)
@@ -67,12 +72,19 @@ def find_axes(
         ranks = more
 
 
+def certain_ranks(
+    nodes: Sequence[fx.Node], root: nn.Module, known: Mapping[fx.Node, int]
+) -> dict[fx.Node, int]:
+    """The number of axes of each value for which the code allows no other."""
+    return _find_ranks(nodes, _Axes(root, known, {}, certain=True))
+
+
 def _find_ranks(nodes: Sequence[fx.Node], known: _Axes) -> dict[fx.Node, int]:
     """Infer ranks until nothing new is learned."""
     ranks = dict(known.ranks)
     if len(ranks) >= len(nodes) - 1:
         return ranks
-    axes = _Axes(known.root, ranks, known.ones)
+    axes = replace(known, ranks=ranks)
     changed = True
     while changed:
         changed = False
@@ -94,6 +106,8 @@ def _rank_facts(node: fx.Node, axes: _Axes) -> _Facts:
     """What a node tells of the ranks of its own value and of its operand's."""
     name = torch_name(node)
     operand = node.args[0] if node.args else node.kwargs.get("input")
+    if node.target is checked_axes and node.args[1]:
+        return [(node, int(str(node.args[1]))), (node.all_input_nodes[0], int(str(node.args[1])))]
     if name in ("cat", "stack"):
         return _joined(node, name, axes.ranks)
     if Trait.BROADCASTS in traits_of(name):
@@ -105,6 +119,8 @@ def _rank_facts(node: fx.Node, axes: _Axes) -> _Facts:
     module = fetch(axes.root, str(node.target)) if node.op == "call_module" else None
     if module is not None:
         name = _torch_name(module)
+    if axes.certain and _takes_no_batch(name):
+        return _equal(node, operand, axes.ranks)
     rank = _rank_of_both(node, name, axes)
     if rank is not None:
         return [(node, rank), (operand, rank)]
@@ -120,6 +136,12 @@ _SPATIAL = re.compile(
     "([123])d"
 )
 """Operators over n spatial axes are taken to get a batch: rank n + 2."""
+
+
+def _takes_no_batch(name: str) -> bool:
+    """Whether an operator over spatial axes also takes a value without a batch."""
+    spatial = _SPATIAL.fullmatch(name.lower())
+    return spatial is not None and not name.lower().startswith("batchnorm")
 
 
 def _joined(node: fx.Node, name: str, ranks: Mapping[fx.Node, int]) -> _Facts:
@@ -142,7 +164,7 @@ def _broadcast(node: fx.Node, axes: _Axes) -> _Facts:
         operand, rank = unknown[0], ranks[node]
         # Of the model's own input it is taken that a constant does not add axes to it.
         from_input = operand.op == "placeholder" or Trait.BROADCASTS in traits(operand)
-        if from_input or all(other < rank for other in known):
+        if (from_input and not axes.certain) or all(other < rank for other in known):
             return [(operand, rank)]
     if node in ranks and not known and len({_origin(operand, root) for operand in unknown}) == 1:
         return [(operand, ranks[node]) for operand in unknown]

@@ -1,11 +1,12 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
-Files, in the order in which data flows: `reading`, `item_assignment`, `operator_traits`,
-`structures`, `trace`, `invariants`, `known_types`, `leaf_functions`, `originals`, `proxies`,
-`questions`, `kept_values`, `tracer`, `attempts`, `programs`, `recorded`.
+Files, in the order in which data flows: `reading`, `item_assignment`, `axis_checks`,
+`operator_traits`, `structures`, `trace`, `invariants`, `known_types`, `leaf_functions`,
+`originals`, `proxies`, `questions`, `kept_values`, `tracer`, `attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.attempts import trace_forward
+from reparam.capture.axis_checks import Assumed, CheckedIdentity, checked_axes
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.item_assignment import assign, assignments
 from reparam.capture.kept_values import Kept

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from reparam.capture.axis_checks import checked_axes
 from reparam.capture.item_assignment import assign
 from reparam.modules import fetch, is_torchs
 
@@ -217,6 +218,7 @@ _TABLE = {
     "fractional_max_pool2d fractional_max_pool3d": _T.RANDOM,
     # The same numbers, elsewhere or of another type.
     "Identity": _HANDS_ON | _T.ALIASES,
+    "checked_axes": _HANDS_ON | _T.ALIASES | _T.POSITIVELY_HOMOGENEOUS,
     "detach": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
     "clone": _HANDS_ON,
     "contiguous": _HANDS_ON | _T.ALIASES | _T.MAY_COPY,
@@ -328,8 +330,10 @@ def _is_hashable(target: Any) -> bool:
 @lru_cache(maxsize=1024)
 def _has_known_name(target: Any) -> bool:
     module = getattr(target, "__module__", None) or ""
-    if module in ("torch", "_operator") or module.startswith("torch.") or target is assign:
-        return True  # an assignment is a tensor's own way to take one
+    if module in ("torch", "_operator") or module.startswith("torch."):
+        return True
+    if target is assign or target is checked_axes:
+        return True  # a tensor's own way to take an assignment, and a check in fused code
     if isinstance(target, torch._ops.OpOverload) or _is_builtin(target):
         return True
     name = getattr(target, "__name__", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from reparam.cli.options import debug_option, json_option
 from reparam.cli.printing import show, show_json
@@ -44,5 +45,5 @@ def rules(as_json: bool) -> None:
     table.add_column("what it does", overflow="fold")
     table.add_column("rule", no_wrap=True)
     for row in listed:
-        table.add_row(str(row["target"]), str(row["does"]), str(row["rule"]))
+        table.add_row(*(Text(str(row[key])) for key in ("target", "does", "rule")))
     show(table)

@@ -173,7 +173,7 @@ def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.
         return None
     now = {name: type(module) for name, module in root.named_modules()}
     intact = all(
-        name in now and (now[name] is not nn.Identity or issubclass(kind, nn.Identity))
+        name in now and (not issubclass(now[name], nn.Identity) or issubclass(kind, nn.Identity))
         for name, kind in kinds.items()
     )
     return root if intact else None

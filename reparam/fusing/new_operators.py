@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import nn
 
-from reparam.algebra import kernel_shape, lower, take_after
+from reparam.algebra import kernel_shape, loses_digits, lower, take_after
 from reparam.analysis import Part
 from reparam.errors import Refusal, warn
 from reparam.planning import PlannedPart, Region
@@ -78,12 +78,15 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
                 )
                 reason = f"verification failed: a relative difference of {error:.1e}"
                 return Refusal(f"{reason}; it rests on {taught}" if taught else reason)
+        exact = {name: parameter.detach() for name, parameter in module.named_parameters()}
         take_after(module, form)
         if not is_finite(module):
             if error is None and not is_finite(lower(form, *form.weights.evaluate(device))):
                 return NOT_FINITE
             warn(f"{where}: the fused weights overflow {form.dtype}; it was left alone")
             return Refusal(f"the fused weights overflow {form.dtype}")
+        if loses_digits(module, exact):
+            return Refusal(f"the fused weights are so small that {form.dtype} loses their digits")
     return module, error
 
 

@@ -19,6 +19,11 @@ Veto = Callable[[Region], Refusal | None]
 
 _SHARED = Refusal("its module is used by two parts of the model, traced apart")
 
+_UNCHECKED = Refusal(
+    "it rests on the number of axes of its input, which is likely, but could not be checked; pass "
+    "example_inputs"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class PlannedPart:
@@ -53,7 +58,7 @@ class PlannedPart:
             vetoed = {
                 (region.value, region.base): reason
                 for region in decision.regions
-                if (reason := _SHARED if part.shares(region.dying) else veto(region)) is not None
+                if (reason := _of_part(region, part) or veto(region)) is not None
             }
             if not vetoed:
                 return replace(self, banned=banned, decision=decision)
@@ -63,3 +68,15 @@ class PlannedPart:
         """The same, planned anew without some regions."""
         banned = {(region.value, region.base): reason for region, reason in regions.items()}
         return replace(self, banned={**self.banned, **banned}).decided()
+
+
+def _of_part(region: Region, part: Part) -> Refusal | None:
+    """Why a region may not be fused that its part would allow."""
+    if part.shares(region.dying):
+        return _SHARED
+    ranks, granted = part.facts.ranks, part.facts.granted.axes
+    resting = (link for link in region.links if not granted.isdisjoint(link.inner))
+    read = {link.base for link in resting}
+    if not granted.isdisjoint(region.own):
+        read.add(region.source)
+    return None if read <= ranks.keys() else _UNCHECKED

@@ -130,6 +130,18 @@ class Region:
         return frozenset(chain.from_iterable(link.nodes for link in self.path))
 
     @property
+    def own(self) -> set[fx.Node]:
+        """What the new operator stands for or moved across, but for links that become nothing."""
+        nothing = {
+            node
+            for link in self.links
+            if link is not self.main and link.form is not None
+            if self.collapses or link not in self.path
+            for node in link.inner
+        }
+        return {*self.inner, *self.dying} - nothing
+
+    @property
     def collapses(self) -> bool:
         """Whether every other link of the path becomes the identity where it stands."""
         return all(link.value in self.dying for link in self.path)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from reparam.planning import MULTIPLY_ADDS
 
@@ -90,17 +91,18 @@ class _Printed(ABC):
     def _tables(self) -> Iterator[Columns]: ...
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.summary()
+        # What others named is text, in which nothing is markup.
+        yield console.render_str(self.summary(), markup=False, emoji=False)
         for columns in self._tables():
             table = Table(*columns, box=box.SIMPLE, pad_edge=False)
             for column in table.columns:
                 column.overflow = "fold"
             for row in zip(*columns.values(), strict=True):
-                table.add_row(*row)
+                table.add_row(*map(Text, row))
             if table.row_count:
                 yield table
         for note in self.notes:
-            yield f"note: {note}"
+            yield console.render_str(f"note: {note}", markup=False, emoji=False)
 
     def __str__(self) -> str:
         output = io.StringIO()

@@ -1,7 +1,7 @@
 """A decision carried out: the graph edited, put back into the module tree or a program.
 
-Files, in the order in which data flows: `changes`, `invariants`, `repeats`, `placement`,
-`rewriter`, `new_code`, `fused_forward`, `pruning`, `grafting`, `program_writing`.
+Files, in the order in which data flows: `changes`, `invariants`, `likeness`, `repeats`,
+`placement`, `rewriter`, `new_code`, `fused_forward`, `pruning`, `grafting`, `program_writing`.
 """
 
 from reparam.rewriting.changes import Rewrite

@@ -98,8 +98,8 @@ class Placer:
                 kept = {_name_in(owner, moved[-1].path)}
             return Placement(frame, owner, owner, frozenset(kept))
         swaps = {link.value for link in region.links if self._may_swap(link, region, frame)}
-        if region.converts:
-            swaps.discard(region.main.value)  # code must make floats of what it reads
+        if region.converts or self.facts.rests_on_granted(region.own):
+            swaps.discard(region.main.value)  # code must make floats of what it reads, or check it
         owner = self._that_sees(region)
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)

@@ -25,8 +25,6 @@ from reparam.capture import STATE_KINDS, as_trace, lifted_state, read_program
 from reparam.modules import run_function
 from reparam.rewriting.changes import Rewrite, begun
 
-_ABOUT = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
-
 
 def copy_program(program: ExportedProgram) -> ExportedProgram:
     """The same program, with memory of its own."""
@@ -144,7 +142,6 @@ class _Writer:
         self.graph = fx.Graph()
         self.placed: dict[str, fx.Node] = {}
         self.values: dict[fx.Node, fx.Node] = {}
-        self.origin = {new: old for old, new in rewrite.replaced.items()}
         self.metas = {node.name: node.meta for node in program.graph.nodes}
         training = program.dialect == "TRAINING"
         self.table: Any = None if training else torch.export.default_decompositions()
@@ -215,13 +212,11 @@ class _Writer:
             trace = make_fx(run, decomposition_table=self.table, pre_dispatch=training)
             traced = trace(*(value.meta["val"] for value in placed))
         inner = dict(zip(traced.graph.find_nodes(op="placeholder"), placed, strict=True))
-        old = self.origin.get(node)
-        about = {} if old is None else {key: old.meta[key] for key in _ABOUT if key in old.meta}
         for aten in traced.graph.nodes:
             if aten.op == "call_function":
                 inner[aten] = self.graph.node_copy(aten, inner.__getitem__)
-                inner[aten].meta = {"val": aten.meta["val"], **about}
+                inner[aten].meta = {**node.meta, "val": aten.meta["val"]}
         result: fx.Node = inner[traced.graph.output_node().args[0]]
-        if old is not None:
-            result.meta["val"] = old.meta["val"]  # the same sizes, in the program's own words
+        if "val" in node.meta:
+            result.meta["val"] = node.meta["val"]  # the same sizes, in the program's own words
         return result

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Set
-from functools import partial
+from functools import cache, partial
 
 from torch import fx, nn
 
-from reparam.algebra import explicit_padding, pad_mode
+from reparam.algebra import AffineConv, explicit_padding, pad_mode
 from reparam.analysis import Facts, Part
-from reparam.capture import Call, Trace, calls_between, hold, knows_only_tensors, nodes_in, reached
+from reparam.capture import (
+    Assumed,
+    Call,
+    CheckedIdentity,
+    Trace,
+    calls_between,
+    checked_axes,
+    hold,
+    knows_only_tensors,
+    nodes_in,
+    reached,
+)
 from reparam.errors import Refusal
-from reparam.modules import all_names
+from reparam.modules import all_names, fetch, join
 from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite, begun, unedited
 from reparam.rewriting.invariants import REWRITTEN
+from reparam.rewriting.likeness import (
+    describe_helper,
+    describe_operator,
+    describe_value,
+    replaced_operator,
+    set_by_class,
+    take_attributes,
+)
 from reparam.rewriting.placement import Placement, Placer, frame_of
 from reparam.rewriting.repeats import edited_alike
 
@@ -64,6 +83,9 @@ class Rewriter:
         """The calls whose code changes for the region at hand."""
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
+        self.likened: set[fx.Node] = set()
+        """The operators whose descriptions new ones have taken over."""
+        self.set_by = cache(set_by_class)
 
     def apply(self, region: Region, module: nn.Module) -> None:
         """Edit the graph so that one region becomes its operator."""
@@ -94,11 +116,16 @@ class Rewriter:
                 mode = pad_mode(region.form, sides)
                 padded = graph.call_function(nn.functional.pad, (read, sides), {"mode": mode})
                 read = self._note_new(padded, owner)
+                describe_helper(read, result.copy(value))
                 self.edited.add(owner)
             if region.converts:
                 weight = self._note_new(graph.get_attr(f"{path}.weight"), owner)
                 read = self._note_new(graph.call_method("type_as", (read, weight)), owner)
+                describe_helper(read, result.copy(value))
+            assumed = self._assumed(region.source, region.own, region.form)
+            read = self._checked(read, assumed, owner)
             new = self._note_new(graph.call_module(path, (read,)), owner)
+            self._liken(new, module, region, home)
         if not swap:
             self.edited.add(owner)
             self._note_edits(main.inner if region.collapses else (value,), region)
@@ -120,18 +147,69 @@ class Rewriter:
         self.inside[owner].add(node)
         return node
 
+    def _liken(self, new: fx.Node, module: nn.Module, region: Region, home: Placement) -> None:
+        """Take over what is said of the operators that a new one replaces, its own kind first."""
+        root, order = self.trace.root, self.facts.order
+        dying = sorted(region.dying, key=lambda node: (node not in region.main.inner, order[node]))
+        unlikened = (node for node in dying if node not in self.likened)
+        old = replaced_operator(module, root, unlikened)
+        if old is not None:
+            self.likened.add(old)
+            dying.remove(old)
+            dying.insert(0, old)
+        describe_operator(new, module, old, self.result.copy(region.value))
+        stay = home.swaps - {region.main.value}  # what takes their place takes after them
+        modules = [node for node in dying if node.op == "call_module" and node not in stay]
+        take_attributes(module, [fetch(root, str(node.target)) for node in modules], self.set_by)
+
     def _skip(self, link: Link, region: Region, home: Placement) -> None:
-        """Make one link of a path the identity."""
-        base = self.result.current(link.base)
-        if link.value in home.swaps:
-            identity = nn.Identity().eval()
+        """Make one link of a path the identity, which checks what the link took for granted."""
+        base, owner = self.result.current(link.base), self.trace.caller[link.value]
+        swap = link.value in home.swaps
+        assumed = self._assumed(link.base, link.inner, link.form)
+        # Also where modules are swapped: other regions may change the code that calls them.
+        with self.result.graph.inserting_before(self.result.copy(link.value)):
+            read = self._checked(base, assumed, owner)
+        if swap:
+            identity = (nn.Identity() if assumed is None else CheckedIdentity(assumed)).eval()
+            old = fetch(self.trace.root, str(link.value.target))
+            take_attributes(identity, [old], self.set_by)
             self.result.swapped.add(home.frame)
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
-            self._substitute(link.value, base, keep_code=True)
-            return
-        self._note_edits(link.inner, region)
-        self._substitute(link.value, base, keep_code=False)
+        else:
+            self._note_edits(link.inner, region)
+            if read is not base:
+                self.edited.add(owner)
+        self._substitute(link.value, read, keep_code=swap)
+
+    def _checked(self, read: fx.Node, assumed: Assumed | None, owner: Call) -> fx.Node:
+        """A value, checked if something is taken for granted of it."""
+        if assumed is None:
+            return read
+        arguments = read, *assumed.arguments
+        return self._note_new(self.result.graph.call_function(checked_axes, arguments), owner)
+
+    def _assumed(
+        self, value: fx.Node, readers: Collection[fx.Node], form: AffineConv | None
+    ) -> Assumed | None:
+        """What is taken for granted of a value by what is fused of its readers."""
+        granted, axes, channels = self.facts.granted, 0, 0
+        by_axes, by_channels = granted.axes.intersection(readers), granted.channels & set(readers)
+        if by_axes:
+            axes = self.facts.ranks.get(value, 0)
+        if by_channels and form is not None and form.axes is not None:
+            channels = form.in_channels or 0
+        if not axes and not channels:
+            return None
+        reader = min(by_axes | by_channels, key=self.facts.order.__getitem__)
+        if reader.op == "call_module":
+            path, module = str(reader.target), fetch(self.trace.root, str(reader.target))
+        else:
+            path, module = self.trace.caller[reader].path, self.trace.caller[reader].module
+        place = f"{join(self.trace.path, path) or 'the model'} ({type(module).__name__})"
+        channel_axis = -1 if form is None else -1 - len(form.axes or ())
+        return Assumed(place, axes, channel_axis, channels)
 
     def _note_edits(self, nodes: Iterable[fx.Node], region: Region) -> None:
         for node in nodes:
@@ -140,6 +218,8 @@ class Rewriter:
 
     def _substitute(self, old: fx.Node, new: fx.Node, *, keep_code: bool) -> None:
         copy = self.result.copy(old)
+        if new not in self.result.origins:
+            describe_value(new, copy)
         copy.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.result.replaced[copy] = new
         if not keep_code and old.op == "call_module":

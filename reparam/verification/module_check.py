@@ -219,5 +219,5 @@ def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:
     operators = set(rewritten.names.values())  # another region's may be where one of this was
     others = {str(node.target) for node in (region.value, *region.dying)} - operators
     return fetch(root, new) is rewritten.modules[new] and all(
-        type(fetch(root, path)) in (nn.Identity, NoneType) for path in others
+        isinstance(fetch(root, path), nn.Identity | NoneType) for path in others
     )

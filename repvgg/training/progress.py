@@ -10,7 +10,7 @@ def progress_bar(*, show: bool = True) -> Progress:
     """Makes a bar whose tasks have a field `note`, shown behind the percentage."""
     console = Console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %  {task.fields[note]}"),
         TimeRemainingColumn(),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from reparam import ReparamError
 from tests.refusals.checking import (
     EXACT,
     Network,
@@ -133,12 +135,27 @@ def test_batch_norm_of_an_unknown_axis() -> None:
     model = ready(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     weight, bias = folded(model[1], model[0])
     tokens = torch.randn(2, 4, 4, dtype=torch.float64)
-    reason = "the number of axes of its input is not known"
-    assert_refused(model, tokens, "1", reason, naive=lambda x: F.linear(x, weight, bias))
+    assert differs(lambda x: F.linear(x, weight, bias), model, tokens)
     vectors = torch.randn(3, 4, dtype=torch.float64)
-    fused = reparam.fuse(model, vectors)
-    assert count_operators(fused, (vectors,)).total == 1
-    assert relative_error(run(fused, (vectors,)), run(model, (vectors,))) <= EXACT
+    for example_inputs in (None, vectors):
+        fused = reparam.fuse(model, example_inputs)
+        assert count_operators(fused, (vectors,)).total == 1
+        assert relative_error(run(fused, (vectors,)), run(model, (vectors,))) <= EXACT
+        with pytest.raises(ReparamError, match=r"1 .BatchNorm1d. was fused for values of 2 axes"):
+            fused(tokens)
+
+
+def test_batch_norm_of_an_axis_that_nothing_tells() -> None:
+    norm = nn.BatchNorm1d(4)
+    model = ready(Network(lambda m, x: m.norm(m.layer(x).mT.mT), layer=nn.Linear(4, 4), norm=norm))
+    weight, bias = folded(norm, model.layer)
+    assert_refused(
+        model,
+        torch.randn(2, 4, 4, dtype=torch.float64),
+        "norm",
+        "the number of axes of its input is not known",
+        naive=lambda x: F.linear(x, weight, bias),
+    )
 
 
 def test_batch_norm_of_another_axis() -> None:

@@ -1,0 +1,93 @@
+"""What was taken for granted of a value, checked where a fused model reads it.
+
+A value's number of axes is not in the weights. Where a fusion rests on one that is only likely, or
+that only the example inputs had, the fused model raises an error for any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.errors import ReparamError
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What a fusion takes for granted of a value.
+
+    Args:
+        place: Who reads it.
+        axes: How many axes it has; 0 for any number.
+        channel_axis: Which axis holds the channels, counted from the end.
+        channels: How many channels it has; 0 for any number.
+    """
+
+    place: str
+    axes: int = 0
+    channel_axis: int = -1
+    channels: int = 0
+
+    @property
+    def text(self) -> str:
+        """What is said of another value."""
+        wanted = [f"{self.axes} axes"] if self.axes else []
+        if self.channels:
+            wanted.append(f"{self.channels} channels along axis {self.channel_axis}")
+        return (
+            f"{self.place} was fused for values of {' and '.join(wanted)}; fuse the model with "
+            "example_inputs like those that it is to get"
+        )
+
+    @property
+    def arguments(self) -> tuple[int, int, int, str]:
+        """What `checked_axes` is told."""
+        return self.axes, self.channel_axis, self.channels, self.text
+
+
+def checked_axes(x: Any, axes: int, channel_axis: int, channels: int, text: str) -> Any:
+    """A value, if it is one as was taken for granted.
+
+    Args:
+        x: The value.
+        axes: How many axes it must have; 0 for any number.
+        channel_axis: Which axis holds the channels, counted from the end.
+        channels: How many channels it must have; 0 for any number.
+        text: What is said of another value.
+
+    Raises:
+        ReparamError: If it is another one.
+    """
+    if isinstance(x, fx.Proxy):
+        arguments = x, axes, channel_axis, channels, text
+        return x.tracer.create_proxy("call_function", checked_axes, arguments, {})
+    wrong = bool(axes) and x.dim() != axes
+    if channels and not torch.jit.is_tracing():  # where sizes are no numbers
+        wrong = wrong or x.shape[channel_axis] != channels
+    if wrong:
+        raise ReparamError(f"{text} (it got one of shape {tuple(x.shape)})")
+    return x
+
+
+class CheckedIdentity(nn.Identity):
+    """Stands where a fused operator was, and checks what that would have read."""
+
+    def __init__(self, assumed: Assumed) -> None:
+        super().__init__()
+        self.axes, self.channel_axis, self.channels, self.text = assumed.arguments
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The value, if it is one as was taken for granted."""
+        if torch.jit.is_scripting():  # which knows no proxies
+            if self.axes > 0 and input.dim() != self.axes:
+                raise RuntimeError(self.text)
+            if self.channels > 0 and input.size(self.channel_axis) != self.channels:
+                raise RuntimeError(self.text)
+            return input
+        checked: Tensor = checked_axes(
+            input, self.axes, self.channel_axis, self.channels, self.text
+        )
+        return checked
