@@ -1,15 +1,14 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `axis_checks`,
-`operator_traits`, `structures`, `trace`, `invariants`, `known_types`, `leaf_functions`,
-`originals`, `proxies`, `questions`, `kept_values`, `tracer`, `attempts`, `programs`, `recorded`.
+`operator_traits`, `structures`, `trace`, `invariants`, `stand_ins`, `tracer`, `attempts`,
+`programs`, `recorded`.
 """
 
 from reparam.capture.attempts import trace_forward
 from reparam.capture.axis_checks import Assumed, CheckedIdentity, checked_axes
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.item_assignment import assign, assignments
-from reparam.capture.kept_values import Kept
 from reparam.capture.operator_traits import (
     CONSTANT_FACTORIES,
     Trait,
@@ -29,5 +28,6 @@ from reparam.capture.operator_traits import (
 )
 from reparam.capture.programs import STATE_KINDS, as_module, lifted_state, read_program
 from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, recorded_values
+from reparam.capture.stand_ins import Kept
 from reparam.capture.structures import Built, filled, nodes_in, outline, reached, written_into
 from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors

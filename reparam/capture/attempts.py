@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture.leaf_functions import (
+from reparam.capture.stand_ins import (
     LeafFunction,
+    Originals,
+    answering_for_proxies,
     as_leaves,
     failing_function,
     found_in_modules,
 )
-from reparam.capture.originals import Originals
-from reparam.capture.questions import answering_for_proxies
 from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Trace
 from reparam.capture.tracer import Tracer

@@ -15,18 +15,20 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam.capture.item_assignment import assign
-from reparam.capture.kept_values import KeptValues, settled_by
-from reparam.capture.known_types import KnownType, KnownTypes
 from reparam.capture.operator_traits import returns_what_it_wrote
-from reparam.capture.proxies import (
+from reparam.capture.reading import functions_below
+from reparam.capture.stand_ins import (
     Attribute,
     ConstantProxy,
+    KeptValues,
+    KnownType,
+    KnownTypes,
     Proxy,
     comes_of_tensors,
     is_tensor,
+    settled_by,
+    unanswerable,
 )
-from reparam.capture.questions import unanswerable
-from reparam.capture.reading import functions_below
 from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, bound, surely_given
 from reparam.errors import MadeTensorError, UntraceableError

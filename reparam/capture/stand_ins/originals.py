@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture.leaf_functions import LeafFunction
+from reparam.capture.stand_ins.leaf_functions import LeafFunction
 from reparam.modules import forget, fulfil, promise
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reparam.capture.proxies import ConstantProxy
 from reparam.capture.reading import functions_below
+from reparam.capture.stand_ins.proxies import ConstantProxy
 from reparam.capture.structures import proxies_in, without_proxies
 from reparam.capture.trace import Call
 from reparam.errors import UntraceableError

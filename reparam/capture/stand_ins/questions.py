@@ -23,8 +23,8 @@ from torch import fx
 from torch.fx import _symbolic_trace
 
 from reparam.capture.operator_traits import CONSTANT_FACTORIES
-from reparam.capture.proxies import user_asks
 from reparam.capture.reading import codes_in, contents, definition
+from reparam.capture.stand_ins.proxies import user_asks
 from reparam.capture.structures import proxies_in
 
 

@@ -1,0 +1,23 @@
+"""What a model's code meets while it is traced, in place of values and of Python's own answers.
+
+Files, in the order in which data flows: `known_types`, `leaf_functions`, `originals`, `proxies`,
+`questions`, `kept_values`.
+"""
+
+from reparam.capture.stand_ins.kept_values import Kept, KeptValues, settled_by
+from reparam.capture.stand_ins.known_types import KnownType, KnownTypes
+from reparam.capture.stand_ins.leaf_functions import (
+    LeafFunction,
+    as_leaves,
+    failing_function,
+    found_in_modules,
+)
+from reparam.capture.stand_ins.originals import Originals
+from reparam.capture.stand_ins.proxies import (
+    Attribute,
+    ConstantProxy,
+    Proxy,
+    comes_of_tensors,
+    is_tensor,
+)
+from reparam.capture.stand_ins.questions import answering_for_proxies, unanswerable
