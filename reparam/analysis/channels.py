@@ -75,10 +75,10 @@ def _size_or_operands(
 
 
 def _size_in_form(form: AffineConv, axis: int) -> int | list[tuple[fx.Node, int]] | None:
-    """The size of the channels of a form, or who tells the size of another axis that it keeps."""
+    """The size of the channels of a form, or who tells the size of an axis that it keeps."""
     channel = None if form.axes is None else -len(form.axes) - 1
-    if form.out_channels is not None and channel in (None, axis):
-        return form.out_channels
+    if form.out_channels is not None:
+        return form.out_channels if channel in (None, axis) else None
     along = None if channel is None or axis <= channel else (form.axes or ())[axis]
     resized = along is not None and (form.transposed or along.stride != 1 or along.excess != 0)
     return [(form.base, axis)] if isinstance(form.base, fx.Node) and not resized else None

@@ -97,7 +97,8 @@ def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
     forest = appraiser.forest
     base = forest.meet(first.value, other.value)
     kept = appraiser.current(other.kept)
-    if base is None or base is first.value or other.total in appraiser.dead:
+    # The first is never the base itself: the addition alone reads it, the other term does not.
+    if base is None or other.total in appraiser.dead:
         return None
     ours, between = forest.branch(first.value, base, first.form)
     theirs, besides = forest.branch(other.value, base, other.form)

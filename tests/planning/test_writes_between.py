@@ -22,7 +22,8 @@ class Writing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.c, self.d, self.e = (nn.Conv2d(4, 4, k, padding=k // 2) for k in (3, 3, 1))
+        self.c, self.d = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.e, self.f = (nn.Conv2d(4, 4, 1) for _ in range(2))
         self.wide, self.norm = nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
         self.part = Rectified()
         self.gamma = nn.Parameter(torch.randn(4, 1, 1))
@@ -68,13 +69,13 @@ def a_view_is_written(m: Any, x: Tensor) -> Tensor:
 
 
 def before_a_stack(m: Any, x: Tensor) -> Tensor:
-    y = m.c(x.sin())
+    y = m.e(x.sin())
     y[:, :2].mul_(0.5)
-    return m.e(torch.stack([y, y]).sum(0))
+    return m.f(torch.stack([y, y]).sum(0))
 
 
 def before_a_mean(m: Any, x: Tensor) -> Tensor:
-    y = m.c(x.sin())
+    y = m.e(x.sin())
     m.part(y)
     return m.norm(torch.stack([y, y, y], 1).mean(1))
 
@@ -87,22 +88,22 @@ def before_a_stack_of_two(m: Any, x: Tensor) -> Tensor:
 
 
 def before_a_concatenation(m: Any, x: Tensor) -> Tensor:
-    y = m.c(x.sin())
+    y = m.e(x.sin())
     y.relu_()
     return m.wide(torch.cat([y, y], 1))
 
 
 def before_parts_of_it(m: Any, x: Tensor) -> Tensor:
-    y = m.c(x.sin())
+    y = m.e(x.sin())
     first, last = y.chunk(2, 1)
     first.relu_()
-    return m.e(torch.cat([last, first], 1))
+    return m.f(torch.cat([last, first], 1))
 
 
 def before_addcmul(m: Any, x: Tensor) -> Tensor:
-    y = m.c(x.sin())
+    y = m.e(x.sin())
     y.detach().relu_()
-    return m.e(torch.addcmul(y, y, m.gamma))
+    return m.f(torch.addcmul(y, y, m.gamma))
 
 
 def what_a_term_shares(m: Any, x: Tensor) -> Tensor:
