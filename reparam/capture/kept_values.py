@@ -157,7 +157,7 @@ def _assigned_by(module: nn.Module) -> Iterator[str]:
         for name, value in vars(kind).items():
             if isinstance(value, cached_property):
                 yield name
-            elif isinstance(value, property):
+            elif isinstance(value, property) and value.fget is not None:
                 getters.append(value.fget)
     for getter in getters:
         for code in code_below(module, getter):
