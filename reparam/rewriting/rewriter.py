@@ -350,7 +350,9 @@ def _frame_problem(placer: Placer, region: Region) -> Refusal | None:
     crossed = _calls_around(region.dying, trace) - around
     read = {operand for node in region.inner | region.dying for operand in node.all_input_nodes}
     constants = reached(read & placer.facts.sources.keys(), lambda node: node.all_input_nodes)
-    gone = _changed_calls(placer, region) | (_calls_around(constants, trace) - around)
+    # Of what a call with state computes nobody knows that it is the same in the next one.
+    made = {trace.caller[node] for node in constants if node.op != "get_attr"}
+    gone = _changed_calls(placer, region) | made | (_calls_around(constants, trace) - around)
     unsettled = trace.stateful.difference(trace.settled)
     if gone & trace.stateful or ({frame} | crossed) & unsettled:
         return refusal

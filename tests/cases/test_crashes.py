@@ -7,11 +7,13 @@
 | lazy modules not yet initialised | `test_lazy_modules_...` |
 | grouped transposed convolution + batch norm | `test_a_grouped_transposed_convolution` |
 | fusing twice, fusing a fused model | `test_fusing_again...` |
+| minutes for a long stream of residual sums that is asked what it is | `test_a_long_stream...` |
 | control flow, iteration, setitem, `len()`, shapes | `test_hostile_code.py` |
 """
 
 from __future__ import annotations
 
+import time
 from copy import deepcopy
 from typing import Any
 
@@ -186,3 +188,22 @@ def test_fusing_again_a_copy_that_was_saved(tmp_path: Any) -> None:
     loaded = torch.load(tmp_path / "fused.pt", weights_only=False)
     assert reparam.fuse(loaded).reparam_report.fused == []
     assert_exact(loaded, images())
+
+
+class Stream(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x))
+        for _ in range(40):
+            x = x * 0.5 + x
+        return y + x if isinstance(x, torch.Tensor) else y
+
+
+def test_a_long_stream_of_residual_sums() -> None:
+    """What a value is follows from what it is made of, of which each is asked once."""
+    start = time.perf_counter()
+    reparam.plan(ready(Stream()))
+    assert time.perf_counter() - start < 30

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -101,6 +102,26 @@ class InList(Keeping):
         return self.list[0]
 
 
+class InProperty(Keeping):
+    @property
+    def scaling(self) -> Tensor:
+        if self.kept is None:
+            self.kept = self.gain.exp()
+        return self.kept
+
+    def scale(self) -> Tensor:
+        return self.scaling
+
+
+class InCachedProperty(Keeping):
+    @cached_property
+    def scaling(self) -> Tensor:
+        return self.gain.exp()
+
+    def scale(self) -> Tensor:
+        return self.scaling
+
+
 class Cache:
     value: Any = None
 
@@ -158,6 +179,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
             InList,
             InObject,
             InPart,
+            InProperty,
+            InCachedProperty,
             ToPart,
         )
     },
@@ -187,6 +210,10 @@ def built(name: str) -> nn.Module:
     return model.eval()
 
 
+def planned(model: nn.Module) -> list[Any]:
+    return [(row.place, row.operators, row.result) for row in reparam.plan(model).fused]
+
+
 def in_eval_mode(model: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
         model(x)
@@ -211,6 +238,7 @@ def test_a_model_that_ran_is_fused_as_one_that_did_not(name: str, ran: Any) -> N
     fresh, x = built(name), NETWORKS[name][1]()
     used = built(name)
     ran(used, x)
+    assert planned(used) == planned(fresh)
     for model in (fresh, used):
         for inputs in ((), (x,)):
             fused = reparam.fuse(model, *inputs)

@@ -14,7 +14,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,8 @@ def transformers_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
                 for part in (config, *vars(config).values()):
                     for count in COUNTS:
                         if isinstance(getattr(part, count, None), int):
-                            setattr(part, count, min(LAYERS, getattr(part, count)))
+                            with suppress(Exception):  # some say it by another number
+                                setattr(part, count, min(LAYERS, getattr(part, count)))
                 model: nn.Module = getattr(transformers, name)(config)
                 return model
 
@@ -133,23 +134,33 @@ LIBRARIES = {
 }
 
 
-def structure(build: Callable[[], nn.Module]) -> nn.Module:
-    """A network without its numbers."""
-    with StructureAlone():
-        return build().to("meta").eval()
+def structure(build: Callable[[], nn.Module], seconds: float) -> nn.Module:
+    """A network without its numbers, or with them where its own code needs these.
+
+    Raises:
+        RuntimeError: If it cannot be built.
+    """
+    problems = []
+    for around in (torch.device("meta"), StructureAlone(), nullcontext()):
+        try:
+            with within(seconds), around:
+                model = build()
+            return model.to("meta").eval()
+        except (Exception, OutOfTimeError) as error:
+            problems.append(described(error))
+    raise RuntimeError(problems[-1])
 
 
 def outcome(library: str, name: str, build: Callable[[], nn.Module], seconds: float) -> Row:
     """Plan one architecture, with its weights if it is small."""
     try:
-        with within(seconds):
-            model = structure(build)
-            small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
-            if small:
-                model = build().eval()
-    except (Exception, OutOfTimeError) as error:
-        return Row(library, name, "not built", detail=described(error))
+        model = structure(build, seconds)
+    except RuntimeError as error:
+        return Row(library, name, "not built", detail=str(error))
+    small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
     weights = "random" if small else "meta"
+    if small:
+        model = build().eval()
     try:
         with within(seconds):
             plan = reparam.plan(model)

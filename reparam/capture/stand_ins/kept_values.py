@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from types import CodeType
 from typing import Any
 
@@ -146,13 +146,22 @@ def _attributes_that_change(model: nn.Module) -> dict[int, str]:
     ]
     if not plain:
         return {}
-    assigned = {
-        name
-        for module in model.modules()
-        for function in functions_below(module, module.forward)
-        for name in _assigned(function.__code__)
-    }
+    assigned = {name for module in model.modules() for name in _assigned_by(module)}
     return {id(value): path for path, name, value in plain if name in assigned}
+
+
+def _assigned_by(module: nn.Module) -> Iterator[str]:
+    """The names of the attributes that a module's forward, or a property of it, assigns to."""
+    getters = [module.forward]
+    for kind in type(module).__mro__[:-1]:
+        for name, value in vars(kind).items():
+            if isinstance(value, cached_property):
+                yield name
+            elif isinstance(value, property) and value.fget is not None:
+                getters.append(value.fget)
+    for getter in getters:
+        for function in functions_below(module, getter):
+            yield from _assigned(function.__code__)
 
 
 @cache

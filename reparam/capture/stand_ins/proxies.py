@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import Trait, traits
-from reparam.capture.structures import proxies_in
+from reparam.capture.structures import proxies_in, reached
 
 _NEVER_ASKS = (
     "torch.fx", "torch._", "torch.utils", "torch.overrides", "torch.nn.modules.module",
@@ -213,6 +213,22 @@ def _known_length(node: fx.Node) -> int | None:
 
 def is_tensor(node: fx.Node) -> bool:
     """Whether the value of a node is a tensor, whatever the model's input is."""
+    return any(_makes_a_tensor(operand) for operand in reached([node], _passes_a_tensor_on))
+
+
+def _passes_a_tensor_on(node: fx.Node) -> list[fx.Node]:
+    """The operands of a node one of which has to be a tensor that its value is one."""
+    target: Any = node.target
+    if node.op != "call_function" or _makes_a_tensor(node):
+        return []
+    if target is operator.getitem:
+        return [first for first in node.args[:1] if isinstance(first, fx.Node)]
+    arithmetic = getattr(operator, str(getattr(target, "__name__", "")), None) is target
+    return node.all_input_nodes if arithmetic else []
+
+
+def _makes_a_tensor(node: fx.Node) -> bool:
+    """Whether the value of a node is a tensor, whatever its operands are."""
     if node.op == "get_attr" or "tensor" in node.meta:
         return True
     if node.op == "call_method":
@@ -222,9 +238,7 @@ def is_tensor(node: fx.Node) -> bool:
     target: Any = node.target
     if target is operator.getitem:
         first = node.args[0]
-        return isinstance(first, fx.Node) and (is_tensor(first) or Trait.SPLITS in traits(first))
-    if getattr(operator, str(getattr(target, "__name__", "")), None) is target:
-        return any(is_tensor(argument) for argument in node.all_input_nodes)
+        return isinstance(first, fx.Node) and Trait.SPLITS in traits(first)
     module = str(getattr(target, "__module__", "") or "torch")
     declared = getattr(target, "__annotations__", {}).get("return")
     return module.partition(".")[0] == "torch" and (
