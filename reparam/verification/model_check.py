@@ -166,7 +166,7 @@ def verify(
     """
     inputs = as_arguments(example_inputs)
     original, fused = runnable(original), runnable(fused)
-    with ALONE, AtWork(), AtWork(), of_any_type():
+    with ALONE, AtWork() as work, work, of_any_type():
         truth = _exact_outputs(original, inputs)
         runs = (
             _exact_outputs(fused, inputs),
