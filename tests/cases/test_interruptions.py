@@ -403,6 +403,8 @@ def process() -> dict[str, Any]:
     return seen
 
 
+# What was suspended in torch.fx ends when it is collected, after all was put back.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_while_things_are_put_back_leaves_torch_whole() -> None:
     """Ctrl-C at each line of what puts the model, torch and Python back."""
 
