@@ -96,7 +96,7 @@ def equalize(
         check_inplace(model)
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
-    with ALONE, AtWork(), AtWork():
+    with ALONE, AtWork() as work, work:
         equalized: ModelT = _equalized(model, inputs, inplace, powers_of_two, verify)
     return equalized
 

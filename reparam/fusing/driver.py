@@ -107,7 +107,7 @@ class Plan:
         from reparam.report.html import write_plan  # needs what not everybody installs
 
         current = self._current()
-        with ALONE, AtWork(), AtWork():
+        with ALONE, AtWork() as work, work:
             write_plan(path, current.report, current._parts, verify=verify)
 
     def _current(self) -> Plan:
@@ -148,7 +148,7 @@ class Plan:
         report = Report(planned.model, [], list(current._untraced), notes, planned.unit)
         called = called_with(self.model, self._inputs) if verify else None
         transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
-        with ALONE, AtWork(), AtWork():
+        with ALONE, AtWork() as work, work:
             if isinstance(self.model, ExportedProgram):
                 (part,) = current._parts
                 fused = apply_to_program(self.model, part, report, transaction, verify=verify)
@@ -199,7 +199,7 @@ def plan(
     measure = _measure(cost)
     inputs = None if example_inputs is None else as_arguments(example_inputs)
     load_rules()
-    with ALONE, AtWork(), AtWork():
+    with ALONE, AtWork() as work, work:
         parts, untraced = find_parts(model, Rules(rules), inputs)
         sized = [not measure.needs_sizes or bool(part.facts.shapes) for part in parts]
         if parts and inputs is None and not any(sized):
@@ -260,7 +260,7 @@ def fuse(
           (1): Identity()
         )
     """
-    with ALONE, AtWork(), AtWork():
+    with ALONE, AtWork() as work, work:
         planned = plan(model, example_inputs, rules=rules, cost=cost)
         fused: ModelT = planned.apply(inplace=inplace, verify=verify)
     return fused

@@ -29,14 +29,13 @@ patches, and the cache of `parametrize.cached`, which is to see no value of a tr
 class AtWork:
     """A context that records nothing for gradients, and leaves the process as it was.
 
-    Enter two of them, one inside the other: where an interruption stops one from doing so, the
-    other does. Many small objects are made, and Python does not search all of them for garbage
-    again and again.
+    Enter it twice, ``with AtWork() as work, work:``: where an interruption stops it from leaving
+    all as it was at one of its ends, it does so at the other. Many small objects are made, and
+    Python does not search all of them for garbage again and again.
     """
 
     def __init__(self) -> None:
         self.grad = torch.is_grad_enabled()
-        self.inference = torch.is_inference_mode_enabled()
         self.collects = gc.isenabled()
         self.caches = parametrize._cache_enabled
         self.promised = pending()
@@ -45,12 +44,13 @@ class AtWork:
         self.flags = {name: value for name, value in modes if name.startswith("_is_in_")}
         self.around = ExitStack()
 
-    def __enter__(self) -> None:
-        if self.inference:
+    def __enter__(self) -> AtWork:
+        if torch.is_inference_mode_enabled():
             self.around.enter_context(torch.inference_mode(False))
         torch.set_grad_enabled(False)
         gc.disable()
         parametrize._cache_enabled = 0
+        return self
 
     def __exit__(self, *problem: Any) -> None:
         if problem[0] is not None:

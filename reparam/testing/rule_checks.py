@@ -143,7 +143,7 @@ def _checked(
     for cases in (_by_itself, _between_others):
         specimen = Specimen.of(target, listed, arguments)
         generator = torch.Generator("cpu").manual_seed(seed)
-        with ALONE, AtWork(), AtWork(), undisturbed(specimen.module):
+        with ALONE, AtWork() as work, work, undisturbed(specimen.module):
             for drawn in range(draws + 1):
                 if drawn:
                     specimen.draw(generator)

@@ -244,7 +244,7 @@ def verify(
     models = {"original": runnable(original), "fused model": runnable(fused)}
     notes: dict[str, None] = {}
     runs, exact = [], []
-    with ALONE, AtWork(), AtWork(), of_any_type():
+    with ALONE, AtWork() as work, work, of_any_type():
         for name, model in models.items():
             runs.append(_tensors(_as_it_is(name, model, inputs), notes))
             exact.append(_in_float64(name, model, inputs, notes))

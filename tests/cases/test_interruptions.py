@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import gc
+import math
 import random
 import sys
 import types
@@ -322,3 +325,103 @@ def test_an_interruption_inside_of_a_forward(problem: Any, example_inputs: bool)
     with pytest.raises(problem):
         reparam.fuse(model, images() if example_inputs else None)
     before.assert_unchanged()
+
+
+class Plain(Block):
+    """A block whose forward calls what torch.fx wraps, and moves what it holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * math.sqrt(4)
+
+
+UNDOING = (
+    "reparam/", "torch/fx/_symbolic_trace.py", "contextlib.py", "torch/utils/_python_dispatch.py",
+    "torch/autograd/grad_mode.py",
+)  # fmt: skip
+UNDOES = {
+    "__exit__", "put_back", "revert", "revert_all_patches", "_new_patcher", "fulfil", "fulfil_all",
+    "forget", "_leave_modes", "_refill", "answering_for_proxies", "_answering_builtins",
+    "as_leaves", "_noticing", "undisturbed", "all_or_nothing", "close", "_unwrap",
+}  # fmt: skip
+
+
+class InterrupterOfUndoing:
+    """Raises KeyboardInterrupt when a line runs while something is put back; lists these lines."""
+
+    def __init__(self, stop: tuple[str, int] | None = None) -> None:
+        self.stop, self.raised = stop, False
+        self.lines: dict[tuple[str, int], None] = {}
+
+    def __call__(self, frame: types.FrameType, event: str, argument: Any) -> Any:
+        if event == "call":
+            return self if self._undoes(frame) else None
+        if event == "line":
+            line = frame.f_code.co_filename, frame.f_lineno
+            self.lines[line] = None
+            if line == self.stop and not self.raised:
+                self.raised = True
+                raise KeyboardInterrupt
+        return self
+
+    @staticmethod
+    def _undoes(frame: types.FrameType) -> bool:
+        """Whether a frame puts something back, or is called by one that does."""
+        if not any(place in frame.f_code.co_filename for place in UNDOING):
+            return False
+        above: types.FrameType | None = frame
+        while above is not None and above.f_code.co_name not in UNDOES:
+            above = above.f_back
+        return above is not None
+
+    def run(self, function: Callable[[], Any]) -> InterrupterOfUndoing:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            function()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        return self
+
+
+def process() -> dict[str, Any]:
+    """What everything in this process relies on."""
+    dispatch = torch.utils._python_dispatch
+    places: list[tuple[Any, str]] = [
+        *((nn.Module, name) for name in ("__call__", "__getattr__", "register_forward_hook")),
+        *((builtins, name) for name in ("isinstance", "zip")),
+        *((torch, name) for name in ("zeros", "arange", "tensor")),
+        *((kind, "__enter__") for kind in (torch.autocast, torch.no_grad, torch.inference_mode)),
+        (torch.set_grad_enabled, "__init__"),
+        (math, "sqrt"),
+        (torch.fx._symbolic_trace, "_is_fx_tracing_flag"),
+    ]
+    seen: dict[str, Any] = {f"{owner}.{name}": getattr(owner, name) for owner, name in places}
+    seen["gradients"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    seen["modes"] = len(dispatch._get_current_dispatch_mode_stack())
+    seen["flags"] = {n: v for n, v in vars(dispatch).items() if n.startswith("_is_in_")}
+    seen["garbage"] = gc.isenabled()
+    return seen
+
+
+# What was suspended in torch.fx ends when it is collected, after all was put back.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_while_things_are_put_back_leaves_torch_whole() -> None:
+    """Ctrl-C at each line of what puts the model, torch and Python back."""
+
+    def network() -> nn.Module:
+        return ready(nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), Plain()))
+
+    x, model = images(), network()
+    InterrupterOfUndoing().run(lambda: reparam.plan(model, x))  # it also fills caches
+    lines = InterrupterOfUndoing().run(lambda: reparam.plan(model, x)).lines
+    assert len(lines) > 100
+    whole, before = process(), Snapshot(model)
+    for line in lines:
+        done = InterrupterOfUndoing(line).run(lambda: reparam.plan(model, x))
+        assert done.raised, line
+        assert process() == whole, line
+        assert not before.difference(), line
+    assert len(reparam.plan(model, x).fused) == 1

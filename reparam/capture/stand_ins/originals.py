@@ -31,7 +31,7 @@ class Originals:
     def __init__(
         self, root: nn.Module, kinds: Iterable[type], leaves: Sequence[LeafFunction]
     ) -> None:
-        self.root = root
+        self.modules = list(root.modules())
         self.leaves = leaves
         homes = (vars(builtins), vars(torch), vars(fx._symbolic_trace))
         self.homes = [(home, dict(home)) for home in homes]
@@ -56,17 +56,17 @@ class Originals:
                     setattr(kind, name, method)
         for leaf in self.leaves:
             leaf.home[leaf.name] = leaf.function
-        for home in _patched_homes(self.root):
+        for home in _patched_homes(self.modules):
             for name, wrapper in list(home.items()):
                 if type(wrapper) is FunctionType and _is_patch(wrapper):
                     _unwrap(home, name, wrapper)
 
 
-def _patched_homes(root: nn.Module) -> Iterator[dict[str, Any]]:
+def _patched_homes(modules: Sequence[nn.Module]) -> Iterator[dict[str, Any]]:
     """Where torch.fx wraps functions: those that it is told of, and those of ``math``."""
     yield vars(math)
     yield from fx._symbolic_trace._wrapped_fns_to_patch.values()
-    for module in root.modules():
+    for module in modules:
         forward: Callable[..., Any] = inspect.unwrap(type(module).forward)
         yield getattr(forward, "__globals__", {})
 
