@@ -74,7 +74,8 @@ def copy_apart(model: nn.Module) -> nn.Module:
     copied, own = copy_model(model), dict[int, Tensor]()
     theirs = {memory(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for module in copied.modules():
-        for held in (module._parameters, module._buffers):
+        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in registries:
             for name, tensor in held.items():
                 if tensor is not None and memory(tensor) in theirs:
                     held[name] = own.setdefault(id(tensor), copy.deepcopy(tensor))

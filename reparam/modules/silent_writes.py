@@ -64,7 +64,7 @@ def written_by(
     silent = SILENT_WRITES.get(operator.overloadpacket.__name__) if is_torchs(operator) else None
     if not declared and silent is None:
         return []
-    operands = dict(zip(names, args, strict=False)) | kwargs
+    operands = {**dict(zip(names, args, strict=False)), **kwargs}
     hidden = [] if silent is None else silent.targets(operands)
     return [operands.get(name) for name in declared] + hidden
 

@@ -122,7 +122,7 @@ class Watch(TorchDispatchMode):
             if not _same(used, content):
                 self._contents[index] = owner, holder, content, used
                 _refill(holder, used)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     @property
