@@ -7,6 +7,7 @@ and may write to them. What torch's own operators do, their schemas say.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType
@@ -68,14 +69,15 @@ def _draws(node: fx.Node) -> bool:
     if Trait.RANDOM not in traits(node):
         return False
     target, default = node.target, False
+    parameters: Mapping[str, inspect.Parameter] = {}
     if isinstance(target, torch._ops.OpOverload):
         names = [argument.name for argument in target._schema.arguments]
     else:
         function = getattr(F, operator_name(node), None)
-        is_python = isinstance(function, FunctionType)
-        parameters = inspect.signature(function).parameters if is_python else {}
+        if isinstance(function, FunctionType):
+            parameters = inspect.signature(function).parameters
+            default = getattr(parameters.get("training"), "default", False)
         names = list(parameters)
-        default = getattr(parameters.get("training"), "default", False)
     flag = next((name for name in names if name in ("training", "train")), None)
     arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
     return flag is None or arguments.get(flag, default) is not False

@@ -176,9 +176,8 @@ def _catches(node: ast.AST) -> bool:
     """Whether code tries something that a tensor may make fail, and goes on if it does."""
     match node:
         case ast.Try(body=body, handlers=[_, *_]):
-            return any(
-                isinstance(part, ast.Call | ast.BinOp) for part in ast.walk(ast.Module(body))
-            )
+            parts = (part for line in body for part in ast.walk(line))
+            return any(isinstance(part, ast.Call | ast.BinOp) for part in parts)
     return False
 
 
