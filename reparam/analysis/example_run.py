@@ -20,6 +20,7 @@ class _Recorder(fx.Interpreter):
         super().__init__(trace.root, graph=trace.graph)
         self.shapes: dict[fx.Node, torch.Size] = {}
         self.dtypes: dict[fx.Node, torch.dtype] = {}
+        self.returned: dict[fx.Node, Any] = dict.fromkeys(nodes_in(trace.calls[0].result))
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
         """The operands of a node, in lists and dictionaries that it may write to."""
@@ -30,6 +31,8 @@ class _Recorder(fx.Interpreter):
         if isinstance(result, Tensor):
             self.shapes[n] = result.shape
             self.dtypes[n] = result.dtype
+        if n in self.returned:
+            self.returned[n] = result
         return result
 
 
@@ -54,13 +57,12 @@ def record_shapes(
     recorder, returned = _Recorder(trace), trace.calls[0].result
     try:
         with torch.no_grad(), undisturbed(trace.root):
-            outputs = recorder.run(*copied_values(inputs))
+            recorder.run(*copied_values(inputs))
     except Exception as error:
         raise UntraceableError(
             f"what was traced of it does not run on example_inputs ({type(error).__name__})"
         ) from error
-    values = dict(zip(nodes_in(returned), outputs, strict=True))
-    if not _is_alike(filled(returned, values.__getitem__), expected):
+    if not _is_alike(filled(returned, recorder.returned.__getitem__), expected):
         raise UntraceableError("what was traced of it returns something else on example_inputs")
     return recorder.shapes, recorder.dtypes
 

@@ -217,8 +217,7 @@ def plan(
         report.fused.extend(fused_row(part.part, region) for region in part.decision.regions)
         report.refused.extend(refused_rows(part))
     again = partial(plan, model, example_inputs, rules=rules, cost=cost)
-    modules = _modules(model)
-    weights = _weights(model, modules)
+    weights = _weights(model, modules := _modules(model))
     return Plan(model, report, rows, planned, inputs, modules, weights, again)
 
 

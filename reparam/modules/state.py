@@ -8,8 +8,8 @@ import random
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from types import FunctionType, MethodType, ModuleType
+from contextlib import contextmanager, nullcontext, suppress
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -247,7 +247,11 @@ def _entries(value: Any) -> Iterable[Any] | None:
             return () if _has_memory(value) else None
         case type():
             return vars(value).values() if issubclass(value, nn.Module) else None
-        case FunctionType() | MethodType() | ModuleType() | fx.Proxy():
+        case FunctionType():
+            return value.__closure__  # variables that it shares, and may set
+        case CellType():
+            return tuple(_content(value).values())
+        case MethodType() | ModuleType() | fx.Proxy():
             return None
     if has_state(value) or is_iterator(value):
         return ()
@@ -267,6 +271,10 @@ def _content(holder: Any) -> Any:
     """A shallow copy of what something holds, or its state."""
     if has_state(holder):
         return state_of(holder)
+    if isinstance(holder, CellType):
+        with suppress(ValueError):  # nothing yet
+            return {"cell_contents": holder.cell_contents}
+        return {}
     if isinstance(holder, dict):
         return dict(holder)
     if isinstance(holder, list | deque):
@@ -291,6 +299,11 @@ def _refill(holder: Any, content: Any) -> None:
     """Put back what something held, or the state that it had."""
     if has_state(holder):
         set_state(holder, content)
+        return
+    if isinstance(holder, CellType):
+        del holder.cell_contents
+        for name, value in content.items():
+            setattr(holder, name, value)
         return
     if isinstance(holder, type):
         for name in vars(holder).keys() - content.keys():
