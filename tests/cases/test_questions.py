@@ -107,7 +107,6 @@ ANSWERED = [
     by_jit,
     doubled,
     by_pattern,
-    by_another_name,
     by_class,
     by_table_of_classes,
     by_attribute,
@@ -148,7 +147,7 @@ def test_what_is_true_of_a_tensor_is_answered(
 
 @pytest.mark.parametrize(
     "prepare",
-    [by_jit_of_several, by_type, by_type_under_another_name, by_table_of_types],
+    [by_jit_of_several, by_another_name, by_type, by_type_under_another_name, by_table_of_types],
     ids=lambda prepare: prepare.__name__,
 )
 def test_what_a_value_is_for_python_itself_is_not_traced(prepare: Callable[..., Any]) -> None:

@@ -38,8 +38,12 @@ class _Reserved:
 
     @property
     def __class__(self) -> type:
-        """What ``isinstance``, patterns and dispatch take a value for, under whatever name."""
-        if not user_asks(sys._getframe(1)):
+        """What patterns and dispatch take a value for.
+
+        Only where Python's own code asks: torch's compiled functions would take it for a tensor.
+        """
+        frame = sys._getframe(1)
+        if not user_asks(frame) or not _reads_attribute(frame):
             return type(self)
         tracer: Any = vars(self)["tracer"]
         kind: type = tracer.class_of(self)
@@ -172,6 +176,12 @@ class ConstantProxy(Proxy):
     def __getattr__(self, k: str) -> Any:
         metadata = self.__dict__.get("_metadata", {})
         return metadata[k] if k in metadata else super().__getattr__(k)
+
+
+def _reads_attribute(frame: FrameType) -> bool:
+    """Whether a frame is about to read an attribute by its name, or matches a pattern."""
+    operation = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+    return operation in ("LOAD_ATTR", "LOAD_METHOD", "MATCH_CLASS")
 
 
 def user_asks(frame: FrameType) -> bool:

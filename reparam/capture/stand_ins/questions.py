@@ -62,6 +62,8 @@ _MODES = (
     "is_anomaly_enabled"
 ).split()
 
+_ISINSTANCE = isinstance
+
 _ORIGINALS = {getattr(torch, name) for name in _MODES}
 
 _TRACING = "is_fx_tracing is_fx_symbolic_tracing".split()
@@ -164,6 +166,8 @@ def unanswerable(function: FunctionType) -> str | None:
             return "asks for the type of a value, or for its identity"
         # Under names of the model's own, where torch's are replaced while it is traced.
         for name in (*code.co_names, *code.co_freevars):
+            if names.get(name) is _ISINSTANCE and name != _ISINSTANCE.__name__:
+                return "asks for the type of a value, or for its identity"
             if isinstance(names.get(name), BuiltinFunctionType) and names[name] in _ORIGINALS:
                 return f"asks torch.{names[name].__name__}(), which may change"
     tree = definition(function)
