@@ -160,9 +160,9 @@ _TABLE = {
     "tensor": _T.CONSTANTS,
     "empty logspace scalar_tensor tril_indices triu_indices bartlett_window blackman_window "
     "hamming_window hann_window kaiser_window": _T.MAKES,
-    "rand randn randint randperm": _T.MAKES,
+    "rand randn randint randperm": _T.MAKES | _T.RANDOM,
     "_assert_scalar sym_constrain_range sym_constrain_range_for_size": _T.CHECKS,
-    "from_file save pin_memory _pin_memory record_stream set_data retain_grad backward _print": (
+    "from_file save pin_memory record_stream set_data retain_grad backward _print": (
         _T.REACHES_OUT
     ),
     "requires_grad_": _T.REACHES_OUT | _T.ALIASES,

@@ -175,6 +175,8 @@ class Watch(TorchDispatchMode):
             moved = _place(tensor) != _place(alias)
             if moved:
                 tensor.data = alias
+            if not requires_grad and tensor.grad_fn is not None:
+                tensor.detach_()  # it was written to under gradients
             if tensor.requires_grad != requires_grad:
                 moved = True
                 tensor.requires_grad_(requires_grad)

@@ -134,7 +134,8 @@ def original_errors(
         are infinite where something of another structure was returned.
     """
     with _standing_in(module, inner) as errors:
-        first, second = call_in_modes(module, lambda: copied_values(sample.inputs), inner)
+        results = call_in_modes(module, lambda: copied_values(sample.inputs), inner)
+    first, second = map(copied_values, results)  # as the sample was
     error = max(_difference(sample.result, first), *errors, 0.0)
     return error, _difference(first, second)
 
@@ -151,7 +152,7 @@ def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[lis
             stack.callback(vars(part).pop, "forward")
 
             def replay(*args: Any, sample: Sample = sample, **kwargs: Any) -> Any:
-                errors.append(_difference(sample.inputs, (args, kwargs)))
+                errors.append(_difference(sample.inputs, copied_values((args, kwargs))))
                 return copied_values(sample.result)
 
             vars(part)["forward"] = replay

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +164,8 @@ _OTHERS: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
 
 def _results(model: nn.Module, inputs: Any, mode: Callable[[], Any] = torch.no_grad) -> list[Any]:
     args, kwargs = copied_values(inputs)
-    with mode(), undisturbed(model):
+    with mode(), undisturbed(model), catch_warnings():
+        simplefilter("ignore")  # what the model warns of, it warns of when its user runs it
         leaves = tree_leaves(model(*args, **kwargs))
     return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 

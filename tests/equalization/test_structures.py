@@ -154,9 +154,9 @@ class SideBySide(nn.Module):
 
 def test_side_by_side_with_the_input() -> None:
     model, x = spread(SideBySide()), image(2, 3, 9, 9)
-    assert not scaled(equalized(model, x))  # nobody knows how many channels the input has
-    equal = equalized(model, x, example_inputs=x)
-    assert scaled(equal) == {"one", "two"}
+    # Nobody knows how many channels the input has: an example tells of itself alone.
+    assert not scaled(equalized(model, x))
+    assert not scaled(equalized(model, x, example_inputs=x))
 
 
 class Gated(nn.Module):

@@ -302,17 +302,13 @@ BLOCKS = [
         OperatorCounts(average_pools=1),
         OperatorCounts(convolutions=1, linears=1),
     ),
-    # Of the input alone nobody knows whether its channels come last.
+    # That its channels come last is taken for granted of the input, and checked.
     Block(
         "RepViT, averaged heads alone",
         lambda: AveragedHeads(pooled=False),
         features(C),
-        ((5, C),) * 2,
-        OperatorCounts(batch_norms=2, additions=1),
-        refused=(
-            Refused("head.0", "the number of axes of its input is not known"),
-            Refused("distilled.0", "the number of axes of its input is not known"),
-        ),
+        ((5, C),),
+        by_hand=OperatorCounts(linears=1),
     ),
     Block("RepAdapter", RepAdapter, tokens(C), ((16, C),), by_hand=ONE_LINEAR),
     Block("LoRA", LowRank, tokens(C), ((16, C),), by_hand=ONE_LINEAR),

@@ -38,7 +38,7 @@ def test_what_a_rule_computes_is_exact() -> None:
     (row,) = fused.reparam_report.fused
     assert row.error is not None
     assert row.error < 1e-14
-    assert seen == [torch.float64]
+    assert set(seen) == {torch.float64}  # it is asked once for each number of axes
     assert {parameter.dtype for parameter in fused.parameters()} == {torch.float32}
     assert next(fused.get_submodule(row.name).parameters()).requires_grad
 
@@ -229,5 +229,6 @@ def test_what_a_rule_makes_is_exact_and_of_its_own_type_only() -> None:
         return module_rule(module, x)
 
     fused_by(rule)
-    assert seen == [torch.float64, torch.int64, torch.float32]
+    assert seen[:3] == [torch.float64, torch.int64, torch.float32]
+    assert set(seen[3:]) <= set(seen[:3])
     assert torch.ones(1).dtype == torch.float32

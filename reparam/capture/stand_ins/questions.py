@@ -171,7 +171,8 @@ def unanswerable(function: FunctionType) -> str | None:
             if isinstance(names.get(name), BuiltinFunctionType) and names[name] in _ORIGINALS:
                 return f"asks torch.{names[name].__name__}(), which may change"
     tree = definition(function)
-    if tree is not None and any(map(_catches, ast.walk(tree))):
+    suppresses = "suppress" in {*function.__code__.co_names, *function.__code__.co_varnames}
+    if suppresses or (tree is not None and any(map(_catches, ast.walk(tree)))):
         return "catches exceptions: which way it goes shows when it runs"
     return None
 
