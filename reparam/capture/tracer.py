@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from threading import get_ident
@@ -25,6 +26,7 @@ from reparam.capture.stand_ins import (
     KnownTypes,
     Proxy,
     comes_of_tensors,
+    is_caught,
     is_tensor,
     settled_by,
     unanswerable,
@@ -43,6 +45,8 @@ _RETURN_A_TENSOR = {
 }
 
 CAUGHT = "its forward catches that a proxy has no value"
+
+CATCHES = "its forward catches exceptions: which way it goes shows when it runs"
 
 _ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size,
@@ -261,6 +265,15 @@ class Tracer(fx.Tracer):
             tried = self.tried[1] if self.tried[0] == place else frozenset()
             self.tried = place, tried | fresh.keys()
 
+    def _note_caught(self, frame: FrameType | None) -> None:
+        """Remember whose code would catch what fails in a run: it chooses its way by that."""
+        depth = 1
+        while frame is not None and depth <= len(self.stack):
+            if is_caught(frame):
+                self.refused.setdefault(id(self.stack[-depth].module), CATCHES)
+            depth += frame.f_code is Tracer._enter.__code__
+            frame = frame.f_back
+
     def forgive(self, frame: FrameType) -> None:
         """Forget what one of torch's functions asked before it found that it got a proxy."""
         place, fresh = self.tried
@@ -354,6 +367,8 @@ class Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         if self.stack:
             self.caller[node] = self.stack[-1]
+            if node.op.startswith("call_"):
+                self._note_caught(sys._getframe(1))
         self.types.computed(node)
         return node
 

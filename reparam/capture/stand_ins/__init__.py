@@ -20,4 +20,4 @@ from reparam.capture.stand_ins.proxies import (
     comes_of_tensors,
     is_tensor,
 )
-from reparam.capture.stand_ins.questions import answering_for_proxies, unanswerable
+from reparam.capture.stand_ins.questions import answering_for_proxies, is_caught, unanswerable

@@ -10,20 +10,22 @@ import ast
 import builtins
 import dis
 import importlib
+import inspect
 import sys
+import textwrap
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import cache, wraps
-from types import BuiltinFunctionType, CodeType, FunctionType
-from typing import Any
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
 from torch.fx import _symbolic_trace
 
 from reparam.capture.operator_traits import CONSTANT_FACTORIES
-from reparam.capture.reading import codes_in, contents, definition
+from reparam.capture.reading import codes_in, contents
 from reparam.capture.stand_ins.proxies import user_asks
 from reparam.capture.structures import proxies_in
 
@@ -170,19 +172,38 @@ def unanswerable(function: FunctionType) -> str | None:
                 return "asks for the type of a value, or for its identity"
             if isinstance(names.get(name), BuiltinFunctionType) and names[name] in _ORIGINALS:
                 return f"asks torch.{names[name].__name__}(), which may change"
-    tree = definition(function)
-    suppresses = "suppress" in {*function.__code__.co_names, *function.__code__.co_varnames}
-    if suppresses or (tree is not None and any(map(_catches, ast.walk(tree)))):
-        return "catches exceptions: which way it goes shows when it runs"
     return None
 
 
-def _catches(node: ast.AST) -> bool:
-    """Whether code tries something that a tensor may make fail, and goes on if it does."""
+def is_caught(frame: FrameType) -> bool:
+    """Whether what fails at the place where a frame is would be caught there."""
+    lines = _caught_lines(frame.f_code) if user_asks(frame) else ()
+    return any(first <= frame.f_lineno <= last for first, last in lines)
+
+
+@cache
+def _caught_lines(code: CodeType) -> tuple[tuple[int, int], ...]:
+    """The first and the last lines of what code tries and goes on after if it fails."""
+    if not code.co_exceptiontable:
+        return ()
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):
+        return ()
+    before = code.co_firstlineno - 1
+    tried = (node.body for node in ast.walk(tree) if _goes_on(node))
+    return tuple((body[0].lineno + before, (body[-1].end_lineno or 0) + before) for body in tried)
+
+
+def _goes_on(node: ast.AST) -> TypeGuard[ast.Try | ast.With]:
+    """Whether a statement goes on if what is in it fails."""
     match node:
-        case ast.Try(body=body, handlers=[_, *_]):
-            parts = (part for line in body for part in ast.walk(line))
-            return any(isinstance(part, ast.Call | ast.BinOp) for part in parts)
+        case ast.Try(handlers=[_, *_]):
+            return True
+        case ast.With(items=items):
+            contexts = [item.context_expr for item in items]
+            functions = [context.func for context in contexts if isinstance(context, ast.Call)]
+            return any("suppress" in ast.unparse(function) for function in functions)
     return False
 
 
