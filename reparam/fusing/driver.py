@@ -210,8 +210,7 @@ def plan(
             PlannedPart(part, frame_problems, measure if known else MACS).decided()
             for part, known in zip(parts, sized, strict=True)
         ]
-    rows = [untraced_row(module) for module in untraced]
-    notes = [] if all(sized) else [_APART]
+    rows, notes = [untraced_row(module) for module in untraced], [] if all(sized) else [_APART]
     report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
     for part in planned:
         report.fused.extend(fused_row(part.part, region) for region in part.decision.regions)
