@@ -53,9 +53,7 @@ class Reach(Notes):
             self._follow(module)
             # Of what it calls and opens, the forward stays as it is, too.
             staying = [] if self.trusting else self.called.values()
-            pending = [
-                m for m in staying if id(m) in self.opened - self.followed and m._modules
-            ]
+            pending = [m for m in staying if id(m) in self.opened - self.followed and m._modules]
 
     def _follow(self, module: nn.Module) -> None:
         self.opened.add(id(module))
