@@ -143,17 +143,20 @@ class Plan:
         """
         if inplace:
             check_inplace(self.model)
-        current = self._current()
-        planned, notes = current.report, list(current.report.notes)
-        report = Report(planned.model, [], list(current._untraced), notes, planned.unit)
+        return self._current()._carried_out(inplace=inplace, verify=verify)
+
+    def _carried_out(self, *, inplace: bool, verify: bool) -> Any:
+        """The fused model; the weights are those that were planned."""
+        notes = list(self.report.notes)
+        report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
         called = called_with(self.model, self._inputs) if verify else None
         transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
         with ALONE, AtWork() as work, work:
             if isinstance(self.model, ExportedProgram):
-                (part,) = current._parts
+                (part,) = self._parts
                 fused = apply_to_program(self.model, part, report, transaction, verify=verify)
             else:
-                fused = apply_parts(self.model, current._parts, report, transaction, verify=verify)
+                fused = apply_parts(self.model, self._parts, report, transaction, verify=verify)
         vars(fused)["reparam_report"] = report  # its class may forbid to set attributes
         return fused
 
@@ -260,7 +263,9 @@ def fuse(
     """
     with ALONE, AtWork() as work, work:
         planned = plan(model, example_inputs, rules=rules, cost=cost)
-        fused: ModelT = planned.apply(inplace=inplace, verify=verify)
+        if inplace:
+            check_inplace(model)
+        fused: ModelT = planned._carried_out(inplace=inplace, verify=verify)
     return fused
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,7 +62,7 @@ class Notes:
     handed_on: set[MethodType] = field(default_factory=set)
 
 
-class Follower:
+class Follower(ABC):
     """Follows values that may be modules.
 
     Args:
@@ -73,11 +74,11 @@ class Follower:
         self.notes = notes
         self.strict = strict
 
+    @abstractmethod
     def read(
         self, function: FunctionType, args: tuple[Value, ...], keywords: Mapping[str, Value]
     ) -> Value:
         """Read a function, and say what it may return."""
-        raise NotImplementedError
 
     # -- Notes --------------------------------------------------------------------------------
 

@@ -147,7 +147,9 @@ class Reader(Follower):
             case ast.BoolOp(op=op, values=several):
                 outcomes = set(map(self.outcome, several))
                 decides = isinstance(op, ast.Or)
-                return decides if decides in outcomes else None if None in outcomes else not decides
+                if decides in outcomes:
+                    return decides
+                return None if None in outcomes else not decides
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 holds = self.outcome(operand)
                 return None if holds is None else not holds
