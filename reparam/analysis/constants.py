@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from reparam.analysis.aliasing import Memory
 from reparam.analysis.effects import Effects
-from reparam.analysis.memory import Memory
 from reparam.capture import (
     CONSTANT_FACTORIES,
     Trace,

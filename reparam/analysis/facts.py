@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx, nn
 
+from reparam.analysis.aliasing import Memory, find_memory
 from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, effects_of
 from reparam.analysis.features import rows_of_features
-from reparam.analysis.memory import Memory, find_memory
 from reparam.analysis.ranks import certain_ranks, find_axes
 from reparam.capture import Call, Kept, Trace, Trait, nodes_in, reads_metadata, traits
 from reparam.rules import Rules

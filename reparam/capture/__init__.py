@@ -1,11 +1,10 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `axis_checks`,
-`operator_traits`, `structures`, `trace`, `invariants`, `stand_ins`, `tracer`, `attempts`,
+`operator_traits`, `structures`, `trace`, `invariants`, `stand_ins`, `tracer`, `tracing_attempts`,
 `programs`, `recorded`.
 """
 
-from reparam.capture.attempts import trace_forward
 from reparam.capture.axis_checks import Assumed, CheckedIdentity, checked_axes
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.item_assignment import assign, assignments
@@ -31,3 +30,4 @@ from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, re
 from reparam.capture.stand_ins import Kept
 from reparam.capture.structures import Built, filled, nodes_in, outline, reached, written_into
 from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors
+from reparam.capture.tracing_attempts import trace_forward

@@ -1,8 +1,8 @@
 """The command line: `reparam`, or `python -m reparam`, with one file per command.
 
 Files, in the order in which data flows: `input_shapes`, `outputs`, `printing`, `progress`,
-`randomising`, `weights`, `program_checks`, `program_loading`, `models`, `options`, `preparing`,
-`rules`, `bench`, `fuse`, `plan`, `verify`.
+`randomising`, `weights`, `program_checks`, `program_loading`, `model_sources`, `options`,
+`preparing`, `rules`, `bench`, `fuse`, `plan`, `verify`.
 """
 
 from __future__ import annotations

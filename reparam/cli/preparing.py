@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from reparam.cli.input_shapes import make_inputs
-from reparam.cli.models import Built, build_model
+from reparam.cli.model_sources import Built, build_model
 from reparam.cli.options import Request
 from reparam.cli.printing import error_line
 from reparam.cli.progress import working

@@ -1,10 +1,10 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
 Files, in the order in which data flows: `tree`, `copying`, `undoing`,
-`conditions`, `silent_writes`, `positions`, `state`, `float64`, `example_inputs`.
+`call_checks`, `silent_writes`, `positions`, `state`, `float64`, `example_inputs`.
 """
 
-from reparam.modules.conditions import ALONE, AtWork, check_inplace, check_model
+from reparam.modules.call_checks import ALONE, AtWork, check_inplace, check_model
 from reparam.modules.copying import LateCopy, copy_apart, copy_model, own_registries
 from reparam.modules.example_inputs import as_arguments
 from reparam.modules.float64 import (

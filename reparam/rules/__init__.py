@@ -1,21 +1,21 @@
 """What each operator does to the affine form that flows into it, one file per family.
 
 Families go by what their rules return: a form with weights (`convolution`, `normalization`,
-`elementwise`), one with a kernel that is always the same (`padding_and_pools`), an operator that
-forms cross (`views`, with global pools and interpolation, `indexing`, `identities`), and parts of
-the channels (`channels`).
+`elementwise`), one with a kernel that is always the same (`fixed_kernels`), an operator that
+forms cross (`views`, with global pools and interpolation, `indexing`), and parts of
+the channels (`channel_selection`).
 
-Files, in the order in which data flows: `registry`, `steps`, `calling`, `channels`, `convolution`,
-`elementwise`, `indexing`, `normalization`, `views`, `padding_and_pools`.
+Files, in the order in which data flows: `registry`, `steps`, `calling`, `channel_selection`,
+`convolution`, `elementwise`, `indexing`, `normalization`, `views`, `fixed_kernels`.
 """
 
 from reparam.rules import (  # importing a family registers its rules
-    channels,
+    channel_selection,
     convolution,
     elementwise,
+    fixed_kernels,
     indexing,
     normalization,
-    padding_and_pools,
     views,
 )
 from reparam.rules.calling import RuleError, call_rule, in_names_of

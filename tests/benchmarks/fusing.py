@@ -25,10 +25,10 @@ NETWORKS = ("repvgg_a0", "repvgg_b1", "repvgg_b3", "mobileone_s1", "resnet50", "
 LENGTHS = (100, 300, 1000, 3000, 10000)
 WIDTHS = (16, 64, 256, 1024)
 PHASES = {
-    "the model's code is traced": "capture/attempts.py:trace_forward",
+    "the model's code is traced": "capture/tracing_attempts.py:trace_forward",
     "facts of the graph": "analysis/facts.py:gather",
     "rules are applied": "analysis/lifting.py:lift",
-    "methods besides forward are read": "capture/reading/reach.py:called_by_methods",
+    "methods besides forward are read": "capture/reading/modules_used.py:called_by_methods",
     "the planner decides": "planning/planner.py:decide",
     "new weights are computed": "algebra/kernels.py:evaluate",
     "regions are compared": "verification/region_check.py:compared",

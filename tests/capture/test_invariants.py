@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.capture.attempts import trace_forward
 from reparam.capture.invariants import CAPTURED, GRAPH, SWITCH, hold
 from reparam.capture.trace import Trace
+from reparam.capture.tracing_attempts import trace_forward
 from reparam.errors import InvariantError, ReparamError
 from reparam.rules import Rules
 

@@ -85,7 +85,7 @@ POINTS = [
     "reparam.planning.planned_parts.decide",
     "reparam.analysis.parts.record_shapes",
     "reparam.capture.tracer.bound",
-    "reparam.capture.attempts._simplify_output",
+    "reparam.capture.tracing_attempts._simplify_output",
     "reparam.fusing.applying.LateCopy",
     "reparam.fusing.new_operators.lower",
     "reparam.fusing.new_operators.take_after",

@@ -92,13 +92,13 @@ MISTAKES = [
     ),
     Mistake(
         "an average pool divides by the full window although it leaves its padding out",
-        "rules/padding_and_pools.py",
+        "rules/fixed_kernels.py",
         "    elif padded and not counted and divisor_override is None:\n",
         "    elif False:\n",
     ),
     Mistake(
         "an average pool forgets divisor_override",
-        "rules/padding_and_pools.py",
+        "rules/fixed_kernels.py",
         "    return pooled.scale(prod(kernel) / divisor_override)\n",
         "    return pooled\n",
     ),
@@ -128,13 +128,13 @@ MISTAKES = [
     ),
     Mistake(
         "a write in place to a value that is read later is ignored",
-        "analysis/memory.py",
+        "analysis/aliasing.py",
         "                if any(self.order[user] > position for user in readers):\n",
         "                if False:\n",
     ),
     Mistake(
         "a write in place to the model's input is ignored",
-        "analysis/memory.py",
+        "analysis/aliasing.py",
         '                if member.op in ("placeholder", "get_attr"):\n',
         "                if False:\n",
     ),
@@ -188,7 +188,7 @@ MISTAKES = [
     ),
     Mistake(
         "views share no memory with what they look at",
-        "analysis/memory.py",
+        "analysis/aliasing.py",
         "                    parent[find(argument)] = find(node)\n",
         "                    pass\n",
     ),

@@ -12,7 +12,7 @@ from reparam.analysis.facts import Facts
 from reparam.analysis.parts import find_parts
 from reparam.capture.invariants import hold
 from reparam.errors import InvariantError, Refusal
-from reparam.modules.conditions import AtWork
+from reparam.modules.call_checks import AtWork
 from reparam.planning.cost_functions import Cost
 from reparam.planning.invariants import DECIDED
 from reparam.planning.planner import Decision, decide

@@ -1,10 +1,9 @@
 """Code that cannot be traced, read and never run.
 
-Files, in the order in which data flows: `source`, `values`, `call_sites`, `follower`,
-`method_names`, `reader`, `reach`.
+Files, in the order in which data flows: `source`, `values`, `possible_callers`, `follower`,
+`method_names`, `function_reader`, `modules_used`.
 """
 
-from reparam.capture.reading.call_sites import CallSites
 from reparam.capture.reading.method_names import (
     methods_naming,
     methods_running,
@@ -12,7 +11,8 @@ from reparam.capture.reading.method_names import (
     names_of_public_methods,
     runs_as_one,
 )
-from reparam.capture.reading.reach import Reach, called_by_methods
+from reparam.capture.reading.modules_used import Reach, called_by_methods
+from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
     codes_in,
     definition,

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.call_sites import CallSites
 from reparam.capture.reading.follower import RUNS, Notes
-from reparam.capture.reading.reader import Reader
+from reparam.capture.reading.function_reader import Reader
+from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import methods, public_methods
 from reparam.capture.reading.values import refer_to
 
