@@ -1,8 +1,8 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `axis_checks`,
-`operator_traits`, `structures`, `trace`, `invariants`, `stand_ins`, `tracer`, `tracing_attempts`,
-`programs`, `recorded`.
+`operator_traits`, `structures`, `trace`, `invariants`, `stand_ins`, `tracer`, `other_ways_in`,
+`tracing_attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.axis_checks import Assumed, CheckedIdentity, checked_axes
@@ -29,5 +29,12 @@ from reparam.capture.programs import STATE_KINDS, as_module, lifted_state, read_
 from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, recorded_values
 from reparam.capture.stand_ins import Kept
 from reparam.capture.structures import Built, filled, nodes_in, outline, reached, written_into
-from reparam.capture.trace import Call, Trace, calls_between, common_caller, knows_only_tensors
+from reparam.capture.trace import (
+    Call,
+    Trace,
+    WayIn,
+    calls_between,
+    common_caller,
+    knows_only_tensors,
+)
 from reparam.capture.tracing_attempts import trace_forward

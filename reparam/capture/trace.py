@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -49,6 +49,23 @@ class Call:
             call = call.parent
 
 
+@dataclass(frozen=True, eq=False)
+class WayIn:
+    """A public method besides ``forward``, which the forward of its module called once.
+
+    Args:
+        name: The method's name.
+        owner: The call whose forward called it.
+        call: What the method was given and what it returned.
+        nodes: What it computed.
+    """
+
+    name: str
+    owner: Call
+    call: Call
+    nodes: tuple[fx.Node, ...]
+
+
 @dataclass(eq=False)
 class Trace:
     """The traced graph of one module.
@@ -63,6 +80,7 @@ class Trace:
             such as ``torch.no_grad``, or reads what is kept of earlier calls.
         settled: Those of them whose code does the same to its inputs in every call.
         kept: Attributes, by path, that hold what is kept of earlier calls.
+        ways_in: Public methods besides ``forward`` that a user may call, too, as they ran.
         by_methods: For each module, by identity, the methods other than ``forward`` that call it:
             the identity of their module, and their name.
     """
@@ -75,6 +93,7 @@ class Trace:
     stateful: set[Call]
     settled: Collection[Call] = frozenset()
     kept: Collection[str] = frozenset()
+    ways_in: Sequence[WayIn] = ()
     by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
 
 

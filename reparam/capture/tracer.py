@@ -32,7 +32,7 @@ from reparam.capture.stand_ins import (
     unanswerable,
 )
 from reparam.capture.structures import without_proxies
-from reparam.capture.trace import Call, bound, surely_given
+from reparam.capture.trace import Call, WayIn, bound, surely_given
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules import Watch, fetch, has_hooks, has_own_call, names_of_tensors, random_state
 from reparam.rules import Rules
@@ -110,6 +110,7 @@ class Tracer(fx.Tracer):
         self.kept = KeptValues(self)
         self.twice = twice
         self.settled: set[int] = set()
+        self.ways_in: list[WayIn] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
@@ -189,6 +190,10 @@ class Tracer(fx.Tracer):
         if self.watch.writes != writes:
             self.writing_modules.append(module)
         return result
+
+    def innermost(self) -> Call | None:
+        """The call whose forward is running; None in code that is not traced."""
+        return self.stack[-1] if self.stack and get_ident() == self.thread else None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """The truth of a value: that of a comparison of types, if it is certain."""

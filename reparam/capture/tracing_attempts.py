@@ -7,6 +7,7 @@ and a module that writes, draws random numbers, or cannot be traced becomes a le
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     LeafFunction,
     Originals,
@@ -25,7 +27,7 @@ from reparam.capture.stand_ins import (
     found_in_modules,
 )
 from reparam.capture.structures import can_be_built, nodes_in
-from reparam.capture.trace import Trace
+from reparam.capture.trace import Trace, WayIn
 from reparam.capture.tracer import Tracer
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.rules import Rules
@@ -111,15 +113,17 @@ def _attempt(
     )
     leaves = [*ruled, *lessons.functions]
     kinds = {*_CONTEXTS, torch.set_grad_enabled}
+    homes = classes_with_ways_in(root)
     try:
         with (
-            Originals(root, kinds, leaves),
+            Originals(root, kinds | homes.keys(), leaves),
             tracer.watch,
             tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),
             torch.no_grad(),
             _noticing(tracer.note_context),
             answering_for_proxies(tracer),
             as_leaves(leaves, tracer),
+            noting_ways_in(tracer, homes),
         ):
             return tracer.trace(root), tracer
     except Exception as error:  # whatever the user's forward raises on a proxy
@@ -235,7 +239,14 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         stateful,
         settled=settled - tracer.in_context - around,
         kept=frozenset(tracer.kept.paths),
+        ways_in=_once(tracer.ways_in),
     )
+
+
+def _once(ways_in: Sequence[WayIn]) -> list[WayIn]:
+    """Those that ran once: the others may need different code."""
+    times = Counter((id(way.call.module), way.name) for way in ways_in)
+    return [way for way in ways_in if times[id(way.call.module), way.name] == 1]
 
 
 def _holds(module: nn.Module, parts: Set[int]) -> bool:

@@ -12,13 +12,14 @@ from reparam.errors import Refusal, warn
 from reparam.fusing.new_operators import Made, add_note, make_all
 from reparam.modules import LateCopy, all_or_nothing, fetch, join, own_registries, own_tensors
 from reparam.planning import PlannedPart, Region
-from reparam.report import FusedRow, Report, fused_row, refused_rows
+from reparam.report import FrozenRow, FusedRow, Report, fused_row, refused_rows
 from reparam.rewriting import (
     GraftError,
     Rewrite,
     TornError,
     UnlikeError,
     frame_of,
+    freeze,
     graft,
     rebuild,
     rewrite,
@@ -53,14 +54,19 @@ def apply_parts(
     def change() -> nn.Module:
         for module in target.modules():
             own_registries(module)
+        staying: list[str] = []
         for planned, made, held in zip(plans, makings, kinds, strict=True):
             root = _still_there(target, planned.part.trace.path, held)
             if root is not None:  # else nobody ran it, and it went with the code around it
-                unchecked = _apply(planned, made, root, report, verify=verify)
+                unchecked, beside = _apply(planned, made, root, report, verify=verify)
+                staying += [join(planned.part.trace.path, path) for path in beside]
                 if unchecked and transaction.called is None:
                     add_note(report, _UNCHECKED)
         if late is not None:
             late.copy_parameters()
+        kinds_of = {path: type(fetch(target, path)).__name__ for path in staying}
+        for path, names in freeze(target, staying).items():
+            report.frozen.append(FrozenRow(path, kinds_of[path], tuple(names)))
         return target
 
     return transaction.run(change)
@@ -90,10 +96,11 @@ def _apply(
     report: Report,
     *,
     verify: bool,
-) -> int:
+) -> tuple[int, Sequence[str]]:
     """Put one part back into the module tree, planned anew without what cannot be put back.
 
-    Returns how many modules with new code could not be compared.
+    Returns how many modules with new code could not be compared, and the paths of what stays beside
+    the new operators.
     """
     while planned.decision.regions:
         rewritten = _rewrite(planned, made)
@@ -103,8 +110,8 @@ def _apply(
         try:
             unchecked = 0 if check is None else check.run_originals()
             with all_or_nothing(root):
-                gone = graft(rewritten, root, _held(root, planned.part.elsewhere))
-                unchecked += 0 if check is None else check.run(gone, root)
+                grafted = graft(rewritten, root, _held(root, planned.part.elsewhere))
+                unchecked += 0 if check is None else check.run(grafted.gone, root)
         except GraftError as problem:
             if isinstance(problem, MismatchError):
                 warn(f"{problem}; it was left alone. Please report it")
@@ -112,9 +119,9 @@ def _apply(
             continue
         report.refused.extend(refused)
         report.fused.extend(fused)
-        return unchecked
+        return unchecked, grafted.staying
     report.refused.extend(refused_rows(planned))
-    return 0
+    return 0, ()
 
 
 def _rewrite(planned: PlannedPart, made: Mapping[Hashable, Made]) -> Rewrite:

@@ -15,10 +15,11 @@ from reparam.report.rows import (
 from reparam.report.tables import (
     EqualizationReport,
     EqualizedRow,
+    FrozenRow,
     FusedRow,
     RefusedRow,
     Report,
     refuse_all,
 )
 
-__all__ = ["EqualizationReport", "EqualizedRow", "FusedRow", "RefusedRow", "Report"]
+__all__ = ["EqualizationReport", "EqualizedRow", "FrozenRow", "FusedRow", "RefusedRow", "Report"]

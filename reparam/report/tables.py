@@ -61,6 +61,23 @@ class RefusedRow:
 
 
 @dataclass(frozen=True)
+class FrozenRow:
+    """One part that stays as it was beside the operator in its place, since other code runs it.
+
+    It needs no gradient: whatever trains the model trains the operator.
+
+    Args:
+        place: Where in the model it is.
+        operator: What it is.
+        parameters: Names of its parameters in the model.
+    """
+
+    place: str
+    operator: str
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class EqualizedRow:
     """One layer with scaled weights.
 
@@ -125,6 +142,7 @@ class Report(_Printed):
         refused: One row per operator that stays although it is affine, or that has no graph.
         notes: What else a user should know.
         unit: What the cost function counts.
+        frozen: One row per part that stays beside the operator in its place, for other code.
     """
 
     model: str
@@ -132,6 +150,7 @@ class Report(_Printed):
     refused: list[RefusedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unit: str = MULTIPLY_ADDS
+    frozen: list[FrozenRow] = field(default_factory=list)
 
     def summary(self) -> str:
         """The result in one line."""
@@ -156,6 +175,11 @@ class Report(_Printed):
         if any(error is not None for error in errors):
             columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
         yield columns
+        yield {
+            "where": [row.place for row in self.frozen],
+            "stays beside it, frozen": [row.operator for row in self.frozen],
+            "parameters": [", ".join(row.parameters) for row in self.frozen],
+        }
         yield _refusals(self.refused, "stays")
 
 

@@ -1,10 +1,12 @@
 """A decision carried out: the graph edited, put back into the module tree or a program.
 
 Files, in the order in which data flows: `changes`, `invariants`, `likeness`, `repeats`,
-`placement`, `rewriter`, `new_code`, `fused_forward`, `pruning`, `grafting`, `program_writing`.
+`placement`, `rewriter`, `new_code`, `fused_forward`, `other_methods`, `pruning`,
+`grafting`, `frozen_parts`, `program_writing`.
 """
 
 from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.frozen_parts import freeze
 from reparam.rewriting.grafting import graft
 from reparam.rewriting.new_code import GraftError, TornError, UnlikeError
 from reparam.rewriting.placement import frame_of

@@ -67,10 +67,10 @@ class ScriptingError(ReparamError, AttributeError):
 
 
 class FusedForward:
-    """The forward of a module some of whose operators were fused.
+    """The forward of a module some of whose operators were fused, or a method that it called.
 
     It is set on the instance and called like a method. Optional arguments keep the values they
-    were traced with; a call with other values runs the forward that was there before.
+    were traced with; a call with other values runs the method that was there before.
     """
 
     def __init__(
@@ -80,9 +80,10 @@ class FusedForward:
         parameters: tuple[str, ...],
         guards: Guards,
         modal: bool,
+        name: str = "forward",
     ) -> None:
         code = graph.python_code("self")
-        taken = list(inspect.signature(owner.forward).parameters.values())[: len(parameters)]
+        taken = list(inspect.signature(getattr(owner, name)).parameters.values())[: len(parameters)]
         one_by_one = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken)
         self.owner = owner
         self.code = code.src
@@ -93,12 +94,13 @@ class FusedForward:
         )
         self.guards = guards
         self.modal = modal
-        self.original = vars(owner).get("forward")
+        self.name = name
+        self.original = vars(owner).get(name)
         self.function = _compile(self.code, self.names)
 
     def attach(self) -> None:
-        """Become the forward of the owner."""
-        vars(self.owner)["forward"] = self
+        """Become the method of the owner."""
+        vars(self.owner)[self.name] = self
         vars(self.owner)["_replicate_for_data_parallel"] = partial(_replicate, self.owner)
 
     @property
@@ -117,8 +119,8 @@ class FusedForward:
         return inspect.signature(self._original())
 
     def _original(self) -> Callable[..., Any]:
-        """The forward that was there before: the class's, or one set on the instance."""
-        return self.original or partial(type(self.owner).forward, self.owner)
+        """The method that was there before: the class's, or one set on the instance."""
+        return self.original or partial(getattr(type(self.owner), self.name), self.owner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the fused code, or the class's own for arguments that were not traced."""
@@ -182,9 +184,10 @@ def _equal(now: Any, traced: Any) -> bool:
 def _replicate(owner: Any) -> nn.Module:
     """A replica for ``nn.DataParallel``, made by its class, whose forward runs its own parts."""
     replica: nn.Module = type(owner)._replicate_for_data_parallel(owner)
-    forward = copy.copy(vars(owner)["forward"])
-    forward.owner = replica
-    vars(replica)["forward"] = forward
+    for name, method in vars(owner).items():
+        if isinstance(method, FusedForward):
+            vars(replica)[name] = own = copy.copy(method)
+            own.owner = replica
     return replica
 
 

@@ -7,7 +7,8 @@ and methods, and goes on calling its children.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -35,17 +36,28 @@ from reparam.rewriting.new_code import (
     UnlikeError,
     path_below,
 )
+from reparam.rewriting.other_methods import methods_with_new_code, released
 from reparam.rewriting.pruning import prune
 from reparam.rewriting.repeats import graph_outline, repeated_calls
 
 
-def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> set[Call]:
+@dataclass(frozen=True)
+class Grafted:
+    """What became of a module tree.
+
+    Args:
+        gone: The calls that are calls no more: their code became a part of their caller's.
+        staying: Paths of what stays although no new code uses it: other code may.
+    """
+
+    gone: Set[Call] = frozenset()
+    staying: Sequence[str] = ()
+
+
+def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> Grafted:
     """Change a module tree, the traced root or a copy of it, as an edited trace says.
 
     What is elsewhere, by identity, other code of the model uses.
-
-    Returns:
-        The calls that are calls no more: their code became a part of their caller's.
 
     Raises:
         GraftError: If that cannot be; the module tree is as it was.
@@ -55,7 +67,7 @@ def graft(rewrite: Rewrite, target: nn.Module, elsewhere: Collection[int]) -> se
     return _Graft(rewrite, target).run(elsewhere)
 
 
-def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> set[Call]:
+def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> Grafted:
     """Give a graph module its own graph again, edited."""
     _register(rewrite, target)
     removed = {path for path, _ in rewrite.removed}
@@ -64,7 +76,7 @@ def _put_back(rewrite: Rewrite, target: Any, elsewhere: Collection[int]) -> set[
             rewrite.graph.erase_node(node)
     target.graph = rewrite.graph
     prune(target, rewrite, rewrite.trace.calls, (), lambda call, owner: True, elsewhere)
-    return set()
+    return Grafted()
 
 
 def _register(rewrite: Rewrite, target: nn.Module) -> None:
@@ -90,7 +102,7 @@ class _Graft:
         self.paths = all_names(self.trace.root)
         self._settle()
 
-    def run(self, elsewhere: Collection[int]) -> set[Call]:
+    def run(self, elsewhere: Collection[int]) -> Grafted:
         """Change the module tree; nothing is changed before it is certain that it can be."""
         dropped: list[fx.Node] = []
         while idle := self._drop_idle():
@@ -103,19 +115,27 @@ class _Graft:
             for call in calls
             if call in self.edited and self._is_live(call)
         ]
+        owners = {code.call for code in codes if code.call not in self.repeated}
+        ways = dict(methods_with_new_code(self.trace, self.slicer, owners))
         _register(self.rewrite, self.target)
         first = {id(code.call.module): code for code in reversed(codes)}
         for code in codes:
             if code is first[id(code.call.module)]:  # its other calls would need the same
                 self._attach(code)
+        for way, code in ways.items():
+            self._attach(code, way.name)
         # Where other arguments may come, the code as it was must go on running.
-        owners = [code.call for code in codes if knows_only_tensors(code.call)]
+        changed = [code.call for code in codes]
+        flexible = {call for call in changed if not knows_only_tensors(call)}
         caller = self.rewrite.caller
         used = [node for node in dropped if node.op in ("call_module", "get_attr")]
         unused = [(str(node.target), caller[node]) for node in used]
         removed = [*unused, *self._vanished_calls()]
-        prune(self.target, self.rewrite, owners, removed, self._moved, elsewhere)
-        return {call for call in calls if not self._stays(call)}
+        free = released(self.trace, ways)
+        staying = prune(
+            self.target, self.rewrite, changed, removed, self._moved, elsewhere, flexible, free
+        )
+        return Grafted({call for call in calls if not self._stays(call)}, staying)
 
     def _settle(self) -> None:
         """Find the calls that cannot stay calls, and those that stay and have new code.
@@ -243,15 +263,16 @@ class _Graft:
                 self.rewrite.graph.erase_node(node)
         return dropped
 
-    def _attach(self, code: NewCode) -> None:
+    def _attach(self, code: NewCode, name: str = "forward") -> None:
         """Give a module its new code."""
         code.graph.lint()
         owner = fetch(self.target, code.call.path)
         if isinstance(owner, fx.GraphModule):
             owner.graph = code.graph
             return
-        modal = self._is_modal(code.call, code.graph)
-        FusedForward(owner, code.graph, code.parameters, self._guards(code), modal).attach()
+        modal = self._is_modal(code.owner, code.graph)
+        guards = self._guards(code)
+        FusedForward(owner, code.graph, code.parameters, guards, modal, name).attach()
 
     def _guards(self, code: NewCode) -> Guards:
         """What was taken for granted while a module was traced."""
@@ -261,7 +282,7 @@ class _Graft:
             self.slicer.named(self._weight(path), call): self.trace.root.get_parameter(path).dtype
             for path in call.typed
         }
-        flexible = () if knows_only_tensors(call) else self._flexible_parts(call)
+        flexible = () if knows_only_tensors(call) else self._flexible_parts(code.owner)
         return Guards(
             baked=code.baked,
             outlines={name: shape for name, shape in outlines.items() if shape is not None},

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.capture import Built, Call, calls_between, nodes_in, written_into
+from reparam.capture import Built, Call, WayIn, calls_between, nodes_in, reached, written_into
 from reparam.modules import join
 from reparam.rewriting.changes import Rewrite
 
@@ -53,6 +53,24 @@ class Slicer:
         around = [call for call in calls_between(caller, owner) if call not in self.inlined]
         return around[-1] if around else None
 
+    def run_by(self, way: WayIn) -> list[fx.Node]:
+        """The nodes that new code of a method has to run, in order.
+
+        Raises:
+            GraftError: If the method did more than compute its result from its arguments.
+        """
+        current, present = self.rewrite.current, self.inside[way.owner]
+        arguments, results = [*nodes_in(way.call.arguments)], [*nodes_in(way.call.result)]
+        ends = {*arguments, *results}
+        given, returned = set(map(current, arguments)), map(current, results)
+        run = reached(returned, lambda node: () if node in given else node.all_input_nodes) - given
+        left = set(map(self.rewrite.copy, way.nodes)).intersection(present) - run
+        if not self.rewrite.dead.isdisjoint(ends) or any(
+            node.op != "get_attr" for node in (*left, *run.difference(present))
+        ):
+            raise GraftError(f"{way.name} does more than compute its result", [way.owner])
+        return [node for node in present if node in run]
+
     def named(self, path: str, owner: Call) -> str:
         """The same as `path_below`; raises a GraftError if it lies elsewhere."""
         relative = path_below(owner, path, self.paths)
@@ -66,15 +84,21 @@ class NewCode:
 
     Making it raises a GraftError if it would read what it cannot see.
 
+    Args:
+        slicer: Cuts it out of the edited graph.
+        call: The call that it is made for.
+        way: The method that it is made for, if that is another one.
+
     Attributes:
         graph: The code.
         baked: The arguments that tracing took as constants.
         parameters: The names of the others.
     """
 
-    def __init__(self, slicer: Slicer, call: Call) -> None:
+    def __init__(self, slicer: Slicer, call: Call, way: WayIn | None = None) -> None:
         self.slicer = slicer
-        self.call = call
+        self.owner = call
+        self.call = call = way.call if way else call
         self.graph = fx.Graph()
         self._values: dict[fx.Node, fx.Node] = {}
         arguments = call.arguments.items()
@@ -84,14 +108,14 @@ class NewCode:
         # Where two arguments became one value, code reads the one that is that value.
         for name in sorted(self.parameters, key=self._is_dead):
             self._unpack(call.arguments[name], placeholders[name])
-        self._write(slicer.inside[call])
+        self._write(slicer.inside[call] if way is None else slicer.run_by(way))
         self.graph.output(written_into(self.graph, call.result, self._read))
 
     def _write(self, nodes: Iterable[fx.Node]) -> None:
         """Write nodes, and one call for all nodes in a call that stays one."""
         slicer, graph, called = self.slicer, self.graph, set[Call]()
         for node in nodes:
-            inner = slicer.called_from(self.call, slicer.rewrite.caller[node])
+            inner = slicer.called_from(self.owner, slicer.rewrite.caller[node])
             if inner is None and node.op not in ("placeholder", "output", "get_attr"):
                 self._values[node] = copied = graph.node_copy(node, self._read)
                 if node.op == "call_module":

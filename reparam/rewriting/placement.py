@@ -9,6 +9,7 @@ from functools import cache
 
 from torch import fx, nn
 
+from reparam.algebra import explicit_padding
 from reparam.analysis import Facts
 from reparam.capture import (
     Call,
@@ -90,16 +91,16 @@ class Placer:
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
-        kept = self._parts_to_keep(region, frame)
+        swaps = {link.value for link in region.links if self._may_swap(link, region)}
+        if region.converts or self.facts.rests_on_granted(region.own):
+            swaps.discard(region.main.value)  # code must make floats of what it reads, or check it
+        kept = self._parts_to_keep(region, frame, swaps)
         if kept is not None:
             owner = self._that_may_grow(frame)
             moved = list(calls_between(frame, owner))
             if kept and moved:  # they are kept by keeping what holds them there
                 kept = {_name_in(owner, moved[-1].path)}
             return Placement(frame, owner, owner, frozenset(kept))
-        swaps = {link.value for link in region.links if self._may_swap(link, region, frame)}
-        if region.converts or self.facts.rests_on_granted(region.own):
-            swaps.discard(region.main.value)  # code must make floats of what it reads, or check it
         owner = self._that_sees(region)
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
@@ -133,7 +134,7 @@ class Placer:
         )
         return {self.trace.caller[node] for node in above if facts.order[node] > first}
 
-    def _parts_to_keep(self, region: Region, frame: Call) -> set[str] | None:
+    def _parts_to_keep(self, region: Region, frame: Call, swaps: Set[fx.Node]) -> set[str] | None:
         """The parts of a module that must stay what they are; None if they run all or nothing.
 
         A method that runs some of a region, ``forward_features`` say, must go on finding those
@@ -141,11 +142,12 @@ class Placer:
         """
         use = self._use(region, frame)
         names = set(use.parts)
-        if names and not knows_only_tensors(frame):
-            return names  # with other arguments the code as it was runs, and calls them
+        # With other arguments the code as it was runs, and calls them.
+        if names and not knows_only_tensors(frame) and not self._run_as_one(use, region, swaps):
+            return names
+        # A method that only reads the weights of what is gone, to convert them say, will raise.
+        needed = use.callers or use.serves or self._may_run(frame, use.methods)
         if use.serves or self._runs_apart(use, frame):
-            # A method that only reads the weights of what is gone, to convert them say, will raise.
-            needed = use.callers or use.serves or self._may_run(frame, use.methods)
             return names if needed else set()
         mixing = {
             self.trace.caller[link.value]
@@ -153,7 +155,19 @@ class Placer:
             if link.form is not None and not link.form.diagonal
         }
         # Where several mix channels, a part would return others, or another size, than it did.
-        return names if len(mixing) > 1 and names else None
+        return names if len(mixing) > 1 and needed else None
+
+    def _run_as_one(self, use: _Use, region: Region, swaps: Set[fx.Node]) -> bool:
+        """Whether all code that runs a region's modules does so in turn, whichever way it takes."""
+        working = {link.value for link in region.links if link.form and not link.form.identity}
+        return (
+            working <= swaps
+            and not explicit_padding(region.form)
+            and not use.in_code
+            and all(map(knows_only_tensors, use.crossed))
+            and "forward" not in vars(use.module)
+            and all(runs_as_one(use.module, method, use.parts) for method in use.methods)
+        )
 
     def _use(self, region: Region, frame: Call) -> _Use:
         """Who runs the operators of a region in the module that holds it."""
@@ -186,7 +200,7 @@ class Placer:
         # Some part has calls that want it as it was: so may a user who calls it alone.
         repeated = (call for call in (*crossed, *frame.ancestry()) if call in self.repeated)
         serves = self._serves_others(next(repeated, frame))
-        return _Use(list(names), in_code, methods, callers, serves)
+        return _Use(frame.module, list(names), in_code, tuple(crossed), methods, callers, serves)
 
     def _runs_apart(self, use: _Use, frame: Call) -> bool:
         """Whether a method may run, or return, some of a region without the rest."""
@@ -218,14 +232,14 @@ class Placer:
             for name, used in methods.items()
             if name != "forward"
             and kept not in used
-            and not self.sites(frame).may_call(functions[name])
+            and not self.sites(frame).may_call(functions[name], frame.module)
         }
 
     def _may_run(self, frame: Call, methods: Collection[str]) -> bool:
         """Whether methods, or what a user calls and calls them, may run parts unseen."""
         functions = own_methods(type(frame.module))
         return any(
-            self.sites(frame).may_call(functions[name])
+            self.sites(frame).may_call(functions[name], frame.module)
             for name in methods_running(frame.module, methods) & functions.keys() - {"forward"}
             if not name.startswith("_") or name.endswith("__")
         )
@@ -234,7 +248,7 @@ class Placer:
         """Whether other calls of the same module want it as it was."""
         return call in self.repeated and id(call.module) not in self.result.alike
 
-    def _may_swap(self, link: Link, region: Region, frame: Call) -> bool:
+    def _may_swap(self, link: Link, region: Region) -> bool:
         """Whether a link is a module that may be replaced where it is registered."""
         node = link.value
         scales = any(share.link is link for share in region.shares)
@@ -255,7 +269,6 @@ class Placer:
             and not has_hooks(old)
             and not any(old.children())  # parametrized: these compute its weights
             and id(old) not in self.held
-            and knows_only_tensors(frame)
         )
 
     def _sees(self, call: Call, node: fx.Node) -> bool:
@@ -272,15 +285,19 @@ class _Use:
     """Who runs the operators of a region in the module that holds it.
 
     Args:
+        module: The module.
         parts: Names of the module's parts that hold some, in the order in which they run.
         in_code: Whether the module's own code holds some, too.
+        crossed: The calls of such parts, and of what is inside them.
         methods: The methods of its class that name such parts, and which of them.
         callers: All methods that call such parts: the identity of their module, and their name.
         serves: Whether other calls want the parts as they were.
     """
 
+    module: nn.Module
     parts: Sequence[str]
     in_code: bool
+    crossed: Sequence[Call]
     methods: Mapping[str, set[str]]
     callers: Set[tuple[int, str]]
     serves: bool

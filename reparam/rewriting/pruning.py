@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -21,29 +22,43 @@ def prune(
     unused: Iterable[tuple[str, Call]],
     moved: Callable[[Call, Call], bool],
     elsewhere: Iterable[int],
-) -> None:
+    flexible: Collection[Call] = (),
+    released: Mapping[Call, Collection[str]] = MappingProxyType({}),
+) -> list[str]:
     """Remove the modules and tensors that only replaced code reached.
 
-    The code of the owners never runs again as it was; where a call's code moved into an owner's, no
+    The code of the owners never runs again as it was, save for that of flexible ones, of which
+    nothing is removed; where a call's code moved into an owner's, no
     code of its own that could reach its parts goes on running. What is unused is a path that some
     call's code does not use any more, as what the rewrite removed; other code of the model uses
-    what is elsewhere, by identity.
+    what is elsewhere, by identity. Of the parts that methods besides forward use, some are released
+    since these methods have new code as well.
+
+    Returns:
+        The paths of what stays although the edited graph does not use it.
     """
     kept = _kept(target, rewrite) | set(elsewhere)
     removed: dict[Call, list[tuple[str, Call]]] = defaultdict(list)
     for path, caller in (*rewrite.removed, *unused):
         for call in caller.ancestry():
             removed[call].append((path, caller))
-    names = all_names(target)
+    names, staying = all_names(target), dict[str, None]()
     for owner in owners:
         root = fetch(target, owner.path)
         protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, set())
+        protected.difference_update(released.get(owner, ()))
         prefix = f"{owner.path}." if owner.path else ""
         for first, caller in removed[owner]:
             for path in names.get(first, [first]) if moved(caller, owner) else ():
                 relative = path.removeprefix(prefix).split(".")
-                if path.startswith(prefix) and relative[0] not in protected:
+                if not path.startswith(prefix):
+                    continue
+                if owner in flexible or relative[0] in protected:
+                    staying[path] = None
+                else:
                     _remove(root, relative, kept)
+    parts = {path: _parts_at(target, path) for path in staying}
+    return [path for path in staying if parts[path] and kept.isdisjoint(parts[path])]
 
 
 def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
@@ -58,6 +73,17 @@ def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
         used = fetch(target, path)
         kept |= _parts(used) if isinstance(used, nn.Module) else {id(used)}
     return kept
+
+
+def _parts_at(target: nn.Module, path: str) -> set[int]:
+    """Identities of a tensor, or of all in a module, at a path; none if it went after all."""
+    try:
+        there = fetch(target, path)
+    except AttributeError:
+        return set()
+    if there is None:
+        return set()
+    return _parts(there) if isinstance(there, nn.Module) else {id(there)}
 
 
 def _parts(module: nn.Module) -> set[int]:

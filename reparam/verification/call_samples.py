@@ -87,6 +87,10 @@ def _nodes_inside(part: Part, calls: Collection[Call]) -> dict[Call, list[fx.Nod
             for call in part.trace.caller[node].ancestry():
                 if call in calls:
                     inside.setdefault(call, []).append(node)
+    for way in part.trace.ways_in:
+        nodes = [node for node in way.nodes if node in part.facts.order and node.op != "get_attr"]
+        if nodes and way.owner in calls:
+            inside[way.call] = nodes
     return inside
 
 

@@ -15,7 +15,7 @@ from types import NoneType
 from torch import Tensor, nn
 
 from reparam.algebra import lower
-from reparam.capture import Call, nodes_in
+from reparam.capture import Call, WayIn, nodes_in
 from reparam.modules import fetch
 from reparam.planning import PlannedPart, Region
 from reparam.rewriting import GraftError, Rewrite, frame_of
@@ -114,6 +114,9 @@ class Check:
         for call in self.part.trace.calls:
             if call in able:
                 skipped += self._differs(call, able, root)
+        for way in self.part.trace.ways_in:
+            if way.owner in able and way.call in self.samples:
+                skipped += self._other_way_differs(way, root)
         return skipped + len(closed - able)
 
     def _stays_in_place(self, region: Region) -> bool:
@@ -144,6 +147,20 @@ class Check:
             return True
         reason = f"with its new code it returns something else, by {error:.1e}"
         raise MismatchError(f"{call.path or 'the model'}: {reason}", [call])
+
+    def _other_way_differs(self, way: WayIn, root: nn.Module) -> bool:
+        """The same of a method that has new code; False of one that has none."""
+        attributes = vars(fetch(root, way.call.path))
+        if not attributes.keys() >= {way.name, "forward"}:
+            return False
+        forward = attributes["forward"]
+        attributes["forward"] = attributes[way.name]
+        try:
+            return self._differs(way.call, set(), root)
+        except MismatchError as problem:
+            raise MismatchError(problem.reason, [way.owner]) from problem
+        finally:
+            attributes["forward"] = forward
 
     def _inner(self, call: Call, able: Set[Call]) -> dict[str, Sample]:
         """The samples of the modules inside one that are compared by themselves, by path in it."""

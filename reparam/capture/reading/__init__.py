@@ -1,7 +1,7 @@
 """Code that cannot be traced, read and never run.
 
 Files, in the order in which data flows: `source`, `values`, `possible_callers`, `follower`,
-`method_names`, `function_reader`, `modules_used`.
+`method_names`, `passed_on`, `function_reader`, `modules_used`.
 """
 
 from reparam.capture.reading.method_names import (
@@ -9,9 +9,10 @@ from reparam.capture.reading.method_names import (
     methods_running,
     names_forward_uses,
     names_of_public_methods,
-    runs_as_one,
+    names_used_by,
 )
 from reparam.capture.reading.modules_used import Reach, called_by_methods
+from reparam.capture.reading.passed_on import runs_as_one
 from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
     codes_in,

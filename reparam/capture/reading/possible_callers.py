@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.source import codes_in, definition
+from reparam.capture.reading.source import Definition, codes_in, definition
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,15 @@ class _Sites:
 
     Args:
         called: Names of the attributes that it calls.
-        read: Names of all attributes that it reads.
+        read: Names of all attributes that it reads, but for the following.
+        of_self: Chains of attributes that it reads of ``self``, such as ``self.norm.weight``.
         functions: Functions outside classes that it calls.
         anything: Whether it calls something that has no such name.
     """
 
     called: frozenset[str]
     read: frozenset[str]
+    of_self: frozenset[tuple[str, ...]]
     functions: frozenset[FunctionType]
     anything: bool
 
@@ -52,14 +54,21 @@ class CallSites:
                 if isinstance(function, FunctionType):
                     self._functions[name].add(function)
 
-    def may_call(self, function: FunctionType) -> bool:
-        """Whether a function, or a method or property that it uses, may call a module."""
+    def may_call(self, function: FunctionType, owner: nn.Module | None = None) -> bool:
+        """Whether a function, or a method or property that it uses, may call a module.
+
+        Args:
+            function: The function.
+            owner: The module whose method it is, if that is certain.
+        """
         pending, seen = [function], {function}
         while pending:
             sites = _sites(pending.pop())
             if sites.anything or not self._held.isdisjoint(sites.called):
                 return True
-            named = (self._functions[name] for name in sites.read & self._functions.keys())
+            read = sites.read.union(*(_unsettled(chain, owner) for chain in sites.of_self))
+            owner = None
+            named = (self._functions[name] for name in read & self._functions.keys())
             found = sites.functions.union(*named) - seen
             pending.extend(found)
             seen |= found
@@ -77,22 +86,47 @@ _CALL_WHAT_THEY_GET = set(
 def _sites(function: FunctionType) -> _Sites:
     code = definition(function)
     if code is None:
-        return _Sites(frozenset(), frozenset(), frozenset(), anything=True)
+        return _Sites(frozenset(), frozenset(), frozenset(), frozenset(), anything=True)
     nodes = list(ast.walk(code))
     calls = [node.func for node in nodes if isinstance(node, ast.Call)]
     bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     for inner in codes_in(function.__code__):
         bound.update(inner.co_varnames, inner.co_cellvars, inner.co_freevars)
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    chains = {node: chain for node in attributes if (chain := _chain_of(node, code))}
     called = {call.attr for call in calls if isinstance(call, ast.Attribute)}
     given = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
     plain = [_plain(call, function, bound) for call in calls if not isinstance(call, ast.Attribute)]
     return _Sites(
         frozenset(called),
-        frozenset(node.attr for node in attributes),
+        frozenset(node.attr for node in attributes if node not in chains),
+        frozenset(chains.values()),
         frozenset(value for value in plain if isinstance(value, FunctionType)),
         anything=None in plain or not called.isdisjoint(given),
     )
+
+
+def _chain_of(attribute: ast.expr, code: Definition) -> tuple[str, ...]:
+    """The names in ``self.norm.weight``, of the first argument of a function; else none."""
+    names: list[str] = []
+    while isinstance(attribute, ast.Attribute):
+        names.insert(0, attribute.attr)
+        attribute = attribute.value
+    parameters = [parameter.arg for parameter in code.args.args[:1]]
+    is_of_self = isinstance(attribute, ast.Name) and attribute.id in parameters
+    return tuple(names) if is_of_self else ()
+
+
+def _unsettled(chain: tuple[str, ...], owner: nn.Module | None) -> tuple[str, ...]:
+    """The names of a chain that may be properties: of which it is not certain what they are."""
+    for at, name in enumerate(chain):
+        if owner is not None and (name in owner._parameters or name in owner._buffers):
+            return chain[at + 1 :]
+        inner = None if owner is None else owner._modules.get(name)
+        if inner is None:
+            return chain[at:]
+        owner = inner
+    return ()
 
 
 def _plain(call: ast.expr, function: FunctionType, bound: set[str]) -> Any:

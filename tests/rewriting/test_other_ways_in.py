@@ -1,0 +1,291 @@
+"""All ways into a fused model agree, also once trained; what must stay is frozen and named."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map
+
+import reparam
+from reparam.modules import all_or_nothing
+from tests.refusals.checking import EXACT, images, ready
+from tests.support.errors import relative_error
+
+MASK = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+
+def apart(result: Any, exact: Any) -> float:
+    """The relative difference of what networks returned, whether they need gradients or not."""
+    return relative_error(*tree_map(torch.Tensor.detach, (result, exact)))
+
+
+class Branches(nn.Module):
+    """Two branches of a convolution and a norm, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.pointwise, self.norm_of_it = nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        both: Tensor = self.norm(self.conv(x)) + self.norm_of_it(self.pointwise(x))
+        return both.relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.forward_features(x))
+        return result
+
+
+class Layered(Branches):
+    """Methods that call each other, one of which forward does not call."""
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        return [self.forward_features(x)]
+
+
+class WithOption(nn.Module):
+    """A chain in a forward with an option, in several statements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.conv(x)
+        x = self.norm(x)
+        x = x.relu()
+        result: Tensor = self.head(x if mask is None else x * mask)
+        return result
+
+
+class AsksWhatItGot(WithOption):
+    """The chain is called in two branches, of which one was traced."""
+
+    def forward(self, x: Any, mask: Any = None) -> Any:
+        if isinstance(x, tuple):
+            return tuple(self.head(self.norm(self.conv(one)).relu()) for one in x)
+        return self.head(self.norm(self.conv(x)).relu())
+
+
+class InALoop(WithOption):
+    """The chain runs again with an option."""
+
+    def forward(self, x: Tensor, times: int = 1, flag: bool = False) -> Tensor:
+        values = [self.norm(self.conv(x)).relu() for _ in range(times)] if flag else []
+        for _ in range(times):
+            values.append(self.norm(self.conv(x)).relu())
+        result: Tensor = self.head(sum(values))
+        return result
+
+
+AGREEING: list[tuple[type[nn.Module], Callable[[Any, Tensor], Any], Callable[[Any, Tensor], Any]]]
+AGREEING = [
+    (Branches, lambda m, x: m(x), lambda m, x: m.head(m.forward_features(x))),
+    (Layered, lambda m, x: m(x), lambda m, x: m.head(m.extract(x)[0])),
+    (WithOption, lambda m, x: m(x), lambda m, x: m(x, MASK)),
+    (WithOption, lambda m, x: m(x), lambda m, x: m(x, mask=MASK)),
+]
+
+
+@pytest.mark.parametrize(("kind", "forward", "other"), AGREEING)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_all_ways_in_agree_before_and_after_training(
+    kind: type[nn.Module], forward: Any, other: Any, inplace: bool
+) -> None:
+    model = ready(kind())
+    expected = [forward(model, images()), other(model, images())]
+    fused = reparam.fuse(model, inplace=inplace)
+    assert fused.reparam_report.fused
+    assert not fused.reparam_report.frozen
+    for result, exact in zip(
+        [forward(fused, images()), other(fused, images())], expected, strict=True
+    ):
+        assert apart(result, exact) < EXACT
+    fused.train()
+    optimizer = torch.optim.SGD(fused.parameters(), 0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        forward(fused, images()).square().mean().backward()
+        assert all(parameter.grad is not None for parameter in fused.parameters())
+        optimizer.step()
+    fused.eval()
+    assert apart(other(fused, images()), forward(fused, images())) < EXACT
+
+
+def test_a_replica_and_a_copy_run_the_new_code_of_methods_on_their_own_parts() -> None:
+    fused = reparam.fuse(ready(Branches()))
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        with torch.no_grad():
+            other.fused_conv.weight.zero_()
+            other.fused_conv.bias.zero_()
+        assert not other.forward_features(images()).any()
+    assert fused.forward_features(images()).any()
+    assert fused._replicate_for_data_parallel().forward_features.name == "forward_features"
+
+
+class RunsOneBranch(Branches):
+    """A method runs a part of what is fused."""
+
+    def one_branch(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(x))
+        return result
+
+
+class ReadsBetween(WithOption):
+    """The option changes what lies between the two."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        if mask is not None:
+            y = y * mask
+        result: Tensor = self.head(self.norm(y).relu())
+        return result
+
+
+class ReturnsBoth(WithOption):
+    """The option returns what lies between the two."""
+
+    def forward(self, x: Tensor, both: bool = False) -> Any:
+        y = self.conv(x)
+        z = self.head(self.norm(y).relu())
+        return (y, z) if both else z
+
+
+class LeavesTheLoop(WithOption):
+    """A loop that may end between the two."""
+
+    def forward(self, x: Tensor, early: bool = False) -> Tensor:
+        y = x
+        for _ in range(1):
+            y = self.conv(x)
+            if early:
+                break
+            y = self.norm(y)
+        result: Tensor = self.head(y.relu())
+        return result
+
+
+class HandsItselfOn(WithOption):
+    """A function of nobody knows what gets the module."""
+
+    def forward(self, x: Tensor, hook: Any = None) -> Tensor:
+        if hook is not None:
+            return hook(self, x)  # type: ignore[no-any-return]
+        result: Tensor = self.head(self.norm(self.conv(x)).relu())
+        return result
+
+
+class RunsOneAlone(WithOption):
+    """The option runs the norm on something else."""
+
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        y = self.norm(self.conv(x) if features is None else features)
+        result: Tensor = self.head(y.relu())
+        return result
+
+
+STAYING: list[tuple[type[nn.Module], Callable[[Any, Tensor], Any], set[str]]] = [
+    (RunsOneBranch, lambda m, x: m.one_branch(x), {"conv", "norm"}),
+    (ReadsBetween, lambda m, x: m(x, 2 * MASK), {"conv", "norm"}),
+    (ReturnsBoth, lambda m, x: m(x, both=True)[0], {"conv", "norm"}),
+    (LeavesTheLoop, lambda m, x: m(x, early=True), {"conv", "norm"}),
+    (HandsItselfOn, lambda m, x: m(x, lambda net, y: net.conv(y)), {"conv", "norm"}),
+    (RunsOneAlone, lambda m, x: m(x, x.repeat(1, 2, 1, 1)), {"conv", "norm"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "other", "staying"), STAYING)
+def test_what_must_stay_is_right_frozen_reported_and_named_in_a_warning(
+    kind: type[nn.Module], other: Any, staying: set[str]
+) -> None:
+    model = ready(kind())
+    fused = reparam.fuse(model)
+    report = fused.reparam_report
+    assert report.fused
+    assert apart(fused(images()), model(images())) < EXACT
+    assert apart(other(fused, images()), other(model, images())) < EXACT
+    assert {row.place for row in report.frozen} == staying
+    frozen = {name for row in report.frozen for name in row.parameters}
+    assert frozen == {n for n, p in fused.named_parameters() if not p.requires_grad}
+    assert all(name in str(report) for name in frozen)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for copied in (fused, copy.deepcopy(fused)):
+        with pytest.warns(UserWarning, match="still runs parts as they were") as noticed:
+            assert copied.train() is copied
+        assert all(name in str(noticed[0].message) for name in staying)
+        assert copied.training
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not copied.train().eval().training
+
+
+class PadsItsChain(nn.Module):
+    """A pad in the parent, and a chain in the child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        wide = nn.Conv2d(4, 32, 1, bias=False), nn.Conv2d(32, 32, 3, bias=False)
+        self.chain = nn.Sequential(*wide, nn.Conv2d(32, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.chain(F.pad(x, (1, 1, 1, 1)))
+        return result
+
+
+class Plus(nn.Module):
+    """Computes a weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.more = nn.Parameter(torch.randn_like(weight) * 0.1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.more
+
+
+class ReadsItsNorm(nn.Module):
+    """A parametrised convolution, and a method that reads the weight of its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        parametrize.register_parametrization(self.conv, "weight", Plus(self.conv.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)) + x)
+
+    def zero_init_last(self) -> None:
+        nn.init.zeros_(self.norm.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "left"), [(PadsItsChain(), 4 * 4 * 9 + 4), (nn.Sequential(ReadsItsNorm()), 148)]
+)
+def test_nothing_stays_that_no_code_runs(model: nn.Module, left: int) -> None:
+    model = ready(model)
+    fused = reparam.fuse(model)
+    assert apart(fused(images()), model(images())) < EXACT
+    assert sum(parameter.numel() for parameter in fused.parameters()) == left
+
+
+def test_gradients_are_asked_for_again_if_the_model_is_put_back() -> None:
+    model = ready(RunsOneBranch())
+
+    def freeze() -> None:
+        with all_or_nothing(model):
+            model.conv.weight.requires_grad_(False)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        freeze()
+    assert model.conv.weight.requires_grad
