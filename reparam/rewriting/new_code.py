@@ -57,7 +57,8 @@ class Slicer:
         """The nodes that new code of a method has to run, in order.
 
         Raises:
-            GraftError: If the method did more than compute its result from its arguments.
+            GraftError: If the method did more than compute its result from its arguments, or might
+                do something else with others.
         """
         current, present = self.rewrite.current, self.inside[way.owner]
         arguments, results = [*nodes_in(way.call.arguments)], [*nodes_in(way.call.result)]
@@ -65,8 +66,11 @@ class Slicer:
         given, returned = set(map(current, arguments)), map(current, results)
         run = reached(returned, lambda node: () if node in given else node.all_input_nodes) - given
         left = set(map(self.rewrite.copy, way.nodes)).intersection(present) - run
-        if not self.rewrite.dead.isdisjoint(ends) or any(
-            node.op != "get_attr" for node in (*left, *run.difference(present))
+        bound = not self.rewrite.by_size.isdisjoint(run)
+        if (
+            bound
+            or not self.rewrite.dead.isdisjoint(ends)
+            or any(node.op != "get_attr" for node in (*left, *run.difference(present)))
         ):
             raise GraftError(f"{way.name} does more than compute its result", [way.owner])
         return [node for node in present if node in run]

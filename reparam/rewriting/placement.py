@@ -18,6 +18,7 @@ from reparam.capture import (
     common_caller,
     knows_only_tensors,
     nodes_in,
+    operator_name,
     reached,
 )
 from reparam.capture.reading import (
@@ -31,6 +32,14 @@ from reparam.modules import fetch, has_hooks, held_aside, read_from
 from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.repeats import repeated_calls
+
+_NOTHING = nn.Identity, nn.modules.dropout._DropoutNd
+
+_TELL_RANKS = (
+    (nn.modules.conv._ConvNd, nn.BatchNorm2d, nn.BatchNorm3d, *_NOTHING),
+    (nn.Linear, *_NOTHING),
+)
+"""Modules of which several in turn do the same on values of any rank that all of them take."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +171,30 @@ class Placer:
         working = {link.value for link in region.links if link.form and not link.form.identity}
         return (
             working <= swaps
+            and not self.rests_on_sizes(region)
             and not explicit_padding(region.form)
             and not use.in_code
             and all(map(knows_only_tensors, use.crossed))
             and "forward" not in vars(use.module)
             and all(runs_as_one(use.module, method, use.parts) for method in use.methods)
+        )
+
+    def rests_on_sizes(self, region: Region) -> bool:
+        """Whether a form may be right only for the rank or size of what came the traced way.
+
+        Other ways in may bring another one: as far as its own operators do not tell.
+        """
+        nodes = [node for node in region.inner | region.dying if node.op != "get_attr"]
+        told = any(all(self._takes_any(node, kinds) for node in nodes) for kinds in _TELL_RANKS)
+        return not told or region.base in self.facts.ones
+
+    def _takes_any(self, node: fx.Node, kinds: tuple[type, ...]) -> bool:
+        """Whether an operator is a module of some kind, or adds values that depend on the input."""
+        if node.op == "call_module":
+            return isinstance(fetch(self.trace.root, str(node.target)), kinds)
+        plain = self.facts.sources.keys().isdisjoint(node.all_input_nodes)
+        return (
+            plain and operator_name(node) == "add" and len(node.all_input_nodes) == len(node.args)
         )
 
     def _use(self, region: Region, frame: Call) -> _Use:

@@ -126,6 +126,8 @@ class Rewriter:
             read = self._checked(read, assumed, owner)
             new = self._note_new(graph.call_module(path, (read,)), owner)
             self._liken(new, module, region, home)
+        if self.placer.rests_on_sizes(region):
+            result.by_size.add(new)
         if not swap:
             self.edited.add(owner)
             self._note_edits(main.inner if region.collapses else (value,), region)

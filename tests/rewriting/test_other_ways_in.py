@@ -289,3 +289,87 @@ def test_gradients_are_asked_for_again_if_the_model_is_put_back() -> None:
     with pytest.raises(KeyboardInterrupt):
         freeze()
     assert model.conv.weight.requires_grad
+
+
+class FlattensByOption(nn.Module):
+    """The rank that makes two layers one is that of the traced way alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor, tokens: bool = False) -> Tensor:
+        if not tokens:
+            x = x.flatten(1)
+        result: Tensor = self.norm(self.linear(x))
+        return result
+
+
+class PoolsByOption(nn.Module):
+    """The size that makes a kernel small is that of the traced way alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor, dense: bool = False) -> Tensor:
+        if not dense:
+            x = F.adaptive_avg_pool2d(x, 1)
+        result: Tensor = self.norm(self.conv(x))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "y"),
+    [
+        (FlattensByOption(), torch.randn(5, 6), torch.randn(2, 6, 6)),
+        (PoolsByOption(), torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)),
+    ],
+)
+def test_what_is_known_of_the_traced_way_alone_does_not_change_the_others(
+    model: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    model, x, y = ready(model), x.double(), y.double()
+    fused = reparam.fuse(model, (x,))
+    assert fused.reparam_report.fused
+    assert apart(fused(x), model(x)) < EXACT
+    assert apart(fused(y, True), model(y, True)) < EXACT
+
+
+class HeadOfAnyRank(FlattensByOption):
+    """A method to which forward gives a value of one rank, and users of another."""
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        result: Tensor = (self.norm(self.linear(x)) + x).relu()
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.forward_head(x.flatten(1))
+
+
+class OfAnySize(PoolsByOption):
+    """The same with a size."""
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        result: Tensor = (self.norm(self.conv(x)) + self.conv(x)).relu()
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.forward_head(F.adaptive_avg_pool2d(x, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "y"),
+    [
+        (HeadOfAnyRank(), torch.randn(5, 6), torch.randn(2, 6, 6)),
+        (OfAnySize(), torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)),
+    ],
+)
+def test_a_method_gets_no_code_that_is_right_for_what_forward_gives_it_alone(
+    model: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    model, x, y = ready(model), x.double(), y.double()
+    fused = reparam.fuse(model, (x,))
+    assert fused.reparam_report.fused
+    assert apart(fused(x), model(x)) < EXACT
+    assert apart(fused.forward_head(y), model.forward_head(y)) < EXACT
