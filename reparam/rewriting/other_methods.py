@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
-from reparam.capture import Call, Trace, WayIn
+from reparam.capture import Call, Trace, WayIn, knows_only_tensors
 from reparam.capture.reading import CallSites, names_used_by, own_methods
 from reparam.rewriting.new_code import GraftError, NewCode, Slicer
 
@@ -24,9 +24,11 @@ def methods_with_new_code(
 
 def released(trace: Trace, ways: Collection[WayIn]) -> dict[Call, set[str]]:
     """The parts that no other method runs than those with new code, by the call of the forward."""
+    # With other arguments a method runs as it was.
+    sure = [way for way in ways if knows_only_tensors(way.call)]
     return {
-        owner: _released(trace, owner, {way.name for way in ways if way.owner is owner})
-        for owner in {way.owner for way in ways}
+        owner: _released(trace, owner, {way.name for way in sure if way.owner is owner})
+        for owner in {way.owner for way in sure}
     }
 
 

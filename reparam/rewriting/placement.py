@@ -54,6 +54,7 @@ class Placement:
         kept: Names of the parts of the writer that other code runs by themselves.
         swaps: The values of its links that are modules which may be replaced where they are
             registered, so that no code has to change: one by the operator, the others by nothing.
+        other_ways: Whether methods besides ``forward`` run these modules, too.
     """
 
     frame: Call
@@ -61,6 +62,7 @@ class Placement:
     writer: Call | None = None
     kept: frozenset[str] = frozenset()
     swaps: frozenset[fx.Node] = frozenset()
+    other_ways: bool = False
 
 
 class Placer:
@@ -113,7 +115,8 @@ class Placer:
         owner = self._that_sees(region)
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
-        return Placement(frame, owner, swaps=frozenset(swaps))
+        other_ways = bool(self._use(region, frame).callers)
+        return Placement(frame, owner, swaps=frozenset(swaps), other_ways=other_ways)
 
     def _that_sees(self, region: Region) -> Call:
         """The innermost call around a region's operator whose own code can name what it reads."""
@@ -156,7 +159,7 @@ class Placer:
             return names
         # A method that only reads the weights of what is gone, to convert them say, will raise.
         needed = use.callers or use.serves or self._may_run(frame, use.methods)
-        if use.serves or self._runs_apart(use, frame):
+        if use.serves or self._runs_apart(use, frame, region):
             return names if needed else set()
         mixing = {
             self.trace.caller[link.value]
@@ -171,7 +174,8 @@ class Placer:
         working = {link.value for link in region.links if link.form and not link.form.identity}
         return (
             working <= swaps
-            and not self.rests_on_sizes(region)
+            and not self.rests_on_rank(region)
+            and region.base not in self.facts.ones
             and not explicit_padding(region.form)
             and not use.in_code
             and all(map(knows_only_tensors, use.crossed))
@@ -179,14 +183,13 @@ class Placer:
             and all(runs_as_one(use.module, method, use.parts) for method in use.methods)
         )
 
-    def rests_on_sizes(self, region: Region) -> bool:
-        """Whether a form may be right only for the rank or size of what came the traced way.
+    def rests_on_rank(self, region: Region) -> bool:
+        """Whether a form may be right only for the rank of what came the traced way.
 
-        Other ways in may bring another one: as far as its own operators do not tell.
+        Other ways in may bring another one, if the operators themselves do not tell.
         """
         nodes = [node for node in region.inner | region.dying if node.op != "get_attr"]
-        told = any(all(self._takes_any(node, kinds) for node in nodes) for kinds in _TELL_RANKS)
-        return not told or region.base in self.facts.ones
+        return not any(all(self._takes_any(node, kinds) for node in nodes) for kinds in _TELL_RANKS)
 
     def _takes_any(self, node: fx.Node, kinds: tuple[type, ...]) -> bool:
         """Whether an operator is a module of some kind, or adds values that depend on the input."""
@@ -230,7 +233,7 @@ class Placer:
         serves = self._serves_others(next(repeated, frame))
         return _Use(frame.module, list(names), in_code, tuple(crossed), methods, callers, serves)
 
-    def _runs_apart(self, use: _Use, frame: Call) -> bool:
+    def _runs_apart(self, use: _Use, frame: Call, region: Region) -> bool:
         """Whether a method may run, or return, some of a region without the rest."""
         methods, names = use.methods, set(use.parts)
         if any(used != names for used in methods.values()) and methods.keys() != {"forward"}:
@@ -238,11 +241,12 @@ class Placer:
         if use.in_code and any(n != "forward" and not n.startswith("_") for n in methods):
             return True
         running = methods_running(frame.module, methods) if use.callers else ()
+        bound = bool(use.callers) and region.base in self.facts.ones
         return any(
             holder != id(frame.module)
             or name not in running
             # One that only reads the weights, to convert them say, does not count.
-            or (name in methods and not runs_as_one(frame.module, name, use.parts))
+            or (name in methods and (bound or not runs_as_one(frame.module, name, use.parts)))
             for holder, name in use.callers
         )
 

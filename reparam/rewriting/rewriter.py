@@ -126,7 +126,7 @@ class Rewriter:
             read = self._checked(read, assumed, owner)
             new = self._note_new(graph.call_module(path, (read,)), owner)
             self._liken(new, module, region, home)
-        if self.placer.rests_on_sizes(region):
+        if self.placer.rests_on_rank(region) or region.base in self.facts.ones:
             result.by_size.add(new)
         if not swap:
             self.edited.add(owner)
@@ -169,6 +169,8 @@ class Rewriter:
         base, owner = self.result.current(link.base), self.trace.caller[link.value]
         swap = link.value in home.swaps
         assumed = self._assumed(link.base, link.inner, link.form)
+        if swap and assumed is None and home.other_ways and self.placer.rests_on_rank(region):
+            assumed = self._of_rank(link)
         # Also where modules are swapped: other regions may change the code that calls them.
         with self.result.graph.inserting_before(self.result.copy(link.value)):
             read = self._checked(base, assumed, owner)
@@ -205,13 +207,21 @@ class Rewriter:
         if not axes and not channels:
             return None
         reader = min(by_axes | by_channels, key=self.facts.order.__getitem__)
+        channel_axis = -1 if form is None else -1 - len(form.axes or ())
+        return Assumed(self._described(reader), axes, channel_axis, channels)
+
+    def _of_rank(self, link: Link) -> Assumed | None:
+        """What other ways in have to give a module that was traced with a value of some rank."""
+        rank = self.facts.ranks.get(link.base)
+        return None if rank is None else Assumed(self._described(link.value), rank, -1, 0)
+
+    def _described(self, reader: fx.Node) -> str:
+        """Where an operator is, and of which module."""
         if reader.op == "call_module":
             path, module = str(reader.target), fetch(self.trace.root, str(reader.target))
         else:
             path, module = self.trace.caller[reader].path, self.trace.caller[reader].module
-        place = f"{join(self.trace.path, path) or 'the model'} ({type(module).__name__})"
-        channel_axis = -1 if form is None else -1 - len(form.axes or ())
-        return Assumed(place, axes, channel_axis, channels)
+        return f"{join(self.trace.path, path) or 'the model'} ({type(module).__name__})"
 
     def _note_edits(self, nodes: Iterable[fx.Node], region: Region) -> None:
         for node in nodes:

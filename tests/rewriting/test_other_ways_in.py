@@ -373,3 +373,25 @@ def test_a_method_gets_no_code_that_is_right_for_what_forward_gives_it_alone(
     assert fused.reparam_report.fused
     assert apart(fused(x), model(x)) < EXACT
     assert apart(fused.forward_head(y), model.forward_head(y)) < EXACT
+
+
+class OnTokens(FlattensByOption):
+    """Another method runs the same layers, one on the other, on values of another rank."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        result: Tensor = self.norm(self.linear(x.flatten(1)))
+        return result
+
+    def tokens(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.linear(x))
+        return result
+
+
+def test_a_method_that_runs_them_in_turn_gets_the_rank_that_was_traced() -> None:
+    model, x = ready(OnTokens()), torch.randn(5, 6).double()
+    fused = reparam.fuse(model)
+    assert fused.reparam_report.fused
+    assert apart(fused(x), model(x)) < EXACT
+    assert apart(fused.tokens(x), model.tokens(x)) < EXACT
+    with pytest.raises(reparam.ReparamError, match="norm"):
+        fused.tokens(torch.randn(2, 6, 6).double())
