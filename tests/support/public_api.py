@@ -8,7 +8,7 @@ from typing import Any
 
 import reparam.report
 
-RETURNED = ("EqualizedRow", "FusedRow", "RefusedRow", "Report")
+RETURNED = ("EqualizedRow", "FrozenRow", "FusedRow", "RefusedRow", "Report")
 """What public calls return, of `reparam.report`; nobody makes these."""
 
 LISTING = Path(__file__).resolve().parents[1] / "public_api.txt"
