@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Hashable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -27,9 +27,22 @@ from reparam.rewriting import (
 from reparam.verification import Check, MismatchError, MisreadError, Model, Transaction
 
 _UNCHECKED = (
-    "every new operator was compared with what it replaces, but some modules around them could not "
-    "be run by themselves; with example_inputs the whole model is compared"
+    "every new operator was compared with what it replaces, but {} around them could not be run by "
+    "themselves; with example_inputs the whole model is compared"
 )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a part.
+
+    Args:
+        unchecked: Paths of the modules with new code that could not be compared.
+        staying: Paths of what stays beside the new operators.
+    """
+
+    unchecked: Set[str] = frozenset()
+    staying: Sequence[str] = ()
 
 
 def apply_parts(
@@ -54,14 +67,15 @@ def apply_parts(
     def change() -> nn.Module:
         for module in target.modules():
             own_registries(module)
-        staying: list[str] = []
+        unchecked, staying = set[str](), list[str]()
         for planned, made, held in zip(plans, makings, kinds, strict=True):
             root = _still_there(target, planned.part.trace.path, held)
             if root is not None:  # else nobody ran it, and it went with the code around it
-                unchecked, beside = _apply(planned, made, root, report, verify=verify)
-                staying += [join(planned.part.trace.path, path) for path in beside]
-                if unchecked and transaction.called is None:
-                    add_note(report, _UNCHECKED)
+                outcome = _apply(planned, made, root, report, verify=verify)
+                unchecked |= outcome.unchecked
+                staying += outcome.staying
+        if unchecked and transaction.called is None:
+            add_note(report, _UNCHECKED.format(", ".join(sorted(unchecked))))
         if late is not None:
             late.copy_parameters()
         kinds_of = {path: type(fetch(target, path)).__name__ for path in staying}
@@ -96,22 +110,18 @@ def _apply(
     report: Report,
     *,
     verify: bool,
-) -> tuple[int, Sequence[str]]:
-    """Put one part back into the module tree, planned anew without what cannot be put back.
-
-    Returns how many modules with new code could not be compared, and the paths of what stays beside
-    the new operators.
-    """
+) -> _Outcome:
+    """Put one part back into the module tree, planned anew without what cannot be put back."""
     while planned.decision.regions:
         rewritten = _rewrite(planned, made)
         # In place, nothing is left of what the rows tell of once it is put back.
         refused, fused = refused_rows(planned), _rows(planned, made, rewritten)
         check = Check(planned, rewritten) if verify else None
         try:
-            unchecked = 0 if check is None else check.run_originals()
+            unchecked = [] if check is None else check.run_originals()
             with all_or_nothing(root):
                 grafted = graft(rewritten, root, _held(root, planned.part.elsewhere))
-                unchecked += 0 if check is None else check.run(grafted.gone, root)
+                unchecked += [] if check is None else check.run(grafted.gone, root)
         except GraftError as problem:
             if isinstance(problem, MismatchError):
                 warn(f"{problem}; it was left alone. Please report it")
@@ -119,9 +129,13 @@ def _apply(
             continue
         report.refused.extend(refused)
         report.fused.extend(fused)
-        return unchecked, grafted.staying
+        path = planned.part.trace.path
+        return _Outcome(
+            {join(path, call.path) or "the model" for call in unchecked},
+            [join(path, staying) for staying in grafted.staying],
+        )
     report.refused.extend(refused_rows(planned))
-    return 0, ()
+    return _Outcome()
 
 
 def _rewrite(planned: PlannedPart, made: Mapping[Hashable, Made]) -> Rewrite:

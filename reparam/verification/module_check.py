@@ -56,11 +56,11 @@ class Check:
         self.times = Counter(id(call.module) for call in part.trace.calls)
         self.samples = sample_calls(part, part.trace.calls) if self.regions else {}
 
-    def run_originals(self) -> int:
+    def run_originals(self) -> list[Call]:
         """Run every module that is to change as it is, and compare it with its graph.
 
         Returns:
-            How many could not be compared.
+            The calls that could not be compared.
 
         Raises:
             MisreadError: If one does something else: tracing has misunderstood its code.
@@ -68,15 +68,12 @@ class Check:
         changing = {call for calls in self.rewritten.changes.values() for call in calls}
         asked = {*self.frames.values(), *changing}
         able = {call for call in self.samples if may_run(call.module)}
-        unknown = 0
-        for call in asked:
-            if _is_of_torch(call.module):
-                continue
-            if call not in able:
-                unknown += 1
-                continue
-            unknown += not self._agrees(call, self._inner(call, able))
-        return unknown
+        return [
+            call
+            for call in asked
+            if not _is_of_torch(call.module)
+            and (call not in able or not self._agrees(call, self._inner(call, able)))
+        ]
 
     def _agrees(self, call: Call, inner: Mapping[str, Sample]) -> bool:
         """Whether a module does what was traced of it; False where that cannot be told.
@@ -99,32 +96,30 @@ class Check:
             reason = "its own code returned something else than was traced of it"
         raise MisreadError(f"{call.path or 'the model'}: {reason}", [call])
 
-    def run(self, gone: Set[Call], root: nn.Module) -> int:
+    def run(self, gone: Set[Call], root: nn.Module) -> list[Call]:
         """Run every module that changed, and compare; those of calls that are gone are no more.
 
         Returns:
-            How many could not be compared.
+            The calls that could not be compared.
 
         Raises:
             MismatchError: If one returns something else.
         """
-        skipped = 0
         closed = self._closed(gone, root)
         able = {call for call in closed if call in self.samples and may_run(fetch(root, call.path))}
-        for call in self.part.trace.calls:
-            if call in able:
-                skipped += self._differs(call, able, root)
+        calls = [call for call in self.part.trace.calls if call in able]
+        skipped = [call for call in calls if self._is_chaotic(call, able, root)]
         for way in self.part.trace.ways_in:
             if way.owner in able and way.call in self.samples:
-                skipped += self._other_way_differs(way, root)
-        return skipped + len(closed - able)
+                skipped += [way.owner] if self._is_other_way_chaotic(way, root) else []
+        return [*skipped, *(closed - able)]
 
     def _stays_in_place(self, region: Region) -> bool:
         """Whether a region is a chain of modules for which no code changes."""
         chain = all(node.op == "call_module" for node in (region.value, *region.dying))
         return chain and not self.rewritten.changes[region.value]
 
-    def _differs(self, call: Call, able: Set[Call], root: nn.Module) -> bool:
+    def _is_chaotic(self, call: Call, able: Set[Call], root: nn.Module) -> bool:
         """Whether a module cannot be compared since it is chaotic: rounding changes its result.
 
         Raises:
@@ -148,7 +143,7 @@ class Check:
         reason = f"with its new code it returns something else, by {error:.1e}"
         raise MismatchError(f"{call.path or 'the model'}: {reason}", [call])
 
-    def _other_way_differs(self, way: WayIn, root: nn.Module) -> bool:
+    def _is_other_way_chaotic(self, way: WayIn, root: nn.Module) -> bool:
         """The same of a method that has new code; False of one that has none."""
         attributes = vars(fetch(root, way.call.path))
         if not attributes.keys() >= {way.name, "forward"}:
@@ -156,7 +151,7 @@ class Check:
         forward = attributes["forward"]
         attributes["forward"] = attributes[way.name]
         try:
-            return self._differs(way.call, set(), root)
+            return self._is_chaotic(way.call, set(), root)
         except MismatchError as problem:
             raise MismatchError(problem.reason, [way.owner]) from problem
         finally:

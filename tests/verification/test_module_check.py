@@ -180,9 +180,12 @@ def test_what_cannot_be_run_by_itself_is_noted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(2 * self.second(self.first(self.table(x)))) + 1
 
-    fused = reparam.fuse(Indexed().eval())
-    assert len(fused.reparam_report.fused) == 1
-    assert [note for note in fused.reparam_report.notes if "could not be run by themselves" in note]
+    for model, named in ((Indexed(), "but the model around"), (nn.Sequential(Indexed()), "but 0 ")):
+        fused = reparam.fuse(model.eval())
+        assert len(fused.reparam_report.fused) == 1
+        (note,) = fused.reparam_report.notes
+        assert "could not be run by themselves" in note
+        assert named in note
 
 
 def test_a_plan_is_carried_out_twice_alike(model: nn.Module) -> None:
