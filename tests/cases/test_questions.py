@@ -352,3 +352,34 @@ def test_what_is_no_function_of_its_input_stays(
     assert relative_error(expected[0], expected[1]) > EXACT  # it is none
     for before, after in zip(expected, actual, strict=True):
         assert relative_error(after, before) <= EXACT
+
+
+CALLS = 0
+
+
+def count_calls() -> None:
+    global CALLS  # noqa: PLW0603 - what is tested
+    CALLS += 1
+
+
+class CountsInAGlobal(nn.Module):
+    """What it returns does not tell that it sets a global variable."""
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.inside = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C), inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.inside:
+            count_calls()
+        y: Tensor = 2 * self.norm(self.conv(x))
+        return y.relu()
+
+
+def test_a_forward_that_sets_a_global_variable_keeps_its_code() -> None:
+    model, before = ready(nn.Sequential(CountsInAGlobal(True), nn.Conv2d(C, C, 1))), CALLS
+    fused = reparam.fuse(model)
+    assert before == CALLS
+    assert "sets a global variable" in str(fused.reparam_report)
+    assert relative_error(run(fused, (images(C),)), run(model, (images(C),))) <= EXACT
+    assert before + 2 == CALLS

@@ -164,6 +164,8 @@ def unanswerable(function: FunctionType) -> str | None:
     enclosing = {name: contents(cell) for name, cell in cells}
     names = ChainMap(enclosing, function.__globals__, vars(builtins))
     for code in codes_in(function.__code__):
+        if _sets_a_global(code):
+            return "sets a global variable"
         if _asks_for_identity(code, names):
             return "asks for the type of a value, or for its identity"
         # Under names of the model's own, where torch's are replaced while it is traced.
@@ -173,6 +175,13 @@ def unanswerable(function: FunctionType) -> str | None:
             if isinstance(names.get(name), BuiltinFunctionType) and names[name] in _ORIGINALS:
                 return f"asks torch.{names[name].__name__}(), which may change"
     return None
+
+
+@cache
+def _sets_a_global(code: CodeType) -> bool:
+    return any(
+        step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for step in dis.get_instructions(code)
+    )
 
 
 def is_caught(frame: FrameType) -> bool:
