@@ -84,19 +84,16 @@ class Placer:
         whole = common_caller([frame, around, *self._span(region)])
         if not region.collapses:
             owner = self._that_may_grow(self._that_sees(region))
-            if knows_only_tensors(whole):
+            kept = self._parts_to_keep(region, whole)
+            if kept is None and knows_only_tensors(whole):
                 return Placement(frame, owner)
-            return Placement(frame, owner, self._that_may_grow(whole))
+            return self._kept_in(whole, kept or set(), frame, owner)
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
         kept = self._parts_to_keep(region, frame)
         if kept is not None:
-            owner = self._that_may_grow(frame)
-            moved = list(calls_between(frame, owner))
-            if kept and moved:  # they are kept by keeping what holds them there
-                kept = {_name_in(owner, moved[-1].path)}
-            return Placement(frame, owner, owner, frozenset(kept))
+            return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
         swaps = {link.value for link in region.links if self._may_swap(link, region, frame)}
         if region.converts or self.facts.rests_on_granted(region.own):
             swaps.discard(region.main.value)  # code must make floats of what it reads, or check it
@@ -104,6 +101,14 @@ class Placer:
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
         return Placement(frame, owner, swaps=frozenset(swaps))
+
+    def _kept_in(self, holder: Call, kept: Set[str], frame: Call, owner: Call) -> Placement:
+        """A place that leaves some parts of a call's module what they are."""
+        writer = self._that_may_grow(holder)
+        moved = list(calls_between(holder, writer))
+        if kept and moved:  # they are kept by keeping what holds them there
+            kept = {_name_in(writer, moved[-1].path)}
+        return Placement(frame, owner, writer, frozenset(kept))
 
     def _that_sees(self, region: Region) -> Call:
         """The innermost call around a region's operator whose own code can name what it reads."""
@@ -152,8 +157,9 @@ class Placer:
             for link in region.path
             if link.form is not None and not link.form.diagonal
         }
-        # Where several mix channels, a part would return others, or another size, than it did.
-        return names if len(mixing) > 1 and names else None
+        # Where several mix channels, a part would return others, or another size, than it did. One
+        # that does not collapse changes no part: it goes, or it stays.
+        return names if region.collapses and len(mixing) > 1 and names else None
 
     def _use(self, region: Region, frame: Call) -> _Use:
         """Who runs the operators of a region in the module that holds it."""

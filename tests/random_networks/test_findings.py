@@ -421,3 +421,44 @@ def test_the_layout_of_a_sum_that_somebody_reads() -> None:
     )
     fused = reparam.fuse(model.eval())
     assert not reparam.plan(fused).fused
+
+
+class WithFeatures(nn.Module):
+    """A padding whose border is a bias, between kernels of which the first is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point, self.kernel, self.last = conv(), nn.Conv2d(4, 4, 3), conv(3)
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.point(x)
+        z = F.pad(y, (1, 1, 1, 1))
+        z[:, :, :1] = self.point.bias[:, None, None]
+        z[:, :, -1:] = self.point.bias[:, None, None]
+        z[:, :, :, :1] = self.point.bias[:, None, None]
+        z[:, :, :, -1:] = self.point.bias[:, None, None]
+        return y, self.kernel(z)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.point(x)
+        z = F.pad(y, (1, 1, 1, 1))
+        z[:, :, :1] = self.point.bias[:, None, None]
+        z[:, :, -1:] = self.point.bias[:, None, None]
+        z[:, :, :, :1] = self.point.bias[:, None, None]
+        z[:, :, :, -1:] = self.point.bias[:, None, None]
+        z = self.kernel(z)
+        return z, self.last(y.relu())
+
+
+@pytest.mark.parametrize("around", [lambda m: m, nn.Sequential], ids=["alone", "inside"])
+def test_a_method_that_runs_what_is_replaced_without_a_collapse(
+    around: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = around(WithFeatures()).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).total < count_operators(model, (x,)).total
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    methods = [m if isinstance(m, WithFeatures) else m[0] for m in (fused, model)]
+    results, exact = (method.forward_features(x) for method in methods)
+    assert relative_error(results, exact) <= EXACT
