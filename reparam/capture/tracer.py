@@ -362,6 +362,12 @@ class Tracer(fx.Tracer):
             self.kept.read(a)
         return super().create_arg(a)
 
+    def get_fresh_qualname(self, prefix: str) -> str:
+        """Refuse what torch.fx would hold as a new attribute of the user's model."""
+        raise UntraceableError(
+            "its forward hands an operator an object that no graph can hold, such as a generator"
+        )
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Remember which call made a node."""
         node = super().create_node(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +66,11 @@ class Placer:
             for node in trace.graph.nodes
             if node.op == "call_module"
         )
+        self.nodes: dict[Call, set[fx.Node]] = defaultdict(set)
+        for node, caller in trace.caller.items():
+            if node.op.startswith("call_") and node not in facts.sources:
+                for call in caller.ancestry():
+                    self.nodes[call].add(node)
         self.traced_through = Counter(id(call.module) for call in trace.calls)
         self.repeated = repeated_calls(trace)
         self.held = held_aside(trace.root)
@@ -100,6 +105,11 @@ class Placer:
         owner = self._that_sees(region)
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
+            # Beside a container that somebody runs by itself: it has to stay what it was.
+            left = calls_between(frame, self._that_may_grow(frame))
+            if any(self.trace.by_methods.get(id(call.module)) for call in left):
+                kept = set(self._use(region, frame).parts)
+                return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
         return Placement(frame, owner, swaps=frozenset(swaps))
 
     def _kept_in(self, holder: Call, kept: Set[str], frame: Call, owner: Call) -> Placement:
@@ -180,6 +190,9 @@ class Placer:
             elif caller is frame:
                 in_code = in_code or node not in self.facts.sources
                 continue
+            elif caller.parent is frame and node not in self.facts.sources:
+                # Its code is all that it was: nothing is left that a method could call.
+                in_code = in_code or self._goes(caller, joined, region)
             if path.startswith(prefix):
                 names[_name_in(frame, path)] = None
         methods = methods_naming(frame.module, set(names))
@@ -193,6 +206,10 @@ class Placer:
         repeated = (call for call in (*crossed, *frame.ancestry()) if call in self.repeated)
         serves = self._serves_others(next(repeated, frame))
         return _Use(list(names), in_code, methods, callers, serves)
+
+    def _goes(self, call: Call, joined: Set[fx.Node], region: Region) -> bool:
+        """Whether all that a call computes becomes part of an operator that is elsewhere."""
+        return region.main.value not in self.nodes[call] and self.nodes[call] <= joined
 
     def _runs_apart(self, use: _Use, frame: Call) -> bool:
         """Whether a method may run, or return, some of a region without the rest."""

@@ -53,6 +53,7 @@ def observe(model: nn.Module, call: Call, seed: int) -> Any:
     named = list(model.named_modules(remove_duplicate=False))
     counted = {name: (m.calls, m.steps) for name, m in named if isinstance(m, Counted)}
     kept = {name: m.memory() for name, m in named if isinstance(m, Remembering)}
+    kept = tree_map_only(Tensor, Tensor.nan_to_num, kept)
     places = [module.moved_to(0) for module in closures(model)]
     observed = outputs, inputs, options, seen, counted, kept, places, numbers
     return tree_map_only(Tensor, Tensor.detach, observed)

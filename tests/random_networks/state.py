@@ -94,16 +94,11 @@ class NumpyScale(nn.Module):
     def __init__(self, module: nn.Module, kind: str) -> None:
         super().__init__()
         self.m = module
-        self.draw: Callable[[], float] = random.Random(3).random
-        if kind == "state":
-            self.state = np.random.RandomState(3)
-        elif kind == "generator":
-            self.state = np.random.default_rng(3)
-        self.kind = kind
+        makers = {"state": np.random.RandomState, "generator": np.random.default_rng}
+        self.generator: Any = makers.get(kind, random.Random)(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        factor = self.draw() if self.kind == "python" else float(self.state.random())
-        return self.m(x) * (0.5 + factor)
+        return self.m(x) * (0.5 + float(self.generator.random()))
 
 
 class StochasticDepth(nn.Module):

@@ -30,6 +30,10 @@ _ASK_FOR_OTHERS = {"abc", "functools", "torch.jit", "torch._jit_internal", "torc
 """Modules whose ``isinstance`` and dispatch ask on behalf of whoever calls them."""
 
 
+_MAY_BE_NONE = {"grad", "grad_fn", "name", "_base", "_grad", "_grad_fn", "_backward_hooks"}
+"""Attributes of a tensor that are there or not, as the mode or an earlier call decides."""
+
+
 class _Reserved:
     """What Python asks of a value by itself, and what code assigns to it: answered, or refused.
 
@@ -105,6 +109,8 @@ class Proxy(_Reserved, fx.Proxy):
     def __getattr__(self, k: str) -> Any:
         if not hasattr(Tensor, k):
             self._absent(k, sys._getframe(1))
+        if k in _MAY_BE_NONE and user_asks(sys._getframe(1)):
+            self._refuse(f"tell its {k}")  # code compares it with None, unseen
         return Attribute(self, k)
 
     @property
