@@ -189,6 +189,9 @@ class Placer:
                 parts.add(id(fetch(self.trace.root, path)))
             elif caller is frame:
                 in_code = in_code or node not in self.facts.sources
+                read = (self.facts.sources.get(n, ()) for n in (node, *node.all_input_nodes))
+                used = sorted(path for paths in read for path in paths if path.startswith(prefix))
+                names.update(dict.fromkeys(_name_in(frame, path) for path in used))
                 continue
             elif caller.parent is frame and node not in self.facts.sources:
                 # Its code is all that it was: nothing is left that a method could call.

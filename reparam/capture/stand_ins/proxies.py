@@ -107,10 +107,14 @@ class Proxy(_Reserved, fx.Proxy):
     """A value of the graph."""
 
     def __getattr__(self, k: str) -> Any:
+        frame = sys._getframe(1)
         if not hasattr(Tensor, k):
-            self._absent(k, sys._getframe(1))
-        if k in _MAY_BE_NONE and user_asks(sys._getframe(1)):
-            self._refuse(f"tell its {k}")  # code compares it with None, unseen
+            self._absent(k, frame)
+        if user_asks(frame):
+            if k in _MAY_BE_NONE:
+                self._refuse(f"tell its {k}")  # code compares it with None, unseen
+            if not _reads_attribute(frame):  # it asks whether there is one
+                self.tracer.class_of(self)
         return Attribute(self, k)
 
     @property
@@ -122,7 +126,8 @@ class Proxy(_Reserved, fx.Proxy):
     def _absent(self, name: str, frame: FrameType) -> None:
         """Say what is true of a value that is a tensor: it has no attribute of some name."""
         tracer: Any = self.tracer
-        if user_asks(frame) and (tracer.is_tensor(self.node) or self.node.op == "placeholder"):
+        surely = tracer.is_tensor(self.node) or self.node.op == "placeholder"
+        if user_asks(frame) and (surely or not _reads_attribute(frame)):
             tracer.class_of(self)
             raise AttributeError(f"a tensor has no attribute {name!r}")
 
