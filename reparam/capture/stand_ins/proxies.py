@@ -232,6 +232,14 @@ def _known_length(node: fx.Node) -> int | None:
     return None
 
 
+def arrives_as_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, also where it is one that code is traced with."""
+    if isinstance(value, fx.Proxy):
+        tracer: Any = value.tracer
+        return issubclass(tracer.class_of(value), Tensor)
+    return isinstance(value, Tensor)
+
+
 def is_tensor(node: fx.Node) -> bool:
     """Whether the value of a node is a tensor, whatever the model's input is."""
     return any(_makes_a_tensor(operand) for operand in reached([node], _passes_a_tensor_on))
