@@ -139,6 +139,8 @@ def ready(program: Program, dtype: torch.dtype = torch.float64) -> nn.Module:
     rng = random.Random(f"before/{program.seed}")
     kind = rng.choice(["built"] * 6 + ["ran", "ran with gradients", "trained", "trained and ran"])
     model = program.build().to(dtype)
+    if kind == "built":
+        return model
     inputs = program.calls(dtype)[0]
     try:
         with seeded(program.seed):

@@ -225,16 +225,16 @@ class Program:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Starts the random numbers of torch, numpy and Python; puts back where they were."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 def recorders(model: nn.Module) -> dict[str, vocabulary.Recorder]:
