@@ -532,9 +532,33 @@ def tensors_with_which_a_method_computes() -> nn.Module:
     )
 
 
+class RunsForNothing(RunsAlone):
+    """The same with a call that nobody reads, neither in forward nor in a method."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        self.third(y)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        self.third(y)
+        return self.features(self, y)
+
+
+def a_call_that_nobody_reads() -> nn.Module:
+    return RunsForNothing(
+        lambda self, y: self.second(y.relu() * 2),
+        first=conv(3),
+        second=conv(),
+        third=nn.BatchNorm2d(4, track_running_stats=False),
+    )
+
+
 @pytest.mark.parametrize(
     "build",
     [
+        a_call_that_nobody_reads,
         a_part_with_a_formula,
         a_scale_of_a_class_of_its_own,
         a_container_whose_weight_is_read,
