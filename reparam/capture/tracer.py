@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import returns_what_it_wrote
@@ -167,6 +168,10 @@ class Tracer(fx.Tracer):
             {name: self.kept.handed_on(value) for name, value in kwargs.items()},
         )
         parent = self.stack[-1] if self.stack else None
+        if parent is not None:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor) and id(leaf) not in self.names:
+                    self.create_arg(leaf)  # the caller's graph would have to hold it
         # Now, since the forward may append to a list that it was given.
         named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
         parameters = inspect.signature(forward).parameters.values()
@@ -366,6 +371,12 @@ class Tracer(fx.Tracer):
         if isinstance(a, Tensor):
             self.kept.read(a)
         return super().create_arg(a)
+
+    def get_fresh_qualname(self, prefix: str) -> str:
+        """Refuse what torch.fx would hold as a new attribute of the user's model."""
+        raise UntraceableError(
+            "its forward hands an operator an object that no graph can hold, such as a generator"
+        )
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Remember which call made a node."""

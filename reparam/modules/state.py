@@ -9,7 +9,8 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from types import CellType, FunctionType, MethodType, ModuleType
+from functools import partial
+from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ from reparam.modules.undoing import fulfil, promise
 
 _OPEN = {"argparse", "collections", "queue", "types"}
 """What is of these holds what it holds in its attributes, as a user's own object does."""
+
+_UNCHANGING = (tuple, MethodType, BuiltinMethodType, partial)
+"""What stays as it is, whatever becomes of what it holds."""
 
 _FOREIGN = (sys.stdlib_module_names - _OPEN) | {"torch", "numpy"}
 
@@ -230,7 +234,7 @@ def _holders(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
             continue
         if isinstance(value, nn.Module):
             owner = value
-        if not isinstance(value, tuple):
+        if not isinstance(value, _UNCHANGING):
             yield owner, value
         pending.extend((owner, entry) for entry in entries if not _is_constant(entry))
 
@@ -253,7 +257,11 @@ def _entries(value: Any) -> Iterable[Any] | None:
             return value.__closure__  # variables that it shares, and may set
         case CellType():
             return tuple(_content(value).values())
-        case MethodType() | ModuleType() | fx.Proxy():
+        case MethodType() | BuiltinMethodType():
+            return (value.__self__,)  # such as the method by which a generator draws
+        case partial():
+            return (value.func, *value.args, *value.keywords.values())
+        case ModuleType() | fx.Proxy():
             return None
     if has_state(value) or is_iterator(value):
         return ()

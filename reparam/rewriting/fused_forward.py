@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import outline
+from reparam.capture import arrives_as_tensor, outline
 from reparam.errors import ReparamError
 from reparam.modules import TYPES_MAY_DIFFER, has_hooks
 
@@ -54,7 +54,7 @@ class Guards:
                 arguments[name] is value or _equal(arguments[name], value)
                 for name, value in self.baked.items()
             )
-            and all(isinstance(arguments[name], torch.Tensor) for name in self.tensors)
+            and all(arrives_as_tensor(arguments[name]) for name in self.tensors)
             and all(len(arguments[name]) >= count for name, count in self.lengths.items())
             and all(outline(arguments[name]) == was for name, was in self.outlines.items())
             and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
@@ -78,6 +78,11 @@ class Placer:
             for node in trace.graph.nodes
             if node.op == "call_module"
         )
+        self.nodes: dict[Call, set[fx.Node]] = defaultdict(set)
+        for node, caller in trace.caller.items():
+            if node.op.startswith("call_") and node not in facts.sources:
+                for call in caller.ancestry():
+                    self.nodes[call].add(node)
         self.traced_through = Counter(id(call.module) for call in trace.calls)
         self.repeated = repeated_calls(trace)
         self.held = held_aside(trace.root)
@@ -96,9 +101,10 @@ class Placer:
         whole = common_caller([frame, around, *self._span(region)])
         if not region.collapses:
             owner = self._that_may_grow(self._that_sees(region))
-            if knows_only_tensors(whole):
+            kept = self._parts_to_keep(region, whole, frozenset())
+            if kept is None and knows_only_tensors(whole):
                 return Placement(frame, owner)
-            return Placement(frame, owner, self._that_may_grow(whole))
+            return self._kept_in(whole, kept or set(), frame, owner)
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
@@ -107,16 +113,24 @@ class Placer:
             swaps.discard(region.main.value)  # code must make floats of what it reads, or check it
         kept = self._parts_to_keep(region, frame, swaps)
         if kept is not None:
-            owner = self._that_may_grow(frame)
-            moved = list(calls_between(frame, owner))
-            if kept and moved:  # they are kept by keeping what holds them there
-                kept = {_name_in(owner, moved[-1].path)}
-            return Placement(frame, owner, owner, frozenset(kept))
-        owner = self._that_sees(region)
+            return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
+        owner, use = self._that_sees(region), self._use(region, frame)
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
-        other_ways = bool(self._use(region, frame).callers)
+            # Beside a container that somebody runs by itself: it has to stay what it was.
+            left = calls_between(frame, self._that_may_grow(frame))
+            if any(self.trace.by_methods.get(id(call.module)) for call in left):
+                return self._kept_in(frame, set(use.parts), frame, self._that_may_grow(frame))
+        other_ways = bool(use.callers)
         return Placement(frame, owner, swaps=frozenset(swaps), other_ways=other_ways)
+
+    def _kept_in(self, holder: Call, kept: Set[str], frame: Call, owner: Call) -> Placement:
+        """A place that leaves some parts of a call's module what they are."""
+        writer = self._that_may_grow(holder)
+        moved = list(calls_between(holder, writer))
+        if kept and moved:  # they are kept by keeping what holds them there
+            kept = {_name_in(writer, moved[-1].path)}
+        return Placement(frame, owner, writer, frozenset(kept))
 
     def _that_sees(self, region: Region) -> Call:
         """The innermost call around a region's operator whose own code can name what it reads."""
@@ -166,8 +180,9 @@ class Placer:
             for link in region.path
             if link.form is not None and not link.form.diagonal
         }
-        # Where several mix channels, a part would return others, or another size, than it did.
-        return names if len(mixing) > 1 and needed else None
+        # Where several mix channels, a part would return others, or another size, than it did. One
+        # that does not collapse changes no part: it goes, or it stays.
+        return names if region.collapses and len(mixing) > 1 and needed else None
 
     def _run_as_one(self, use: _Use, region: Region, swaps: Set[fx.Node]) -> bool:
         """Whether all code that runs a region's modules does so in turn, whichever way it takes."""
@@ -218,7 +233,13 @@ class Placer:
                 parts.add(id(fetch(self.trace.root, path)))
             elif caller is frame:
                 in_code = in_code or node not in self.facts.sources
+                read = (self.facts.sources.get(n, ()) for n in (node, *node.all_input_nodes))
+                used = sorted(path for paths in read for path in paths if path.startswith(prefix))
+                names.update(dict.fromkeys(_name_in(frame, path) for path in used))
                 continue
+            elif caller.parent is frame and node not in self.facts.sources:
+                # Its code is all that it was: nothing is left that a method could call.
+                in_code = in_code or self._goes(caller, joined, region)
             if path.startswith(prefix):
                 names[_name_in(frame, path)] = None
         methods = methods_naming(frame.module, set(names))
@@ -232,6 +253,10 @@ class Placer:
         repeated = (call for call in (*crossed, *frame.ancestry()) if call in self.repeated)
         serves = self._serves_others(next(repeated, frame))
         return _Use(frame.module, list(names), in_code, tuple(crossed), methods, callers, serves)
+
+    def _goes(self, call: Call, joined: Set[fx.Node], region: Region) -> bool:
+        """Whether all that a call computes becomes part of an operator that is elsewhere."""
+        return region.main.value not in self.nodes[call] and self.nodes[call] <= joined
 
     def _runs_apart(self, use: _Use, frame: Call, region: Region) -> bool:
         """Whether a method may run, or return, some of a region without the rest."""

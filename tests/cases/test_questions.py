@@ -130,6 +130,27 @@ def by_table_of_types(x: Any) -> Any:
     return {Tensor: 2}.get(type(x), 1) * x
 
 
+def by_history(x: Any) -> Any:
+    return x * 2 if x.grad_fn is None else x
+
+
+def by_gradient(x: Any) -> Any:
+    gradient = x.grad
+    return x * 2 if gradient is None else x + gradient
+
+
+def by_base(x: Any) -> Any:
+    return x if x._base is not None else x * 2
+
+
+def by_flag(x: Any) -> Any:
+    return x if x.requires_grad is True else x * 2
+
+
+def by_place(x: Any) -> Any:
+    return x * 2 if x.is_cuda is False else x
+
+
 def in_a_child(prepare: Callable[..., Any]) -> nn.Module:
     return ready(nn.Sequential(Asking(prepare), nn.ReLU(), Asking(lambda x: x)))
 
@@ -147,7 +168,18 @@ def test_what_is_true_of_a_tensor_is_answered(
 
 @pytest.mark.parametrize(
     "prepare",
-    [by_jit_of_several, by_another_name, by_type, by_type_under_another_name, by_table_of_types],
+    [
+        by_jit_of_several,
+        by_another_name,
+        by_type,
+        by_type_under_another_name,
+        by_table_of_types,
+        by_history,
+        by_gradient,
+        by_base,
+        by_flag,
+        by_place,
+    ],
     ids=lambda prepare: prepare.__name__,
 )
 def test_what_a_value_is_for_python_itself_is_not_traced(prepare: Callable[..., Any]) -> None:
@@ -155,6 +187,31 @@ def test_what_a_value_is_for_python_itself_is_not_traced(prepare: Callable[..., 
     fused = reparam.fuse(model)
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
     assert count_operators(fused, (x,)).batch_norms == 1
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda y: y["image"] if hasattr(y, "keys") else y * 2,
+        lambda y: y["image"] if hasattr(y, "items") else y * 2,
+        lambda y: y * 2 if hasattr(y, "shape") else y["image"],
+        lambda y: y * (3 if getattr(y, "index", None) is None else 2),
+    ],
+    ids=["keys", "items", "shape", "index"],
+)
+def test_what_a_part_of_an_input_has_is_not_known(prepare: Callable[..., Any]) -> None:
+    model, x = ready(nn.Sequential(OfMapping(prepare))), images(C)
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, ({"x": x},)), run(model, ({"x": x},))) <= EXACT
+
+
+class OfMapping(Asking):
+    """The same behind a value of a mapping."""
+
+    def forward(self, x: Any) -> Tensor:
+        y = self.prepare(x["x"])
+        result: Tensor = self.norm(self.conv(y) + y)
+        return result
 
 
 # -- How does it run? -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import queue
 import random
@@ -157,3 +158,64 @@ def test_an_iterator_that_cannot_be_put_back_is_not_used() -> None:
     assert any("cannot be put back" in note for note in fused.reparam_report.notes)
     assert user.held is held
     assert held.gi_frame.f_lasti == numbers().gi_frame.f_lasti
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def step(self) -> float:
+        self.count += 1
+        return float(self.count)
+
+
+def of_python() -> tuple[Callable[[], Any], Callable[[], Any]]:
+    generator = random.Random(3)
+    return generator.random, generator.getstate
+
+
+def of_numpy() -> tuple[Callable[[], Any], Callable[[], Any]]:
+    generator = np.random.default_rng(3)
+    return generator.random, lambda: str(generator.bit_generator.state)
+
+
+def of_torch() -> tuple[Callable[[], Any], Callable[[], Any]]:
+    generator = torch.Generator().manual_seed(3)
+    draw = functools.partial(torch.rand, C, 1, 1, generator=generator)
+    return draw, lambda: generator.get_state().tolist()
+
+
+def of_an_object() -> tuple[Callable[[], Any], Callable[[], Any]]:
+    held = Counting()
+    return held.step, lambda: held.count
+
+
+class Follows(nn.Module):
+    """A scale that comes of a function, which alone knows what goes on."""
+
+    def __init__(self, follow: Callable[[], Any]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)
+        self.follow = follow
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.conv(x) * self.follow())
+        return y.relu()
+
+
+@pytest.mark.parametrize("make", [of_python, of_numpy, of_torch, of_an_object])
+@pytest.mark.parametrize("inputs", [False, True], ids=["", "inputs"])
+def test_what_a_method_goes_on_with_is_where_it_was(
+    make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]], inputs: bool
+) -> None:
+    follow, see = make()
+    model, x = ready(Follows(follow)), images()
+    before, given = see(), (x,) if inputs else ()
+    reparam.plan(model, *given)
+    assert see() == before
+    fused = reparam.fuse(model, *given)
+    assert see() == before
+    reparam.verify(model, fused, x)
+    assert see() == before
+    fused(x)
+    assert make()[1]() == before

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.random_networks import motifs, steps, structures
-from tests.random_networks.programs import ModuleSource, Program
+from tests.random_networks import behaviour, motifs, steps, structures
+from tests.random_networks.programs import ModuleSource, Program, seeded
 from tests.random_networks.scope import RejectedError, Scope, is_healthy
 
 MAKERS: dict[Callable[[Scope], str], int] = {
@@ -49,6 +49,14 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     motifs.view_write: 2,
     steps.gate: 2,
     motifs.shape_read: 2,
+    behaviour.question: 4,
+    behaviour.answer: 3,
+    behaviour.option: 4,
+    behaviour.draw: 3,
+    behaviour.succession: 3,
+    behaviour.remnant: 4,
+    behaviour.observed: 3,
+    behaviour.shared: 1,
 }
 
 
@@ -56,10 +64,9 @@ def random_program(seed: int) -> Program:
     """A network in evaluation mode; `print` it to read it, `build` it to run it."""
     for attempt in range(100):
         rng = random.Random(f"{seed}/{attempt}")
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with seeded(rng.randrange(2**32)), warnings.catch_warnings():
             # a warning turned into an error would make another network
             warnings.simplefilter("ignore")
-            torch.manual_seed(rng.randrange(2**32))
             program = _grow(rng, seed)
             if _is_sound(program):
                 return program

@@ -1,13 +1,16 @@
 """Random networks as readable source: one can print them, run them, and drop lines from them."""
 
 import linecache
+import random
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,15 @@ from tests.random_networks import vocabulary
 from tests.support.randomise import randomise_batch_norm
 
 NAMES: dict[str, Any] = {name: getattr(vocabulary, name) for name in vocabulary.__all__}
+
+OPTIONS = {
+    "mask": ("None", "torch.tensor(0.5)"),
+    "residual": ("None", "torch.tensor(0.3)"),
+    "flag": ("False", "True"),
+    "scale": ("1.0", "0.5"),
+    "size": ("None", "4"),
+}
+"""Settings of a `forward`: what they are by default, and what somebody may say instead."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +38,59 @@ class ModuleSource:
     attributes: tuple[str, ...]
     steps: tuple[str, ...]
     result: str
+    features: str = ""
+    """The value at which a `forward_features` ends, if the module has one."""
+    apart: bool = False
+    """Whether `forward` repeats what its two halves do, rather than to call them."""
 
     def source(self) -> str:
         attributes = "".join(f"        {line}\n" for line in self.attributes)
-        steps = "".join(f"        {line}\n" for line in self.steps)
+        methods = "\n".join(
+            f"    def {name}(self, {', '.join(inputs)}):\n"
+            f"{''.join(f'        {line}{chr(10)}' for line in steps)}"
+            f"        return {result}\n"
+            for name, inputs, steps, result in self.methods()
+        )
         return (
             f"class {self.name}(nn.Module):\n"
-            f"    def __init__(self):\n        super().__init__()\n{attributes}\n"
-            f"    def forward(self, {', '.join(self.inputs)}):\n{steps}"
-            f"        return {self.result}\n"
+            f"    def __init__(self):\n        super().__init__()\n{attributes}\n{methods}"
         )
+
+    def methods(self) -> list[tuple[str, Sequence[str], Sequence[str], str]]:
+        """The name, the inputs, the steps and the result of each method."""
+        whole = ("forward", self.inputs, self.steps, self.result)
+        halves = self.halves()
+        if halves is None:
+            return [whole]
+        first, passed, last = halves
+        options = [text for text in self.inputs if "=" in text and text.split("=")[0] not in passed]
+        methods = [
+            ("forward_features", self.inputs, first, ", ".join(passed)),
+            ("forward_head", [*passed, *options], last, self.result),
+        ]
+        if not self.apart:
+            given = ", ".join(text.partition("=")[0] for text in self.inputs)
+            between = f"{', '.join(passed)} = self.forward_features({given})"
+            rest = ", ".join([*passed, *(text.partition("=")[0] for text in options)])
+            whole = ("forward", self.inputs, [between], f"self.forward_head({rest})")
+        return [*methods, whole]
+
+    def halves(self) -> tuple[tuple[str, ...], list[str], tuple[str, ...]] | None:
+        """The steps of `forward_features`, what it returns, and the steps behind it."""
+        ends = [i for i, line in enumerate(self.steps) if line.startswith(f"{self.features} = ")]
+        if not self.features or not ends:
+            return None
+        first, last = self.steps[: ends[0] + 1], self.steps[ends[0] + 1 :]
+        values = r"\bv\d+\b"
+        made = {*re.findall(values, f"{self.inputs} {first}")}
+        read = re.findall(values, f"{last} {self.result}")
+        passed = [name for name in dict.fromkeys(read) if name in made]
+        return (first, passed, last) if passed else None
+
+    def options(self) -> list[str]:
+        """The names of the settings, which may be left out."""
+        names = [text.partition("=")[0] for text in self.inputs if "=" in text]
+        return [name for name in names if name in OPTIONS]
 
     def without_unused_attributes(self) -> "ModuleSource":
         kept: list[str] = []
@@ -62,6 +117,8 @@ class ModuleSource:
 
     def shorter(self) -> Iterator["ModuleSource"]:
         """The same module with one step less or with a simpler result."""
+        if self.features:
+            yield replace(self, features="")
         for value in re.findall(r"\bv\d+\b", self.result):
             if self.result != value:
                 yield replace(self, result=value)
@@ -108,8 +165,7 @@ class Program:
         """The network in evaluation mode, with randomised batch norms and scales."""
         names = vars(self.classes())
         # without gradients: else what pruning computes of a weight could not be copied
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed), torch.no_grad():
             model: nn.Module = names[self.modules[-1].name]().eval()
             randomise_batch_norm(model, self.seed, self.calls()[0])
         for recorder in recorders(model).values():
@@ -139,11 +195,15 @@ class Program:
     def calls(self, dtype: torch.dtype = torch.float32) -> list[tuple[Any, ...]]:
         """The arguments of each way to call the network."""
         inputs = tuple(x.to(dtype) for x in self.inputs())
+        return [self.packed(inputs), inputs[:-1]] if self.optional else [self.packed(inputs)]
+
+    def packed(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The arguments that carry these inputs."""
         if self.container == "list":
-            return [(list(inputs),)]
+            return (list(inputs),)
         if self.container == "dict":
-            return [(dict(zip("ab", inputs, strict=False)),)]
-        return [inputs, inputs[:-1]] if self.optional else [inputs]
+            return (dict(zip("ab", inputs, strict=False)),)
+        return tuple(inputs)
 
     def shorter(self) -> Iterator["Program"]:
         for index, module in enumerate(self.modules):
@@ -160,6 +220,21 @@ class Program:
                 modules.append(module.without_unused_attributes())
                 text += modules[-1].source()
         return replace(self, modules=tuple(reversed(modules)))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Starts the random numbers of torch, numpy and Python; puts back where they were."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 def recorders(model: nn.Module) -> dict[str, vocabulary.Recorder]:

@@ -1,15 +1,17 @@
 """The body of a random `forward` while it grows: its values exist, so every step is tried."""
 
+import ast
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tests.random_networks.programs import NAMES, ModuleSource
+from tests.random_networks.programs import NAMES, OPTIONS, ModuleSource
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ class Scope:
         self.inputs = tuple(f"v{i}" for i in range(len(inputs)))
         self.values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
         self.others: dict[str, Any] = {}
+        self.options: tuple[str, ...] = ()
         self.attributes: list[str] = []
         self.steps: list[str] = []
         self.numbers = {"v": len(inputs), "m": 0}
@@ -101,6 +104,16 @@ class Scope:
             raise RejectedError
         return name
 
+    def option(self) -> str:
+        """Adds an input that may be left out, and returns its name."""
+        name = self.choice(list(OPTIONS))
+        if any(option.startswith(name) for option in self.options):
+            raise RejectedError
+        default = OPTIONS[name][0]
+        self.options += (f"{name}={default}",)
+        self.others[name] = ast.literal_eval(default)
+        return name
+
     def unpack(self, expression: str, count: int = 2) -> list[str]:
         """Adds `v5, v6 = expression` and returns both names."""
         first = self.numbers["v"]
@@ -134,7 +147,7 @@ class Scope:
     @contextmanager
     def undone_on_failure(self) -> Iterator[None]:
         values, attributes, steps = dict(self.values), len(self.attributes), len(self.steps)
-        modules = len(self.modules)
+        modules, options = len(self.modules), self.options
         try:
             yield
         except Exception:
@@ -142,13 +155,16 @@ class Scope:
             del self.attributes[attributes:]
             del self.steps[steps:]
             del self.modules[modules:]
+            self.options = options
             raise
 
     def close(self, name: str, result: str, signature: Sequence[str] = ()) -> ModuleSource:
         """The finished module; few of its values are computed for nothing."""
-        module = ModuleSource(
-            name, tuple(signature or self.inputs), tuple(self.attributes), tuple(self.steps), result
-        )
+        inputs = (*(signature or self.inputs), *self.options)
+        module = ModuleSource(name, inputs, tuple(self.attributes), tuple(self.steps), result)
+        if self.chance(0.15):
+            features = self.choice(list(self.values))
+            module = replace(module, features=features, apart=self.chance(0.4))
         if self.chance(0.85):
             module = module.without_unread_steps()
         return module.without_unused_attributes()

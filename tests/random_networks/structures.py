@@ -2,6 +2,7 @@
 
 import re
 
+from tests.random_networks.programs import OPTIONS
 from tests.random_networks.scope import RejectedError, Scope
 from tests.random_networks.steps import IMAGES, call, convolution_layer, normalised
 
@@ -133,16 +134,25 @@ def block_call(s: Scope, name: str) -> str:
     """An instance of a generated class, called once, twice, or inside another module."""
     block = next(m for m in s.modules if m.name == name)
     taken = s.pick()
-    arguments = ", ".join([taken, *(s.pick() for _ in block.inputs[1:])])
+    needed = [text for text in block.inputs if "=" not in text]
+    arguments = ", ".join([taken, *(s.pick() for _ in needed[1:])])
     item = s.choice(["[0]", "[1]", "[-1]"]) if block.result.startswith(("(", "Pair")) else ""
     item = '["out"]' if block.result.startswith("{") else item
     source = f"{name}()"
-    plain = not item and len(block.inputs) == 1
+    plain = not item and len(needed) == 1
     if plain and s.chance(0.45):
         source = s.choice(WRAPPERS).format(source)
     layer = s.attribute(source)
     if plain and s.chance(0.1):
         s.attribute_line(f"{layer}.register_forward_hook(Recorder())")
+    for option in block.options():
+        if s.chance(0.4):
+            arguments += f", {option}={OPTIONS[option][1]}"
+    halves = block.halves()
+    if halves and source == f"{name}()" and s.chance(0.4):
+        features = s.assign(f"{layer}.forward_features({arguments}){'[0]' * (len(halves[1]) > 1)}")
+        if s.chance(0.5):
+            return features
     y = s.assign(f"{layer}({arguments}){item}")
     if re.match(r"v\d+ = self\.m\d+\(v\d+\)$", s.steps[-1]) and s.chance(0.2):
         return s.assign(f"{layer}({s.choice([taken, y])})")

@@ -421,3 +421,233 @@ def test_the_layout_of_a_sum_that_somebody_reads() -> None:
     )
     fused = reparam.fuse(model.eval())
     assert not reparam.plan(fused).fused
+
+
+class WithFeatures(nn.Module):
+    """A padding whose border is a bias, between kernels of which the first is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point, self.kernel, self.last = conv(), nn.Conv2d(4, 4, 3), conv(3)
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.point(x)
+        z = F.pad(y, (1, 1, 1, 1))
+        z[:, :, :1] = self.point.bias[:, None, None]
+        z[:, :, -1:] = self.point.bias[:, None, None]
+        z[:, :, :, :1] = self.point.bias[:, None, None]
+        z[:, :, :, -1:] = self.point.bias[:, None, None]
+        return y, self.kernel(z)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.point(x)
+        z = F.pad(y, (1, 1, 1, 1))
+        z[:, :, :1] = self.point.bias[:, None, None]
+        z[:, :, -1:] = self.point.bias[:, None, None]
+        z[:, :, :, :1] = self.point.bias[:, None, None]
+        z[:, :, :, -1:] = self.point.bias[:, None, None]
+        z = self.kernel(z)
+        return z, self.last(y.relu())
+
+
+@pytest.mark.parametrize("around", [lambda m: m, nn.Sequential], ids=["alone", "inside"])
+def test_a_method_that_runs_what_is_replaced_without_a_collapse(
+    around: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = around(WithFeatures()).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).total < count_operators(model, (x,)).total
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    methods = [m if isinstance(m, WithFeatures) else m[0] for m in (fused, model)]
+    with torch.no_grad():
+        results, exact = (method.forward_features(x) for method in methods)
+    assert relative_error(results, exact) <= EXACT
+
+
+class Scaled(nn.Module):
+    """A norm whose formula stands in its own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm
+        return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias)
+
+
+class RunsAlone(nn.Module):
+    """Parts that a method runs, and that forward runs by itself."""
+
+    def __init__(self, features: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(self, self.second(self.first(x)))
+
+
+class ReadsTensors(RunsAlone):
+    """The same with a method that computes with the tensors of a part."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        n = self.second
+        return F.batch_norm(self.first(x), n.running_mean, n.running_var, n.weight, n.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.second
+        y = F.batch_norm(self.first(x), n.running_mean, n.running_var, n.weight, n.bias)
+        return self.features(self, y)
+
+
+def a_part_with_a_formula() -> nn.Module:
+    return RunsAlone(lambda self, y: y.relu(), first=conv(3), second=Scaled())
+
+
+def a_scale_of_a_class_of_its_own() -> nn.Module:
+    return RunsAlone(lambda self, y: y.relu(), first=conv(3), second=LayerScale(4, 1, 1))
+
+
+def a_container_whose_weight_is_read() -> nn.Module:
+    return RunsAlone(
+        lambda self, y: y.relu() + self.second.c.weight.flatten()[0],
+        first=conv(),
+        second=ConvNorm(4, 4, 3),
+    )
+
+
+def tensors_with_which_a_method_computes() -> nn.Module:
+    return ReadsTensors(
+        lambda self, y: self.third(self.head(y)),
+        first=conv(3),
+        second=nn.BatchNorm2d(4),
+        head=conv(bias=False),
+        third=nn.BatchNorm2d(4),
+    )
+
+
+class RunsForNothing(RunsAlone):
+    """The same with a call that nobody reads, neither in forward nor in a method."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        self.third(y)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        self.third(y)
+        return self.features(self, y)
+
+
+def a_call_that_nobody_reads() -> nn.Module:
+    return RunsForNothing(
+        lambda self, y: self.second(y.relu() * 2),
+        first=conv(3),
+        second=conv(),
+        third=nn.BatchNorm2d(4, track_running_stats=False),
+    )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        a_call_that_nobody_reads,
+        a_part_with_a_formula,
+        a_scale_of_a_class_of_its_own,
+        a_container_whose_weight_is_read,
+        tensors_with_which_a_method_computes,
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_method_finds_what_it_runs(build: Callable[[], nn.Module], inside: bool) -> None:
+    built = nn.Sequential(build(), nn.Sigmoid()) if inside else build()
+    model: Any = randomise_batch_norm(built, 0).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused: Any = reparam.fuse(model)
+    assert count_operators(fused, (x,)).affine < count_operators(model, (x,)).affine
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    with torch.no_grad():
+        methods = [m[0] if inside else m for m in (fused, model)]
+        results, exact = (method.forward_features(x) for method in methods)
+    assert relative_error(results, exact) <= EXACT
+
+
+class Leaves(nn.Module):
+    """Takes a second tensor, and does not read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return self.norm(self.conv(x.relu()))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, x: self.last(self.part(self.first(x), other=torch.tensor(0.3))),
+        lambda self, x: self.last(self.part(self.first(x), torch.ones(2)).sin()),
+    ],
+    ids=["keyword", "position"],
+)
+def test_a_tensor_of_numbers_that_a_part_leaves_unread(run: Callable[..., Tensor]) -> None:
+    parts = {"first": ConvNorm(4, 4), "part": Leaves(), "last": ConvNorm(4, 4, 3)}
+    model = randomise_batch_norm(Written(run, **parts), 0).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 0
+
+
+class OwnNoise(nn.Module):
+    """Hands its generator to an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), nn.BatchNorm2d(4)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return y + torch.rand(y.shape[1:], generator=self.generator, dtype=y.dtype)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_generator_that_an_operator_gets(inside: bool) -> None:
+    built = nn.Sequential(ConvNorm(4, 4), OwnNoise()) if inside else OwnNoise()
+    model = randomise_batch_norm(built, 0).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 1
+
+
+class Asking(nn.Module):
+    """Asks what it got, which its new code has to ask again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Any) -> Tensor:
+        return self.norm(self.conv(x["image"] if hasattr(x, "keys") else x))
+
+
+@pytest.mark.parametrize("around", [lambda m: m, lambda m: nn.Sequential(m, ConvNorm(4, 4))])
+def test_code_that_asks_is_not_fused_again(around: Callable[[nn.Module], nn.Module]) -> None:
+    model = randomise_batch_norm(around(Asking()), 0).double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    twice: Any = reparam.fuse(fused)
+    assert not twice.reparam_report.fused
+    assert twice.state_dict().keys() == fused.state_dict().keys()
+    for value in (x, {"image": x}) if isinstance(fused, Asking) else (x,):
+        assert relative_error(outputs(twice, (value,)), outputs(model, (value,))) <= EXACT

@@ -1,7 +1,7 @@
 """Modules and functions that random networks are made of, beside those of `torch.nn`.
 
 Each is a spelling met in a real network. The sources that `programs.py` writes see all names here,
-those of `untraceable.py` included.
+those of `untraceable.py`, `questions.py` and `state.py` included.
 """
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from tests.random_networks import untraceable
-from tests.random_networks.untraceable import *  # noqa: F403  # the sources see them here
+from tests.random_networks import questions, state, untraceable
+from tests.random_networks.questions import *  # noqa: F403  # the sources see them here
+from tests.random_networks.state import *  # noqa: F403
+from tests.random_networks.untraceable import *  # noqa: F403
 
 __all__ = [
     "Adapted",
@@ -37,6 +39,8 @@ __all__ = [
     "torch",
     "weight_norm",
 ]
+__all__ += questions.__all__
+__all__ += state.__all__
 __all__ += untraceable.__all__
 
 

@@ -17,6 +17,7 @@ from reparam.capture.stand_ins.proxies import (
     Attribute,
     ConstantProxy,
     Proxy,
+    arrives_as_tensor,
     comes_of_tensors,
     is_tensor,
 )

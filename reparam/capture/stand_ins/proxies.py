@@ -30,6 +30,10 @@ _ASK_FOR_OTHERS = {"abc", "functools", "torch.jit", "torch._jit_internal", "torc
 """Modules whose ``isinstance`` and dispatch ask on behalf of whoever calls them."""
 
 
+_MAY_BE_NONE = {"grad", "grad_fn", "name", "_base", "_grad", "_grad_fn", "_backward_hooks"}
+"""Attributes of a tensor that are there or not, as the mode or an earlier call decides."""
+
+
 class _Reserved:
     """What Python asks of a value by itself, and what code assigns to it: answered, or refused.
 
@@ -103,8 +107,14 @@ class Proxy(_Reserved, fx.Proxy):
     """A value of the graph."""
 
     def __getattr__(self, k: str) -> Any:
+        frame = sys._getframe(1)
         if not hasattr(Tensor, k):
-            self._absent(k, sys._getframe(1))
+            self._absent(k, frame)
+        if user_asks(frame):
+            if k in _MAY_BE_NONE:
+                self._refuse(f"tell its {k}")  # code compares it with None, unseen
+            if not _reads_attribute(frame):  # it asks whether there is one
+                self.tracer.class_of(self)
         return Attribute(self, k)
 
     @property
@@ -116,7 +126,8 @@ class Proxy(_Reserved, fx.Proxy):
     def _absent(self, name: str, frame: FrameType) -> None:
         """Say what is true of a value that is a tensor: it has no attribute of some name."""
         tracer: Any = self.tracer
-        if user_asks(frame) and (tracer.is_tensor(self.node) or self.node.op == "placeholder"):
+        surely = tracer.is_tensor(self.node) or self.node.op == "placeholder"
+        if user_asks(frame) and (surely or not _reads_attribute(frame)):
             tracer.class_of(self)
             raise AttributeError(f"a tensor has no attribute {name!r}")
 
@@ -219,6 +230,14 @@ def _known_length(node: fx.Node) -> int | None:
     if name in ("split", "split_with_sizes") and isinstance(pieces, tuple | list):
         return len(pieces)
     return None
+
+
+def arrives_as_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, also where it is one that code is traced with."""
+    if isinstance(value, fx.Proxy):
+        tracer: Any = value.tracer
+        return issubclass(tracer.class_of(value), Tensor)
+    return isinstance(value, Tensor)
 
 
 def is_tensor(node: fx.Node) -> bool:

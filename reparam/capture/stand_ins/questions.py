@@ -21,7 +21,7 @@ from types import BuiltinFunctionType, CodeType, FrameType, FunctionType
 from typing import Any, TypeGuard
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx import _symbolic_trace
 
 from reparam.capture.operator_traits import CONSTANT_FACTORIES
@@ -156,6 +156,9 @@ def _builtins() -> Iterator[Callable[..., Any]]:
 
 _TYPES = {"dtype", "device", "__class__", "layout"}
 
+_FLAGS = {name for name in dir(Tensor) if name.startswith("is_")} | {"requires_grad"}
+"""Attributes of a tensor that are true or false."""
+
 
 @cache
 def unanswerable(function: FunctionType) -> str | None:
@@ -217,7 +220,7 @@ def _goes_on(node: ast.AST) -> TypeGuard[ast.Try | ast.With]:
 
 
 def _asks_for_identity(code: CodeType, names: Mapping[str, Any]) -> bool:
-    """Whether code compares types by ``is`` or asks for ``type(x)``."""
+    """Whether code compares types or flags by ``is`` or asks for ``type(x)``."""
     instructions = list(dis.get_instructions(code))
     for index, instruction in enumerate(instructions):
         loads = instruction.opname in ("LOAD_GLOBAL", "LOAD_DEREF")
@@ -227,7 +230,9 @@ def _asks_for_identity(code: CodeType, names: Mapping[str, Any]) -> bool:
                 return True
         if instruction.opname == "IS_OP":
             before = instructions[max(0, index - 5) : index]
-            constant = before[-1].opname == "LOAD_CONST"
-            if not constant and any(other.argval in _TYPES for other in before):
+            asked = _TYPES
+            if before[-1].opname == "LOAD_CONST":
+                asked = _FLAGS if isinstance(before[-1].argval, bool) else set()
+            if any(other.argval in asked for other in before):
                 return True
     return False
