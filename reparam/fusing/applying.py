@@ -27,8 +27,8 @@ from reparam.rewriting import (
 from reparam.verification import Check, MismatchError, MisreadError, Model, Transaction
 
 _UNCHECKED = (
-    "every new operator was compared with what it replaces, but {} around them could not be run by "
-    "themselves; with example_inputs the whole model is compared"
+    "every new operator was compared with what it replaces, but modules around them could not be "
+    "run by themselves ({}); with example_inputs the whole model is compared"
 )
 
 

@@ -106,7 +106,10 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
             _say_what_is_left(holder)
             return
     module = holder._modules.get(name)
-    if module is None or not kept.isdisjoint(_parts(module)):
+    if module is None:
+        return
+    if not kept.isdisjoint(_parts(module)):
+        _drop_tensors(module, kept)
         return
     if isinstance(holder, nn.Sequential):
         _become_identity(holder, name)
@@ -118,6 +121,17 @@ def _remove(root: nn.Module, path: list[str], kept: set[int]) -> None:
         if not isinstance(inner, nn.ModuleList | nn.ModuleDict) or not empty:
             return
         _drop(parent, at)
+
+
+def _drop_tensors(module: nn.Module, kept: set[int]) -> None:
+    """Remove what is left of a module whose tensors alone are read, but for these."""
+    if kept.isdisjoint(map(id, module.modules())):
+        for inner in module.modules():
+            for tensors in (inner._parameters, inner._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and id(tensor) not in kept:
+                        tensors[name] = None
+            _say_what_is_left(inner)
 
 
 def _become_identity(holder: nn.Sequential, name: str) -> None:

@@ -180,7 +180,7 @@ def test_what_cannot_be_run_by_itself_is_noted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(2 * self.second(self.first(self.table(x)))) + 1
 
-    for model, named in ((Indexed(), "but the model around"), (nn.Sequential(Indexed()), "but 0 ")):
+    for model, named in ((Indexed(), "(the model)"), (nn.Sequential(Indexed()), "(0)")):
         fused = reparam.fuse(model.eval())
         assert len(fused.reparam_report.fused) == 1
         (note,) = fused.reparam_report.notes
