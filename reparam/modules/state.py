@@ -342,7 +342,6 @@ def all_or_nothing(target: nn.Module, written: Iterable[Tensor] = ()) -> Iterato
         )
         for module in target.modules()
     ]
-    training = {parameter for parameter in target.parameters() if parameter.requires_grad}
     try:
         yield
     except BaseException:
@@ -354,8 +353,6 @@ def all_or_nothing(target: nn.Module, written: Iterable[Tensor] = ()) -> Iterato
                 held.update(before)
             if isinstance(module, fx.GraphModule):
                 module.recompile()
-        for parameter in training:
-            parameter.requires_grad_(True)
         for tensor, value in values:
             overwrite(tensor, value)
         raise

@@ -7,6 +7,8 @@ from collections.abc import Collection
 
 from torch import nn
 
+from reparam.modules import fetch
+
 
 class TrainWarning:
     """The ``train`` of a model with frozen parts, which says what training does to them."""
@@ -40,13 +42,24 @@ def freeze(model: nn.Module, paths: Collection[str]) -> dict[str, list[str]]:
     named = list(model.named_parameters(remove_duplicate=False))
     below = tuple(f"{path}." for path in paths)
     shared = {id(p) for name, p in named if not (name in paths or name.startswith(below))}
+    new: dict[int, nn.Parameter] = {}
     for name, parameter in named:
         path = next((p for p in paths if name == p or name.startswith(f"{p}.")), None)
-        if path is not None and id(parameter) not in shared and parameter.requires_grad:
-            parameter.requires_grad_(False)
-            frozen.setdefault(path, []).append(name)
+        if path is None or id(parameter) in shared or not parameter.requires_grad:
+            continue
+        holder, _, own = name.rpartition(".")
+        # Another one, since a part that cannot be copied shares them with the user's model.
+        fetch(model, holder)._parameters[own] = new.setdefault(id(parameter), _frozen(parameter))
+        frozen.setdefault(path, []).append(name)
     if frozen:
         before = vars(model).get("train")
         earlier = before.paths if isinstance(before, TrainWarning) else ()
         vars(model)["train"] = TrainWarning(model, tuple(dict.fromkeys((*earlier, *frozen))))
+    return frozen
+
+
+def _frozen(parameter: nn.Parameter) -> nn.Parameter:
+    """The same parameter without a gradient, in the same memory."""
+    frozen = nn.Parameter(parameter.detach(), requires_grad=False)
+    vars(frozen).update(vars(parameter))
     return frozen

@@ -166,8 +166,8 @@ def train(model: nn.Module, inputs: tuple[Any, ...], rate: float, steps: int = 1
         optimiser.step()
 
 
-BY_DATA = ("EarlyExit(", "SignDependent(")
-"""Code that chooses by the data which layers run: it may choose another way after a step."""
+BY_DATA = ("EarlyExit(", "SignDependent(", "WithKeywords(", "_()")
+"""Code that chooses by data or by its arguments which layers run; writes that nobody reads."""
 
 
 def assert_entry_points_agree(program: Program, fused: nn.Module, inputs: tuple[Any, ...]) -> None:

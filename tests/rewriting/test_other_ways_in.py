@@ -16,7 +16,6 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
 import reparam
-from reparam.modules import all_or_nothing
 from tests.refusals.checking import EXACT, images, ready
 from tests.support.errors import relative_error
 
@@ -278,17 +277,21 @@ def test_nothing_stays_that_no_code_runs(model: nn.Module, left: int) -> None:
     assert sum(parameter.numel() for parameter in fused.parameters()) == left
 
 
-def test_gradients_are_asked_for_again_if_the_model_is_put_back() -> None:
+class SharedByCopies(nn.Sequential):
+    """Parts that every copy shares."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SharedByCopies:
+        return self
+
+
+def test_what_copies_share_with_the_model_is_frozen_in_the_fused_one_alone() -> None:
     model = ready(RunsOneBranch())
-
-    def freeze() -> None:
-        with all_or_nothing(model):
-            model.conv.weight.requires_grad_(False)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        freeze()
-    assert model.conv.weight.requires_grad
+    model.conv = SharedByCopies(model.conv).eval()
+    fused = reparam.fuse(model)
+    names = [row.parameters for row in fused.reparam_report.frozen]
+    assert names[0] == ("conv.0.weight", "conv.0.bias")
+    assert not fused.conv[0].weight.requires_grad
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 class FlattensByOption(nn.Module):
