@@ -157,6 +157,29 @@ def test_what_a_value_is_for_python_itself_is_not_traced(prepare: Callable[..., 
     assert count_operators(fused, (x,)).batch_norms == 1
 
 
+class TakesBoth(nn.Module):
+    """Runs its norm for tensors alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+
+    def forward(self, x: Any) -> Tensor:
+        if isinstance(x, Tensor):
+            normalised: Tensor = self.norm(self.conv(x))
+            return normalised
+        result: Tensor = self.conv(x["image"])
+        return result
+
+
+def test_what_is_no_tensor_runs_the_code_as_it_was() -> None:
+    model, x = ready(nn.Sequential(TakesBoth(), nn.ReLU())), images(C)
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).batch_norms == 0
+    for given in (x, {"image": x}):
+        assert relative_error(run(fused, (given,)), run(model, (given,))) <= EXACT
+
+
 # -- How does it run? -----------------------------------------------------------------------------
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {

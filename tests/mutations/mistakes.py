@@ -1,38 +1,12 @@
-"""The mistakes, each a text of the package and what stands there instead."""
+"""The mistakes: those of laws and rules, and those of each room, which have a file each."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A few lines of one file, replaced.
-
-    Args:
-        name: What was done wrong, in words.
-        file: The file, in `reparam/`.
-        before: What stands there now, exactly once.
-        after: What stands there with the mistake.
-    """
-
-    name: str
-    file: str
-    before: str
-    after: str
-
-    def applied(self, source: str) -> str:
-        """The source with the mistake.
-
-        Raises:
-            ValueError: The text is not there exactly once: the patch needs an update.
-        """
-        count = source.count(self.before)
-        if count != 1:
-            raise ValueError(
-                f"the mistake {self.name!r} does not apply: its text stands {count} times in "
-                f"reparam/{self.file}, not once\n{self.before}"
-            )
-        return source.replace(self.before, self.after)
-
+from tests.mutations.mistake import Mistake
+from tests.mutations.mistakes_in_analysis import IN_ANALYSIS
+from tests.mutations.mistakes_in_capture import IN_CAPTURE
+from tests.mutations.mistakes_in_modules import IN_MODULES
+from tests.mutations.mistakes_in_planning import IN_PLANNING
+from tests.mutations.mistakes_in_rewriting import IN_REWRITING
+from tests.mutations.mistakes_in_verification import IN_VERIFICATION
 
 MISTAKES = [
     Mistake(
@@ -342,4 +316,10 @@ MISTAKES = [
         "for channel in read.channels for _ in range(times))",
         "for _ in range(times) for channel in read.channels)",
     ),
+    *IN_MODULES,
+    *IN_CAPTURE,
+    *IN_ANALYSIS,
+    *IN_PLANNING,
+    *IN_REWRITING,
+    *IN_VERIFICATION,
 ]

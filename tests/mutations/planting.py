@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutations.mistakes import Mistake
+from tests.mutations.mistake import Mistake
 
 ROOT = Path(__file__).resolve().parents[2]
 
