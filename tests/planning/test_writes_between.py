@@ -116,10 +116,18 @@ def what_a_term_shares(m: Any, x: Tensor) -> Tensor:
     return (same + x.cos()) + m.d(y)
 
 
+def what_stands_for_a_sum(m: Any, x: Tensor) -> Tensor:
+    """A sum that loses a term would be the value in place before it, which is read later."""
+    y, z = x.cos(), x.sin()
+    total = z.add_(m.c(y)) + y
+    return total.relu_() * z
+
+
 WRITING = (
     joined_before, joined_before_in_a_part, joined_twice, a_view_is_written,
     before_a_stack, before_a_mean, before_a_stack_of_two, before_a_concatenation,
     before_parts_of_it, before_addcmul, what_a_term_shares,
+    what_stands_for_a_sum,
 )  # fmt: skip
 
 
