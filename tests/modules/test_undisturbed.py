@@ -1,4 +1,4 @@
-"""What runs inside of `undisturbed` leaves a module as it was, and what would have changed is told."""
+"""What runs inside of `undisturbed` leaves a module as it was; what would have changed is told."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def seen(module: Any) -> list[Any]:
         *((id(t), t.tolist(), t.requires_grad, t.data_ptr()) for t in tensors),
         sorted(vars(module)), module.number, list(module.list), sorted(module.set),
         module.object.value, type(module).shared, module.step.__closure__[0].cell_contents,
-        module.array.tolist(), module.iterator.__reduce__()[2], module.generator.get_state().tolist(),
+        module.array.tolist(), module.iterator.__reduce__()[2],
+        module.generator.get_state().tolist(),
     ]  # fmt: skip
 
 
@@ -134,12 +135,16 @@ def test_all_or_nothing() -> None:
     class Other(nn.Linear):
         pass
 
-    with pytest.raises(KeyboardInterrupt), all_or_nothing(module, [weight]):
-        linear.__class__ = Other
-        linear._parameters["bias"] = None
-        module[0], module.tag = nn.Identity(), 1
-        weight.zero_()
-        raise KeyboardInterrupt
+    def change() -> None:
+        with all_or_nothing(module, [weight]):
+            linear.__class__ = Other
+            linear._parameters["bias"] = None
+            module[0], module.tag = nn.Identity(), 1
+            weight.zero_()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        change()
     assert module[0] is linear
     assert type(linear) is nn.Linear
     assert linear.bias is not None

@@ -72,7 +72,8 @@ IN_MODULES = [
     Mistake(
         "torch's random numbers go on",
         "modules/state.py",
-        "        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))\n",
+        "        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), "
+        "dtype=torch.uint8))\n",
         "        pass\n",
     ),
     Mistake(
@@ -126,8 +127,10 @@ IN_MODULES = [
     Mistake(
         "an operator for one type stops the reference",
         "modules/float64.py",
-        "        except Exception:  # its operands are of several types, or it is for one type only\n            return self._with_one_type(func, args, kwargs)\n",
-        "        except ZeroDivisionError:\n            return self._with_one_type(func, args, kwargs)\n",
+        "        except Exception:  # its operands are of several types, or it is for one "
+        "type only\n            return self._with_one_type(func, args, kwargs)\n",
+        "        except ZeroDivisionError:\n            return self._with_one_type(func, "
+        "args, kwargs)\n",
     ),
     Mistake(
         "a model runs in one mode only",

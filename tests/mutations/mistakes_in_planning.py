@@ -36,7 +36,8 @@ IN_PLANNING = [
     Mistake(
         "a value that shares memory and is written to later may get memory of its own",
         "planning/hazards.py",
-        "    if not facts.memory.write_between(value, order[value], len(order), ignoring=region.dying):\n",
+        "    if not facts.memory.write_between(value, order[value], len(order), "
+        "ignoring=region.dying):\n",
         "    if True:\n",
     ),
     Mistake(

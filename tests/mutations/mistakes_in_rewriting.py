@@ -72,7 +72,8 @@ IN_REWRITING = [
     Mistake(
         "what public methods use is pruned",
         "rewriting/pruning.py",
-        "    protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, set())\n",
+        "    protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, "
+        "set())\n",
         "    protected = set()\n",
     ),
     Mistake(

@@ -103,6 +103,7 @@ IN_VERIFICATION = [
         "what a check notes is put back as the model's",
         "verification/call_samples.py",
         '            vars(part)["forward"] = _Replay(sample, errors).run\n',
-        '            vars(part)["forward"] = lambda *args, **kwargs: _Replay(sample, errors).run(*args, **kwargs)\n',
+        '            vars(part)["forward"] = lambda *args, **kwargs: _Replay(sample, '
+        "errors).run(*args, **kwargs)\n",
     ),
 ]
