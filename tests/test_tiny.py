@@ -370,6 +370,13 @@ def test_channels_last_stays_channels_last(model: nn.Module) -> None:
     assert any(not weight.is_contiguous() for weight in weights)
 
 
+def test_channels_last_stays_so_over_three_axes() -> None:
+    model = ready(nn.Sequential(nn.Conv3d(3, C, 3), nn.BatchNorm3d(C)))
+    fused = reparam.fuse(model.to(memory_format=torch.channels_last_3d))
+    assert fused[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not fused[0].weight.is_contiguous()
+
+
 def test_a_model_may_have_a_forward_of_its_own(x: Tensor) -> None:
     model = ready(nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C)))
     model.forward = types.MethodType(lambda self, x: self[1](self[0](x)) + 1, model)

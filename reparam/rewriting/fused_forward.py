@@ -50,10 +50,7 @@ class Guards:
     def hold(self, owner: nn.Module, arguments: Mapping[str, Any]) -> bool:
         """Whether a module and its arguments are such as were traced."""
         return (
-            all(
-                arguments[name] is value or _equal(arguments[name], value)
-                for name, value in self.baked.items()
-            )
+            all(_equal(arguments[name], value) for name, value in self.baked.items())
             and all(arrives_as_tensor(arguments[name]) for name in self.tensors)
             and all(len(arguments[name]) >= count for name, count in self.lengths.items())
             and all(outline(arguments[name]) == was for name, was in self.outlines.items())
@@ -175,10 +172,15 @@ def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
 
 def _equal(now: Any, traced: Any) -> bool:
     """Whether a constant is what was traced, as far as that can be compared."""
-    if type(now) is dict and type(traced) is dict:
+    if now is traced:
+        return True
+    if type(now) is not type(traced):  # 1 equals True, and code may tell them apart
+        return False
+    if type(traced) is dict:
         return now.keys() == traced.keys() and all(_equal(now[key], traced[key]) for key in traced)
-    plain = (int, float, str, bool, tuple, torch.dtype, type(None))
-    return type(now) is type(traced) and isinstance(traced, plain) and bool(now == traced)
+    if isinstance(traced, tuple):
+        return len(now) == len(traced) and all(map(_equal, now, traced))
+    return isinstance(traced, (int, float, str, torch.dtype)) and bool(now == traced)
 
 
 def _replicate(owner: Any) -> nn.Module:

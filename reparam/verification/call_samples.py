@@ -152,12 +152,21 @@ def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[lis
             stack.callback(vars(part).update, before)
             stack.callback(vars(part).pop, "forward")
 
-            def replay(*args: Any, sample: Sample = sample, **kwargs: Any) -> Any:
-                errors.append(_difference(sample.inputs, copied_values((args, kwargs))))
-                return copied_values(sample.result)
-
-            vars(part)["forward"] = replay
+            vars(part)["forward"] = _Replay(sample, errors).run
         yield errors
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """Stands in for a part, by its bound method: what a closure holds would be put back."""
+
+    sample: Sample
+    errors: list[float]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the part did, and note how far what it is given is from what it was."""
+        self.errors.append(_difference(self.sample.inputs, copied_values((args, kwargs))))
+        return copied_values(self.sample.result)
 
 
 def error_of_rounding(module: nn.Module, sample: Sample, exact: Mapping[int, Tensor]) -> float:

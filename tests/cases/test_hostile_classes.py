@@ -91,3 +91,38 @@ def test_a_module_that_is_another_through_getattr() -> None:
 
     model = ready(nn.Sequential(Proxying(nn.Conv2d(C, C, 1)), nn.BatchNorm2d(C)))
     assert_exact(model, images())
+
+
+class CallsDoubled(nn.Module):
+    """Its own `__call__` makes more of what its forward returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = super().__call__(x)
+        return result * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(x))
+        return result
+
+
+class AroundIt(nn.Module):
+    """Branches beside such a part: with new code, it would be called as before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.part = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1), CallsDoubled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.part((self.a(x) + self.b(x)).relu())
+        return result
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_a_call_of_its_own_does_is_done_once(verify: bool) -> None:
+    model, x = ready(AroundIt()), images()
+    fused = reparam.fuse(model, verify=verify)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-9

@@ -25,16 +25,18 @@ C = 4
 
 
 class Asking(nn.Module):
-    """A convolution and its norm behind what some code makes of the input."""
+    """Branches and their norm, which need new code, behind what some code makes of the input."""
 
     def __init__(self, prepare: Callable[..., Any]) -> None:
         super().__init__()
         self.prepare = prepare
         self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+        self.other = nn.Conv2d(C, C, 1)
 
     def forward(self, x: Any) -> Tensor:
-        y: Tensor = self.norm(self.conv(self.prepare(x)))
-        return y
+        y = self.prepare(x)
+        z: Tensor = self.norm(self.conv(y) + self.other(y))
+        return z
 
 
 # -- What kind of value is it? --------------------------------------------------------------------
@@ -182,9 +184,12 @@ def test_what_is_true_of_a_tensor_is_answered(
     ],
     ids=lambda prepare: prepare.__name__,
 )
-def test_what_a_value_is_for_python_itself_is_not_traced(prepare: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_a_value_is_for_python_itself_is_not_traced(
+    prepare: Callable[..., Any], verify: bool
+) -> None:
     model, x = in_a_child(prepare), images(C)
-    fused = reparam.fuse(model)
+    fused = reparam.fuse(model, verify=verify)
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
     assert count_operators(fused, (x,)).batch_norms == 1
 
@@ -212,6 +217,29 @@ class OfMapping(Asking):
         y = self.prepare(x["x"])
         result: Tensor = self.norm(self.conv(y) + y)
         return result
+
+
+class TakesBoth(nn.Module):
+    """Runs its norm for tensors alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+
+    def forward(self, x: Any) -> Tensor:
+        if isinstance(x, Tensor):
+            normalised: Tensor = self.norm(self.conv(x))
+            return normalised
+        result: Tensor = self.conv(x["image"])
+        return result
+
+
+def test_what_is_no_tensor_runs_the_code_as_it_was() -> None:
+    model, x = ready(nn.Sequential(TakesBoth(), nn.ReLU())), images(C)
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).batch_norms == 0
+    for given in (x, {"image": x}):
+        assert relative_error(run(fused, (given,)), run(model, (given,))) <= EXACT
 
 
 # -- How does it run? -----------------------------------------------------------------------------
@@ -266,6 +294,17 @@ def test_code_that_asks_for_a_mode_stays(asks: Callable[..., Any], question: str
     assert count_operators(fused, (x,)).batch_norms == 1
 
 
+@pytest.mark.parametrize("asks", [under_its_name, under_another_name])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_code_that_asks_for_a_mode_is_seen_to(asks: Callable[..., Any], question: str) -> None:
+    """Nobody runs it: what it asks shows while it is traced, or where it is read."""
+    model, x = in_a_child(asks(question)), images(C)
+    fused = reparam.fuse(model, verify=False)
+    for mode in MODES.values():
+        with mode():
+            assert relative_error(fused(x).detach(), model(x).detach()) <= EXACT
+
+
 # -- What is caught? ------------------------------------------------------------------------------
 
 
@@ -287,12 +326,13 @@ def added_if_it_fits(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("prepare", [flat_or_copied, added_if_it_fits])
+@pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("with_inputs", [False, True])
 def test_a_forward_that_catches_chooses_in_every_run(
-    prepare: Callable[..., Any], with_inputs: bool
+    prepare: Callable[..., Any], with_inputs: bool, verify: bool
 ) -> None:
     model, x = in_a_child(prepare), images(C)
-    fused = reparam.fuse(model, x) if with_inputs else reparam.fuse(model)
+    fused = reparam.fuse(model, x if with_inputs else None, verify=verify)
     for other in (x, images(C, 9), x.to(memory_format=torch.channels_last)):
         assert relative_error(run(fused, (other,)), run(model, (other,))) <= EXACT
 

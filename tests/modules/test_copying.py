@@ -145,12 +145,39 @@ def test_what_a_copy_shares_with_its_model_is_left_alone(name: str) -> None:
     assert seen(model) == before
 
 
+class WakesUp(nn.Sequential):
+    """Its copies are made anew, and so are in training mode."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WakesUp:
+        twin = WakesUp(nn.Dropout(), nn.BatchNorm2d(4)).to(self[1].weight)
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+
+def test_a_copy_is_in_the_mode_of_its_model() -> None:
+    layers = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    model, x = ready(nn.Sequential(*layers, WakesUp(nn.Dropout(), nn.BatchNorm2d(4)))), images()
+    assert copy.deepcopy(model)[3].training
+    for inputs in ((), (x,)):
+        fused = reparam.fuse(model, *inputs)
+        assert not any(module.training for module in fused.modules())
+        assert relative_error(fused(x).detach(), model(x).detach()) <= 1e-9
+
+
 def test_a_float32_model_is_not_widened_by_comparing_it() -> None:
     model, x = ready(nn.Sequential(Shared(), Block())).float(), images().float()
     before = seen(model)
     fused = reparam.fuse(model, x)
     assert max(reparam.verify(model, fused, x).fused) < 1e-5
     assert seen(model) == before
+
+
+def test_fused_code_of_a_shared_part_is_that_of_its_copy() -> None:
+    x = images()
+    fused: Any = reparam.fuse(ready(nn.Sequential(Shared(), Block())), x)
+    again: Any = reparam.fuse(fused, x)
+    assert again[0] is not fused[0]
+    assert vars(again[0])["forward"].owner is again[0]
 
 
 def test_a_shallow_copy_inside_a_model_keeps_its_parts() -> None:

@@ -1,38 +1,12 @@
-"""The mistakes, each a text of the package and what stands there instead."""
+"""The mistakes: those of laws and rules, and those of each room, which have a file each."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A few lines of one file, replaced.
-
-    Args:
-        name: What was done wrong, in words.
-        file: The file, in `reparam/`.
-        before: What stands there now, exactly once.
-        after: What stands there with the mistake.
-    """
-
-    name: str
-    file: str
-    before: str
-    after: str
-
-    def applied(self, source: str) -> str:
-        """The source with the mistake.
-
-        Raises:
-            ValueError: The text is not there exactly once: the patch needs an update.
-        """
-        count = source.count(self.before)
-        if count != 1:
-            raise ValueError(
-                f"the mistake {self.name!r} does not apply: its text stands {count} times in "
-                f"reparam/{self.file}, not once\n{self.before}"
-            )
-        return source.replace(self.before, self.after)
-
+from tests.mutations.mistake import Mistake
+from tests.mutations.mistakes_in_analysis import IN_ANALYSIS
+from tests.mutations.mistakes_in_capture import IN_CAPTURE
+from tests.mutations.mistakes_in_modules import IN_MODULES
+from tests.mutations.mistakes_in_planning import IN_PLANNING
+from tests.mutations.mistakes_in_rewriting import IN_REWRITING
+from tests.mutations.mistakes_in_verification import IN_VERIFICATION
 
 MISTAKES = [
     Mistake(
@@ -342,4 +316,46 @@ MISTAKES = [
         "for channel in read.channels for _ in range(times))",
         "for _ in range(times) for channel in read.channels)",
     ),
+    Mistake(
+        "weights lose digits unseen",
+        "algebra/lowering.py",
+        "> 4 * rounding).any())",
+        "> 40 * rounding).any())",
+    ),
+    Mistake(
+        "a transposed kernel may ask for as much output padding as its stride",
+        "algebra/lowering.py",
+        "        and 0 <= axis.output_padding < max(axis.stride, axis.dilation)\n",
+        "        and 0 <= axis.output_padding <= max(axis.stride, axis.dilation)\n",
+    ),
+    Mistake(
+        "kernels of three axes lose channels_last",
+        "algebra/lowering.py",
+        "(4, torch.channels_last), (5, torch.channels_last_3d)):",
+        "(4, torch.channels_last),):",
+    ),
+    Mistake(
+        "the type of a folded norm without a scale is its neighbour's",
+        "algebra/affine.py",
+        "        like = mean if weight is None else weight\n",
+        "        like = weight\n",
+    ),
+    Mistake(
+        "a circular pad that crops the other side is a convolution's",
+        "rules/fixed_kernels.py",
+        '    if mode == "circular" and any(min(pair) < 0 < max(pair) for pair in pairs):\n',
+        "    if False:\n",
+    ),
+    Mistake(
+        "guards of a stranger's program are plain text",
+        "cli/program_checks.py",
+        '    "guards_code": _are_guards,\n',
+        '    "guards_code": _is_text,\n',
+    ),
+    *IN_MODULES,
+    *IN_CAPTURE,
+    *IN_ANALYSIS,
+    *IN_PLANNING,
+    *IN_REWRITING,
+    *IN_VERIFICATION,
 ]

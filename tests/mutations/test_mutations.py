@@ -4,7 +4,8 @@ import ast
 
 import pytest
 
-from tests.mutations.mistakes import MISTAKES, Mistake
+from tests.mutations.mistake import Mistake
+from tests.mutations.mistakes import MISTAKES
 from tests.mutations.planting import ROOT, TESTS, planted
 
 

@@ -259,6 +259,31 @@ def test_what_cannot_be_shared_stays(case: str) -> None:
     assert_reported(result.reparam_report, "norm", reason)
 
 
+def blend(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """Somebody's own function, of which a rule tells."""
+    return 2 * first + weight * second
+
+
+def blended(first: Any, second: Any, weight: float) -> Any:
+    return first.scale(2.0).plus(second.scale(weight))
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_term_that_is_multiplied_takes_no_constant(weight: float, verify: bool) -> None:
+    """If all are, there is nothing that could take it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        normalised: Tensor = m.norm(blend(m.a(x.sin()), m.b(x.cos()), weight))
+        return normalised
+
+    _, result = fused(forward, rules={blend: blended}, verify=verify)
+    counts = count_operators(result, (images(),))
+    assert counts.batch_norms == (weight != 1)
+    if weight != 1:
+        assert_reported(result.reparam_report, "norm", "no term that could take its constant")
+
+
 def test_the_modules_keep_their_places() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from reparam import Axis
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
 
@@ -115,10 +116,18 @@ def what_a_term_shares(m: Any, x: Tensor) -> Tensor:
     return (same + x.cos()) + m.d(y)
 
 
+def what_stands_for_a_sum(m: Any, x: Tensor) -> Tensor:
+    """A sum that loses a term would be the value in place before it, which is read later."""
+    y, z = x.cos(), x.sin()
+    total = z.add_(m.c(y)) + y
+    return total.relu_() * z
+
+
 WRITING = (
     joined_before, joined_before_in_a_part, joined_twice, a_view_is_written,
     before_a_stack, before_a_mean, before_a_stack_of_two, before_a_concatenation,
     before_parts_of_it, before_addcmul, what_a_term_shares,
+    what_stands_for_a_sum,
 )  # fmt: skip
 
 
@@ -148,3 +157,47 @@ def test_a_write_after_the_last_read_is_none_between() -> None:
     assert "conv 3x3, 4 -> 4" in str(fused.reparam_report)
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
     assert relative_error(run(fused, (x.clone(),)), run(model, (x.clone(),))) <= 1e-12
+
+
+class EverySecond(nn.Module):
+    """A view of its input, of which a rule tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., ::2, ::2]
+
+
+def every_second(module: nn.Module, x: Any) -> Any:
+    return x.convolve(torch.ones(4, 1, 1, 1), groups=4, axes=[Axis(1, stride=2)] * 2)
+
+
+def through_views(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x.sin()
+    z = m.second(m.second(y))
+    z.mul_(3)
+    return z.relu(), y
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_view_that_is_written_to_later_stays_one(verify: bool) -> None:
+    """An operator in its place would have memory of its own, and the write would not be seen."""
+    model, x = model_of(through_views), torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    model.second = EverySecond().eval()
+    fused = reparam.fuse(model, rules={EverySecond: every_second}, verify=verify)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+    assert any("shares memory" in row.reason for row in fused.reparam_report.refused)
+
+
+def into_what_is_kept(m: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    total = m.kept.add_(m.c(y))
+    return total + m.d(y)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_written_to_a_buffer_is_there_in_the_next_call(verify: bool) -> None:
+    model, x = model_of(into_what_is_kept), torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    model.register_buffer("kept", torch.zeros_like(x))
+    fused = reparam.fuse(model, verify=verify)
+    for _ in range(3):
+        assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+    assert relative_error(fused.kept, model.kept) <= 1e-12

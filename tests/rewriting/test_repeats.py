@@ -221,6 +221,35 @@ def test_other_arguments_make_another_operator() -> None:
         assert relative_error(fused.block(images(), 3.0), model.block(images(), 3.0)) <= EXACT
 
 
+class Second(Block):
+    """Needs only one of the values that it is given."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(y)
+
+
+class GivesBoth(nn.Module):
+    """Once a value and its norm, which becomes that value, and once two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.norm, self.head = Second(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sin()
+        z = self.norm(y)
+        result: Tensor = self.block(x, self.block(z, y)) * self.head(z)
+        return result
+
+
+def test_a_call_in_which_two_arguments_became_one() -> None:
+    """Its code reads the one that it reads in the other call: there is no second operator."""
+    model = ready(GivesBoth())
+    fused = reparam.fuse(model)
+    assert_same(fused, model)
+    assert len(convolutions(fused)) == 2
+
+
 def test_equal_blocks_stay_apart() -> None:
     first = Block()
     model = ready(nn.Sequential(first, deepcopy(first)))

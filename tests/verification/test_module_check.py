@@ -91,6 +91,76 @@ def test_wrong_code_is_noticed_without_example_inputs(
     assert len(fused.reparam_report.fused) == 3
 
 
+@pytest.mark.parametrize("slope", [1e-1, 1e-4])
+def test_code_that_is_a_little_wrong_is_noticed(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, slope: float
+) -> None:
+    x, expected = images(), run(model, (images(),))
+    original = grafting._Graft._attach
+
+    def attach(self: Any, code: slicing.NewCode) -> None:
+        for node in code.graph.nodes:
+            if node.target is F.relu and code.call.path == "3":
+                node.target, node.args = F.leaky_relu, (node.args[0], slope)
+        original(self, code)
+
+    monkeypatch.setattr(grafting._Graft, "_attach", attach)
+    with pytest.warns(UserWarning, match="3: with its new code it returns something else"):
+        fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), expected) <= 1e-12
+
+
+class Outer(nn.Module):
+    """Branches of its own, and a block that reads nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.inner = nn.Conv2d(3, C, 3), nn.Conv2d(3, C, 3), Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(F.relu(self.a(x) + self.b(x)))
+        return result
+
+
+def test_a_part_that_is_given_something_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is given, the part returns in a check what it did: what it is given tells."""
+    model, x = Outer().double().eval(), images()
+    original = grafting._Graft._attach
+
+    def attach(self: Any, code: slicing.NewCode) -> None:
+        for node in code.graph.nodes:
+            if node.target is F.relu and code.call.path == "":
+                node.target = torch.abs
+                node.kwargs = {}
+        original(self, code)
+
+    monkeypatch.setattr(grafting._Graft, "_attach", attach)
+    with pytest.warns(UserWarning, match="the model: with its new code it returns something else"):
+        fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+
+
+CALLS: list[int] = []
+
+
+class Numbered(Block):
+    """Numbers what it returns, by what nobody puts back."""
+
+    def forward(self, x: Tensor) -> Any:
+        CALLS.append(0)
+        return super().forward(x), len(CALLS)
+
+
+def test_a_number_that_is_another_in_every_call_is_no_constant() -> None:
+    model, x = Numbered().double().eval(), torch.randn(2, C, 9, 8, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    for _ in range(3):
+        CALLS.clear()
+        run(fused, (x,))
+        assert run(fused, (x,))[1] == 2
+    assert relative_error(run(fused, (x,))[0], run(model, (x,))[0]) <= 1e-12
+
+
 def test_a_swap_in_the_wrong_place_is_noticed(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +200,34 @@ def test_another_result_on_the_example_inputs_is_an_alarm(
     assert list(fused.state_dict()) == list(state)
     assert fused.reparam_report.fused == []
     assert any("on the example inputs" in row.reason for row in fused.reparam_report.refused)
+
+
+ELSEWHERE: dict[str, Callable[[Tensor], bool]] = {
+    "in another batch": lambda y: len(y) != 2,
+    "of half the size": lambda y: y.shape[-1] < 6,
+    "with gradients": lambda y: torch.is_grad_enabled(),
+    "in inference mode": lambda y: torch.is_inference_mode_enabled(),
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_another_result_elsewhere_is_an_alarm(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    x, expected = images(), run(model, (images(),))
+    original = grafting.prune
+
+    def prune(target: nn.Module, *rest: Any) -> None:
+        original(target, *rest)
+        conv = target.get_submodule("1.fused_conv")
+        conv.register_forward_hook(lambda m, args, y: y * 2 if ELSEWHERE[where](y) else y)
+
+    monkeypatch.setattr(grafting, "prune", prune)
+    monkeypatch.setattr("reparam.fusing.applying.Check", lambda planned, rewritten: None)
+    with pytest.warns(UserWarning, match=where):
+        fused = reparam.fuse(model, x)
+    assert torch.equal(run(fused, (x,)), expected)
+    assert fused.reparam_report.fused == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -16,7 +16,7 @@ import textwrap
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType
 from typing import Any, TypeGuard
 
@@ -173,10 +173,13 @@ def unanswerable(function: FunctionType) -> str | None:
             return "asks for the type of a value, or for its identity"
         # Under names of the model's own, where torch's are replaced while it is traced.
         for name in (*code.co_names, *code.co_freevars):
-            if names.get(name) is _ISINSTANCE and name != _ISINSTANCE.__name__:
+            called = names.get(name)
+            while isinstance(called, partial):
+                called = called.func
+            if called is _ISINSTANCE and name != _ISINSTANCE.__name__:
                 return "asks for the type of a value, or for its identity"
-            if isinstance(names.get(name), BuiltinFunctionType) and names[name] in _ORIGINALS:
-                return f"asks torch.{names[name].__name__}(), which may change"
+            if isinstance(called, BuiltinFunctionType) and called in _ORIGINALS:
+                return f"asks torch.{called.__name__}(), which may change"
     return None
 
 

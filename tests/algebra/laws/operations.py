@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reparam import AffineConv
 from reparam.algebra.affine import identity
 from reparam.algebra.axes import Axis
-from reparam.algebra.lowering import explicit_padding, lower, unsupported
+from reparam.algebra.lowering import explicit_padding, lower, take_after, unsupported
 from tests.algebra.laws.forms import (
     MODES,
     Operator,
@@ -89,6 +89,20 @@ def test_normalize(case: tuple[int, Operator], seed: int, weighted: bool, shifte
     assert_same(
         form, c0, lambda x: F.batch_norm(operator(x), mean, variance, weight, bias, eps=1e-3)
     )
+
+
+def test_a_norm_without_a_scale_gives_its_type() -> None:
+    """Nothing else in the operator of a pool and such a norm has one."""
+    mean, variance = torch.randn(3), torch.rand(3) + 0.5
+    pooled = identity().pool([Axis(2), Axis(2)])
+    assert isinstance(pooled, AffineConv)
+    form = resolved(pooled.normalize(mean, variance, None, None, 1e-5), 3, 2)
+    module: Any = lower(form, *form.weights.evaluate())
+    take_after(module, form)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    x = torch.randn(2, 3, 5, 4)
+    expected = F.batch_norm(F.avg_pool2d(x, 2, 1), mean, variance)
+    torch.testing.assert_close(module(x), expected)
 
 
 @given(channels, counts, seeds, st.data())

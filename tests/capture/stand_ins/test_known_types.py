@@ -117,3 +117,25 @@ def test_the_weight_that_tells_the_type_may_be_gone() -> None:
     assert not hasattr(fused.branches.base, "weight")
     x = torch.randn(2, 6, dtype=torch.float64)
     torch.testing.assert_close(fused(x), model(x))
+
+
+class Widening(nn.Module):
+    """Its parameters say of the type that it gives its input, and not of that which it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches, self.linear = LowRank(), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(torch.float64)
+        z: Tensor = self.branches(y) + self.linear(y)
+        return z.to(torch.float64)
+
+
+def test_a_conversion_of_what_may_have_any_type_stays() -> None:
+    model = Widening().eval().double()
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (torch.randn(2, 6),)).linears == 1
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        x = (torch.randn(2, 6) * 9).to(dtype)
+        torch.testing.assert_close(fused(x), model(x))
