@@ -506,6 +506,15 @@ class ReadsTensors(RunsAlone):
         return self.features(self, y)
 
 
+def a_reader_of_what_becomes_one() -> nn.Module:
+    return RunsForNothing(
+        lambda self, y: self.second(y.relu() * 2),
+        first=ConvNorm(4, 4, 3),
+        second=conv(),
+        third=nn.BatchNorm2d(4, track_running_stats=False),
+    )
+
+
 def a_part_with_a_formula() -> nn.Module:
     return RunsAlone(lambda self, y: y.relu(), first=conv(3), second=Scaled())
 
@@ -559,6 +568,7 @@ def a_call_that_nobody_reads() -> nn.Module:
     "build",
     [
         a_call_that_nobody_reads,
+        a_reader_of_what_becomes_one,
         a_part_with_a_formula,
         a_scale_of_a_class_of_its_own,
         a_container_whose_weight_is_read,
