@@ -29,6 +29,7 @@ class Memory:
         written: What each node may write to.
         unsteady: Memory of parameters and buffers that a forward may write to.
         unread: Nodes without effect whose value nobody reads.
+        held: Values that a module, or a hook, may keep.
     """
 
     order: Mapping[fx.Node, int]
@@ -38,6 +39,7 @@ class Memory:
     written: Mapping[fx.Node, tuple[fx.Node, ...]]
     unsteady: set[int]
     unread: Collection[fx.Node]
+    held: Collection[fx.Node]
 
     def is_written(self, module: nn.Module) -> bool:
         """Whether a forward may write to the parameters or buffers of a module."""
@@ -70,6 +72,8 @@ class Memory:
                     continue
                 if member.op in ("placeholder", "get_attr"):
                     return Refusal("it writes to the model's input or to a parameter in place")
+                if member in self.held:
+                    return Refusal("it writes in place to a value that a module may keep")
                 readers = (user for user in member.users if user not in self.unread)
                 if any(self.order[user] > position for user in readers):
                     return Refusal("it writes in place to a value that is read later")
@@ -81,6 +85,7 @@ def find_memory(
     effects: Mapping[fx.Node, Effects],
     numbers: Collection[fx.Node],
     unread: Collection[fx.Node],
+    held: Collection[fx.Node],
     rules: Rules,
 ) -> Memory:
     """Find which values of a graph share memory, and who writes to it."""
@@ -108,6 +113,7 @@ def find_memory(
         written={node: effect.writes for node, effect in effects.items() if effect.writes},
         unsteady=unsteady,
         unread=unread,
+        held=held,
     )
 
 

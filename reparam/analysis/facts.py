@@ -15,6 +15,7 @@ from reparam.analysis.effects import Effects, effects_of
 from reparam.analysis.features import rows_of_features
 from reparam.analysis.ranks import certain_ranks, find_axes
 from reparam.capture import Call, Kept, Trace, Trait, nodes_in, reads_metadata, traits
+from reparam.modules import fetch, has_hooks
 from reparam.rules import Rules
 
 
@@ -129,7 +130,7 @@ def gather(
         for node in nodes
     }
     asserted, unread = _unneeded(effects, numbers)
-    memory = find_memory(root, effects, numbers, unread, rules)
+    memory = find_memory(root, effects, numbers, unread, _held(trace), rules)
     constants = find_constants(trace, effects, memory, rules)
     known_ranks = {node: len(shape) for node, shape in shapes.items()}
     for node in constants.sources:
@@ -165,6 +166,20 @@ def gather(
         inner=bool(trace.path),
         recorded=bool(ranks),
     )
+
+
+def _held(trace: Trace) -> set[fx.Node]:
+    """Values that a module which keeps something, or a hook, may go on looking at."""
+    held: set[fx.Node] = set()
+    for call in trace.stateful:
+        held.update(nodes_in((call.args, call.kwargs, call.result)))
+    for node in trace.graph.nodes:
+        hooked = node.op == "call_module" and has_hooks(fetch(trace.root, str(node.target)))
+        if hooked:
+            held.update((node, *node.all_input_nodes))
+        elif trace.stateful and not trace.stateful.isdisjoint(trace.caller[node].ancestry()):
+            held.add(node)
+    return held
 
 
 def _other_ranks(

@@ -24,12 +24,7 @@ from reparam.capture import (
     outline,
     traits,
 )
-from reparam.capture.reading import (
-    CallSites,
-    methods_naming,
-    names_forward_uses,
-    own_methods,
-)
+from reparam.capture.reading import names_forward_uses
 from reparam.modules import all_names, fetch
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.fused_forward import FusedForward, Guards
@@ -42,6 +37,7 @@ from reparam.rewriting.new_code import (
     path_below,
 )
 from reparam.rewriting.other_methods import methods_with_new_code, released
+from reparam.rewriting.placement import keep_for_methods
 from reparam.rewriting.pruning import prune
 from reparam.rewriting.repeats import graph_outline, repeated_calls
 
@@ -136,7 +132,7 @@ class _Graft:
         used = [node for node in dropped if node.op in ("call_module", "get_attr")]
         unused = [(str(node.target), caller[node]) for node in used]
         for path, call in unused:
-            self._keep_for_methods(path, call)
+            keep_for_methods(path, call, self.rewrite)
         removed = [*unused, *self._vanished_calls()]
         free = released(self.trace, ways)
         staying = prune(
@@ -269,15 +265,6 @@ class _Graft:
                     self.shrunk.add(call)
                 self.rewrite.graph.erase_node(node)
         return dropped
-
-    def _keep_for_methods(self, path: str, caller: Call) -> None:
-        """Protect what forward need not run where a method of some module around it may."""
-        for call in caller.ancestry():
-            name = path.removeprefix(f"{call.path}." if call.path else "").split(".")[0]
-            functions, sites = own_methods(type(call.module)), CallSites(call.module)
-            naming = methods_naming(call.module, {name}).keys() - {"forward"}
-            if any(sites.may_call(functions[n]) for n in naming if not n.startswith("_")):
-                self.rewrite.protected.setdefault(call, set()).add(name)
 
     def _attach(self, code: NewCode, name: str = "forward") -> None:
         """Give a module its new code."""

@@ -369,3 +369,13 @@ def frame_of(trace: Trace, region: Region) -> Call:
     """The innermost call that all of a region lies in."""
     nodes = [region.value, *region.dying, *region.together]
     return common_caller([trace.caller[node] for node in nodes if node.op != "get_attr"])
+
+
+def keep_for_methods(path: str, caller: Call, rewrite: Rewrite) -> None:
+    """Protect what a forward need not run where a method of some module around it may."""
+    for call in caller.ancestry():
+        name = _name_in(call, path)
+        functions, sites = own_methods(type(call.module)), CallSites(call.module)
+        naming = methods_naming(call.module, {name}).keys() - {"forward"}
+        if any(sites.may_call(functions[n]) for n in naming if not n.startswith("_")):
+            rewrite.protected.setdefault(call, set()).add(name)

@@ -35,7 +35,7 @@ from reparam.rewriting.likeness import (
     set_by_class,
     take_attributes,
 )
-from reparam.rewriting.placement import Placement, Placer, frame_of
+from reparam.rewriting.placement import Placement, Placer, frame_of, keep_for_methods
 from reparam.rewriting.repeats import edited_alike
 
 Operators = list[tuple[Region, nn.Module]]
@@ -272,6 +272,8 @@ class Rewriter:
         order, origin = self.facts.order, self.result.origin
         for node in sorted(unread, key=lambda node: order[origin(node)], reverse=True):
             if self._is_there(node):
+                if node.op == "call_module":
+                    keep_for_methods(str(node.target), self.trace.caller[origin(node)], self.result)
                 self.edited.add(self.result.caller[node])
                 self._erase(node)
 

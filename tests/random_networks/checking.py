@@ -159,6 +159,7 @@ def ready(program: Program, dtype: torch.dtype = torch.float64) -> nn.Module:
 def train(model: nn.Module, inputs: tuple[Any, ...], rate: float, steps: int = 1) -> None:
     """Some steps of gradient descent in the mode that the model is in."""
     optimiser = torch.optim.SGD(model.parameters(), rate)
+    optimiser.zero_grad()
     for _ in range(steps):
         outputs = [y for y in tree_leaves(model(*deepcopy(inputs))) if isinstance(y, Tensor)]
         loss = sum(y.square().mean() for y in outputs if y.requires_grad)
@@ -177,7 +178,7 @@ def assert_entry_points_agree(program: Program, fused: nn.Module, inputs: tuple[
     anyway changes nothing; and each parameter that wants a gradient gets one, where that was so.
     """
     model, seed = ready(program), program.seed
-    fused = deepcopy(fused)
+    fused = copied(fused)
     try:
         train(model, inputs, 1e-3, steps=2)
         observe(model, Call(inputs), seed)
@@ -272,7 +273,7 @@ def _check_use(program: Program, fused: nn.Module, inputs: tuple[Any, ...]) -> N
     elif kind in (7, 8):  # in other types
         _check_type(program, torch.float32 if kind == 7 else torch.bfloat16)
     else:  # parametrized layers cannot be pickled
-        assert_same(fused, deepcopy(fused), inputs, seed)
+        assert_same(fused, copied(fused), inputs, seed)
 
 
 def _check_type(program: Program, dtype: torch.dtype) -> None:

@@ -506,6 +506,15 @@ class ReadsTensors(RunsAlone):
         return self.features(self, y)
 
 
+def a_reader_of_what_becomes_one() -> nn.Module:
+    return RunsForNothing(
+        lambda self, y: self.second(y.relu() * 2),
+        first=ConvNorm(4, 4, 3),
+        second=conv(),
+        third=nn.BatchNorm2d(4, track_running_stats=False),
+    )
+
+
 def a_part_with_a_formula() -> nn.Module:
     return RunsAlone(lambda self, y: y.relu(), first=conv(3), second=Scaled())
 
@@ -559,6 +568,7 @@ def a_call_that_nobody_reads() -> nn.Module:
     "build",
     [
         a_call_that_nobody_reads,
+        a_reader_of_what_becomes_one,
         a_part_with_a_formula,
         a_scale_of_a_class_of_its_own,
         a_container_whose_weight_is_read,
@@ -651,3 +661,59 @@ def test_code_that_asks_is_not_fused_again(around: Callable[[nn.Module], nn.Modu
     assert twice.state_dict().keys() == fused.state_dict().keys()
     for value in (x, {"image": x}) if isinstance(fused, Asking) else (x,):
         assert relative_error(outputs(twice, (value,)), outputs(model, (value,))) <= EXACT
+
+
+class Keeps(nn.Module):
+    """Keeps what it got and what it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3)
+        self.got: Tensor | None = None
+        self.made: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.got = x
+        self.made = self.conv(x)
+        return self.made
+
+
+def its_result_is_scaled(self: Any, x: Tensor) -> Tensor:
+    y = self.keeps(self.first(x))
+    y.mul_(2)
+    return self.last(y)
+
+
+def its_input_is_shifted(self: Any, x: Tensor) -> Tensor:
+    y = self.first(x)
+    z = self.keeps(y)
+    y += 1
+    return self.last(y) + z
+
+
+def a_view_of_its_result_is_scaled(self: Any, x: Tensor) -> Tensor:
+    y = self.keeps(self.first(x)).view(x.shape)
+    y *= 2
+    return self.last(y)
+
+
+@pytest.mark.parametrize(
+    "run", [its_result_is_scaled, its_input_is_shifted, a_view_of_its_result_is_scaled]
+)
+@pytest.mark.parametrize("hooked", [False, True])
+def test_what_a_module_keeps_is_written_to_later(run: Callable[..., Tensor], hooked: bool) -> None:
+    kept: dict[int, list[Tensor]] = {}
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        kept[id(module)] = [args[0], output]
+
+    model: Any = Written(run, first=conv(), keeps=conv(3) if hooked else Keeps(), last=conv(3))
+    if hooked:
+        model.keeps.register_forward_hook(keep)
+    model = model.double().eval()
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    fused: Any = reparam.fuse(model)
+    with torch.no_grad():
+        assert relative_error(fused(x.clone()), model(x.clone())) <= EXACT
+    seen = [kept[id(m.keeps)] if hooked else [m.keeps.got, m.keeps.made] for m in (fused, model)]
+    assert relative_error(*seen) <= EXACT
