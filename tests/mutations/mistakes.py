@@ -259,7 +259,10 @@ MISTAKES = [
     Mistake(
         "a forward with other arguments runs over changed children",
         "rewriting/placement.py",
-        "        if names and not knows_only_tensors(frame):\n",
+        (
+            "        if names and not knows_only_tensors(frame) "
+            "and not self._run_as_one(use, region, swaps):\n"
+        ),
         "        if False:\n",
     ),
     Mistake(

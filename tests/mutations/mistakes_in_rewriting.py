@@ -30,7 +30,7 @@ IN_REWRITING = [
     Mistake(
         "a fused forward takes any argument for a tensor",
         "rewriting/fused_forward.py",
-        "            and all(isinstance(arguments[name], torch.Tensor) for name in self.tensors)\n",
+        "            and all(arrives_as_tensor(arguments[name]) for name in self.tensors)\n",
         "",
     ),
     Mistake(
@@ -81,5 +81,41 @@ IN_REWRITING = [
         "rewriting/fused_forward.py",
         "        return len(now) == len(traced) and all(map(_equal, now, traced))\n",
         "        return bool(now == traced)\n",
+    ),
+    Mistake(
+        "the rank of what was traced is that of every way in",
+        "rewriting/placement.py",
+        "            and not self.rests_on_rank(region)\n",
+        "",
+    ),
+    Mistake(
+        "a method gets new code that is right for what forward gives it alone",
+        "rewriting/new_code.py",
+        "        bound = not self.rewrite.by_size.isdisjoint(run)\n",
+        "        bound = False\n",
+    ),
+    Mistake(
+        "a method with options never runs as it was",
+        "rewriting/other_methods.py",
+        "    sure = [way for way in ways if knows_only_tensors(way.call)]\n",
+        "    sure = list(ways)\n",
+    ),
+    Mistake(
+        "what methods with new code ran stays",
+        "rewriting/pruning.py",
+        "        protected.difference_update(released.get(owner, ()))\n",
+        "",
+    ),
+    Mistake(
+        "what stays beside its operator is trained on",
+        "rewriting/frozen_parts.py",
+        "requires_grad=False",
+        "requires_grad=True",
+    ),
+    Mistake(
+        "other tensors of a module stay where one is read",
+        "rewriting/pruning.py",
+        "        _drop_tensors(module, kept)\n",
+        "",
     ),
 ]

@@ -277,6 +277,28 @@ def test_nothing_stays_that_no_code_runs(model: nn.Module, left: int) -> None:
     assert sum(parameter.numel() for parameter in fused.parameters()) == left
 
 
+class ReadsABias(nn.Module):
+    """One tensor of a layer is read besides, the others are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x))
+        y[:, :, :, :1] = self.second.bias[:, None, None]
+        return y
+
+
+def test_of_a_layer_that_is_gone_what_is_read_stays_alone() -> None:
+    model = ready(ReadsABias())
+    fused = reparam.fuse(model)
+    assert apart(fused(images()), model(images())) < EXACT
+    fused(images()).square().mean().backward()
+    assert [name for name, p in fused.named_parameters() if p.grad is None] == []
+    assert {name for name, _ in fused.named_parameters()} > {"second.bias"}
+
+
 class SharedByCopies(nn.Sequential):
     """Parts that every copy shares."""
 
