@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import tests.conftest  # noqa: F401 - makes torchvision importable
+from tests.corpora.architectures import kept
 from tests.corpora.checking import Fusion
 from tests.corpora.libraries import LIBRARIES
 from tests.corpora.network import Network
@@ -45,6 +46,17 @@ whether the whole network became one graph, or how many modules keep their own c
 *Refused* counts the rows of the report with the most frequent reason: most of them are residual
 additions and attention, which are no single convolution. *Seconds* are those of `fuse`, on one
 thread.
+"""
+
+OUTCOMES = ("planned", "raised", "out of time", "not built")
+
+ARCHITECTURES_INTRODUCTION = """\
+## Every architecture
+
+`reparam.plan(model)` of the architectures that timm, torchvision and transformers list, one by one:
+none may raise. Large ones are planned without numbers, on the meta device; transformers' with two
+layers. *Not built* are those that their library does not build from its own defaults. The rows are
+in `docs/data/architectures.json`, which `python -m tests.corpora.architectures` writes.
 """
 
 
@@ -98,7 +110,25 @@ def render(data: dict[str, Any]) -> str:
         rows = [row for row in data["networks"] if row["library"] == library]
         rows.sort(key=lambda row: order.index(row["name"]))
         sections.append(section(library, rows))
+    sections.append(architectures_section())
     return "\n".join(sections)
+
+
+def architectures_section() -> str:
+    """What planning makes of every architecture, by library, and those that are not planned."""
+    rows = list(kept().values())
+    header = ("library", "architectures", *OUTCOMES, "places that are fused")
+    lines = [ARCHITECTURES_INTRODUCTION, row_of(header), row_of(["---"] * len(header))]
+    for library in sorted({row.library for row in rows}):
+        own = [row for row in rows if row.library == library]
+        counts = Counter(row.outcome for row in own)
+        numbers = len(own), *(counts[outcome] for outcome in OUTCOMES), sum(r.fused for r in own)
+        lines.append(row_of([library, *map(str, numbers)]))
+    others = [row for row in rows if row.outcome not in ("planned", "not built")]
+    if others:
+        lines += ["", row_of(["architecture", "outcome", "why"]), row_of(["---"] * 3)]
+        lines += [row_of([f"{row.library} {row.name}", row.outcome, row.detail]) for row in others]
+    return "\n".join([*lines, ""])
 
 
 def section(library: str, rows: Sequence[dict[str, Any]]) -> str:
