@@ -114,7 +114,8 @@ class Proxy(_Reserved, fx.Proxy):
             if k in _MAY_BE_NONE:
                 self._refuse(f"tell its {k}")  # code compares it with None, unseen
             if not _reads_attribute(frame):  # it asks whether there is one
-                self.tracer.class_of(self)
+                tracer: Any = self.tracer
+                tracer.class_of(self)
         return Attribute(self, k)
 
     @property
