@@ -133,15 +133,15 @@ def gather(
     memory = find_memory(root, effects, numbers, unread, _held(trace), rules)
     constants = find_constants(trace, effects, memory, rules)
     known_ranks = {node: len(shape) for node, shape in shapes.items()}
-    for node in constants.sources:
-        if node not in shapes and isinstance(value := constants.exact(node), Tensor):
-            known_ranks[node] = value.dim()
+    held = {node: constants.exact(node) for node in constants.sources}
+    held_shapes = {node: value.shape for node, value in held.items() if isinstance(value, Tensor)}
+    known_ranks |= {node: len(shape) for node, shape in held_shapes.items() if node not in shapes}
     told = dict(ranks)  # by more than example inputs
     told |= {node: known_ranks[node] for node in constants.sources if node in known_ranks}
     told |= {node: node.target.tensor.dim() for node in nodes if isinstance(node.target, Kept)}
     by_code = find_axes(nodes, root, told)
     axes, ones = find_axes(nodes, root, known_ranks | told) if shapes and not ranks else by_code
-    features = rows_of_features(nodes, root, axes)
+    features = rows_of_features(nodes, root, axes, held_shapes)
     if features:
         axes, ones = find_axes(nodes, root, axes | features)
     certain = certain_ranks(nodes, root, told)

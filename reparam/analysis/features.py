@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import fx, nn
 
 from reparam.analysis.ranks import keeps_shape
@@ -16,23 +17,30 @@ from reparam.modules import fetch
 
 _ROWS = 2
 
+_PRODUCTS = ("matmul", "mm", "addmm")
+
+Shapes = Mapping[fx.Node, torch.Size]
+
 
 def rows_of_features(
-    nodes: Sequence[fx.Node], root: nn.Module, ranks: Mapping[fx.Node, int]
+    nodes: Sequence[fx.Node], root: nn.Module, ranks: Mapping[fx.Node, int], constants: Shapes
 ) -> dict[fx.Node, int]:
-    """The number of axes of what batch norms get, where only a linear layer next to them tells."""
+    """The number of axes of what batch norms get, where only a linear layer next to them tells.
+
+    Of the constants it takes the shapes.
+    """
     rows: dict[fx.Node, int] = {}
     for node in nodes:
         operand = node.args[0] if node.args else None
         if not isinstance(operand, fx.Node) or operand in ranks:
             continue
-        channels = _channels(node, root)
-        if channels is not None and channels in _features(node, operand, root):
+        channels = _channels(node, root, constants)
+        if channels is not None and channels in _features(node, operand, root, constants):
             rows[operand] = _ROWS
     return rows
 
 
-def _channels(node: fx.Node, root: nn.Module) -> int | None:
+def _channels(node: fx.Node, root: nn.Module, constants: Shapes) -> int | None:
     """How many channels a batch norm counts along the second axis; None for other operators."""
     if node.op == "call_module":
         module = fetch(root, str(node.target))
@@ -40,18 +48,18 @@ def _channels(node: fx.Node, root: nn.Module) -> int | None:
         return module.num_features if normalizes else None
     if torch_name(node) != "batch_norm":
         return None
-    held = _sizes(node, root)
+    held = _sizes(node, root, constants)
     return held[0] if held else None
 
 
-def _features(norm: fx.Node, operand: fx.Node, root: nn.Module) -> set[int]:
+def _features(norm: fx.Node, operand: fx.Node, root: nn.Module, constants: Shapes) -> set[int]:
     """How many features linear layers give to a norm, or take from it."""
     before = _nearest(operand, root, lambda node: node.all_input_nodes)
     after = {
         layer for reader in norm.users for layer in _nearest(reader, root, lambda node: node.users)
     }
-    given = {sizes[0] for layer in before if (sizes := _sizes(layer, root))}
-    return given | {sizes[1] for layer in after if len(sizes := _sizes(layer, root)) > 1}
+    given = {sizes[0] for layer in before if (sizes := _sizes(layer, root, constants))}
+    return given | {sizes[1] for layer in after if len(sizes := _sizes(layer, root, constants)) > 1}
 
 
 def _nearest(
@@ -75,12 +83,15 @@ def _nearest(
 def _is_linear(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         return isinstance(fetch(root, str(node.target)), nn.Linear)
-    return torch_name(node) == "linear"
+    return torch_name(node) in ("linear", *_PRODUCTS)
 
 
-def _sizes(node: fx.Node, root: nn.Module) -> tuple[int, ...]:
+def _sizes(node: fx.Node, root: nn.Module, constants: Shapes) -> tuple[int, ...]:
     """The sizes of an operator's first parameter: of a linear layer, features out and in."""
     if node.op == "call_module":
         return tuple(fetch(root, str(node.target)).weight.shape)
-    held = [argument for argument in node.all_input_nodes if argument.op == "get_attr"]
-    return tuple(fetch(root, str(held[0].target)).shape) if held else ()
+    if torch_name(node) in _PRODUCTS:  # by a matrix of features in and out
+        matrix = constants.get(node.args[-1], ()) if isinstance(node.args[-1], fx.Node) else ()
+        return tuple(reversed(matrix)) if len(matrix) == _ROWS else ()
+    held = [constants[argument] for argument in node.all_input_nodes if argument in constants]
+    return tuple(held[0]) if held else ()

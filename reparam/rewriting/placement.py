@@ -232,14 +232,11 @@ class Placer:
                 path = str(node.target)
                 parts.add(id(fetch(self.trace.root, path)))
             elif caller is frame:
-                in_code = in_code or node not in self.facts.sources
-                read = (self.facts.sources.get(n, ()) for n in (node, *node.all_input_nodes))
-                used = sorted(path for paths in read for path in paths if path.startswith(prefix))
-                names.update(dict.fromkeys(_name_in(frame, path) for path in used))
+                in_code |= node not in self.facts.sources
+                names.update(dict.fromkeys(self._holding(node, frame)))
                 continue
-            elif caller.parent is frame and node not in self.facts.sources:
-                # Its code is all that it was: nothing is left that a method could call.
-                in_code = in_code or self._goes(caller, joined, region)
+            elif caller.parent is frame:
+                in_code |= self._goes(node, joined, region)
             if path.startswith(prefix):
                 names[_name_in(frame, path)] = None
         methods = methods_naming(frame.module, set(names))
@@ -254,9 +251,20 @@ class Placer:
         serves = self._serves_others(next(repeated, frame))
         return _Use(frame.module, list(names), in_code, tuple(crossed), methods, callers, serves)
 
-    def _goes(self, call: Call, joined: Set[fx.Node], region: Region) -> bool:
-        """Whether all that a call computes becomes part of an operator that is elsewhere."""
-        return region.main.value not in self.nodes[call] and self.nodes[call] <= joined
+    def _holding(self, node: fx.Node, frame: Call) -> list[str]:
+        """Names of the parts of a module with whose tensors an operator of its code computes."""
+        read = (self.facts.sources.get(n, ()) for n in (node, *node.all_input_nodes))
+        prefix = f"{frame.path}." if frame.path else ""
+        used = sorted(path for paths in read for path in paths if path.startswith(prefix))
+        return [_name_in(frame, path) for path in used]
+
+    def _goes(self, node: fx.Node, joined: Set[fx.Node], region: Region) -> bool:
+        """Whether the code around an operator becomes part of one elsewhere, so that none is left.
+
+        A method that calls the module would find nothing there.
+        """
+        around = self.nodes[self.trace.caller[node]]
+        return node in around and region.main.value not in around and around <= joined
 
     def _runs_apart(self, use: _Use, frame: Call, region: Region) -> bool:
         """Whether a method may run, or return, some of a region without the rest."""

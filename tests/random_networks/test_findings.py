@@ -717,3 +717,35 @@ def test_what_a_module_keeps_is_written_to_later(run: Callable[..., Tensor], hoo
         assert relative_error(fused(x.clone()), model(x.clone())) <= EXACT
     seen = [kept[id(m.keeps)] if hooked else [m.keeps.got, m.keeps.made] for m in (fused, model)]
     assert relative_error(*seen) <= EXACT
+
+
+class Rows(nn.Module):
+    """A norm of features before a product with a matrix, in some spelling."""
+
+    def __init__(self, product: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.norm, self.product = nn.BatchNorm1d(4), product
+        self.weight, self.other = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6, 4))
+        self.bias = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(self, self.norm(x))
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda self, y: F.linear(y, self.weight + self.other, self.bias),
+        lambda self, y: y @ self.weight.t() + self.bias,
+        lambda self, y: torch.matmul(y, self.weight.T),
+        lambda self, y: torch.addmm(self.bias, y, self.weight.T),
+    ],
+    ids=["computed", "operator", "matmul", "addmm"],
+)
+def test_rows_of_features_before_any_product(product: Callable[..., Tensor]) -> None:
+    model = randomise_batch_norm(Rows(product), 0).double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 0
+    assert not reparam.plan(fused).fused
