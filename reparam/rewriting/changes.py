@@ -32,6 +32,8 @@ class Rewrite:
         idle: Nodes of the copy that no code has to compute.
         dead: Values of the trace that are computed no more, though another node stands where they
             stood.
+        altered: Values of the trace that stand for others now, such as one that a scale has moved
+            above: looked after where methods return some.
         by_size: New operators that may be right only for the rank or size of what was traced.
         alike: Identities of the modules that are called several times and edited the same each
             time.
@@ -53,6 +55,7 @@ class Rewrite:
     inlined: set[Call] = field(default_factory=set)
     idle: set[fx.Node] = field(default_factory=set)
     dead: set[fx.Node] = field(default_factory=set)
+    altered: set[fx.Node] = field(default_factory=set)
     by_size: set[fx.Node] = field(default_factory=set)
     alike: set[int] = field(default_factory=set)
 

@@ -69,7 +69,7 @@ class Slicer:
         bound = not self.rewrite.by_size.isdisjoint(run)
         if (
             bound
-            or not self.rewrite.dead.isdisjoint(ends)
+            or not (self.rewrite.dead | self.rewrite.altered).isdisjoint(ends)
             or any(node.op != "get_attr" for node in (*left, *run.difference(present)))
         ):
             raise GraftError(f"{way.name} does more than compute its result", [way.owner])

@@ -58,12 +58,23 @@ def rewrite(
     result.alike = edited_alike(trace, operators, facts.idle) - unlike
     result.dead = {node for region, _ in operators for node in region.dying}
     result.dead -= {region.value for region, _ in operators}
+    if trace.ways_in:
+        result.altered = set().union(*(_altered(region) for region, _ in operators))
     for region, module in operators:
         rewriter.apply(region, module)
     for region, _ in reversed(operators):  # what another region read until it was written, too
         rewriter.sweep(region)
     hold("rewriting", REWRITTEN, result)
     return result
+
+
+def _altered(region: Region) -> set[fx.Node]:
+    """The values inside a region, and between it and what else its operator does."""
+    altered = set(region.inner)
+    if region.adjustments:
+        below = reached([region.value], lambda node: node.users)
+        altered |= below & reached([region.kept], lambda node: node.all_input_nodes)
+    return altered - {region.kept}
 
 
 class Rewriter:

@@ -118,4 +118,10 @@ IN_REWRITING = [
         "        _drop_tensors(module, kept)\n",
         "",
     ),
+    Mistake(
+        "a method returns a value into which a scale has moved",
+        "rewriting/new_code.py",
+        "(self.rewrite.dead | self.rewrite.altered)",
+        "self.rewrite.dead",
+    ),
 ]

@@ -193,6 +193,48 @@ class RunsOneAlone(WithOption):
         return result
 
 
+class NormsBehindAConcatenation(nn.Module):
+    """The scale of the norm moves into what the method returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x), self.other(x.cos())], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.forward_features(x))
+        return result
+
+
+class NormsBehindAMove(NormsBehindAConcatenation):
+    """The same behind a move of axes."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x.cos()).flip(2), self.other(x.cos())], 1)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(x.flip(2))
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+@pytest.mark.parametrize("kind", [NormsBehindAConcatenation, NormsBehindAMove])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_method_returns_what_it_did_where_a_scale_moved_above(
+    kind: type[nn.Module], verify: bool
+) -> None:
+    model = ready(kind())
+    fused = reparam.fuse(model, verify=verify)
+    assert apart(fused(images()), model(images())) < EXACT
+    expected = model.forward_features(images())
+    assert apart(fused.forward_features(images()), expected) < EXACT
+
+
 STAYING: list[tuple[type[nn.Module], Callable[[Any, Tensor], Any], set[str]]] = [
     (RunsOneBranch, lambda m, x: m.one_branch(x), {"conv", "norm"}),
     (ReadsBetween, lambda m, x: m(x, 2 * MASK), {"conv", "norm"}),
