@@ -308,7 +308,7 @@ class Tracer(fx.Tracer):
                 call.tensors.add(name)
             if named:
                 return Tensor
-        elif node is not None and self.is_tensor(node):
+        elif node is not None and comes_of_tensors(node, self.is_tensor):
             return Tensor
         self.refuse()
         raise fx.proxy.TraceError("what a value is cannot be told")

@@ -219,6 +219,21 @@ class OfMapping(Asking):
         return result
 
 
+class MatchedTwice(Asking):
+    """What arithmetic made of a layer's result is a tensor, too."""
+
+    def forward(self, x: Any) -> Tensor:
+        result: Tensor = self.prepare(self.prepare(self.norm(self.conv(x))) - 1)
+        return result
+
+
+def test_what_arithmetic_makes_of_a_tensor_is_one() -> None:
+    model, x = ready(MatchedTwice(by_pattern)), images(C)
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).total == 1
+
+
 class TakesBoth(nn.Module):
     """Runs its norm for tensors alone."""
 
