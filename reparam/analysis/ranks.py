@@ -18,6 +18,8 @@ _KEEPING_MODULES = (
     nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
 )  # fmt: skip
 
+_MATRIX = 2
+
 _Facts = list[tuple[fx.Node, int]]
 
 
@@ -124,6 +126,9 @@ def _rank_facts(node: fx.Node, axes: _Axes) -> _Facts:
     rank = _rank_of_both(node, name, axes)
     if rank is not None:
         return [(node, rank), (operand, rank)]
+    other = _argument(node, 1)
+    if name == "matmul" and isinstance(other, fx.Node) and axes.ranks.get(other) == _MATRIX:
+        return _equal(node, operand, axes.ranks)  # row by row
     like = _of_equal_rank(node, name, operand, module)
     if like is not None:
         return _equal(node, like, axes.ranks)

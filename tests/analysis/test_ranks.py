@@ -41,3 +41,27 @@ def test_a_constant_may_add_axes(kind: type[nn.Module], verify: bool) -> None:
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     fused = reparam.fuse(model, verify=verify)  # a warning would be an error
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+
+
+class ByRows(nn.Module):
+    """A product with a matrix goes row by row: what follows tells how many axes came before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.shift = (
+            nn.Parameter(torch.randn(4, 4)),
+            nn.Parameter(torch.randn(1, 1, 1)),
+        )
+        self.second, self.conv = nn.Parameter(torch.randn(4, 4)), nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (x.cos() @ self.matrix - self.shift) @ self.second.t()
+        result: Tensor = self.conv(y.relu())
+        return result
+
+
+def test_a_product_with_a_matrix_keeps_the_number_of_axes() -> None:
+    model, x = ByRows().double().eval(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert [row.counts for row in fused.reparam_report.fused] == [(3, 2)]
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
