@@ -12,7 +12,7 @@ from reparam.capture.reading.method_names import (
     names_used_by,
 )
 from reparam.capture.reading.modules_used import Reach, called_by_methods
-from reparam.capture.reading.passed_on import runs_as_one
+from reparam.capture.reading.passed_on import runs_as_one, runs_by_name
 from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
     codes_in,

@@ -7,12 +7,19 @@ from types import FunctionType
 
 from torch import nn
 
-from reparam.capture.reading.source import codes_in, own_methods
+from reparam.capture.reading.source import (
+    codes_in,
+    is_torchs,
+    layers,
+    own_methods,
+    static_attribute,
+)
 
 
 def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
     """The methods of a module's class that use some of the names, and which of them."""
-    used = {method: names & _names(code) for method, code in own_methods(type(module)).items()}
+    kind = type(module)
+    used = {method: names & _names(kind, method) for method in own_methods(kind)}
     return {method: some for method, some in used.items() if some}
 
 
@@ -60,13 +67,19 @@ def _run_by(
     while pending:
         method = pending.pop()
         if method in methods:
-            used = _names(methods[method])
+            used = _names(kind, method)
             yield method, used
             called = (used & methods.keys()) - seen
             seen |= called
             pending.extend(called)
 
 
-def _names(function: FunctionType) -> set[str]:
+def _names(kind: type, method: str) -> set[str]:
+    """All names that a method uses: its wrappers, nested functions and comprehensions included."""
+    functions = layers(static_attribute(kind, method))
+    return set().union(*(names_in(function) for function in functions if not is_torchs(function)))
+
+
+def names_in(function: FunctionType) -> set[str]:
     """All names that a function uses, nested functions and comprehensions included."""
     return {name for code in codes_in(function.__code__) for name in code.co_names}
