@@ -17,7 +17,6 @@ from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, WayIn, bound, has_options
 from reparam.capture.tracer import Tracer
 
-
 _RUNS_LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
