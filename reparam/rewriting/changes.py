@@ -33,6 +33,7 @@ class Rewrite:
         dead: Values of the trace that are computed no more, though another node stands where they
             stood.
         by_size: New operators that may be right only for the rank or size of what was traced.
+        stand_for: For each new operator the nodes of the trace between what it reads and its value.
         alike: Identities of the modules that are called several times and edited the same each
             time.
     """
@@ -54,6 +55,7 @@ class Rewrite:
     idle: set[fx.Node] = field(default_factory=set)
     dead: set[fx.Node] = field(default_factory=set)
     by_size: set[fx.Node] = field(default_factory=set)
+    stand_for: dict[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
     alike: set[int] = field(default_factory=set)
 
     def copy(self, node: fx.Node) -> fx.Node:
