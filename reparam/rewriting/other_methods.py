@@ -10,7 +10,14 @@ import torch
 from torch import fx
 
 from reparam.capture import Built, Call, Trace, WayIn, knows_only_tensors
-from reparam.capture.reading import CallSites, names_used_by, own_methods
+from reparam.capture.reading import (
+    CallSites,
+    hands_itself_on,
+    methods_run_by,
+    names_of_properties,
+    names_used_by,
+    own_methods,
+)
 from reparam.rewriting.new_code import GraftError, NewCode, Slicer
 
 
@@ -69,7 +76,11 @@ def _released(trace: Trace, owner: Call, new: set[str]) -> set[str]:
         and (not name.startswith("_") or name.endswith("__"))
         and sites.may_call(method, module)
     ]
-    used = names_used_by(type(module), others, {"forward", *new})
+    kind, without = type(module), {"forward", *new}
+    used = names_used_by(kind, others, without) | names_of_properties(kind)
+    # Code of a base class, or of this one by its name, runs methods as they were.
+    freely = [m for m in methods_run_by(kind, others, without) if hands_itself_on(module, m)]
+    used |= names_used_by(kind, freely, ())
     return {
         name
         for name, part in module.named_children()

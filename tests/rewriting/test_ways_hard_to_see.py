@@ -234,6 +234,106 @@ def test_new_code_is_that_of_the_method_that_its_name_means() -> None:
         assert apart(way(fused), way(model)) < EXACT
 
 
+def adding_a_part(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A wrapper that runs a part."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, x: Tensor) -> Tensor:
+        return method(self, x) + self.conv(x).mean()
+
+    return wrapper
+
+
+class RunsAWrapper(Plain):
+    """A public method whose wrapper runs a part that the others run by new code."""
+
+    @adding_a_part
+    def other(self, x: Tensor) -> Tensor:
+        return x
+
+
+class RunsAProperty(Plain):
+    """A public method that runs what a property gives."""
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.conv
+
+    def other(self, x: Tensor) -> Tensor:
+        result: Tensor = self.stem(x)
+        return result
+
+
+class RunsItsClass(Plain):
+    """A public method that runs another as the class has it, new code or not."""
+
+    def other(self, x: Tensor) -> Tensor:
+        return type(self).chain(self, x)
+
+
+@pytest.mark.parametrize("kind", [RunsAWrapper, RunsAProperty, RunsItsClass])
+def test_what_the_other_methods_run_unseen_stays(kind: type[Any]) -> None:
+    model = ready(kind())
+    fused = reparam.fuse(model)
+    assert fused.reparam_report.fused
+    for way in (lambda m: m(images()), lambda m: m.features(images()), lambda m: m.other(images())):
+        assert apart(way(fused), way(model)) < EXACT
+    assert fused.reparam_report.frozen
+
+
+class OfTheSame(Chain):
+    """A method to which forward gives one value twice."""
+
+    def features(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self.norm(self.conv(x)) + self.conv(y)).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.features(x, x))
+        return result
+
+
+class OfWhatItReads(Chain):
+    """One argument of a method was computed of another, which its operator then reads alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Conv2d(4, 8, 3)
+
+    def features(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self.norm(self.conv(x)) + y).relu() * y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.beside(x)
+        result: Tensor = self.head(self.features(x, y)) + y[:, :4]
+        return result
+
+
+class OfTwoOfAList(Chain):
+    """The same value twice in a list."""
+
+    def features(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.of_list([x, y])
+
+    def of_list(self, values: list[Tensor]) -> Tensor:
+        return (self.norm(self.conv(values[0])) + self.conv(values[1])).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.of_list([x, x]))
+        return result
+
+
+@pytest.mark.parametrize("kind", [OfTheSame, OfWhatItReads, OfTwoOfAList])
+def test_a_method_may_get_other_values_than_forward_gave_it(kind: type[Any]) -> None:
+    model = ready(kind())
+    fused = reparam.fuse(model)
+    assert fused.reparam_report.fused
+    with torch.no_grad():
+        y = model.conv(-images())
+    y = y if kind is OfWhatItReads else -images()
+    assert apart(fused(images()), model(images())) < EXACT
+    assert apart(fused.features(images(), y), model.features(images(), y)) < EXACT
+
+
 class Named(nn.Module):
     """A module under two names, one of whose parts a method of the parent runs."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from types import FunctionType
 
 from torch import nn
@@ -46,6 +47,19 @@ def names_of_public_methods(kind: type) -> set[str]:
 def names_forward_uses(kind: type) -> set[str]:
     """Names that a class's forward uses, and the methods of the class that it calls."""
     return {name for _, used in _run_by_forward(kind) for name in used}
+
+
+def methods_run_by(kind: type, starting: Iterable[str], without: Iterable[str]) -> set[str]:
+    """Some methods, and those that they call directly or not, but for some."""
+    return {method for method, _ in _run_by(kind, starting, without)}
+
+
+def names_of_properties(kind: type) -> set[str]:
+    """Names that the properties of a class use."""
+    values = [value for base in kind.__mro__ for value in vars(base).values()]
+    getters = [value for value in values if isinstance(value, property | cached_property)]
+    functions = [f for getter in getters for f in layers(getter) if not is_torchs(f)]
+    return set().union(*map(names_in, functions))
 
 
 def names_used_by(kind: type, starting: Iterable[str], without: Iterable[str]) -> set[str]:

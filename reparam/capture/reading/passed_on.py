@@ -83,6 +83,11 @@ def runs_by_name(module: nn.Module, names: Sequence[str]) -> bool:
     return seen.isdisjoint(_NAMELESS)
 
 
+def hands_itself_on(module: nn.Module, method: str) -> bool:
+    """Whether a method may give its module to other code, such as that of its base class."""
+    return _flow_of(own_methods(type(module))[method]) is None
+
+
 def _keeps_to_itself(function: FunctionType, value: Any, names: Sequence[str]) -> bool:
     """Whether code of a class does not hand its module on, nor parts if it is no method."""
     if hasattr(function, "__wrapped__") or _flow_of(function) is None:
