@@ -68,11 +68,10 @@ def freeze(model: nn.Module, paths: Collection[str]) -> dict[str, list[str]]:
         holder._parameters[own] = new.setdefault(id(parameter), _frozen(parameter))
         frozen.setdefault(path, []).append(name)
     if frozen:
-        own_train, earlier = vars(model).get("train"), tuple[str, ...]()
-        if isinstance(own_train, TrainWarning):
-            own_train, earlier = own_train.original, own_train.paths
-        all_paths = tuple(dict.fromkeys((*earlier, *frozen)))
-        vars(model)["train"] = TrainWarning(model, all_paths, own_train)
+        before = vars(model).get("train")
+        earlier = before if isinstance(before, TrainWarning) else TrainWarning(model, (), before)
+        all_paths = tuple(dict.fromkeys((*earlier.paths, *frozen)))
+        vars(model)["train"] = TrainWarning(model, all_paths, earlier.original)
     return frozen
 
 

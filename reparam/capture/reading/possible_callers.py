@@ -56,9 +56,9 @@ class CallSites:
             for name, value in vars(kind).items():
                 if isinstance(value, nn.Module | property | cached_property):
                     self._held.add(name)
-                *wrappers, inner = layers(value) or [None]
-                if isinstance(inner, FunctionType) and not all(map(is_torchs, wrappers)):
-                    self._wrapped.add(inner)
+                functions = layers(value)
+                if not all(map(is_torchs, functions[:-1])):
+                    self._wrapped.add(functions[-1])
                 function = value.fget if isinstance(value, property) else value
                 function = getattr(function, "__wrapped__", getattr(function, "__func__", function))
                 if isinstance(function, FunctionType):
