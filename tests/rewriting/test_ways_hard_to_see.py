@@ -25,19 +25,23 @@ def apart(result: Tensor, exact: Tensor) -> float:
     return relative_error(result.detach(), exact.detach())
 
 
-class Chain(nn.Module):
-    """A chain, a branch beside it, and a head."""
+class Bare(nn.Module):
+    """A chain and a head, and no method."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+
+class Chain(Bare):
+    """A method that runs a chain and a branch beside it."""
 
     def chain(self, x: Tensor) -> Tensor:
         result: Tensor = self.norm(self.conv(x)) + self.conv(x)
         return result
 
 
-class OfAllChildren(Chain):
+class OfAllChildren(Bare):
     """The option runs the first of all children."""
 
     def forward(self, x: Tensor, flag: bool = False) -> Tensor:
@@ -46,7 +50,7 @@ class OfAllChildren(Chain):
         return self.head(self.norm(self.conv(x)).relu())  # type: ignore[no-any-return]
 
 
-class BySubmodule(Chain):
+class BySubmodule(Bare):
     """The option runs a part by a path."""
 
     def forward(self, x: Tensor, flag: bool = False) -> Tensor:
@@ -55,7 +59,7 @@ class BySubmodule(Chain):
         return self.head(self.norm(self.conv(x)).relu())  # type: ignore[no-any-return]
 
 
-class ByProperty(Chain):
+class ByProperty(Bare):
     """The option runs what a property gives."""
 
     @property
@@ -68,7 +72,7 @@ class ByProperty(Chain):
         return self.head(self.norm(self.conv(x)).relu())  # type: ignore[no-any-return]
 
 
-class ByPrivateMethod(Chain):
+class ByPrivateMethod(Bare):
     """The option runs a method that names no part."""
 
     def _first(self, x: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ def stopping(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
-class ByWrapper(Chain):
+class ByWrapper(Bare):
     """What the forward's signature does not say, a wrapper around it takes."""
 
     @stopping
@@ -98,7 +102,7 @@ class ByWrapper(Chain):
         return self.head(self.norm(self.conv(x)).relu())  # type: ignore[no-any-return]
 
 
-class ByClosure(Chain):
+class ByClosure(Bare):
     """The option runs a function that holds the module."""
 
     def __init__(self) -> None:
