@@ -14,8 +14,10 @@ from torch import nn
 
 from reparam.capture.reading import names_forward_uses
 from reparam.capture.structures import without_proxies
-from reparam.capture.trace import Call, WayIn, bound
+from reparam.capture.trace import Call, WayIn, bound, has_options
 from reparam.capture.tracer import Tracer
+
+_RUNS_LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def classes_with_ways_in(root: nn.Module) -> dict[type, set[str]]:
@@ -27,9 +29,16 @@ def classes_with_ways_in(root: nn.Module) -> dict[type, set[str]]:
         for name in names_forward_uses(kind):
             home = next((base for base in kind.__mro__ if name in vars(base)), None)
             public = name != "forward" and not name.startswith("_")
-            if home is not None and public and type(vars(home)[name]) is FunctionType:
+            if home is not None and public and _is_plain(vars(home)[name]):
                 homes.setdefault(home, set()).add(name)
     return homes
+
+
+def _is_plain(method: Any) -> bool:
+    """Whether a method takes what its signature says, and has computed what it returns."""
+    return type(method) is FunctionType and not (
+        hasattr(method, "__wrapped__") or method.__code__.co_flags & _RUNS_LATER
+    )
 
 
 @contextmanager
@@ -46,19 +55,20 @@ def noting_ways_in(tracer: Tracer, homes: Mapping[type, Collection[str]]) -> Ite
 
 
 def _noted(name: str, method: FunctionType, tracer: Tracer) -> Callable[..., Any]:
-    optional = any(p.default is not p.empty for p in inspect.signature(method).parameters.values())
-
     @functools.wraps(method)
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         owner = tracer.innermost()
-        if owner is None or owner.module is not self:
+        by_name = getattr(type(self), name, None) is noted  # and not by super()
+        if owner is None or owner.module is not self or not by_name:
             return method(self, *args, **kwargs)
         arguments = bound(functools.partial(method, self), args, kwargs)
         arguments, positional, keywords = without_proxies((arguments, args, kwargs))
         before = len(tracer.caller)
         result = method(self, *args, **kwargs)
         nodes = tuple(islice(tracer.caller, before, None))
-        call = Call(owner.path, self, owner.parent, arguments, positional, keywords, optional)
+        call = Call(
+            owner.path, self, owner.parent, arguments, positional, keywords, has_options(method)
+        )
         call.result = without_proxies(result)
         tracer.ways_in.append(WayIn(name, owner, call, nodes))
         return result

@@ -106,6 +106,13 @@ def bound(
     return dict(arguments.arguments)
 
 
+def has_options(forward: Callable[..., Any]) -> bool:
+    """Whether a function has parameters that a caller may leave out, or a wrapper around it has."""
+    signatures = (inspect.signature(forward, follow_wrapped=follow) for follow in (True, False))
+    parameters = (p for signature in signatures for p in signature.parameters.values())
+    return any(parameter.default is not parameter.empty for parameter in parameters)
+
+
 def surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
     """The first parameter, where all may be left out: with none at all there is nothing to do."""
     parameters = inspect.signature(forward).parameters.values()

@@ -33,7 +33,7 @@ from reparam.capture.stand_ins import (
     unanswerable,
 )
 from reparam.capture.structures import without_proxies
-from reparam.capture.trace import Call, WayIn, bound, surely_given
+from reparam.capture.trace import Call, WayIn, bound, has_options, surely_given
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules import Watch, fetch, has_hooks, has_own_call, names_of_tensors, random_state
 from reparam.rules import Rules
@@ -174,8 +174,7 @@ class Tracer(fx.Tracer):
                     self.create_arg(leaf)  # the caller's graph would have to hold it
         # Now, since the forward may append to a list that it was given.
         named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
-        parameters = inspect.signature(forward).parameters.values()
-        optional = any(parameter.default is not parameter.empty for parameter in parameters)
+        optional = has_options(forward)
         call = Call(path, module, parent, named, positional, keywords, optional)
         self.calls.append(call)
         self.stack.append(call)

@@ -35,6 +35,7 @@ class Rewrite:
         altered: Values of the trace that stand for others now, such as one that a scale has moved
             above: looked after where methods return some.
         by_size: New operators that may be right only for the rank or size of what was traced.
+        stand_for: For each new operator the nodes of the trace between what it reads and its value.
         alike: Identities of the modules that are called several times and edited the same each
             time.
     """
@@ -57,6 +58,7 @@ class Rewrite:
     dead: set[fx.Node] = field(default_factory=set)
     altered: set[fx.Node] = field(default_factory=set)
     by_size: set[fx.Node] = field(default_factory=set)
+    stand_for: dict[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
     alike: set[int] = field(default_factory=set)
 
     def copy(self, node: fx.Node) -> fx.Node:

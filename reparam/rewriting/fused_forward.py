@@ -125,7 +125,10 @@ class FusedForward:
             self._warn_of_training()
         if self.positional and not kwargs and len(args) == len(self.parameters):
             return self.function(self.owner, *args)
-        bound = inspect.signature(self._original()).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(self._original()).bind(*args, **kwargs)
+        except TypeError:  # a wrapper may take more than its signature says
+            return self._original()(*args, **kwargs)
         bound.apply_defaults()
         values = [bound.arguments[name] for name in self.parameters]
         # A tensor was traced where now there may be none.

@@ -36,7 +36,7 @@ from reparam.rewriting.new_code import (
     UnlikeError,
     path_below,
 )
-from reparam.rewriting.other_methods import methods_with_new_code, released
+from reparam.rewriting.other_methods import methods_with_new_code, needs_new_code, released
 from reparam.rewriting.placement import keep_for_methods
 from reparam.rewriting.pruning import prune
 from reparam.rewriting.repeats import graph_outline, repeated_calls
@@ -124,7 +124,8 @@ class _Graft:
             if code is first[id(code.call.module)]:  # its other calls would need the same
                 self._attach(code)
         for way, code in ways.items():
-            self._attach(code, way.name)
+            if needs_new_code(way, self.slicer):
+                self._attach(code, way.name)
         # Where other arguments may come, the code as it was must go on running.
         changed = [code.call for code in codes]
         flexible = {call for call in changed if not knows_only_tensors(call)}

@@ -58,7 +58,8 @@ class Slicer:
 
         Raises:
             GraftError: If the method did more than compute its result from its arguments, or might
-                do something else with others.
+                do something else with others: an operator in it may rest on what one argument was
+                computed of, or on two being the same.
         """
         current, present = self.rewrite.current, self.inside[way.owner]
         arguments, results = [*nodes_in(way.call.arguments)], [*nodes_in(way.call.result)]
@@ -66,9 +67,11 @@ class Slicer:
         given, returned = set(map(current, arguments)), map(current, results)
         run = reached(returned, lambda node: () if node in given else node.all_input_nodes) - given
         left = set(map(self.rewrite.copy, way.nodes)).intersection(present) - run
-        bound = not self.rewrite.by_size.isdisjoint(run)
+        joined = [self.rewrite.stand_for.get(node, frozenset()) for node in run]
         if (
-            bound
+            not self.rewrite.by_size.isdisjoint(run)
+            or len(given) < len(arguments)
+            or not all(map(set(way.nodes).issuperset, joined))
             or not (self.rewrite.dead | self.rewrite.altered).isdisjoint(ends)
             or any(node.op != "get_attr" for node in (*left, *run.difference(present)))
         ):

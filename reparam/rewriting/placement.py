@@ -27,6 +27,7 @@ from reparam.capture.reading import (
     methods_running,
     own_methods,
     runs_as_one,
+    runs_by_name,
 )
 from reparam.modules import fetch, has_hooks, held_aside, read_from
 from reparam.planning import Link, Region
@@ -196,6 +197,7 @@ class Placer:
             and all(map(knows_only_tensors, use.crossed))
             and "forward" not in vars(use.module)
             and all(runs_as_one(use.module, method, use.parts) for method in use.methods)
+            and runs_by_name(use.module, use.parts)
         )
 
     def rests_on_rank(self, region: Region) -> bool:

@@ -137,6 +137,7 @@ class Rewriter:
             read = self._checked(read, assumed, owner)
             new = self._note_new(graph.call_module(path, (read,)), owner)
             self._liken(new, module, region, home)
+        result.stand_for[new] = region.inner
         if self.placer.rests_on_rank(region) or region.base in self.facts.ones:
             result.by_size.add(new)
         if not swap:

@@ -91,8 +91,38 @@ IN_REWRITING = [
     Mistake(
         "a method gets new code that is right for what forward gives it alone",
         "rewriting/new_code.py",
-        "        bound = not self.rewrite.by_size.isdisjoint(run)\n",
-        "        bound = False\n",
+        "            not self.rewrite.by_size.isdisjoint(run)\n",
+        "            False\n",
+    ),
+    Mistake(
+        "two arguments of a method that were the same are always the same",
+        "rewriting/new_code.py",
+        "            or len(given) < len(arguments)\n",
+        "",
+    ),
+    Mistake(
+        "an operator in a method may rest on what its arguments were computed of",
+        "rewriting/new_code.py",
+        "            or not all(map(set(way.nodes).issuperset, joined))\n",
+        "",
+    ),
+    Mistake(
+        "new code of methods returns whatever they did",
+        "rewriting/other_methods.py",
+        " and _can_be_told(way):",
+        ":",
+    ),
+    Mistake(
+        "parts are reached by their names alone",
+        "rewriting/placement.py",
+        "            and runs_by_name(use.module, use.parts)\n",
+        "",
+    ),
+    Mistake(
+        "code of a base class runs the new methods",
+        "rewriting/other_methods.py",
+        "    used |= names_used_by(kind, freely, ())\n",
+        "",
     ),
     Mistake(
         "a method with options never runs as it was",

@@ -36,6 +36,7 @@ TESTS = [
     "tests/rewriting/test_likeness.py",
     "tests/rewriting/test_methods.py",
     "tests/rewriting/test_other_ways_in.py",
+    "tests/rewriting/test_ways_hard_to_see.py",
     "tests/rewriting/test_repeats.py",
     "tests/verification",
     "tests/equalization",

@@ -6,13 +6,15 @@ Files, in the order in which data flows: `source`, `values`, `possible_callers`,
 
 from reparam.capture.reading.method_names import (
     methods_naming,
+    methods_run_by,
     methods_running,
     names_forward_uses,
+    names_of_properties,
     names_of_public_methods,
     names_used_by,
 )
 from reparam.capture.reading.modules_used import Reach, called_by_methods
-from reparam.capture.reading.passed_on import runs_as_one
+from reparam.capture.reading.passed_on import hands_itself_on, runs_as_one, runs_by_name
 from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
     codes_in,

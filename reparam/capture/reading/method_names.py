@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from types import FunctionType
 
 from torch import nn
 
-from reparam.capture.reading.source import codes_in, own_methods
+from reparam.capture.reading.source import (
+    codes_in,
+    is_torchs,
+    layers,
+    own_methods,
+    static_attribute,
+)
 
 
 def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
     """The methods of a module's class that use some of the names, and which of them."""
-    used = {method: names & _names(code) for method, code in own_methods(type(module)).items()}
+    kind = type(module)
+    used = {method: names & _names(kind, method) for method in own_methods(kind)}
     return {method: some for method, some in used.items() if some}
 
 
@@ -41,6 +49,19 @@ def names_forward_uses(kind: type) -> set[str]:
     return {name for _, used in _run_by_forward(kind) for name in used}
 
 
+def methods_run_by(kind: type, starting: Iterable[str], without: Iterable[str]) -> set[str]:
+    """Some methods, and those that they call directly or not, but for some."""
+    return {method for method, _ in _run_by(kind, starting, without)}
+
+
+def names_of_properties(kind: type) -> set[str]:
+    """Names that the properties of a class use."""
+    values = [value for base in kind.__mro__ for value in vars(base).values()]
+    getters = [value for value in values if isinstance(value, property | cached_property)]
+    functions = [f for getter in getters for f in layers(getter) if not is_torchs(f)]
+    return set().union(*map(names_in, functions))
+
+
 def names_used_by(kind: type, starting: Iterable[str], without: Iterable[str]) -> set[str]:
     """Names that some methods use, and the methods that they call but for some."""
     return {name for _, used in _run_by(kind, starting, without) for name in used}
@@ -60,13 +81,19 @@ def _run_by(
     while pending:
         method = pending.pop()
         if method in methods:
-            used = _names(methods[method])
+            used = _names(kind, method)
             yield method, used
             called = (used & methods.keys()) - seen
             seen |= called
             pending.extend(called)
 
 
-def _names(function: FunctionType) -> set[str]:
+def _names(kind: type, method: str) -> set[str]:
+    """All names that a method uses: its wrappers, nested functions and comprehensions included."""
+    functions = layers(static_attribute(kind, method))
+    return set().union(*(names_in(function) for function in functions if not is_torchs(function)))
+
+
+def names_in(function: FunctionType) -> set[str]:
     """All names that a function uses, nested functions and comprehensions included."""
     return {name for code in codes_in(function.__code__) for name in code.co_names}

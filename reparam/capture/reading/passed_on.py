@@ -5,13 +5,22 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
-from types import FunctionType
+from types import FunctionType, MethodType
+from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.source import Definition, definition, own_methods
+from reparam.capture.reading.method_names import names_in
+from reparam.capture.reading.source import (
+    Definition,
+    definition,
+    is_torchs,
+    layers,
+    own_methods,
+    static_attribute,
+)
 
 _ELSEWHERE = ""
 """Stands for what is no result of a module, and for whoever is no module and takes one."""
@@ -22,6 +31,13 @@ _NESTED = (
 )  # fmt: skip
 
 _SEES_MORE = {"locals", "vars", "eval", "exec", "super"}
+
+_NAMELESS = set(
+    "children named_children modules named_modules get_submodule parameters named_parameters "
+    "get_parameter buffers named_buffers get_buffer state_dict apply _apply __dict__ _modules "
+    "_parameters _buffers __getattr__ __getattribute__".split()
+)
+"""Attributes of every module that give its parts, or what they hold, without their names."""
 
 _BINDING = ("name", "asname", "rest")
 """Fields of syntax that bind a name: patterns and imports, which hold no other names."""
@@ -43,6 +59,46 @@ def runs_as_one(module: nn.Module, method: str, names: Sequence[str]) -> bool:
         flow.taken_by[before] == {after} and flow.takes[after] == {before}
         for before, after in pairwise(names)
     )
+
+
+def runs_by_name(module: nn.Module, names: Sequence[str]) -> bool:
+    """Whether all code that a forward may run uses some parts by their names, in methods alone.
+
+    A property, a wrapper around a method and a list of all children may give them to anybody.
+    """
+    kind = type(module)
+    seen, pending = {"forward"}, ["forward"]
+    while pending:
+        name = pending.pop()
+        value = static_attribute(kind, name)
+        if _may_hold_the_module(vars(module).get(name)):
+            return False
+        functions = [f for f in layers(value) if not is_torchs(f)]
+        used = set[str]().union(*map(names_in, functions))
+        is_static = isinstance(value, staticmethod)
+        if not is_static and not all(_keeps_to_itself(f, value, names) for f in functions):
+            return False
+        pending.extend(used - seen)
+        seen |= used
+    return seen.isdisjoint(_NAMELESS)
+
+
+def hands_itself_on(module: nn.Module, method: str) -> bool:
+    """Whether a method may give its module to other code, such as that of its base class."""
+    return _flow_of(own_methods(type(module))[method]) is None
+
+
+def _keeps_to_itself(function: FunctionType, value: Any, names: Sequence[str]) -> bool:
+    """Whether code of a class does not hand its module on, nor parts if it is no method."""
+    if hasattr(function, "__wrapped__") or _flow_of(function) is None:
+        return False
+    return isinstance(value, FunctionType) or names_in(function).isdisjoint(names)
+
+
+def _may_hold_the_module(value: Any) -> bool:
+    """Whether something that a module holds may run the module's parts by itself."""
+    closed = isinstance(value, FunctionType) and value.__closure__ is not None
+    return closed or isinstance(value, MethodType | partial)
 
 
 @cache

@@ -12,7 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture.reading.source import Definition, codes_in, definition
+from reparam.capture.reading.source import (
+    Definition,
+    codes_in,
+    definition,
+    is_torchs,
+    layers,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class CallSites:
     def __init__(self, model: nn.Module) -> None:
         self._held = {"forward", "__call__", "_call_impl", *_CALL_WHAT_THEY_GET}
         self._functions: dict[str, set[FunctionType]] = defaultdict(set)
+        self._wrapped: set[FunctionType] = set()
         kinds: set[type] = set()
         for module in model.modules():
             kinds.update(type(module).__mro__)
@@ -49,6 +56,9 @@ class CallSites:
             for name, value in vars(kind).items():
                 if isinstance(value, nn.Module | property | cached_property):
                     self._held.add(name)
+                functions = layers(value)
+                if not all(map(is_torchs, functions[:-1])):
+                    self._wrapped.add(functions[-1])
                 function = value.fget if isinstance(value, property) else value
                 function = getattr(function, "__wrapped__", getattr(function, "__func__", function))
                 if isinstance(function, FunctionType):
@@ -63,8 +73,13 @@ class CallSites:
         """
         pending, seen = [function], {function}
         while pending:
-            sites = _sites(pending.pop())
-            if sites.anything or not self._held.isdisjoint(sites.called):
+            function = pending.pop()
+            sites = _sites(function)
+            if (
+                sites.anything
+                or function in self._wrapped
+                or not self._held.isdisjoint(sites.called)
+            ):
                 return True
             read = sites.read.union(*(_unsettled(chain, owner) for chain in sites.of_self))
             owner = None

@@ -46,6 +46,22 @@ def _functions(kind: type, without: str) -> dict[str, FunctionType]:
     return functions
 
 
+def layers(value: Any) -> list[FunctionType]:
+    """The functions that run where a class has some value: wrappers, and what they wrap."""
+    for inner in ("fget", "func", "__func__"):  # of properties, cached ones and class methods
+        value = getattr(value, inner, value)
+    functions: list[FunctionType] = []
+    while isinstance(value, FunctionType):
+        functions.append(value)
+        value = getattr(value, "__wrapped__", None)
+    return functions
+
+
+def is_torchs(function: FunctionType) -> bool:
+    """Whether torch defines a function, such as what ``torch.no_grad()`` makes of another."""
+    return str(function.__globals__.get("__name__")).partition(".")[0] == "torch"
+
+
 def forget_classes() -> None:
     """Look at every class anew: somebody may have changed one since."""
     for function in (_functions, _attribute_of_class, _functions_below, parameters_of):
