@@ -1,7 +1,7 @@
 """Code that cannot be traced, read and never run.
 
 Files, in the order in which data flows: `source`, `values`, `possible_callers`, `follower`,
-`method_names`, `passed_on`, `function_reader`, `modules_used`.
+`method_names`, `spelled_names`, `passed_on`, `function_reader`, `modules_used`.
 """
 
 from reparam.capture.reading.method_names import (

@@ -21,6 +21,7 @@ from reparam.capture.reading.source import (
     own_methods,
     static_attribute,
 )
+from reparam.capture.reading.spelled_names import Spelling, spelled
 
 _ELSEWHERE = ""
 """Stands for what is no result of a module, and for whoever is no module and takes one."""
@@ -53,7 +54,9 @@ def runs_as_one(module: nn.Module, method: str, names: Sequence[str]) -> bool:
     """
     function = own_methods(type(module)).get(method)
     flow = _flow_of(function) if function is not None else None
-    if flow is None or not flow.uses_otherwise.isdisjoint(names):
+    if flow is None or any(
+        name in flow.uses_otherwise or flow.spelled.may_be(name) for name in names
+    ):
         return False
     return set(names) <= flow.takes.keys() and all(
         flow.taken_by[before] == {after} and flow.takes[after] == {before}
@@ -85,12 +88,14 @@ def runs_by_name(module: nn.Module, names: Sequence[str]) -> bool:
 
 def hands_itself_on(module: nn.Module, method: str) -> bool:
     """Whether a method may give its module to other code, such as that of its base class."""
-    return _flow_of(own_methods(type(module))[method]) is None
+    flow = _flow_of(own_methods(type(module))[method])
+    return flow is None or flow.spelled != Spelling()
 
 
 def _keeps_to_itself(function: FunctionType, value: Any, names: Sequence[str]) -> bool:
     """Whether code of a class does not hand its module on, nor parts if it is no method."""
-    if hasattr(function, "__wrapped__") or _flow_of(function) is None:
+    flow = _flow_of(function)
+    if hasattr(function, "__wrapped__") or flow is None or any(map(flow.spelled.may_be, names)):
         return False
     return isinstance(value, FunctionType) or names_in(function).isdisjoint(names)
 
@@ -117,6 +122,7 @@ class _Flow:
         takes: For each attribute that is called on one value, whose results that may be.
         taken_by: For each such attribute who takes what it returns.
         uses_otherwise: The attributes, of whatever, that are not only called like that.
+        spelled: The names of those that it reads by a name that it makes.
         certain: Whether all that the code does with ``self`` can be told.
     """
 
@@ -125,6 +131,8 @@ class _Flow:
         self.taken_by: dict[str, set[str]] = defaultdict(set)
         self.uses_otherwise: set[str] = set()
         self.certain = True
+        self.spelled = Spelling()
+        self._code = code
         self._self = code.args.args[0].arg
         self._names: dict[str, Sources] = {}
         self._may_stop = False  # anywhere in a block, and code behind it goes on
@@ -237,7 +245,15 @@ class _Flow:
                 self.takes[name] |= sources
                 self._taken(sources, name)
                 return frozenset({name})
-        self._use_inside(code)
+        match code:
+            case ast.Call(
+                func=ast.Name(id="getattr" | "setattr" | "hasattr" | "delattr"),
+                args=[ast.Name(id=owner), attribute, *rest],
+                keywords=[],
+            ) if owner == self._self:
+                self._use_named(attribute, rest)
+            case _:
+                self._use_inside(code)
         return frozenset({_ELSEWHERE})
 
     def _use(self, code: ast.AST | None) -> None:
@@ -246,6 +262,14 @@ class _Flow:
             self._taken(self._value(code), _ELSEWHERE)
         elif code is not None:
             self._use_inside(code)
+
+    def _use_named(self, attribute: ast.expr, rest: Iterable[ast.expr]) -> None:
+        """Code reads, or sets, an attribute of ``self`` whose name it makes."""
+        names = spelled(attribute, self._code)
+        self.certain &= names is not None
+        self.spelled |= names or Spelling()
+        for value in rest:
+            self._use(value)
 
     def _use_inside(self, code: ast.AST) -> None:
         """Code does something with the values in it."""

@@ -33,6 +33,31 @@ JOINED = {
     "matched": "match flag:\n    case True:\n        return self.b(self.a(x))\nreturn x",
 }
 
+JOINED_BESIDE_NAMES = {
+    "other names": "for n in ('c', 'd'):\n    x = getattr(self, n)(x)\nreturn self.b(self.a(x))",
+    "some of other names": (
+        "names = ('c', 'd')\nif flag:\n    names = names[:1]\n"
+        "for i, n in enumerate(names):\n    x = getattr(self, n)(x)\nreturn self.b(self.a(x))"
+    ),
+    "names that begin otherwise": (
+        "for i in range(3):\n    x = getattr(self, f'layer{i}')(x)\nreturn self.b(self.a(x))"
+    ),
+    "a test for another": "if hasattr(self, 'c'):\n    x = -x\nreturn self.b(self.a(x))",
+}
+
+APART_BY_NAMES = {
+    "its name": "y = self.b(self.a(x))\nreturn getattr(self, 'a')(x)",
+    "a beginning of its name": "y = self.b(self.a(x))\nreturn getattr(self, f'a{flag or str()}')(x)",
+    "any name": "y = self.b(self.a(x))\nreturn getattr(self, flag)(x)",
+    "a name from elsewhere": "y = self.b(self.a(x))\nn = self.names[0]\nreturn getattr(self, n)(x)",
+    "a name that was changed": (
+        "n = 'c'\nn += ''\ny = self.b(self.a(x))\nreturn getattr(self, n)(x)"
+    ),
+    "one of its names": (
+        "for n in ('c', 'b'):\n    x = getattr(self, n)(x)\nreturn self.b(self.a(x))"
+    ),
+}
+
 APART = {
     "read between": "y = self.a(x)\nprint(y)\nreturn self.b(y)",
     "also returned": "y = self.a(x)\nreturn y, self.b(y)",
@@ -92,12 +117,14 @@ def module_running(code: str) -> nn.Module:
     return kind()
 
 
-@pytest.mark.parametrize("code", JOINED.values(), ids=JOINED.keys())
+@pytest.mark.parametrize(
+    "code", (JOINED | JOINED_BESIDE_NAMES).values(), ids=JOINED | JOINED_BESIDE_NAMES
+)
 def test_the_second_takes_all_that_the_first_returns(code: str) -> None:
     assert runs_as_one(module_running(code), "run", ["a", "b"])
 
 
-@pytest.mark.parametrize("code", APART.values(), ids=APART.keys())
+@pytest.mark.parametrize("code", (APART | APART_BY_NAMES).values(), ids=APART | APART_BY_NAMES)
 def test_somebody_else_takes_it_or_gives_it(code: str) -> None:
     assert not runs_as_one(module_running(code), "run", ["a", "b"])
 
