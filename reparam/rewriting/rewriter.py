@@ -137,9 +137,7 @@ class Rewriter:
             read = self._checked(read, assumed, owner)
             new = self._note_new(graph.call_module(path, (read,)), owner)
             self._liken(new, module, region, home)
-        result.stand_for[new] = region.inner
-        if self.placer.rests_on_rank(region) or region.base in self.facts.ones:
-            result.by_size.add(new)
+        self._note_operator(new, region)
         if not swap:
             self.edited.add(owner)
             self._note_edits(main.inner if region.collapses else (value,), region)
@@ -154,6 +152,12 @@ class Rewriter:
         for absorbed in region.absorbed:
             self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
         self.sweep(region)
+
+    def _note_operator(self, new: fx.Node, region: Region) -> None:
+        """Note what an operator stands for, and what of its base it takes for granted."""
+        self.result.stand_for[new] = region.inner
+        if self.placer.rests_on_rank(region) or region.base in self.facts.ones:
+            self.result.by_size.add(new)
 
     def _note_new(self, node: fx.Node, owner: Call) -> fx.Node:
         """Note whose code a new node belongs to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import BuiltinFunctionType, FunctionType
@@ -104,9 +105,7 @@ def _sites(function: FunctionType) -> _Sites:
         return _Sites(frozenset(), frozenset(), frozenset(), frozenset(), anything=True)
     nodes = list(ast.walk(code))
     calls = [node.func for node in nodes if isinstance(node, ast.Call)]
-    bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    for inner in codes_in(function.__code__):
-        bound.update(inner.co_varnames, inner.co_cellvars, inner.co_freevars)
+    bound = _bound_names(nodes, function)
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     chains = {node: chain for node in attributes if (chain := _chain_of(node, code))}
     called = {call.attr for call in calls if isinstance(call, ast.Attribute)}
@@ -119,6 +118,14 @@ def _sites(function: FunctionType) -> _Sites:
         frozenset(value for value in plain if isinstance(value, FunctionType)),
         anything=None in plain or not called.isdisjoint(given),
     )
+
+
+def _bound_names(nodes: Iterable[ast.AST], function: FunctionType) -> set[str]:
+    """The names that code gives to values of its own."""
+    bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for inner in codes_in(function.__code__):
+        bound.update(inner.co_varnames, inner.co_cellvars, inner.co_freevars)
+    return bound
 
 
 def _chain_of(attribute: ast.expr, code: Definition) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ _PASSING_ON = {"tuple", "list", "reversed", "sorted", "set", "iter"}
 
 @dataclass(frozen=True)
 class Spelling:
-    """Some names: those that are spelled out, and the beginnings of those that are made of parts."""
+    """Names: those that are spelled out, and the beginnings of those that are made of parts."""
 
     whole: frozenset[str] = frozenset()
     beginnings: frozenset[str] = frozenset()

@@ -47,7 +47,7 @@ JOINED_BESIDE_NAMES = {
 
 APART_BY_NAMES = {
     "its name": "y = self.b(self.a(x))\nreturn getattr(self, 'a')(x)",
-    "a beginning of its name": "y = self.b(self.a(x))\nreturn getattr(self, f'a{flag or str()}')(x)",
+    "a beginning of its name": "y = self.b(self.a(x))\nreturn getattr(self, f'a{flag}')(x)",
     "any name": "y = self.b(self.a(x))\nreturn getattr(self, flag)(x)",
     "a name from elsewhere": "y = self.b(self.a(x))\nn = self.names[0]\nreturn getattr(self, n)(x)",
     "a name that was changed": (
