@@ -38,7 +38,10 @@ _OPEN = {"argparse", "collections", "queue", "types"}
 _UNCHANGING = (tuple, MethodType, BuiltinMethodType, partial)
 """What stays as it is, whatever becomes of what it holds."""
 
-_FOREIGN = (sys.stdlib_module_names - _OPEN) | {"torch", "numpy"}
+_OURS = __name__.partition(".")[0]
+"""What this package puts into a model while it runs takes notes, which stay."""
+
+_FOREIGN = (sys.stdlib_module_names - _OPEN) | {"torch", "numpy", _OURS}
 
 
 @contextmanager
@@ -254,7 +257,9 @@ def _entries(value: Any) -> Iterable[Any] | None:
         case type():
             return vars(value).values() if issubclass(value, nn.Module) else None
         case FunctionType():
-            return value.__closure__  # variables that it shares, and may set
+            # Variables that it shares, and may set.
+            home = str(value.__globals__.get("__name__")).partition(".")[0]
+            return None if home == _OURS else value.__closure__
         case CellType():
             return tuple(_content(value).values())
         case MethodType() | BuiltinMethodType():

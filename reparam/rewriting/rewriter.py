@@ -60,7 +60,10 @@ def rewrite(
     result.dead -= {region.value for region, _ in operators}
     if trace.ways_in:
         result.altered = set().union(*(_altered(region) for region, _ in operators))
+    for region, _ in operators:
+        rewriter.awaited.update((region.value, *region.dying))
     for region, module in operators:
+        rewriter.awaited.subtract((region.value, *region.dying))
         rewriter.apply(region, module)
     for region, _ in reversed(operators):  # what another region read until it was written, too
         rewriter.sweep(region)
@@ -94,6 +97,8 @@ class Rewriter:
         """The calls whose code changes for the region at hand."""
         self.homes: dict[int, list[str]] = {}
         self.numbers: Counter[str] = Counter()
+        self.awaited: Counter[fx.Node] = Counter()
+        """How many of the regions that are still to come a node of the trace belongs to."""
         self.likened: set[fx.Node] = set()
         """The operators whose descriptions new ones have taken over."""
         self.set_by = cache(set_by_class)
@@ -287,7 +292,7 @@ class Rewriter:
         unread = reached(nodes, lambda node: node.users)
         order, origin = self.facts.order, self.result.origin
         for node in sorted(unread, key=lambda node: order[origin(node)], reverse=True):
-            if self._is_there(node):
+            if self._is_there(node) and not self.awaited[origin(node)] and not node.users:
                 if node.op == "call_module":
                     keep_for_methods(str(node.target), self.trace.caller[origin(node)], self.result)
                 self.edited.add(self.result.caller[node])

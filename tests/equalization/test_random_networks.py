@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import reparam
+from tests.random_networks.calls import Call
 from tests.random_networks.checking import observe, untouched
 from tests.random_networks.growing import random_program
 from tests.support.errors import FLOAT64_BOUND, relative_error
@@ -29,7 +30,7 @@ def check(seed: int) -> int:
             assert type(equal) is type(start)
             scaled += sum(row.channels[0] for row in equal.reparam_report.equalized)
             for call in program.calls(torch.float64):
-                exact, result = observe(model, call, seed), observe(equal, call, seed)
+                exact, result = (observe(m, Call(call), seed) for m in (model, equal))
                 assert relative_error(result, exact) <= FLOAT64_BOUND
     return scaled
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 import reparam
 from reparam import Operator, ReparamError
 from reparam.planning.cost_functions import latency
+from tests.random_networks.calls import Call
+from tests.random_networks.checking import observe, ready
 from tests.random_networks.growing import random_program
-from tests.support.errors import FLOAT64_BOUND, float64_twin, relative_error, run
+from tests.support.errors import FLOAT64_BOUND, relative_error
 from tests.support.randomise import randomise_batch_norm
 
 
@@ -67,10 +69,11 @@ def test_memory_counts_what_is_written_where_sizes_are_known() -> None:
 @pytest.mark.parametrize("known", [True, False], ids=["sizes", "no sizes"])
 def test_random_networks_planned_by_memory(seed: int, known: bool) -> None:
     program = random_program(seed)
-    model, inputs = float64_twin(program.build()), program.calls(torch.float64)[0]
+    model, inputs = ready(program), program.calls(torch.float64)[0]
     fused = reparam.fuse(model, inputs if known else None, cost="memory")
     assert all(row.cost[1] <= row.cost[0] for row in fused.reparam_report.fused)
-    assert relative_error(run(fused, inputs), run(model, inputs)) < FLOAT64_BOUND
+    exact, result = (observe(m, Call(inputs), seed) for m in (model, fused))
+    assert relative_error(result, exact) < FLOAT64_BOUND
 
 
 def test_a_function_sees_the_operators() -> None:

@@ -749,3 +749,25 @@ def test_rows_of_features_before_any_product(product: Callable[..., Tensor]) -> 
     assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
     assert count_operators(fused, (x,)).batch_norms == 0
     assert not reparam.plan(fused).fused
+
+
+class ReadsOneOfTwo(nn.Module):
+    """What one head makes of what is fused already, nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(9, 9, 3, padding=1), nn.BatchNorm2d(9))
+        self.heads = EachOf(ConvNorm(9, 9, 3), ConvNorm(9, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(0, 2, 3, 1)
+        _, result = self.heads([self.block(y), y])
+        return result  # type: ignore[no-any-return]
+
+
+def test_an_operator_whose_value_nobody_reads_is_made_in_its_place() -> None:
+    model = randomise_batch_norm(ReadsOneOfTwo(), 0).double().eval()
+    x = torch.randn(1, 5, 9, 11, dtype=torch.float64)
+    fused = reparam.fuse(model)  # the laws of graphs are checked
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 0
