@@ -15,9 +15,9 @@ from reparam.capture.reading.modules_used import Reach, called_by_methods
 from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
     codes_in,
-    definition,
     forget_classes,
     functions_below,
     own_methods,
+    syntax_tree,
 )
 from reparam.capture.reading.values import contents
