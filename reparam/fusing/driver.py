@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -213,14 +213,21 @@ def plan(
             PlannedPart(part, frame_problems, measure if known else MACS).decided()
             for part, known in zip(parts, sized, strict=True)
         ]
-    rows, notes = [untraced_row(module) for module in untraced], [] if all(sized) else [_APART]
+    rows = [untraced_row(module) for module in untraced]
+    notes = [] if all(sized) else [_APART]
     report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
+    _add_rows(report, planned)
+    again = partial(plan, model, example_inputs, rules=rules, cost=cost)
+    modules = _modules(model)
+    weights = _weights(model, modules)
+    return Plan(model, report, rows, planned, inputs, modules, weights, again)
+
+
+def _add_rows(report: Report, planned: Iterable[PlannedPart]) -> None:
+    """Add to a report what is to be fused, and what is not."""
     for part in planned:
         report.fused.extend(fused_row(part.part, region) for region in part.decision.regions)
         report.refused.extend(refused_rows(part))
-    again = partial(plan, model, example_inputs, rules=rules, cost=cost)
-    weights = _weights(model, modules := _modules(model))
-    return Plan(model, report, rows, planned, inputs, modules, weights, again)
 
 
 def fuse(

@@ -18,9 +18,9 @@ from reparam.capture.reading.passed_on import hands_itself_on, runs_as_one, runs
 from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
     codes_in,
-    definition,
     forget_classes,
     functions_below,
     own_methods,
+    syntax_tree,
 )
 from reparam.capture.reading.values import contents

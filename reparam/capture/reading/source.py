@@ -136,14 +136,19 @@ def _set_by(codes: tuple[CodeType, ...]) -> frozenset[str]:
 _FILLS = {"append", "extend", "insert", "setattr", "__setattr__", "__dict__"}
 
 
+def syntax_tree(code: FunctionType | CodeType) -> ast.Module | None:
+    """The syntax tree of the source of some code; None where it is not at hand."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+
+
 @cache
 def definition(function: FunctionType) -> Definition | None:
     """The syntax tree of a function; None where its source is not at hand."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    for node in ast.walk(tree):
+    tree = syntax_tree(function)
+    for node in ast.walk(tree) if tree is not None else ():
         if isinstance(node, Definition) and node.name == function.__name__:
             return node
     return None

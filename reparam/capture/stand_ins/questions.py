@@ -10,9 +10,7 @@ import ast
 import builtins
 import dis
 import importlib
-import inspect
 import sys
-import textwrap
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from torch import Tensor, fx
 from torch.fx import _symbolic_trace
 
 from reparam.capture.operator_traits import CONSTANT_FACTORIES
-from reparam.capture.reading import codes_in, contents
+from reparam.capture.reading import codes_in, contents, syntax_tree
 from reparam.capture.stand_ins.proxies import user_asks
 from reparam.capture.structures import proxies_in
 
@@ -192,18 +190,17 @@ def _sets_a_global(code: CodeType) -> bool:
 
 def is_caught(frame: FrameType) -> bool:
     """Whether what fails at the place where a frame is would be caught there."""
-    lines = _caught_lines(frame.f_code) if user_asks(frame) else ()
-    return any(first <= frame.f_lineno <= last for first, last in lines)
+    # Asked of every frame around every operator: nearly none of them catches anything.
+    if not frame.f_code.co_exceptiontable or not user_asks(frame):
+        return False
+    return any(first <= frame.f_lineno <= last for first, last in _caught_lines(frame.f_code))
 
 
 @cache
 def _caught_lines(code: CodeType) -> tuple[tuple[int, int], ...]:
     """The first and the last lines of what code tries and goes on after if it fails."""
-    if not code.co_exceptiontable:
-        return ()
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError, SyntaxError):
+    tree = syntax_tree(code)
+    if tree is None:
         return ()
     before = code.co_firstlineno - 1
     tried = (node.body for node in ast.walk(tree) if _goes_on(node))
