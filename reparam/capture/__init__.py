@@ -1,11 +1,11 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
-Files, in the order in which data flows: `reading`, `item_assignment`, `axis_checks`,
+Files, in the order in which data flows: `reading`, `item_assignment`, `checked_values`,
 `operator_traits`, `structures`, `trace`, `invariants`, `stand_ins`, `tracer`, `other_ways_in`,
 `tracing_attempts`, `programs`, `recorded`.
 """
 
-from reparam.capture.axis_checks import Assumed, CheckedIdentity, checked_axes
+from reparam.capture.checked_values import Assumed, CheckedIdentity, checked_axes, checked_same
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.item_assignment import assign, assignments
 from reparam.capture.operator_traits import (

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.capture.axis_checks import checked_axes
+from reparam.capture.checked_values import checked_axes
 from reparam.capture.item_assignment import assign
 from reparam.modules import fetch, is_torchs
 

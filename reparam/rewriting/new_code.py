@@ -10,7 +10,16 @@ from typing import Any
 
 from torch import fx
 
-from reparam.capture import Built, Call, WayIn, calls_between, nodes_in, reached, written_into
+from reparam.capture import (
+    Built,
+    Call,
+    WayIn,
+    calls_between,
+    checked_same,
+    nodes_in,
+    reached,
+    written_into,
+)
 from reparam.modules import join
 from reparam.rewriting.changes import Rewrite
 
@@ -108,13 +117,14 @@ class NewCode:
         self.call = call = way.call if way else call
         self.graph = fx.Graph()
         self._values: dict[fx.Node, fx.Node] = {}
+        self._given: set[fx.Node] = set()
         arguments = call.arguments.items()
         self.baked = {name: value for name, value in arguments if not _holds_nodes(value)}
         self.parameters = tuple(name for name in call.arguments if name not in self.baked)
         placeholders = {name: self._placeholder(name) for name in self.parameters}
         # Where two arguments became one value, code reads the one that is that value.
         for name in sorted(self.parameters, key=self._is_dead):
-            self._unpack(call.arguments[name], placeholders[name])
+            self._unpack(call.arguments[name], placeholders[name], name)
         self._write(slicer.inside[call] if way is None else slicer.run_by(way))
         self.graph.output(written_into(self.graph, call.result, self._read))
 
@@ -155,12 +165,16 @@ class NewCode:
             self._values[node] = self.graph.get_attr(path)
         return self._values[node]
 
-    def _unpack(self, structure: Any, whole: fx.Node) -> None:
+    def _unpack(self, structure: Any, whole: fx.Node, argument: str = "") -> None:
         """Name the values inside an argument or a result."""
         entries: Iterable[tuple[Any, Any]] = ()
         read: Callable[..., Any] = operator.getitem
         if isinstance(structure, fx.Node):
-            self._values.setdefault(self.slicer.rewrite.current(structure), whole)
+            value = self.slicer.rewrite.current(structure)
+            first = self._values.setdefault(value, whole)
+            if argument and structure in self._given:
+                self._values[value] = self._checked_same(first, whole, argument)
+            self._given.add(structure)
         elif isinstance(structure, Built):
             entries = structure.entries.items()
             read = operator.getitem if structure.by_key else getattr
@@ -170,7 +184,15 @@ class NewCode:
             entries = enumerate(structure)
         for key, entry in entries:
             if _holds_nodes(entry):
-                self._unpack(entry, self.graph.call_function(read, (whole, key)))
+                self._unpack(entry, self.graph.call_function(read, (whole, key)), argument)
+
+    def _checked_same(self, first: fx.Node, second: fx.Node, argument: str) -> fx.Node:
+        """One of two arguments for which the caller that was traced gave one value."""
+        text = (
+            f"{self.call.path or 'the model'} was fused for a caller that gives {argument!r} the "
+            "same value as another argument; keep a copy of the original for other calls"
+        )
+        return self.graph.call_function(checked_same, (first, second, text))
 
 
 def _holds_nodes(structure: Any) -> bool:

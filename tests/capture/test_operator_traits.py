@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import effects_of
-from reparam.capture.axis_checks import checked_axes
+from reparam.capture.checked_values import checked_axes
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import (
     Trait,

@@ -1,7 +1,8 @@
 """What was taken for granted of a value, checked where a fused model reads it.
 
 A value's number of axes is not in the weights. Where a fusion rests on one that is only likely, or
-that only the example inputs had, the fused model raises an error for any other.
+that only the example inputs had, the fused model raises an error for any other. So it does where a
+module was fused for a caller that gives it one value twice.
 """
 
 from __future__ import annotations
@@ -70,6 +71,22 @@ def checked_axes(x: Any, axes: int, channel_axis: int, channels: int, text: str)
     if wrong:
         raise ReparamError(f"{text} (it got one of shape {tuple(x.shape)})")
     return x
+
+
+def checked_same(first: Any, second: Any, text: str) -> Any:
+    """The first of two values, if the second one is equal.
+
+    Raises:
+        ReparamError: If it is not, with the text.
+    """
+    if first is second:  # as its caller in the model hands them on
+        return first
+    if isinstance(first, fx.Proxy):
+        return first.tracer.create_proxy("call_function", checked_same, (first, second, text), {})
+    tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
+    if not (torch.equal(first, second) if tensors else first == second):
+        raise ReparamError(text)
+    return first
 
 
 class CheckedIdentity(nn.Identity):
