@@ -253,6 +253,11 @@ def _rank_of_both(node: fx.Node, name: str, axes: _Axes) -> int | None:
     if name == "permute":
         return len(_spread(node.args[1:])) or None
     weight = _argument(node, 1)
+    if name == "batch_norm" and isinstance(weight, fx.Node) and weight.op == "get_attr":
+        # Statistics are taken for those of values like their norm's own; fused code checks it.
+        holder = fetch(axes.root, str(weight.target).rpartition(".")[0])
+        norm = None if axes.certain else _SPATIAL.fullmatch(type(holder).__name__.lower())
+        return int(norm[1]) + 2 if norm else None
     weighted = name == "convolution" and isinstance(weight, fx.Node)
     return axes.ranks.get(weight) if weighted else None
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import fx
+from torch import fx, nn
 
 from reparam.analysis import Facts, promotes, reads_layout
-from reparam.capture import Trait, traits
+from reparam.capture import Trait, reached, torch_name, traits
 from reparam.errors import Refusal
+from reparam.modules import fetch
 from reparam.planning.regions import Region
 
 
 def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusal | None:
-    """Why a region is not safe; the first of six hazards tells.
+    """Why a region is not safe; the first of seven hazards tells.
 
     The terms of settled sums have left them already.
     """
@@ -22,6 +23,7 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
         or _operand_is_written(region, facts)
         or _sum_is_written(region, facts, settled)
         or _base_is_written(region, facts)
+        or _gradient_is_lost(region, facts)
         or _layout_is_read(region, facts)
         or _alias_is_lost(region, facts)
     )
@@ -71,6 +73,33 @@ def _base_is_written(region: Region, facts: Facts) -> Refusal | None:
     if facts.memory.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
         return Refusal(f"{base} is written to in place before it is read")
     return None
+
+
+def _gradient_is_lost(region: Region, facts: Facts) -> Refusal | None:
+    """The gradient of the new operator needs the base, which somebody writes to later.
+
+    It did not before if what read the base has no parameters: ``conv(x + x)``, then ``x += 1``.
+    """
+    base, order = region.base, facts.order
+    same = {base, *facts.memory.alias_class(base)}
+    reading = [n for n in region.inner | region.dying if not same.isdisjoint(n.all_input_nodes)]
+    last = max([order[node] for node in reading], default=order[base])
+    if not facts.memory.write_between(base, last, len(order), ignoring=region.dying):
+        return None
+    if any(_keeps_its_operand(node, facts.root) for node in reading):
+        return None
+    return Refusal(f"{base} is written to in place later, and gradients would need it as it was")
+
+
+def _keeps_its_operand(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the gradient of an operator needs what it read: it multiplies that by parameters."""
+    if node.op == "call_module":
+        return any(tensor.requires_grad for tensor in fetch(root, str(node.target)).parameters())
+    if torch_name(node) in ("add", "sub", "rsub"):
+        return False
+    sources = reached(node.all_input_nodes, lambda operand: operand.all_input_nodes)
+    held = [fetch(root, str(source.target)) for source in sources if source.op == "get_attr"]
+    return any(getattr(tensor, "requires_grad", False) for tensor in held)
 
 
 def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
