@@ -23,9 +23,9 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
         or _operand_is_written(region, facts)
         or _sum_is_written(region, facts, settled)
         or _base_is_written(region, facts)
-        or _gradient_is_lost(region, facts)
         or _layout_is_read(region, facts)
         or _alias_is_lost(region, facts)
+        or _gradient_is_lost(region, facts)
     )
 
 

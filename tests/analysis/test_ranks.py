@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
+from tests.support.randomise import randomise_batch_norm
 
 
 class Widened(nn.Module):
@@ -64,4 +69,33 @@ def test_a_product_with_a_matrix_keeps_the_number_of_axes() -> None:
     model, x = ByRows().double().eval(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
     fused = reparam.fuse(model)
     assert [row.counts for row in fused.reparam_report.fused] == [(3, 2)]
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+
+
+class Borrowed(nn.Module):
+    """A norm's statistics, given to the function: they are for values like the norm's own."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.norm, self.linear = kind(6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Any = self.norm
+        mean, variance = norm.running_mean, norm.running_var
+        y = F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.1, norm.eps)
+        result: Tensor = self.linear(y)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "norms"), [(nn.BatchNorm2d, (3, 6, 8, 6), 1), (nn.BatchNorm1d, (3, 6), 0)]
+)
+def test_statistics_tell_what_they_are_for(
+    kind: type[nn.Module], sizes: tuple[int, ...], norms: int
+) -> None:
+    """Rows of features go through one linear layer, images of as many columns do not."""
+    model = randomise_batch_norm(Borrowed(kind).double().eval(), 0)
+    x = torch.randn(sizes, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).batch_norms == norms
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12

@@ -159,6 +159,52 @@ def test_a_write_after_the_last_read_is_none_between() -> None:
     assert relative_error(run(fused, (x.clone(),)), run(model, (x.clone(),))) <= 1e-12
 
 
+def doubled(m: Any, x: Tensor) -> Tensor:
+    """The gradient of the convolution needs what was doubled, not what is written to."""
+    y = x.sin()
+    z: Tensor = m.c(y + y)
+    y.sub_(1)
+    return z + m.f(y)
+
+
+def scaled_by_a_number(m: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    return y.add_(m.norm(m.c(y * 0.5)))
+
+
+def normalised(m: Any, x: Tensor) -> Tensor:
+    """The gradient of the norm needs what is written to: nobody can train this."""
+    y = x.sin()
+    z: Tensor = m.c(m.norm(y))
+    y.sub_(1)
+    return z + y
+
+
+@pytest.mark.parametrize("forward", [doubled, scaled_by_a_number], ids=lambda f: f.__name__)
+def test_what_a_gradient_needs_is_not_written_to_later(forward: Forward) -> None:
+    model = model_of(forward)
+    fused = reparam.fuse(model)
+    x, inputs, outputs = torch.randn(2, 4, 9, 8, dtype=torch.float64), [], []
+    for trained in (model, fused):
+        inputs.append(x.clone().requires_grad_())
+        outputs.append(trained(inputs[-1]))
+        outputs[-1].square().sum().backward()
+    assert relative_error(outputs[1].detach(), outputs[0].detach()) <= 1e-12
+    assert relative_error(inputs[1].grad, inputs[0].grad) <= 1e-12
+
+
+def test_why_a_base_that_is_written_to_later_stays() -> None:
+    report = reparam.fuse(model_of(doubled)).reparam_report
+    assert any("gradients would need it as it was" in row.reason for row in report.refused)
+
+
+def test_what_no_gradient_could_be_of_is_fused() -> None:
+    model = model_of(normalised)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(torch.randn(2, 4, 9, 8, dtype=torch.float64)).sum().backward()
+    assert "gradients would need it" not in str(reparam.fuse(model).reparam_report)
+
+
 class EverySecond(nn.Module):
     """A view of its input, of which a rule tells."""
 
