@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from reparam.capture import Call
-from reparam.capture.reading import names_of_public_methods
+from reparam.capture.reading import names_computed_with, names_of_public_methods
 from reparam.modules import all_names, fetch
 from reparam.rewriting.changes import Rewrite
 
@@ -43,6 +43,7 @@ def prune(
         for call in caller.ancestry():
             removed[call].append((path, caller))
     names, staying = all_names(target), dict[str, None]()
+    going: list[tuple[nn.Module, list[str]]] = []
     for owner in owners:
         root = fetch(target, owner.path)
         protected = names_of_public_methods(type(root)) | rewrite.protected.get(owner, set())
@@ -53,12 +54,33 @@ def prune(
                 relative = path.removeprefix(prefix).split(".")
                 if not path.startswith(prefix):
                     continue
-                if owner in flexible or relative[0] in protected:
+                if (
+                    owner in flexible
+                    or relative[0] in protected
+                    or _is_computed_with(root, relative, released.get(owner, ()))
+                ):
                     staying[path] = None
                 else:
-                    _remove(root, relative, kept)
+                    going.append((root, relative))
+    parts = {path: _parts_at(target, path) for path in staying}
+    # What some code still runs does not go because other code has no need of it.
+    needed = kept.union(*parts.values())
+    for root, relative in going:
+        _remove(root, relative, needed)
     parts = {path: _parts_at(target, path) for path in staying}
     return [path for path in staying if parts[path] and kept.isdisjoint(parts[path])]
+
+
+def _is_computed_with(root: nn.Module, path: Sequence[str], released: Collection[str]) -> bool:
+    """Whether a public method of its holder computes something with a tensor."""
+    try:
+        holder = fetch(root, ".".join(path[:-1]))
+    except AttributeError:
+        return False
+    if not isinstance(holder, nn.Module) or path[-1] in holder._modules:
+        return False
+    kind: type = type(holder)
+    return path[-1] in names_computed_with(kind) and path[-1] not in released
 
 
 def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:

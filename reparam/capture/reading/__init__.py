@@ -8,6 +8,7 @@ from reparam.capture.reading.method_names import (
     methods_naming,
     methods_run_by,
     methods_running,
+    names_computed_with,
     names_forward_uses,
     names_of_properties,
     names_of_public_methods,

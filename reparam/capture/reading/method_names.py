@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import pairwise
 from types import FunctionType
 
 from torch import nn
@@ -13,8 +16,12 @@ from reparam.capture.reading.source import (
     is_torchs,
     layers,
     own_methods,
+    public_methods,
     static_attribute,
 )
+
+_ANY_NUMBER = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+"""The flags of code that takes any number of arguments."""
 
 
 def methods_naming(module: nn.Module, names: set[str]) -> dict[str, set[str]]:
@@ -42,6 +49,25 @@ def names_of_public_methods(kind: type) -> set[str]:
         if method != "forward" and not method.startswith("_")
         for name in used
     }
+
+
+@cache
+def names_computed_with(kind: type) -> frozenset[str]:
+    """Names that public methods besides forward use which get something and return something.
+
+    What only initialises, converts or reads parameters takes nothing, or returns nothing.
+    """
+    computing = [name for name, function in public_methods(kind).items() if _computes(function)]
+    return frozenset(names_used_by(kind, computing, without=["forward"]))
+
+
+def _computes(function: FunctionType) -> bool:
+    """Whether a method gets more than its object, and returns more than that or nothing."""
+    code = function.__code__
+    getting = code.co_argcount + code.co_kwonlyargcount > 1 or bool(code.co_flags & _ANY_NUMBER)
+    steps = list(dis.get_instructions(code))
+    returned = [before.argval for before, step in pairwise(steps) if step.opname == "RETURN_VALUE"]
+    return getting and any(value not in (None, *code.co_varnames[:1]) for value in returned)
 
 
 def names_forward_uses(kind: type) -> set[str]:
