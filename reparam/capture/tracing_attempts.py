@@ -27,7 +27,7 @@ from reparam.capture.stand_ins import (
     found_in_modules,
 )
 from reparam.capture.structures import can_be_built, nodes_in
-from reparam.capture.trace import Trace, WayIn
+from reparam.capture.trace import Call, Trace, WayIn
 from reparam.capture.tracer import Tracer
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.rules import Rules
@@ -220,9 +220,10 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     result = tracer.calls[0].result
     if not can_be_built(result):
         raise UntraceableError("it returns a container of a class of its own")
-    _simplify_output(graph, list(nodes_in(result)))
     for node in graph.nodes:
         tracer.caller.setdefault(node, tracer.calls[0])
+    also = [node for call in tracer.calls[1:] for node in _left_unread(call, tracer.caller)]
+    _simplify_output(graph, list(dict.fromkeys([*nodes_in(result), *also])))
     changed = {id(module) for module in tracer.watch.changed}
     operators = changed - {id(call.module) for call in tracer.calls}
     # What operators hold is changed by the code around them, and nobody knows it in the next call.
@@ -241,6 +242,25 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         kept=frozenset(tracer.kept.paths),
         ways_in=_once(tracer.ways_in),
     )
+
+
+def _left_unread(call: Call, caller: Mapping[fx.Node, Call]) -> list[fx.Node]:
+    """What a call computes and returns for nobody, beside what its caller reads.
+
+    Others may read it: the caller's own code with other arguments, or a user who calls the module.
+    """
+    read = [
+        any(call not in caller[user].ancestry() for user in node.users)
+        for node in nodes_in(call.result)
+    ]
+    inside = [call in caller[node].ancestry() for node in nodes_in(call.result)]
+    if not any(read):
+        return []
+    return [
+        node
+        for node, is_read, is_inside in zip(nodes_in(call.result), read, inside, strict=True)
+        if is_inside and not is_read
+    ]
 
 
 def _once(ways_in: Sequence[WayIn]) -> list[WayIn]:
