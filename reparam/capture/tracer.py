@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
+from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import returns_what_it_wrote
 from reparam.capture.reading import functions_below
@@ -112,6 +113,7 @@ class Tracer(fx.Tracer):
         self.twice = twice
         self.settled: set[int] = set()
         self.ways_in: list[WayIn] = []
+        self.put_into_objects: dict[Call, list[fx.Node]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
@@ -179,10 +181,14 @@ class Tracer(fx.Tracer):
         self.calls.append(call)
         self.stack.append(call)
         before = random_state() if self.notices_random else None
+        objects = GivenObjects((args, kwargs))
         writes = self.watch.writes
         try:
             result = self.kept.handed_on(run(*args, **kwargs))
             call.result = without_proxies(result)
+            changed, fresh = objects.put()
+            if changed:
+                self.put_into_objects[call] = [proxy.node for proxy in fresh]
         except Exception:
             if self.failed is None:
                 self.failed = module

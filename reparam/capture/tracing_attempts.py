@@ -223,13 +223,15 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     for node in graph.nodes:
         tracer.caller.setdefault(node, tracer.calls[0])
     also = [node for call in tracer.calls[1:] for node in _left_unread(call, tracer.caller)]
+    also += [node for nodes in tracer.put_into_objects.values() for node in nodes]
     _simplify_output(graph, list(dict.fromkeys([*nodes_in(result), *also])))
     changed = {id(module) for module in tracer.watch.changed}
     operators = changed - {id(call.module) for call in tracer.calls}
     # What operators hold is changed by the code around them, and nobody knows it in the next call.
     around = {call for call in tracer.calls if _holds(call.module, operators)}
     changing = {call for call in tracer.calls if id(call.module) in changed}
-    stateful = tracer.in_context | tracer.kept.readers | changing | around
+    filling = {call for call in tracer.put_into_objects if not _reads_all_put(call, tracer)}
+    stateful = tracer.in_context | tracer.kept.readers | changing | around | filling
     settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
     return Trace(
         tracer.model,
@@ -261,6 +263,15 @@ def _left_unread(call: Call, caller: Mapping[fx.Node, Call]) -> list[fx.Node]:
         for node, is_read, is_inside in zip(nodes_in(call.result), read, inside, strict=True)
         if is_inside and not is_read
     ]
+
+
+def _reads_all_put(call: Call, tracer: Tracer) -> bool:
+    """Whether what a call puts into objects of its caller's is what the caller reads of them."""
+    fresh = tracer.put_into_objects[call]
+    outside = (
+        any(call not in tracer.caller[user].ancestry() for user in node.users) for node in fresh
+    )
+    return bool(fresh) and all(outside)
 
 
 def _once(ways_in: Sequence[WayIn]) -> list[WayIn]:
