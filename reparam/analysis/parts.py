@@ -285,7 +285,7 @@ def _with_uses(parts: list[Part], reach: Reach) -> list[Part]:
     users.update(reach.opened | (reach.called.keys() - roots))
     users.update(key for part in parts for key in _used_otherwise(part))
     shared = frozenset(key for key, count in users.items() if count > 1)
-    named = [part.touched(list(part.trace.graph.nodes)) for part in parts]
+    named = [part.touched(part.running()) for part in parts]
     namings = Counter(chain(reach.opened, *named))
     return [
         replace(
