@@ -48,8 +48,11 @@ def _channels(node: fx.Node, root: nn.Module, constants: Shapes) -> int | None:
         return module.num_features if normalizes else None
     if torch_name(node) != "batch_norm":
         return None
-    held = _sizes(node, root, constants)
-    return held[0] if held else None
+    # A function may normalise anything: what its statistics belong to tells.
+    held = [argument for argument in node.all_input_nodes if argument.op == "get_attr"]
+    holders = {type(fetch(root, str(argument.target).rpartition(".")[0])) for argument in held}
+    sizes = _sizes(node, root, constants)
+    return sizes[0] if sizes and holders <= {nn.BatchNorm1d, nn.SyncBatchNorm} else None
 
 
 def _features(norm: fx.Node, operand: fx.Node, root: nn.Module, constants: Shapes) -> set[int]:
