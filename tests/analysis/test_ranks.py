@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from reparam import ReparamError
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
@@ -98,4 +99,27 @@ def test_statistics_tell_what_they_are_for(
     x = torch.randn(sizes, dtype=torch.float64)
     fused = reparam.fuse(model)
     assert count_operators(fused, (x,)).batch_norms == norms
+    if not norms:  # a value of another rank is not normalised along the axis of its rows
+        with pytest.raises(ReparamError, match="was fused for values of 2 axes"):
+            fused(torch.randn(2, 6, 6, dtype=torch.float64))
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+
+
+class Own(Borrowed):
+    """Keeps the statistics itself: nothing says what they are for."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm1d)
+        kept, self.norm = self.norm, nn.Identity()
+        for name in ("running_mean", "running_var"):
+            self.norm.register_buffer(name, getattr(kept, name))
+        self.norm.weight, self.norm.bias, self.norm.eps = kept.weight, kept.bias, kept.eps
+
+
+@pytest.mark.parametrize("sizes", [(3, 6), (3, 6, 6)])
+def test_a_function_may_normalise_anything(sizes: tuple[int, ...]) -> None:
+    """Rows of features, or as many channels of as many columns."""
+    model, x = Own().double().eval(), torch.randn(sizes, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+    assert count_operators(reparam.fuse(model, x), (x,)).batch_norms == (len(sizes) != 2)

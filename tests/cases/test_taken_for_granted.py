@@ -77,18 +77,6 @@ GUARDED: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor, str]] = {
         values(3, 8, 6),
         "norm (BatchNorm1d)",
     ),
-    "functional norm": (
-        lambda: Network(
-            lambda m, x: functional_norm(m, F.linear(x, m.weight)),
-            weight=values(8, 6),
-            mean=statistics(),
-            variance=statistics(),
-            scale=statistics(),
-        ),
-        values(5, 6),
-        values(3, 8, 6),
-        "the model (Network) was fused for values of 2 axes",
-    ),
     "one spatial axis, unbatched": (
         lambda: nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8)),
         values(5, 3, 10),
