@@ -224,6 +224,8 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         tracer.caller.setdefault(node, tracer.calls[0])
     also = [node for call in tracer.calls[1:] for node in _left_unread(call, tracer.caller)]
     also += [node for nodes in tracer.put_into_objects.values() for node in nodes]
+    there = set(graph.nodes)  # not what a second run computed
+    also = [node for node in also if node in there]
     _simplify_output(graph, list(dict.fromkeys([*nodes_in(result), *also])))
     changed = {id(module) for module in tracer.watch.changed}
     operators = changed - {id(call.module) for call in tracer.calls}
@@ -231,6 +233,7 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     around = {call for call in tracer.calls if _holds(call.module, operators)}
     changing = {call for call in tracer.calls if id(call.module) in changed}
     filling = {call for call in tracer.put_into_objects if not _reads_all_put(call, tracer)}
+    filling.intersection_update(tracer.calls)
     stateful = tracer.in_context | tracer.kept.readers | changing | around | filling
     settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
     return Trace(

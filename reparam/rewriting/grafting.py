@@ -184,7 +184,15 @@ class _Graft:
         inside = set(self.inside[call])
         results = {self.rewrite.current(node) for node in nodes_in(call.result)}
         arguments = {self.rewrite.current(node) for node in nodes_in(call.arguments)}
-        escaping = (node for node in inside - results if not inside.issuperset(node.users))
+        # The graph also holds on to what calls return for nobody: see `tracing_attempts`.
+        last = nodes_in(self.trace.calls[0].result)
+        returned = {self.rewrite.current(node) for node in last}
+        escaping = (
+            node
+            for node in inside - results
+            for user in node.users
+            if user not in inside and (user.op != "output" or node in returned)
+        )
         read = results.union(*(node.all_input_nodes for node in inside)) - inside - arguments
         return any(node.op != "get_attr" for node in (*escaping, *read))
 
