@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from reparam.analysis.ranks import keeps_shape
 from reparam.capture import Trait, torch_name, traits
-from reparam.modules import fetch
+from reparam.modules import fetch, read_from
 
 _ROWS = 2
 
@@ -50,7 +50,7 @@ def _channels(node: fx.Node, root: nn.Module, constants: Shapes) -> int | None:
         return None
     # A function may normalise anything: what its statistics belong to tells.
     held = [argument for argument in node.all_input_nodes if argument.op == "get_attr"]
-    holders = {type(fetch(root, str(argument.target).rpartition(".")[0])) for argument in held}
+    holders = {type(read_from(root, str(argument.target))) for argument in held}
     sizes = _sizes(node, root, constants)
     return sizes[0] if sizes and holders <= {nn.BatchNorm1d, nn.SyncBatchNorm} else None
 

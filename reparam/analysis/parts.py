@@ -279,13 +279,16 @@ def _opaque_leaves(traced: Trace, rules: Rules) -> Iterator[nn.Module]:
 def _with_uses(parts: list[Part], reach: Reach) -> list[Part]:
     """The parts, each with what else uses the modules that its code uses."""
     roots = {id(part.trace.root) for part in parts}
+    running = [part.running() for part in parts]
     users = Counter(
-        key for part in parts for key in part.touched(part.running(), roots) | part.typed()
+        key
+        for part, nodes in zip(parts, running, strict=True)
+        for key in part.touched(nodes, roots) | part.typed()
     )
     users.update(reach.opened | (reach.called.keys() - roots))
     users.update(key for part in parts for key in _used_otherwise(part))
     shared = frozenset(key for key, count in users.items() if count > 1)
-    named = [part.touched(part.running()) for part in parts]
+    named = [part.touched(nodes) for part, nodes in zip(parts, running, strict=True)]
     namings = Counter(chain(reach.opened, *named))
     return [
         replace(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from reparam.capture import Trait, checked_axes, torch_name, traits, traits_of
-from reparam.modules import fetch
+from reparam.modules import fetch, read_from
 
 _KEEPING_MODULES = (
     nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
@@ -255,7 +255,7 @@ def _rank_of_both(node: fx.Node, name: str, axes: _Axes) -> int | None:
     weight = _argument(node, 1)
     if name == "batch_norm" and isinstance(weight, fx.Node) and weight.op == "get_attr":
         # Statistics are taken for those of values like their norm's own; fused code checks it.
-        holder = fetch(axes.root, str(weight.target).rpartition(".")[0])
+        holder = read_from(axes.root, str(weight.target))
         norm = None if axes.certain else _SPATIAL.fullmatch(type(holder).__name__.lower())
         return int(norm[1]) + 2 if norm else None
     weighted = name == "convolution" and isinstance(weight, fx.Node)

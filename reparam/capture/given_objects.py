@@ -30,27 +30,28 @@ class GivenObjects:
         pending = list(values)
         while pending:
             value = pending.pop()
-            if id(value) not in self._held and (inside := _inside(value)):
-                self._held[id(value)] = value, list(inside[0])
-                pending.extend(inside[0])
+            inside = None if id(value) in self._held else _inside(value)
+            if inside is not None:
+                self._held[id(value)] = value, inside
+                pending.extend(inside)
 
     def put(self) -> tuple[bool, list[fx.Proxy]]:
         """Whether the objects hold anything else by now, and the values among that."""
         changed, fresh = False, list[fx.Proxy]()
         for value, before in self._held.values():
-            (now,) = _inside(value) or ([],)
+            now = _inside(value) or []
             if [*map(id, now)] != [*map(id, before)]:
                 changed, old = True, {*map(id, before)}
                 fresh.extend(p for entry in now if id(entry) not in old for p in proxies_in(entry))
         return changed, fresh
 
 
-def _inside(value: Any) -> tuple[list[Any]] | None:
+def _inside(value: Any) -> list[Any] | None:
     """What an object holds that code may fill; None for any other."""
     if isinstance(value, _NEVER_FILLED):
         return None
     if isinstance(value, dict):
-        return ([*value.values()],)
+        return [*value.values()]
     if isinstance(value, list | tuple | set | deque):
-        return ([*value],)
-    return ([*vars(value).values()],) if hasattr(value, "__dict__") else None
+        return [*value]
+    return [*vars(value).values()] if hasattr(value, "__dict__") else None

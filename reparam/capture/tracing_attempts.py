@@ -224,8 +224,6 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         tracer.caller.setdefault(node, tracer.calls[0])
     also = [node for call in tracer.calls[1:] for node in _left_unread(call, tracer.caller)]
     also += [node for nodes in tracer.put_into_objects.values() for node in nodes]
-    there = set(graph.nodes)  # not what a second run computed
-    also = [node for node in also if node in there]
     _simplify_output(graph, list(dict.fromkeys([*nodes_in(result), *also])))
     changed = {id(module) for module in tracer.watch.changed}
     operators = changed - {id(call.module) for call in tracer.calls}
@@ -233,7 +231,6 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     around = {call for call in tracer.calls if _holds(call.module, operators)}
     changing = {call for call in tracer.calls if id(call.module) in changed}
     filling = {call for call in tracer.put_into_objects if not _reads_all_put(call, tracer)}
-    filling.intersection_update(tracer.calls)
     stateful = tracer.in_context | tracer.kept.readers | changing | around | filling
     settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
     return Trace(
@@ -254,27 +251,21 @@ def _left_unread(call: Call, caller: Mapping[fx.Node, Call]) -> list[fx.Node]:
 
     Others may read it: the caller's own code with other arguments, or a user who calls the module.
     """
-    read = [
-        any(call not in caller[user].ancestry() for user in node.users)
-        for node in nodes_in(call.result)
-    ]
-    inside = [call in caller[node].ancestry() for node in nodes_in(call.result)]
-    if not any(read):
+    returned = list(nodes_in(call.result))
+    unread = [node for node in returned if not _is_read_outside(node, call, caller)]
+    if len(unread) == len(returned):
         return []
-    return [
-        node
-        for node, is_read, is_inside in zip(nodes_in(call.result), read, inside, strict=True)
-        if is_inside and not is_read
-    ]
+    return [node for node in unread if call in caller[node].ancestry()]
 
 
 def _reads_all_put(call: Call, tracer: Tracer) -> bool:
     """Whether what a call puts into objects of its caller's is what the caller reads of them."""
     fresh = tracer.put_into_objects[call]
-    outside = (
-        any(call not in tracer.caller[user].ancestry() for user in node.users) for node in fresh
-    )
-    return bool(fresh) and all(outside)
+    return bool(fresh) and all(_is_read_outside(node, call, tracer.caller) for node in fresh)
+
+
+def _is_read_outside(node: fx.Node, call: Call, caller: Mapping[fx.Node, Call]) -> bool:
+    return any(call not in caller[user].ancestry() for user in node.users)
 
 
 def _once(ways_in: Sequence[WayIn]) -> list[WayIn]:

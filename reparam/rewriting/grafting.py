@@ -101,6 +101,7 @@ class _Graft:
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
         self.repeated = repeated_calls(self.trace)
         self.paths = all_names(self.trace.root)
+        self.returned = set(map(rewrite.current, nodes_in(self.trace.calls[0].result)))
         self._settle()
 
     def run(self, elsewhere: Collection[int]) -> Grafted:
@@ -185,13 +186,11 @@ class _Graft:
         results = {self.rewrite.current(node) for node in nodes_in(call.result)}
         arguments = {self.rewrite.current(node) for node in nodes_in(call.arguments)}
         # The graph also holds on to what calls return for nobody: see `tracing_attempts`.
-        last = nodes_in(self.trace.calls[0].result)
-        returned = {self.rewrite.current(node) for node in last}
         escaping = (
             node
             for node in inside - results
             for user in node.users
-            if user not in inside and (user.op != "output" or node in returned)
+            if user not in inside and (user.op != "output" or node in self.returned)
         )
         read = results.union(*(node.all_input_nodes for node in inside)) - inside - arguments
         return any(node.op != "get_attr" for node in (*escaping, *read))

@@ -174,7 +174,8 @@ class NewCode:
             first = self._values.setdefault(value, whole)
             if argument and structure in self._given:
                 self._values[value] = self._checked_same(first, whole, argument)
-            self._given.add(structure)
+            elif argument:
+                self._given.add(structure)
         elif isinstance(structure, Built):
             entries = structure.entries.items()
             read = operator.getitem if structure.by_key else getattr

@@ -67,7 +67,6 @@ def prune(
     needed = kept.union(*parts.values())
     for root, relative in going:
         _remove(root, relative, needed)
-    parts = {path: _parts_at(target, path) for path in staying}
     return [path for path in staying if parts[path] and kept.isdisjoint(parts[path])]
 
 

@@ -290,20 +290,15 @@ class Rewriter:
     def _erase_unread(self, nodes: list[fx.Node]) -> None:
         """Erase what nobody reads of what is gone, and assertions on its shape."""
         unread = reached(nodes, lambda node: node.users)
-        # New operators are among them, and checks of what they read: these have no order yet.
-        order, origin = self.facts.order, self.result.origin
-        pending = sorted(unread, key=lambda node: order.get(origin(node), -1), reverse=True)
-        more = True
-        while more:
-            more = False
-            for node in pending:
-                if self._is_there(node) and not self.awaited[origin(node)] and not node.users:
-                    caller = self.result.caller[node]
-                    if node.op == "call_module":
-                        keep_for_methods(str(node.target), caller, self.result)
-                    self.edited.add(caller)
-                    self._erase(node)
-                    more = True
+        # By their places in the edited graph: new operators are among them, and their checks.
+        for node in sorted(unread, reverse=True):
+            origin = self.result.origin(node)
+            if self._is_there(node) and not self.awaited[origin] and not node.users:
+                caller = self.result.caller[node]
+                if node.op == "call_module":
+                    keep_for_methods(str(node.target), caller, self.result)
+                self.edited.add(caller)
+                self._erase(node)
 
     def _erase_constants(self, node: fx.Node) -> None:
         """Erase parameters, what is computed of them and sizes, once nobody reads them."""

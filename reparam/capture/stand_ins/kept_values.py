@@ -191,6 +191,8 @@ def settled_by(tracer: Any, again: Callable[[], Any], result: Any) -> set[int]:
         tracer.graph.erase_node(node)
         tracer.caller.pop(node, None)
     tracer.kept.readers.difference_update(tracer.calls[calls:])
+    for call in tracer.calls[calls:]:
+        tracer.put_into_objects.pop(call, None)
     del tracer.calls[calls:]
     tracer.refused, tracer.in_context, tracer.failed, drew = noted
     del tracer.random_modules[drew:]
