@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from types import FrameType
@@ -30,6 +30,7 @@ from reparam.capture.stand_ins import (
     comes_of_tensors,
     is_caught,
     is_tensor,
+    made_of_one_value,
     settled_by,
     unanswerable,
 )
@@ -39,9 +40,14 @@ from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules import Watch, fetch, has_hooks, has_own_call, names_of_tensors, random_state
 from reparam.rules import Rules
 
+_TENSOR_IN_TENSOR_OUT = (
+    "activation batchnorm channelshuffle conv dropout flatten fold instancenorm linear "
+    "normalization padding pixelshuffle pooling sparse upsampling"
+)
+
 _RETURN_A_TENSOR = {
     kind
-    for name in ("activation", "batchnorm", "conv", "dropout", "linear", "normalization", "pooling")
+    for name in _TENSOR_IN_TENSOR_OUT.split()
     for kind in vars(getattr(nn.modules, name)).values()
     if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.MultiheadAttention
 }
@@ -307,19 +313,18 @@ class Tracer(fx.Tracer):
             return proxy.kind
         if isinstance(proxy, Attribute) and proxy.attr in _ATTRIBUTES:
             return _ATTRIBUTES[proxy.attr]
-        if node is not None and node.op == "placeholder":
-            named = self._named_in_all_calls(node)
-            for call, name in named:
-                call.tensors.add(name)
-            if named:
-                return Tensor
-        elif node is not None and comes_of_tensors(node, self.is_tensor):
+        if node is not None and comes_of_tensors(node, self.is_tensor):
+            return Tensor
+        named = [] if node is None else self._named_in_all_calls(made_of_one_value(node))
+        for call, name in named:
+            call.tensors.add(name)
+        if named:
             return Tensor
         self.refuse()
         raise fx.proxy.TraceError("what a value is cannot be told")
 
-    def _named_in_all_calls(self, node: fx.Node) -> list[tuple[Call, str]]:
-        """The parameters by which a placeholder came here; none if one call hid it in a container.
+    def _named_in_all_calls(self, nodes: Sequence[fx.Node]) -> list[tuple[Call, str]]:
+        """The parameters by which a value came here; none if one call hid it in a container.
 
         Whatever is assumed of its value can then be checked when the new code is called.
         """
@@ -327,14 +332,14 @@ class Tracer(fx.Tracer):
             (call, name)
             for call in self.stack
             for name, value in call.arguments.items()
-            if value is node
+            if any(value is node for node in nodes)
         ]
         return named if {call for call, _ in named} == set(self.stack) else []
 
     def first_of(self, proxy: fx.Proxy, count: int) -> list[fx.Proxy]:
         """The first values of a container, all that ``zip`` with something shorter takes."""
         placeholder = type(proxy) is Proxy and proxy.node.op == "placeholder"
-        named = self._named_in_all_calls(proxy.node) if placeholder else []
+        named = self._named_in_all_calls([proxy.node]) if placeholder else []
         if not named:
             return list(self.iter(proxy))
         for call, name in named:

@@ -234,6 +234,71 @@ def test_what_arithmetic_makes_of_a_tensor_is_one() -> None:
     assert count_operators(fused, (x,)).total == 1
 
 
+class BehindAQuestion(nn.Module):
+    """A convolution and a norm whose block asks what arithmetic, or a layer, made of the input."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.make, self.block, self.norm = make, Asked(), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(self.block(self.make(x)))
+        return normalised
+
+
+class Asked(nn.Module):
+    """Takes a tensor or a list of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 3, padding=1)
+
+    def forward(self, x: Any) -> Tensor:
+        convolved: Tensor = self.conv(sum(x) if isinstance(x, list | tuple) else x)
+        return convolved
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x * 2,
+        lambda x: -x.abs() + 1,
+        nn.InstanceNorm2d(C),
+        nn.ReflectionPad2d(1),
+        nn.Upsample(scale_factor=2),
+    ],
+)
+def test_what_a_layer_or_arithmetic_makes_of_the_input_is_a_tensor(
+    make: Callable[[Tensor], Tensor],
+) -> None:
+    model, x = ready(BehindAQuestion(make)), images(C)
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).batch_norms == 0
+
+
+def test_what_was_a_tensor_in_tracing_may_be_a_list_in_a_call() -> None:
+    model, x = ready(BehindAQuestion(lambda x: x * 2)), images(C)
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, ([x, x],)), run(model, ([x, x],))) <= EXACT
+
+
+def test_which_factor_is_the_tensor_is_not_guessed() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.norm = Asked(), nn.BatchNorm2d(C)
+
+        def forward(self, scale: Any, x: Any) -> Tensor:
+            normalised: Tensor = self.norm(self.block(scale * x))
+            return normalised
+
+    model, x = ready(Scaled()), images(C)
+    fused = reparam.fuse(model)
+    for inputs in ((2.0, x), (x, 2.0)):
+        assert relative_error(run(fused, inputs), run(model, inputs)) <= EXACT
+
+
 class TakesBoth(nn.Module):
     """Runs its norm for tensors alone."""
 

@@ -41,9 +41,7 @@ class Call:
 
 def observe(model: nn.Module, call: Call, seed: int) -> Any:
     """The outputs, the inputs as the calls leave them, and what else can be seen of the calls."""
-    model, inputs, options = copied(model), deepcopy(call.inputs), deepcopy(call.options)
-    for module in closures(model):
-        module.moved_to(0)
+    model, inputs, options = fresh(model), deepcopy(call.inputs), deepcopy(call.options)
     method = getattr(model, call.method) if call.method else model
     with seeded(seed):
         with call.mode():
@@ -65,6 +63,14 @@ def copied(model: nn.Module) -> nn.Module:
     values += [entry for value in values if isinstance(value, dict) for entry in value.values()]
     tensors = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
     return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in tensors})
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """A copy of a model whose closures, which all copies share, start from the beginning."""
+    model = copied(model)
+    for module in closures(model):
+        module.moved_to(0)
+    return model
 
 
 def closures(model: nn.Module) -> list[Alternating]:

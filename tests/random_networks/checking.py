@@ -20,6 +20,7 @@ from tests.random_networks.calls import (
     Call,
     closures,
     copied,
+    fresh,
     is_comparable,
     observe,
     variations,
@@ -124,9 +125,9 @@ def assert_not_dearer(
 ) -> tuple[OperatorCounts, OperatorCounts]:
     """Asserts that there is no more work; counts it."""
     with seeded(seed):
-        original = count_operators(copied(model).__call__, inputs)
+        original = count_operators(fresh(model).__call__, inputs)
     with seeded(seed):
-        counts = count_operators(copied(fused).__call__, inputs)
+        counts = count_operators(fresh(fused).__call__, inputs)
     if counts.macs > original.macs:
         raise DearerError(f"multiply-adds: {counts}\noriginal: {original}")
     if counts.total > original.total:

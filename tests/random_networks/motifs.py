@@ -262,6 +262,8 @@ def called_again(s: Scope) -> str:
 def weight_read(s: Scope) -> str:
     """A weight that forward also reads by itself."""
     weights = [name for name, _ in s.owner.named_parameters() if name.endswith(".weight")]
+    # A table of which only rows are read is dropped, and its memory with it.
+    weights = [name for name in weights if not name.endswith(".table.weight")]
     if not weights:
         raise RejectedError
     weight, x = f"self.{s.choice(weights)}", s.pick(3, 4)

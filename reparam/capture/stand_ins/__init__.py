@@ -20,5 +20,6 @@ from reparam.capture.stand_ins.proxies import (
     arrives_as_tensor,
     comes_of_tensors,
     is_tensor,
+    made_of_one_value,
 )
 from reparam.capture.stand_ins.questions import answering_for_proxies, is_caught, unanswerable

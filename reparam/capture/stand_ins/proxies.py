@@ -253,8 +253,7 @@ def _passes_a_tensor_on(node: fx.Node) -> list[fx.Node]:
         return []
     if target is operator.getitem:
         return [first for first in node.args[:1] if isinstance(first, fx.Node)]
-    arithmetic = getattr(operator, str(getattr(target, "__name__", "")), None) is target
-    return node.all_input_nodes if arithmetic else []
+    return node.all_input_nodes if _is_arithmetic(node) else []
 
 
 def _makes_a_tensor(node: fx.Node) -> bool:
@@ -279,18 +278,38 @@ def _makes_a_tensor(node: fx.Node) -> bool:
 def comes_of_tensors(node: fx.Node, is_one: Callable[[fx.Node], bool]) -> bool:
     """Whether a value is a tensor, or what arithmetic and methods of a tensor made of one."""
     while not is_one(node):
-        target = node.target
-        name = str(getattr(target, "__name__", ""))
-        arithmetic = getattr(operator, name, None) is target
-        if arithmetic and any(map(is_one, node.all_input_nodes)):
+        if _is_arithmetic(node) and any(map(is_one, node.all_input_nodes)):
             return True
-        if getattr(torch, name, None) is target and _makes_a_tensor_of_one(name):
+        name = str(getattr(node.target, "__name__", ""))
+        if getattr(torch, name, None) is node.target and _makes_a_tensor_of_one(name):
             return True  # torch's own functions take no numbers alone
-        method = node.op == "call_method" and _makes_a_tensor_of_one(str(target))
-        if not (arithmetic or method) or not node.all_input_nodes:
+        if not _keeps_a_tensor_one(node):
             return False
         node = node.all_input_nodes[0]
     return True
+
+
+def made_of_one_value(node: fx.Node) -> list[fx.Node]:
+    """A value and those that it was made of, each a tensor if the one before it is."""
+    chain = [node]
+    # ``scale * x`` is a tensor if either is: which of them has to be is not known.
+    while _keeps_a_tensor_one(node) and (
+        len(node.all_input_nodes) == 1 or not _is_arithmetic(node)
+    ):
+        node = node.all_input_nodes[0]
+        chain.append(node)
+    return chain
+
+
+def _keeps_a_tensor_one(node: fx.Node) -> bool:
+    """Whether what an operator returns is a tensor if its first operand is."""
+    method = node.op == "call_method" and _makes_a_tensor_of_one(str(node.target))
+    return bool(node.all_input_nodes) and (method or _is_arithmetic(node))
+
+
+def _is_arithmetic(node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", ""))
+    return node.op == "call_function" and getattr(operator, name, None) is node.target
 
 
 def _makes_a_tensor_of_one(name: str) -> bool:
