@@ -2,4 +2,54 @@
 
 from tests.mutations.mistake import Mistake
 
-IN_PLANNING: list[Mistake] = []
+IN_PLANNING = [
+    Mistake(
+        "what was joined before is forgotten",
+        "planning/dominators.py",
+        "        return (*self.joined, *self.inner)\n",
+        "        return self.inner\n",
+    ),
+    Mistake(
+        "what becomes nothing may stand for the operator",
+        "planning/regions.py",
+        "            if link is not self.main and link.form is not None\n",
+        "            if link is not self.main\n",
+    ),
+    Mistake(
+        "what is cheaper at the example's size is cheaper",
+        "planning/appraiser.py",
+        "            if anywhere.multiply_adds < form.multiply_adds * of_one:\n",
+        "            if False:\n",
+    ),
+    Mistake(
+        "a term that a sum multiplies takes the constant of a norm",
+        "planning/distributed_scales.py",
+        "shifts=operand.shifts and term.identity)",
+        "shifts=operand.shifts)",
+    ),
+    Mistake(
+        "readers are rewritten together although one cannot be",
+        "planning/joint_readers.py",
+        "        if not fitting:\n            return []\n",
+        "        if not fitting:\n            continue\n",
+    ),
+    Mistake(
+        "a value that shares memory and is written to later may get memory of its own",
+        "planning/hazards.py",
+        "    if not facts.memory.write_between(value, order[value], len(order), "
+        "ignoring=region.dying):\n",
+        "    if True:\n",
+    ),
+    Mistake(
+        "a node counts at the positions of the value",
+        "planning/positions.py",
+        "least.get(node, 0.0) * ratio)",
+        "least.get(node, 0.0))",
+    ),
+    Mistake(
+        "a term that others read joins another",
+        "planning/regrouped_sums.py",
+        "            alone = appraiser.readers[operand] - appraiser.dead == {total}\n",
+        "            alone = True\n",
+    ),
+]
