@@ -41,16 +41,18 @@ class Effects:
         aliases: Whether its value may share memory with its arguments.
         writes: The arguments it may write to.
         random: Whether it draws random numbers.
+        remembers: Whether it writes to tensors of its own.
     """
 
     aliases: bool
     writes: tuple[fx.Node, ...]
     random: bool = False
+    remembers: bool = False
 
     @property
     def pure(self) -> bool:
         """Whether it does nothing besides returning its value."""
-        return not self.writes and not self.random
+        return not (self.writes or self.random or self.remembers)
 
 
 _FRESH = Effects(False, ())
@@ -119,7 +121,8 @@ def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
         return everything if inplace or rules.find(kind) is None else _VIEW
     if module._forward_hooks or module._forward_pre_hooks or inplace:
         return everything
-    return _VIEW if Trait.ALIASES in traits_of(kind.__name__) else _FRESH
+    effects = _VIEW if Trait.ALIASES in traits_of(kind.__name__) else _FRESH
+    return replace(effects, remembers=writes_to_itself(module))
 
 
 def _method_effects(node: fx.Node) -> Effects:

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 import reparam
-from tests.refusals.checking import ready
+from tests.refusals.checking import images, ready
+from tests.support.counting import count_operators
 from tests.support.errors import relative_error
 
 C = 8
@@ -212,3 +213,28 @@ def test_a_norm_in_eval_mode_is_still_fused() -> None:
     assert len(reparam.plan(model).fused) == 1
     looked_up = nn.Sequential(nn.Embedding(6, C), nn.Linear(C, C), nn.Linear(C, C))
     assert len(reparam.plan(looked_up.eval()).fused) == 1
+
+
+class LooksUpForNobody(nn.Module):
+    """Shortens the rows of a table, and reads them later only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, C, max_norm=0.5)
+        self.conv, self.norm = nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)
+        nn.init.normal_(self.table.weight, std=9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table((x[0, 0, 0] > 0).long())
+        normalised: Tensor = self.norm(self.conv(x))
+        return normalised
+
+
+def test_a_table_is_shortened_although_nobody_reads_its_rows() -> None:
+    model, x = ready(LooksUpForNobody()), images(C)
+    fused: Any = reparam.fuse(model)
+    assert count_operators(fused, (x,)).batch_norms == 0
+    for network in (model, fused):
+        network(x)
+    assert torch.equal(fused.table.weight, model.table.weight)
+    assert float(fused.table.weight[:2].norm(dim=1).max()) < 1
