@@ -174,7 +174,7 @@ class Placer:
             return names
         # A method that only reads the weights of what is gone, to convert them say, will raise.
         needed = use.callers or use.serves or self._may_run(frame, use.methods)
-        if use.serves or self._runs_apart(use, frame, region):
+        if use.serves or self._runs_apart(use, frame, region, swaps):
             return names if needed else set()
         mixing = {
             self.trace.caller[link.value]
@@ -187,9 +187,8 @@ class Placer:
 
     def _run_as_one(self, use: _Use, region: Region, swaps: Set[fx.Node]) -> bool:
         """Whether all code that runs a region's modules does so in turn, whichever way it takes."""
-        working = {link.value for link in region.links if link.form and not link.form.identity}
         return (
-            working <= swaps
+            _working(region) <= swaps
             and not self.rests_on_rank(region)
             and region.base not in self.facts.ones
             and not explicit_padding(region.form)
@@ -268,7 +267,7 @@ class Placer:
         around = self.nodes[self.trace.caller[node]]
         return node in around and region.main.value not in around and around <= joined
 
-    def _runs_apart(self, use: _Use, frame: Call, region: Region) -> bool:
+    def _runs_apart(self, use: _Use, frame: Call, region: Region, swaps: Set[fx.Node]) -> bool:
         """Whether a method may run, or return, some of a region without the rest."""
         methods, names = use.methods, set(use.parts)
         if any(used != names for used in methods.values()) and methods.keys() != {"forward"}:
@@ -276,7 +275,9 @@ class Placer:
         if use.in_code and any(n != "forward" and not n.startswith("_") for n in methods):
             return True
         running = methods_running(frame.module, methods) if use.callers else ()
-        bound = bool(use.callers) and region.base in self.facts.ones
+        # Where an operator rests on that, no method gets new code: see `Slicer.run_by`.
+        by_rank = self.rests_on_rank(region) and not _working(region) <= swaps
+        bound = bool(use.callers) and (region.base in self.facts.ones or by_rank)
         return any(
             holder != id(frame.module)
             or name not in running
@@ -368,6 +369,11 @@ class _Use:
     methods: Mapping[str, set[str]]
     callers: Set[tuple[int, str]]
     serves: bool
+
+
+def _working(region: Region) -> set[fx.Node]:
+    """The operators of a region that do something."""
+    return {link.value for link in region.links if link.form and not link.form.identity}
 
 
 def _name_in(holder: Call, path: str) -> str:

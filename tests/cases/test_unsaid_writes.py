@@ -215,17 +215,29 @@ def test_a_norm_in_eval_mode_is_still_fused() -> None:
     assert len(reparam.plan(looked_up.eval()).fused) == 1
 
 
+class Adds(nn.Module):
+    """Adds rows to one of its two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = Rows()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        added: Tensor = self.rows(y)
+        return added
+
+
 class Rows(nn.Module):
     """Shortens the rows of a table that it adds."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(6, C, max_norm=0.5)
+        self.table = nn.Embedding(C, 1, max_norm=0.5)
         nn.init.normal_(self.table.weight, std=9)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows: Tensor = self.table((x[0, 0, 0] > 0).long())
-        return x + rows.sum()
+        rows: Tensor = self.table(torch.arange(x.shape[1], device=x.device))
+        return x + rows[:, :, None]
 
 
 class LooksUpForNobody(nn.Module):
@@ -233,13 +245,14 @@ class LooksUpForNobody(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = Rows()
+        self.adds = Adds()
         self.conv, self.norm = nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.rows(x)
-        normalised: Tensor = self.norm(self.conv(x))
-        return normalised
+        self.adds(x, x)
+        norm, y = self.norm, self.conv(x)
+        held = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        return F.batch_norm(y, *held, False, 0.1, norm.eps)  # the code around it becomes new
 
 
 def test_a_table_is_shortened_although_nobody_reads_its_rows() -> None:
@@ -248,5 +261,5 @@ def test_a_table_is_shortened_although_nobody_reads_its_rows() -> None:
     assert count_operators(fused, (x,)).batch_norms == 0
     for network in (model, fused):
         network(x)
-    assert torch.equal(fused.rows.table.weight, model.rows.table.weight)
-    assert float(fused.rows.table.weight[:2].detach().norm(dim=1).max()) < 1
+    assert torch.equal(fused.adds.rows.table.weight, model.adds.rows.table.weight)
+    assert float(fused.adds.rows.table.weight.detach().norm(dim=1).max()) < 1

@@ -391,3 +391,27 @@ def test_a_method_never_reads_another_weight() -> None:
     ]
     with pytest.raises(AttributeError):
         fused[0].kernel()
+
+
+class NormsForNobody(nn.Module):
+    """A method runs a norm of values of unknown rank twice, and one of the results is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm1d(4), nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).relu()
+
+    def features(self, x: Tensor) -> Tensor:
+        self.norm(x)
+        convolved: Tensor = self.conv(self.norm(x))
+        return convolved
+
+
+def test_a_method_whose_norm_runs_once_more_computes_the_same() -> None:
+    model, x = ready(NormsForNobody()), torch.randn(2, 4, 5).double()
+    fused: Any = reparam.fuse(model)
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) <= EXACT
+        assert relative_error(fused.features(x), model.features(x)) <= EXACT
