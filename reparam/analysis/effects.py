@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from reparam.capture import (
+    Statement,
     Trait,
     has_known_name,
     is_in_place,
@@ -41,18 +42,18 @@ class Effects:
         aliases: Whether its value may share memory with its arguments.
         writes: The arguments it may write to.
         random: Whether it draws random numbers.
-        remembers: Whether it writes to tensors of its own.
+        acts: Whether it does something else: writes to tensors of its own, raises, or prints.
     """
 
     aliases: bool
     writes: tuple[fx.Node, ...]
     random: bool = False
-    remembers: bool = False
+    acts: bool = False
 
     @property
     def pure(self) -> bool:
         """Whether it does nothing besides returning its value."""
-        return not (self.writes or self.random or self.remembers)
+        return not (self.writes or self.random or self.acts)
 
 
 _FRESH = Effects(False, ())
@@ -122,7 +123,7 @@ def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
     if module._forward_hooks or module._forward_pre_hooks or inplace:
         return everything
     effects = _VIEW if Trait.ALIASES in traits_of(kind.__name__) else _FRESH
-    return replace(effects, remembers=writes_to_itself(module))
+    return replace(effects, acts=writes_to_itself(module))
 
 
 def _method_effects(node: fx.Node) -> Effects:
@@ -141,6 +142,9 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     if isinstance(target, torch._ops.OpOverload):
         return _schema_effects(target, node)
     everything = Effects(True, tuple(node.all_input_nodes))
+    if isinstance(target, Statement):
+        effects = everything if target.writes else _VIEW
+        return replace(effects, acts=target.checks)
     if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
         overloads = [getattr(target, name) for name in target.overloads()]
         mutable = any(overload._schema.is_mutable for overload in overloads)

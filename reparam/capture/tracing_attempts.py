@@ -21,10 +21,13 @@ from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     LeafFunction,
     Originals,
+    Outlined,
     answering_for_proxies,
     as_leaves,
     failing_function,
     found_in_modules,
+    running_outlined,
+    with_failing_outlined,
 )
 from reparam.capture.structures import can_be_built, nodes_in
 from reparam.capture.trace import Call, Trace, WayIn
@@ -68,6 +71,7 @@ class _Lessons:
     Args:
         opaque: Identities and types of the modules that have to be leaves.
         functions: The functions that have to be leaves.
+        outlined: The functions pieces of whose code are called.
         making: Identities of the modules of which what makes tensors of numbers is recorded.
         given_up: Those of which it was, to no avail.
         drew: Whether somebody drew random numbers.
@@ -77,6 +81,7 @@ class _Lessons:
 
     opaque: frozenset[Any] = frozenset()
     functions: tuple[LeafFunction, ...] = ()
+    outlined: tuple[Outlined, ...] = ()
     making: frozenset[int] = frozenset()
     given_up: frozenset[int] = frozenset()
     drew: bool = False
@@ -116,7 +121,8 @@ def _attempt(
     homes = classes_with_ways_in(root)
     try:
         with (
-            Originals(root, kinds | homes.keys(), leaves),
+            Originals(root, kinds | homes.keys(), leaves, lessons.outlined),
+            running_outlined(lessons.outlined),
             tracer.watch,
             tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),
             torch.no_grad(),
@@ -175,6 +181,9 @@ def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -
     fresh = blamed & tracer.makers - lessons.making - lessons.given_up
     if fresh and made:
         return replace(lessons, making=lessons.making | fresh)
+    outlined = with_failing_outlined(problem, culprit or root, lessons.outlined)
+    if outlined is not None:
+        return replace(lessons, outlined=outlined)
     function = failing_function(problem)
     if function is not None and function not in lessons.functions:
         return replace(lessons, functions=(*lessons.functions, function))

@@ -1,7 +1,7 @@
 """Code that cannot be traced, read and never run.
 
-Files, in the order in which data flows: `source`, `values`, `possible_callers`, `follower`,
-`method_names`, `spelled_names`, `passed_on`, `function_reader`, `modules_used`.
+Files, in the order in which data flows: `source`, `pieces`, `values`, `possible_callers`,
+`follower`, `method_names`, `spelled_names`, `passed_on`, `function_reader`, `modules_used`.
 """
 
 from reparam.capture.reading.method_names import (
@@ -16,9 +16,20 @@ from reparam.capture.reading.method_names import (
 )
 from reparam.capture.reading.modules_used import Reach, called_by_methods
 from reparam.capture.reading.passed_on import hands_itself_on, runs_as_one, runs_by_name
+from reparam.capture.reading.pieces import (
+    PIECES,
+    Piece,
+    Span,
+    bound_in_comprehensions,
+    piece_around,
+    place_of,
+    root_of,
+    span_of,
+)
 from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
     codes_in,
+    definition,
     forget_classes,
     functions_below,
     own_methods,

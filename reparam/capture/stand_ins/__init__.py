@@ -1,7 +1,7 @@
 """What a model's code meets while it is traced, in place of values and of Python's own answers.
 
-Files, in the order in which data flows: `known_types`, `leaf_functions`, `originals`, `proxies`,
-`questions`, `kept_values`.
+Files, in the order in which data flows: `known_types`, `leaf_functions`, `outlining`, `originals`,
+`proxies`, `questions`, `kept_values`.
 """
 
 from reparam.capture.stand_ins.kept_values import Kept, KeptValues, settled_by
@@ -13,6 +13,11 @@ from reparam.capture.stand_ins.leaf_functions import (
     found_in_modules,
 )
 from reparam.capture.stand_ins.originals import Originals
+from reparam.capture.stand_ins.outlining import (
+    Outlined,
+    running_outlined,
+    with_failing_outlined,
+)
 from reparam.capture.stand_ins.proxies import (
     Attribute,
     ConstantProxy,

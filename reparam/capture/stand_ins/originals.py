@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from reparam.capture.stand_ins.leaf_functions import LeafFunction
+from reparam.capture.stand_ins.outlining import Outlined
 from reparam.modules import forget, fulfil, promise
 
 
@@ -26,11 +27,17 @@ class Originals:
         root: The module that is traced.
         kinds: The classes whose methods are replaced, besides that of all modules.
         leaves: The functions that are replaced where they are found.
+        outlined: The functions that run other code.
     """
 
     def __init__(
-        self, root: nn.Module, kinds: Iterable[type], leaves: Sequence[LeafFunction]
+        self,
+        root: nn.Module,
+        kinds: Iterable[type],
+        leaves: Sequence[LeafFunction],
+        outlined: Sequence[Outlined],
     ) -> None:
+        self.outlined = outlined
         self.modules = list(root.modules())
         self.leaves = leaves
         homes = (vars(builtins), vars(torch), vars(fx._symbolic_trace))
@@ -54,6 +61,8 @@ class Originals:
             for name, method in methods.items():
                 if vars(kind).get(name) is not method:
                     setattr(kind, name, method)
+        for changed in self.outlined:
+            changed.function.__code__ = changed.original
         for leaf in self.leaves:
             leaf.home[leaf.name] = leaf.function
         for home in _patched_homes(self.modules):
