@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import linecache
+from collections.abc import MutableMapping, MutableSequence, MutableSet
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -16,6 +17,8 @@ from torch import nn
 
 from reparam.capture.structures import proxies_in
 from reparam.errors import UntraceableError
+
+_CHANGEABLE = (nn.Module, MutableSequence, MutableMapping, MutableSet)
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,12 @@ class Statement:
         proxy = next(proxies_in(values), None)
         if proxy is None:
             return self.function(*values)
-        if any(isinstance(value, nn.Module) for value in values):
-            raise UntraceableError(f"what {self.place} does depends on a value and on a part")
+        changed = _CHANGEABLE if self.writes else nn.Module
+        if any(isinstance(value, changed) for value in values):
+            # A graph hands on what lists hold, and not the lists.
+            raise UntraceableError(
+                f"a value decides what {self.place} does to a part or a container"
+            )
         return proxy.tracer.create_proxy("call_function", self, values, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Statement:

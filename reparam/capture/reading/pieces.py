@@ -59,14 +59,13 @@ def piece_around(function: FunctionType, place: Span) -> Piece | None:
     tree = definition(function)
     if not isinstance(tree, ast.FunctionDef):
         return None
-    for node in reversed(_path_to(tree, place)):
-        if isinstance(node, PIECES) and not _is_one_comparison(node):
-            piece = _piece(node, tree)
-            if _is_one_step(piece, function):
-                return piece
-        if isinstance(node, ast.stmt):
-            break
-    return None
+    path = _path_to(tree, place)
+    candidates = [node for node in reversed(path) if isinstance(node, PIECES)]
+    statement = next((node for node in reversed(path) if isinstance(node, ast.stmt)), None)
+    if isinstance(statement, ast.If | ast.Assert):  # what decides it goes with it, if that can be
+        candidates.insert(0, statement)
+    pieces = (_piece(node, tree) for node in candidates if not _is_one_comparison(node))
+    return next((piece for piece in pieces if _is_one_step(piece, function)), None)
 
 
 def _is_one_comparison(node: ast.AST) -> bool:
