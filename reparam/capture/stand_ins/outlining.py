@@ -269,18 +269,19 @@ class _Reading(ast.NodeTransformer):
 def _compiled(tree: ast.FunctionDef, function: FunctionType) -> CodeType | None:
     """The code of a function, compiled where it finds the variables around it."""
     tree.decorator_list = []
-    original, inner = function.__code__, [tree]
+    original = function.__code__
+    inner: list[ast.stmt] = [tree]
     qualified = function.__qualname__.rpartition("<locals>.")[2].split(".")
     if len(qualified) > 1:  # private names are those of the class
         inner = [ast.ClassDef(qualified[-2], [], [], [tree], [])]
     around = [name for name in original.co_freevars if name != "__class__"]
-    outer = ast.FunctionDef("around", _parameters(around), [*inner], [], lineno=1)
+    outer = ast.FunctionDef("around", _parameters(around), inner, [], lineno=1)
     module = ast.fix_missing_locations(ast.Module([outer], []))
     ast.increment_lineno(module, original.co_firstlineno - 1)
     flags = original.co_flags & __future__.annotations.compiler_flag
     compiled = compile(module, original.co_filename, "exec", flags, dont_inherit=True)
     for code in codes_in(compiled):
         if code.co_name == original.co_name and code.co_varnames[:1] == original.co_varnames[:1]:
-            lines = {"co_firstlineno": original.co_firstlineno}
-            return code.replace(co_qualname=original.co_qualname, **lines)
+            first = original.co_firstlineno
+            return code.replace(co_qualname=original.co_qualname, co_firstlineno=first)
     return None
