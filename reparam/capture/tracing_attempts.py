@@ -26,6 +26,7 @@ from reparam.capture.stand_ins import (
     as_leaves,
     failing_function,
     found_in_modules,
+    place_of_failure,
     running_outlined,
     with_failing_outlined,
 )
@@ -311,4 +312,5 @@ def _refuse_buffer(args: tuple[Any, ...]) -> None:
 
 def _summary(error: Exception) -> str:
     text = str(error).strip().split("\n", 1)[0]
-    return f"its forward cannot be traced ({type(error).__name__}: {text[:160]})"
+    place = place_of_failure(error)
+    return f"its forward cannot be traced ({place}{type(error).__name__}: {text[:160]})"

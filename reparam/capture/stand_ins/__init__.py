@@ -15,6 +15,7 @@ from reparam.capture.stand_ins.leaf_functions import (
 from reparam.capture.stand_ins.originals import Originals
 from reparam.capture.stand_ins.outlining import (
     Outlined,
+    place_of_failure,
     running_outlined,
     with_failing_outlined,
 )

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -107,6 +108,12 @@ def _failing_place(error: BaseException) -> tuple[CodeType | None, Span | None]:
     if first is None or last is None or start is None or end is None:
         return code, None
     return code, (first, last, start, end)
+
+
+def place_of_failure(error: BaseException) -> str:
+    """The file and the line of a model's code at which an exception ended it; nothing if none."""
+    code, span = _failing_place(error)
+    return "" if code is None or span is None else f"{Path(code.co_filename).name}:{span[0]}, "
 
 
 def _function_of(code: CodeType | None, module: nn.Module) -> FunctionType | None:
