@@ -10,7 +10,7 @@ from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape, pooled_axes
 from reparam.capture import Trait, traits
-from reparam.rules import Commuting, Step
+from reparam.rules import Commuting, Normalized, Step
 
 
 def known_channels(
@@ -65,6 +65,8 @@ def _size_or_operands(
         if step.axis == axis:
             return _side_by_side(step, taken, steps, facts)
         return [(operands[0], axis)]
+    if isinstance(step, Normalized) and axis == -1 - len(step.ending.axes or ()):
+        return step.norm.channels
     if isinstance(step, Commuting):
         operand = step.input_axis(axis, None)
         return [(operands[0], operand)] if isinstance(operand, int) and operands else None

@@ -25,6 +25,7 @@ from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
 from reparam.rules import (
     UNKNOWN,
     Commuting,
+    Normalized,
     Rule,
     RuleError,
     Rules,
@@ -91,6 +92,8 @@ def _outline(step: Lifted) -> Any:
         return [_outline(result) for result in step.results]
     if isinstance(step, Stacked):
         return step.dim, [_outline(branch) for branch in step.branches]
+    if isinstance(step, Normalized):
+        return _outline(step.ending)
     if isinstance(step, Commuting):
         return [step.input_axis(axis, None) for axis in range(-_MOST_AXES, 0)]
     return step
@@ -183,7 +186,7 @@ class _Lifting:
         target = target_of(node, self.facts.root)
         if module is None:
             step = call_rule(rule, target, where, args, kwargs)
-            if isinstance(step, AffineConv):
+            if isinstance(step, AffineConv | Normalized):
                 step = _typed_as_constants(step, node, self.facts)
         else:
             try:
@@ -324,7 +327,7 @@ def _by_position(
     return bound.args[1:], bound.kwargs
 
 
-def _typed_as_constants(step: AffineConv, node: fx.Node, facts: Facts) -> Lifted:
+def _typed_as_constants(step: AffineConv | Normalized, node: fx.Node, facts: Facts) -> Lifted:
     """A form with the type of the parameters that the constants of a call are made of."""
     constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
     names = {name for arg in constants for name in facts.sources[arg]}
@@ -353,6 +356,9 @@ def _taken_after(
         forms = tuple(term for term in terms if isinstance(term, AffineConv))
         refusals = (term for term in terms if isinstance(term, Refusal))
         return next(refusals, replace(step, terms=forms))
+    if isinstance(step, Normalized):
+        end = _taken_after(step.ending, floats, taught=taught, made=made)
+        return replace(step, ending=end) if isinstance(end, AffineConv) else end
     if not isinstance(step, AffineConv):
         return step
     if not floats and made and step.dtype is not None:

@@ -102,6 +102,9 @@ class Trait(Flag):
     COMPUTES = auto()
     """Does arithmetic, which costs something even if it changes nothing: ``x + 0``."""
 
+    CONVOLVES = auto()
+    """A convolution: it computes any scale of its channels at the same cost, if it is one."""
+
     DIVIDES = auto()
     """A division: unless it rounds, it makes floats of integers before anything overflows."""
 
@@ -189,6 +192,7 @@ _TABLE = {
     "bmm": _T.LAYS_OUT_ANEW,
     "linear": _T.KEEPS_RANK | _T.LAYS_OUT_ANEW,
     "einsum": _T.ALIASES,
+    "conv1d conv2d conv3d convolution _convolution": _T.CONVOLVES,
     # Position by position.
     "relu": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
     "leaky_relu": _SHAPED | _T.COMPUTES | _T.POSITIVELY_HOMOGENEOUS,

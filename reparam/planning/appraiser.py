@@ -24,7 +24,15 @@ from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weighe
 from reparam.planning.dominators import Candidate, Forest, Link
 from reparam.planning.hazards import hazard
 from reparam.planning.positions import Positions
-from reparam.planning.regions import Absorbed, Region, Share, main_link, placed_at, sized_as_operand
+from reparam.planning.regions import (
+    Absorbed,
+    Host,
+    Region,
+    Share,
+    main_link,
+    placed_at,
+    sized_as_operand,
+)
 from reparam.rules import Several, Step
 
 
@@ -131,24 +139,26 @@ class Appraiser:
         shared: Collection[fx.Node] = (),
         counted: Collection[fx.Node] = (),
         absorbed: tuple[Absorbed, ...] = (),
+        host: Host | None = None,
     ) -> Region | Refusal:
         """Turn a candidate into a region whether it is worth it or not.
 
         Nobody reads what is gone any more; what of it is shared dies for other regions too, and
         what is counted another region has counted as saved. The operator adds the absorbed terms.
+        The host is the operator that a scale becomes.
         """
-        problem = self._no_operator(candidate, value)
+        problem = self._no_operator(candidate, value, host)
         if problem is not None:
             return problem
         path = candidate.path
         if not absorbed:  # the one link of a regrouped sum is new, whatever its term was before
-            path = tuple(part for link in path for part in self._parts(link))
+            path = tuple(part for link in path for part in self.parts(link))
         inside = sorted(self.fused.keys() & gone, key=self.facts.order.__getitem__)
         taken = [self.fused[node] for node in inside]
         common = frozenset(shared).union(
             *(region.dying if region.value in shared else region.shared for region in taken)
         )
-        main = self._main(candidate, path, gone, common)
+        main = self._main(candidate, path, gone, common, host)
         if isinstance(main, Refusal):
             return main
         form = candidate.form
@@ -164,7 +174,11 @@ class Appraiser:
             if anywhere.multiply_adds < form.multiply_adds * of_one:
                 return Refusal("one operator instead may cost more at another size of the input")
         converts = not holds_type(candidate.base, weights_dtype(form), self.facts)
-        after = self.weigher.form(form, at, operand) + Cost(operators=int(converts))
+        if host is None or host.norm is None:
+            after = self.weigher.form(form, at, operand)
+        else:
+            after = self.weigher.node(host.link.value, at, free=False)
+        after += Cost(operators=int(converts))
         return Region(
             value=value,
             base=candidate.base,
@@ -180,9 +194,12 @@ class Appraiser:
             shared=common,
             adjustments=self._adjustments(value, taken, absorbed),
             together=frozenset[fx.Node]().union(*(region.together for region in taken)),
+            norm=None if host is None else host.norm,
         )
 
-    def _no_operator(self, candidate: Candidate, value: fx.Node) -> Refusal | None:
+    def _no_operator(
+        self, candidate: Candidate, value: fx.Node, host: Host | None
+    ) -> Refusal | None:
         """Why no operator can take the place of a value, or need not, if so."""
         form = candidate.form
         if (value, candidate.base) in self.banned:
@@ -194,7 +211,7 @@ class Appraiser:
             return problem
         if form.in_channels is None:
             return Refusal("the number of its channels is not known")
-        if form.diagonal:
+        if form.diagonal and host is None:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
         return None
 
@@ -204,8 +221,11 @@ class Appraiser:
         path: tuple[Link, ...],
         gone: Collection[fx.Node],
         common: Collection[fx.Node],
+        host: Host | None,
     ) -> Link | Refusal:
         """The link whose place the new operator takes: the last one if some of them stay."""
+        if host is not None:
+            return main_link({host.link}, path, candidate.form)
         if all(link.value in gone for link in candidate.path):
             own = {link for link in path if link.value not in common}
             return main_link(own, path, candidate.form)
@@ -257,7 +277,7 @@ class Appraiser:
         )
         return (*chain.from_iterable(inner), *own, *joined)
 
-    def _parts(self, link: Link) -> tuple[Link, ...]:
+    def parts(self, link: Link) -> tuple[Link, ...]:
         """The links of a path, those of a region in place of one that stands for it."""
         fused = self.fused.get(link.value)
         return fused.path if fused is not None and fused.collapses else (link,)
@@ -283,8 +303,12 @@ class Appraiser:
             self._stand_in(absorbed.kept, absorbed.total)
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
-        self.forest.contract(region.value, region.base, region.plain, region.path)
         changed = {absorbed.total for absorbed in region.absorbed}
+        if region.norm is None or region.norm.affine:
+            self.forest.contract(region.value, region.base, region.plain, region.path)
+        else:
+            self.forest.forget(region.value)
+            changed |= region.dying
         for share in region.shares:  # what reads the scale reads what it scaled
             self._stand_in(self.current(share.link.base), share.link.value)
             changed |= {*share.within, share.link.value}

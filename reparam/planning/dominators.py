@@ -18,7 +18,7 @@ from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis import Facts
 from reparam.capture import assign, assignments
 from reparam.errors import Refusal
-from reparam.rules import Commuting, Several, Stacked, Step
+from reparam.rules import Commuting, Normalized, Several, Stacked, Step
 
 _LONGEST = 8
 """How many links that do something a candidate spans; what is fused becomes one and extends it."""
@@ -111,7 +111,7 @@ class Forest:
         """How a value depends on its nearest dominator; None if it is no form over any."""
         if isinstance(step, Refusal):
             return step
-        if isinstance(step, Stacked | Several):
+        if isinstance(step, Stacked | Several | Normalized):
             return None
         if isinstance(step, Commuting):
             operands = facts.operands(node)
@@ -121,10 +121,10 @@ class Forest:
                 return Refusal("its rule returned a form over nothing; build it from x")
             if node.target is assign:
                 return Link(node, step.base, step, None, assignments(node))
-            return Link(node, step.base, step, None, (*self._through(node, (step.base,)), node))
+            return Link(node, step.base, step, None, (*self.through(node, (step.base,)), node))
         return self._joined(node, step)
 
-    def _through(self, node: fx.Node, bases: Collection[fx.Node]) -> list[fx.Node]:
+    def through(self, node: fx.Node, bases: Collection[fx.Node]) -> list[fx.Node]:
         """What a node reads its bases through: ``torch.stack(branches)``, ``x.chunk(2)``."""
         return [
             operand
@@ -161,7 +161,7 @@ class Forest:
     ) -> Link | Refusal:
         """The link of a sum, or of values side by side, over one value that all come from."""
         branches: list[AffineConv] = []
-        inner = {node, *self._through(node, operands)}
+        inner = {node, *self.through(node, operands)}
         for term, operand in zip(step.terms, operands, strict=True):
             branch, between = self.branch(operand, base, term)
             inner.update(between)
@@ -254,6 +254,11 @@ class Forest:
         between = dict.fromkeys(chain.from_iterable(link.nodes for link in path))
         joined = tuple(node for node in between if node is not value)
         self.links[value] = Link(value, base, form, None, (value,), crossed, joined)
+        self.passing.pop(value, None)
+
+    def forget(self, value: fx.Node) -> None:
+        """Take a value as one that is no form over any other."""
+        self.links.pop(value, None)
         self.passing.pop(value, None)
 
     def cut(self, changed: Set[fx.Node], spare: fx.Node) -> None:

@@ -318,7 +318,9 @@ class Rewriter:
         homes = self.homes.setdefault(id(module), [])
         path = next((home for home in homes if home.startswith(prefix)), None)
         if path is None:
-            stem = "fused_linear" if type(module).__name__ == "Linear" else "fused_conv"
+            kind = type(module).__name__
+            stem = "fused_linear" if kind == "Linear" else "fused_norm"
+            stem = "fused_conv" if kind.startswith("Conv") else stem
             number = self.numbers[prefix + stem]
             while hasattr(owner.module, name := f"{stem}_{number}" if number else stem):
                 number += 1

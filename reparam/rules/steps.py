@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reparam.algebra import Affine, AffineConv, AffineStack
+from reparam.algebra import Affine, AffineConv, AffineStack, Norm
 from reparam.errors import Refusal
 
 
@@ -32,6 +32,19 @@ class Commuting:
     copies: bool = False
     constants: bool = True
     refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Normalized:
+    """What a rule returns for a norm by statistics of its input, which no form describes.
+
+    Args:
+        ending: The scale and the shift that it ends with, over what it reads.
+        norm: The norm, which can have others.
+    """
+
+    ending: AffineConv
+    norm: Norm
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Selecting:
 class Several:
     """What a rule returns for an operator with several results, which are read one by one."""
 
-    results: tuple[Affine | Refusal, ...]
+    results: tuple[Affine | Normalized | Refusal, ...]
 
 
 @dataclass(frozen=True)
@@ -80,4 +93,4 @@ UNKNOWN = Unknown()
 
 UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 
-Step = Affine | AffineStack | Commuting | Stacked | Several | Refusal
+Step = Affine | AffineStack | Commuting | Normalized | Stacked | Several | Refusal
