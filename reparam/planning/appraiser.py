@@ -173,10 +173,12 @@ class Appraiser:
             anywhere, _ = self._costs(gone, least, crossed.union(counted), relative=True)
             if anywhere.multiply_adds < form.multiply_adds * of_one:
                 return Refusal("one operator instead may cost more at another size of the input")
+        norm = None if host is None else host.norm
         converts = not holds_type(candidate.base, weights_dtype(form), self.facts)
-        if host is None or host.norm is None:
+        if host is None or norm is None:
             after = self.weigher.form(form, at, operand)
         else:
+            converts = converts and norm.affine  # else it reads what it read before
             after = self.weigher.node(host.link.value, at, free=False)
         after += Cost(operators=int(converts))
         return Region(
@@ -194,7 +196,7 @@ class Appraiser:
             shared=common,
             adjustments=self._adjustments(value, taken, absorbed),
             together=frozenset[fx.Node]().union(*(region.together for region in taken)),
-            norm=None if host is None else host.norm,
+            norm=norm,
         )
 
     def _no_operator(
