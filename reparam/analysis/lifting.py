@@ -19,6 +19,7 @@ from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
+from reparam.analysis.single_channels import single_channel
 from reparam.capture import assign, operator_name, torch_name
 from reparam.errors import Refusal
 from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
@@ -146,6 +147,9 @@ class _Lifting:
                 index = node.args[1]
                 several = Refusal("several results of an operator are read at once")
                 return whole.results[index] if isinstance(index, int) else several
+        picked = single_channel(node, self.facts)
+        if picked is not None:
+            return _selected(*picked, self.facts, self.steps)
         if node.target is assign:
             return assigned_border(node, self.steps, self.facts)
         target = target_of(node, self.facts.root)
@@ -170,7 +174,9 @@ class _Lifting:
         except RuleError as error:
             return Refusal(str(error))
         if isinstance(step, Selecting):
-            step = _selected(step, node, self.facts, self.steps)
+            step = _selected(self.facts.operands(node)[0], step, self.facts, self.steps)
+        if isinstance(step, AffineStack):
+            step = _of_known_channels(step, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
             step = identity(node.all_input_nodes[0])
         if node in self.facts.memory.written and not isinstance(step, Refusal | None):
@@ -218,7 +224,7 @@ class _Lifting:
         return identity(operand, facts.ranks.get(operand), facts.ones.get(operand, 0))
 
 
-_RESHAPES = ("view", "reshape")
+_RESHAPES = ("view", "reshape", "expand")
 
 
 def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal | None:
@@ -264,11 +270,23 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def _of_known_channels(
+    stack: AffineStack, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> AffineStack:
+    """Values side by side, with as many channels as their producers tell."""
+
+    def channels(term: AffineConv) -> int | None:
+        if term.out_channels is not None or not isinstance(term.base, fx.Node):
+            return term.out_channels
+        return known_channels(term.base, stack.axis, None, steps, facts)
+
+    return replace(stack, terms=tuple(term.with_channels(channels(term)) for term in stack.terms))
+
+
 def _selected(
-    selecting: Selecting, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
+    base: fx.Node, selecting: Selecting, facts: Facts, steps: Mapping[fx.Node, Step]
 ) -> Step | None:
     """The parts of the channels of a value, if it is known how many there are."""
-    base = facts.operands(node)[0]
     channels = known_channels(base, selecting.axis, None, steps, facts)
     if not channels:
         return None

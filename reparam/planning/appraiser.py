@@ -18,7 +18,7 @@ from torch import fx
 
 from reparam.algebra import AffineConv, unsupported, weights_dtype
 from reparam.analysis import Facts, holds_type
-from reparam.capture import Trait, reads_shape_only, traits
+from reparam.capture import Trait, operator_name, reads_shape_only, traits
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weigher
 from reparam.planning.dominators import Candidate, Forest, Link
@@ -70,7 +70,7 @@ class Appraiser:
             # A part of the channels is free; one of several results stands for their operator.
             first = node.args[0] if node.args else None
             item = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
-            part = Trait.INDEXES in traits(node) and (not item or step.columns is not None)
+            part = _is_view(node) and (not item or step.columns is not None)
             free = part or (step.identity and Trait.COMPUTES not in traits(node))
             return self.weigher.node(node, positions, free=free)
         link = self.forest.links.get(node)
@@ -345,3 +345,12 @@ class Appraiser:
                 )
                 return f"{link.value} is also read by {', '.join(others[:3])}"
         return "a value between is read elsewhere"
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a part of the channels is taken, or taken several times, without a copy."""
+    index = node.args[1:] if Trait.INDEXES in traits(node) else ()
+    entries = index[0] if index and isinstance(index[0], tuple) else index
+    by_numbers = any(isinstance(entry, list | fx.Node) for entry in entries)
+    known = Trait.INDEXES in traits(node) or operator_name(node) in ("unsqueeze", "expand")
+    return known and not by_numbers

@@ -125,11 +125,13 @@ class Forest:
         return self._joined(node, step)
 
     def through(self, node: fx.Node, bases: Collection[fx.Node]) -> list[fx.Node]:
-        """What a node reads its bases through: ``torch.stack(branches)``, ``x.chunk(2)``."""
+        """What a node reads its bases through: ``x.chunk(2)``, ``x[:, 1]`` with its axis back."""
+        indirect = set(bases).isdisjoint(node.all_input_nodes)
         return [
             operand
             for operand in node.all_input_nodes
-            if operand in self._several and not set(bases).isdisjoint(operand.all_input_nodes)
+            if (operand in self._several or indirect)
+            and not set(bases).isdisjoint(operand.all_input_nodes)
         ]
 
     def _joined(self, node: fx.Node, step: AffineSum | AffineStack) -> Link | Refusal | None:
@@ -138,7 +140,7 @@ class Forest:
         base: fx.Node | None = operands[0]
         for operand in operands[1:]:
             base = None if base is None else self.meet(base, operand)
-        if isinstance(step, AffineStack) and (base is None or base in operands):
+        if isinstance(step, AffineStack) and base is None:
             return None  # most concatenations are of other values
         if base is None:
             return Refusal("its branches do not come from one value by affine operators")
