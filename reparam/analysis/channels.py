@@ -9,7 +9,7 @@ from torch import fx
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape, pooled_axes
-from reparam.capture import Trait, traits
+from reparam.capture import Trait, torch_name, traits
 from reparam.rules import Commuting, Normalized, Step
 
 
@@ -72,6 +72,9 @@ def _size_or_operands(
         return [(operands[0], operand)] if isinstance(operand, int) and operands else None
     if Trait.BROADCASTS in traits(value) and operands:
         return [(operand, axis) for operand in operands]
+    rank = facts.ranks.get(value)
+    if rank is not None and _takes_one(value, axis + rank):
+        return 1
     kept = keeps_shape(value, facts.root) or axis < -pooled_axes(value, facts.root)
     return [(operands[0], axis)] if operands and kept else None
 
@@ -99,3 +102,14 @@ def _side_by_side(
             return None
         total += here
     return total
+
+
+def _takes_one(node: fx.Node, axis: int) -> bool:
+    """Whether a slice leaves a single entry along an axis: ``x[:, 2:3]``."""
+    index = node.args[1] if torch_name(node) == "getitem" else None
+    if not isinstance(index, tuple) or len(index) <= axis or set(map(type, index)) != {slice}:
+        return False
+    start, stop = index[axis].start or 0, index[axis].stop
+    if type(start) is not int or type(stop) is not int or index[axis].step not in (None, 1):
+        return False
+    return stop - start == 1 and start >= 0

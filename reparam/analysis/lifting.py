@@ -149,7 +149,7 @@ class _Lifting:
                 return whole.results[index] if isinstance(index, int) else several
         picked = single_channel(node, self.facts)
         if picked is not None:
-            return _selected(*picked, self.facts, self.steps)
+            return self._selected(node, *picked)
         if node.target is assign:
             return assigned_border(node, self.steps, self.facts)
         target = target_of(node, self.facts.root)
@@ -174,7 +174,7 @@ class _Lifting:
         except RuleError as error:
             return Refusal(str(error))
         if isinstance(step, Selecting):
-            step = _selected(self.facts.operands(node)[0], step, self.facts, self.steps)
+            step = self._selected(node, self.facts.operands(node)[0], step)
         if isinstance(step, AffineStack):
             step = _of_known_channels(step, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
@@ -182,6 +182,29 @@ class _Lifting:
         if node in self.facts.memory.written and not isinstance(step, Refusal | None):
             return self.facts.memory.overwrites(node) or step
         return step
+
+    def _selected(self, node: fx.Node, base: fx.Node, selecting: Selecting) -> Step | None:
+        """The parts of the channels of a value, if it is known how many there are."""
+        facts, axis = self.facts, selecting.axis
+        channels = known_channels(base, axis, None, self.steps, facts)
+        rank = facts.ranks.get(base, 0)
+        if not channels and selecting.by_number and axis == 1 - rank and rank > _OF_ROWS:
+            if base not in facts.shapes:
+                return Refusal(
+                    "the number of the channels of which it takes some is not known; pass "
+                    "example_inputs"
+                )
+            # Of images it is taken that they have as many as those of the example.
+            channels = facts.shapes[base][axis]
+            self.by_channels.add(node)
+        if not channels:
+            return None
+        wanted = selecting.parts(channels)
+        if not all(wanted):
+            return Refusal("a part without channels")
+        x = identity(base, facts.ranks.get(base))
+        parts = [x.select(part, channels, axis) for part in wanted]
+        return parts[0] if selecting.single else Several(tuple(parts))
 
     def _said(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Lifted:
         """What a rule says of a node."""
@@ -223,6 +246,9 @@ class _Lifting:
             return step
         return identity(operand, facts.ranks.get(operand), facts.ones.get(operand, 0))
 
+
+_OF_ROWS = 3
+"""Values of fewer axes may be rows of features, of which there are any number."""
 
 _RESHAPES = ("view", "reshape", "expand")
 
@@ -281,21 +307,6 @@ def _of_known_channels(
         return known_channels(term.base, stack.axis, None, steps, facts)
 
     return replace(stack, terms=tuple(term.with_channels(channels(term)) for term in stack.terms))
-
-
-def _selected(
-    base: fx.Node, selecting: Selecting, facts: Facts, steps: Mapping[fx.Node, Step]
-) -> Step | None:
-    """The parts of the channels of a value, if it is known how many there are."""
-    channels = known_channels(base, selecting.axis, None, steps, facts)
-    if not channels:
-        return None
-    x = identity(base, facts.ranks.get(base))
-    wanted = selecting.parts(channels)
-    if not all(wanted):
-        return Refusal("a part without channels")
-    parts = [x.select(part, channels, selecting.axis) for part in wanted]
-    return parts[0] if selecting.single else Several(tuple(parts))
 
 
 def _counts_channels(node: fx.Node, module: nn.Module | None) -> bool:

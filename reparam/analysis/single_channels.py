@@ -27,7 +27,9 @@ def single_channel(node: fx.Node, facts: Facts) -> tuple[fx.Node, Selecting] | N
     axis, channel = picked
     if axis < 1 or _new_axis(node, rank + 1) != axis:
         return None
-    return base, Selecting(axis - rank - 1, lambda channels: [range(channels)[channel:][:1]])
+    return base, Selecting(
+        axis - rank - 1, lambda channels: [range(channels)[channel:][:1]], by_number=True
+    )
 
 
 def _taken(node: fx.Node, rank: int) -> tuple[int, int] | None:

@@ -59,10 +59,15 @@ def stack_horizontally(tensors: Any) -> AffineConv | AffineStack | Refusal:
 
 
 def _selecting(
-    x: Any, dim: Any, parts: Callable[[int], Parts], *, single: bool = True
+    x: Any,
+    dim: Any,
+    parts: Callable[[int], Parts],
+    *,
+    single: bool = True,
+    by_number: bool = False,
 ) -> Selecting | Refusal:
     axis = _channel_axis(x, dim)
-    return axis if isinstance(axis, Refusal) else Selecting(axis, parts, single)
+    return axis if isinstance(axis, Refusal) else Selecting(axis, parts, single, by_number)
 
 
 def _pieces(channels: int, sizes: Sequence[int]) -> Parts:
@@ -138,7 +143,7 @@ def index_select(input: Any, dim: Any, index: Any) -> Selecting | Refusal:
     """Channels by their numbers."""
     if not isinstance(index, Tensor) or index.dim() > 1:
         return _UNKNOWN
-    return _selecting(input, dim, lambda channels: [index.flatten().tolist()])
+    return _selecting(input, dim, lambda channels: [index.flatten().tolist()], by_number=True)
 
 
 @register_rule(aten.index)
@@ -163,7 +168,7 @@ def flip(input: Any, *dims: Any) -> Any:
     axes = _packed(dims)
     if len(axes) != 1:
         return NotImplemented
-    return _selecting(input, axes[0], lambda channels: [range(channels)[::-1]])
+    return _selecting(input, axes[0], lambda channels: [range(channels)[::-1]], by_number=True)
 
 
 @register_rule(*spellings("fliplr"))

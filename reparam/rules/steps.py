@@ -63,11 +63,13 @@ class Selecting:
         axis: The channel axis, counted from the end.
         parts: From the number of channels to the numbers of those in each part.
         single: Whether there is one result and no tuple of them.
+        by_number: Whether it names channels one by one, as code does that is made for so many.
     """
 
     axis: int
     parts: Callable[[int], Sequence[Sequence[int]]]
     single: bool = True
+    by_number: bool = False
 
 
 @dataclass(frozen=True)
