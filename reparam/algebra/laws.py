@@ -154,10 +154,9 @@ def stacked(forms: Sequence[F]) -> F | Refusal:
     Their forms are over one base, with as many axes each.
     """
     channels = next((form.in_channels for form in forms if form.in_channels is not None), None)
-    if any(form.columns is not None for form in forms):
-        own = own_channels(forms)
-        if own is not None:
-            return _depthwise(forms, own)
+    own = own_channels(forms)
+    if own is not None:
+        return _depthwise(forms, own)
     parts = [form.with_channels(channels) for form in forms]
     total = partition([part.columns for part in parts])
     problem = _not_side_by_side(parts, total)

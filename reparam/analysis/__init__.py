@@ -1,11 +1,10 @@
 """What is certain of a graph: constants, axes, memory, forms; and a model's parts that have one.
 
 Files, in the order in which data flows: `effects`, `aliasing`, `constants`, `ranks`, `features`,
-`facts`, `batch_norms`, `borders`, `channels`, `extents`, `dtypes`,
-`single_channels`, `lifting`, `example_run`, `parts`.
+`facts`, `borders`, `channels`, `extents`, `dtypes`, `single_channels`, `lifting`, `example_run`,
+`parts`.
 """
 
-from reparam.analysis.batch_norms import batch_norm_of
 from reparam.analysis.channels import known_channels
 from reparam.analysis.dtypes import holds_type, promotes
 from reparam.analysis.effects import reads_layout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import fx
 
@@ -56,6 +57,9 @@ def _size_or_operands(
     if value.op == "placeholder":
         return taken
     step = steps.get(value)
+    told = _told_by_itself(value, axis, step, facts)
+    if told is not None:
+        return told
     operands = facts.operands(value)
     if isinstance(step, AffineConv):
         return _size_in_form(step, axis)
@@ -65,16 +69,11 @@ def _size_or_operands(
         if step.axis == axis:
             return _side_by_side(step, taken, steps, facts)
         return [(operands[0], axis)]
-    if isinstance(step, Normalized) and axis == -1 - len(step.ending.axes or ()):
-        return step.norm.channels
     if isinstance(step, Commuting):
         operand = step.input_axis(axis, None)
         return [(operands[0], operand)] if isinstance(operand, int) and operands else None
     if Trait.BROADCASTS in traits(value) and operands:
         return [(operand, axis) for operand in operands]
-    rank = facts.ranks.get(value)
-    if rank is not None and _takes_one(value, axis + rank):
-        return 1
     kept = keeps_shape(value, facts.root) or axis < -pooled_axes(value, facts.root)
     return [(operands[0], axis)] if operands and kept else None
 
@@ -104,6 +103,14 @@ def _side_by_side(
     return total
 
 
+def _told_by_itself(node: fx.Node, axis: int, step: Step | None, facts: Facts) -> int | None:
+    """The size of an axis that an operator tells whatever it reads: a norm, a slice of one."""
+    if isinstance(step, Normalized) and axis == -1 - len(step.ending.axes or ()):
+        return step.norm.channels
+    rank = facts.ranks.get(node)
+    return 1 if rank is not None and _takes_one(node, axis + rank) else None
+
+
 def _takes_one(node: fx.Node, axis: int) -> bool:
     """Whether a slice leaves a single entry along an axis: ``x[:, 2:3]``."""
     index = node.args[1] if torch_name(node) == "getitem" else None
@@ -113,3 +120,16 @@ def _takes_one(node: fx.Node, axis: int) -> bool:
     if type(start) is not int or type(stop) is not int or index[axis].step not in (None, 1):
         return False
     return stop - start == 1 and start >= 0
+
+
+def of_known_channels(
+    stack: AffineStack, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> AffineStack:
+    """Values side by side, with as many channels as their producers tell."""
+
+    def channels(term: AffineConv) -> int | None:
+        if term.out_channels is not None or not isinstance(term.base, fx.Node):
+            return term.out_channels
+        return known_channels(term.base, stack.axis, None, steps, facts)
+
+    return replace(stack, terms=tuple(term.with_channels(channels(term)) for term in stack.terms))

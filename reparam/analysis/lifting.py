@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.analysis.borders import assigned_border
-from reparam.analysis.channels import known_channels
+from reparam.analysis.channels import known_channels, of_known_channels
 from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
@@ -176,7 +176,7 @@ class _Lifting:
         if isinstance(step, Selecting):
             step = self._selected(node, self.facts.operands(node)[0], step)
         if isinstance(step, AffineStack):
-            step = _of_known_channels(step, self.facts, self.steps)
+            step = of_known_channels(step, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
             step = identity(node.all_input_nodes[0])
         if node in self.facts.memory.written and not isinstance(step, Refusal | None):
@@ -296,19 +296,6 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _of_known_channels(
-    stack: AffineStack, facts: Facts, steps: Mapping[fx.Node, Step]
-) -> AffineStack:
-    """Values side by side, with as many channels as their producers tell."""
-
-    def channels(term: AffineConv) -> int | None:
-        if term.out_channels is not None or not isinstance(term.base, fx.Node):
-            return term.out_channels
-        return known_channels(term.base, stack.axis, None, steps, facts)
-
-    return replace(stack, terms=tuple(term.with_channels(channels(term)) for term in stack.terms))
-
-
 def _counts_channels(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether an operator raises unless its input has as many channels as its parameters."""
     name = operator_name(node) if module is None else type(module).__name__
@@ -365,7 +352,11 @@ def _typed_as_constants(step: AffineConv | Normalized, node: fx.Node, facts: Fac
     values = [facts.constants.as_it_runs(arg) for arg in made]
     several = [value for value in values if isinstance(value, Tensor) and value.dim()]
     tensors = [*(fetch(facts.root, name) for name in sorted(names)), *several]
-    return _taken_after(step, tensors, made=bool(made))
+    form = step.ending if isinstance(step, Normalized) else step
+    typed = _taken_after(form, tensors, made=bool(made))
+    if isinstance(step, Normalized) and isinstance(typed, AffineConv):
+        return replace(step, ending=typed)
+    return typed
 
 
 def _taken_after(
@@ -385,9 +376,6 @@ def _taken_after(
         forms = tuple(term for term in terms if isinstance(term, AffineConv))
         refusals = (term for term in terms if isinstance(term, Refusal))
         return next(refusals, replace(step, terms=forms))
-    if isinstance(step, Normalized):
-        end = _taken_after(step.ending, floats, taught=taught, made=made)
-        return replace(step, ending=end) if isinstance(end, AffineConv) else end
     if not isinstance(step, AffineConv):
         return step
     if not floats and made and step.dtype is not None:

@@ -144,11 +144,10 @@ class Appraiser:
         """Turn a candidate into a region whether it is worth it or not.
 
         Nobody reads what is gone any more; what of it is shared dies for other regions too, and
-        what is counted another region has counted as saved. The operator adds the absorbed terms.
-        The host is the operator that a scale becomes.
+        what is counted another region has counted as saved. The operator adds the absorbed terms;
+        the host is the operator that a scale becomes.
         """
-        problem = self._no_operator(candidate, value, host)
-        if problem is not None:
+        if (problem := self._no_operator(candidate, value, host)) is not None:
             return problem
         path = candidate.path
         if not absorbed:  # the one link of a regrouped sum is new, whatever its term was before
@@ -174,13 +173,9 @@ class Appraiser:
             if anywhere.multiply_adds < form.multiply_adds * of_one:
                 return Refusal("one operator instead may cost more at another size of the input")
         norm = None if host is None else host.norm
-        converts = not holds_type(candidate.base, weights_dtype(form), self.facts)
-        if host is None or norm is None:
-            after = self.weigher.form(form, at, operand)
-        else:
-            converts = converts and norm.affine  # else it reads what it read before
-            after = self.weigher.node(host.link.value, at, free=False)
-        after += Cost(operators=int(converts))
+        converts = norm is None or norm.affine  # else it reads what it read before
+        converts &= not holds_type(candidate.base, weights_dtype(form), self.facts)
+        after = self._after(form, at, operand, host) + Cost(operators=int(converts))
         return Region(
             value=value,
             base=candidate.base,
@@ -198,6 +193,14 @@ class Appraiser:
             together=frozenset[fx.Node]().union(*(region.together for region in taken)),
             norm=norm,
         )
+
+    def _after(
+        self, form: AffineConv, positions: float, operand: fx.Node, host: Host | None
+    ) -> Cost:
+        """What a new operator costs: one that stays a norm as much as it did."""
+        if host is None or host.norm is None:
+            return self.weigher.form(form, positions, operand)
+        return self.weigher.node(host.link.value, positions, free=False)
 
     def _no_operator(
         self, candidate: Candidate, value: fx.Node, host: Host | None

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 
 from torch import fx, nn
 
-from reparam.analysis import Facts, batch_norm_of
+from reparam.analysis import Facts
 from reparam.capture import Trait, traits
 from reparam.errors import Refusal
 from reparam.modules import fetch
 from reparam.planning.appraiser import Appraiser
+from reparam.planning.batch_norms import batch_norm_of
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.regions import Host, Region
 from reparam.rules import Normalized

@@ -9,7 +9,7 @@ the ranges of dynamic sizes and the structure of arguments and results, is taken
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -143,12 +143,12 @@ def _renamed(call: ModuleCallEntry, names: dict[str, str]) -> ModuleCallEntry:
     return replace(call, signature=replace(call.signature, inputs=inputs, outputs=outputs))
 
 
-def _batch_norm(module: nn.Module, held: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _batch_norm(module: nn.Module, held: Mapping[str, Tensor], args: Sequence[Any]) -> Tensor:
     """A batch norm as core ATen writes it, which no decomposition of the module would give."""
     settings = getattr(module, "momentum", None) or 0.0, getattr(module, "eps", 0.0)
     names = "weight", "bias", "running_mean", "running_var"
     run = torch.ops.aten._native_batch_norm_legit_no_training.default
-    result: Tensor = run(x, *(held[name] for name in names), *settings)[0]
+    result: Tensor = run(*args, *(held[name] for name in names), *settings)[0]
     return result
 
 
@@ -221,7 +221,7 @@ class _Writer:
                 return run_function(node, args, kwargs)
             weights = dict(zip(names, tensors[len(operands) :], strict=True))
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not training:
-                return _batch_norm(module, weights, *args)
+                return _batch_norm(module, weights, args)
             return torch.func.functional_call(module, weights, args, kwargs)
 
         placed = [self.values[operand] for operand in operands]

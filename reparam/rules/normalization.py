@@ -192,7 +192,7 @@ def group_norm_function(
 @register_rule(nn.GroupNorm)
 def group_norm_module(module: nn.GroupNorm, x: AffineConv) -> Any:
     """A norm of groups of channels: what scales it goes into its weight and bias."""
-    if module.weight is not None or x.rank is None:
+    if module.affine or x.rank is None:
         return group_norm_function(x, module.num_groups, module.weight, module.bias, module.eps)
     norm = group_norm(module.num_groups, module.num_channels, module.eps)
     return _normalized(x, None, None, 1 - x.rank, norm)

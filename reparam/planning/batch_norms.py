@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from reparam.algebra import AffineConv, Norm, batch_norm
-from reparam.analysis.facts import Facts
+from reparam.analysis import Facts
 from reparam.capture import is_of_torch, torch_name
 from reparam.modules import fetch
 
