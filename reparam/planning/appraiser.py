@@ -143,17 +143,16 @@ class Appraiser:
     ) -> Region | Refusal:
         """Turn a candidate into a region whether it is worth it or not.
 
-        Nobody reads what is gone any more; what of it is shared dies for other regions too, and
-        what is counted another region has counted as saved. The operator adds the absorbed terms;
-        the host is the operator that a scale becomes.
+        Of what is gone the shared dies for other regions too, and another has saved the counted.
+        The operator adds the absorbed terms; the host is the operator that a scale becomes.
         """
         if (problem := self._no_operator(candidate, value, host)) is not None:
             return problem
-        path = candidate.path
-        if not absorbed:  # the one link of a regrouped sum is new, whatever its term was before
+        path = candidate.path  # of a regrouped sum it is new, whatever its term was before
+        if not absorbed:
             path = tuple(part for link in path for part in self.parts(link))
-        inside = sorted(self.fused.keys() & gone, key=self.facts.order.__getitem__)
-        taken = [self.fused[node] for node in inside]
+        order = self.facts.order.__getitem__
+        taken = [self.fused[node] for node in sorted(self.fused.keys() & gone, key=order)]
         common = frozenset(shared).union(
             *(region.dying if region.value in shared else region.shared for region in taken)
         )
@@ -166,7 +165,6 @@ class Appraiser:
         alike, crossed = (value, *(term.term for term in absorbed)), candidate.crossed
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
         current, before = self._costs(gone, positions, crossed.union(counted))
-        operand = sized_as_operand(candidate.base, path, main)
         if self._bound_to_sizes(value):
             least, of_one = self.positions.at_least(gone, alike, form, crossed)
             anywhere, _ = self._costs(gone, least, crossed.union(counted), relative=True)
@@ -175,6 +173,7 @@ class Appraiser:
         norm = None if host is None else host.norm
         converts = norm is None or norm.affine  # else it reads what it read before
         converts &= not holds_type(candidate.base, weights_dtype(form), self.facts)
+        operand = sized_as_operand(candidate.base, path, main)
         after = self._after(form, at, operand, host) + Cost(operators=int(converts))
         return Region(
             value=value,
