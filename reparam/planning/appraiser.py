@@ -170,11 +170,10 @@ class Appraiser:
             anywhere, _ = self._costs(gone, least, crossed.union(counted), relative=True)
             if anywhere.multiply_adds < form.multiply_adds * of_one:
                 return Refusal("one operator instead may cost more at another size of the input")
-        norm = None if host is None else host.norm
-        converts = norm is None or norm.affine  # else it reads what it read before
+        converts = host is None or host.norm is None or host.norm.affine
         converts &= not holds_type(candidate.base, weights_dtype(form), self.facts)
-        operand = sized_as_operand(candidate.base, path, main)
-        after = self._after(form, at, operand, host) + Cost(operators=int(converts))
+        after = self._after(form, at, sized_as_operand(candidate.base, path, main), host)
+        after += Cost(operators=int(converts))
         return Region(
             value=value,
             base=candidate.base,
@@ -190,7 +189,7 @@ class Appraiser:
             shared=common,
             adjustments=self._adjustments(value, taken, absorbed),
             together=frozenset[fx.Node]().union(*(region.together for region in taken)),
-            norm=norm,
+            norm=None if host is None else host.norm,
         )
 
     def _after(
