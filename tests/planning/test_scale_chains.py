@@ -122,6 +122,11 @@ def test_a_scale_behind_a_norm_of_groups_goes_into_it(forward: Forward) -> None:
     [
         (lambda m, x: (y := m.norm(x.relu())).sin() + m.other(y).cos(), 6, images(C)),
         (lambda m, x: (y := m.layer(x)).sin() + (y * m.rows).cos(), 5, tokens()),
+        (
+            lambda m, x: (y := m.norm(x.relu())).sin() + (y * m.g * m.g + m.b).cos(),
+            8,
+            images(C),
+        ),
         (lambda m, x: (m.rms(x) + m.rows).sigmoid(), 3, tokens()),
         (lambda m, x: (m.layer(x) * m.rows.view(C, 1)).sigmoid(), 3, tokens()[:, :C]),
         (lambda m, x: (F.layer_norm(x, (5, C)) * m.rows).sigmoid(), 3, tokens()),

@@ -25,6 +25,7 @@ def network(forward: Forward) -> nn.Module:
         "after": nn.Conv2d(3, 5, 3),
         "wide": nn.Conv2d(6, 5, 1),
         "norm": nn.BatchNorm2d(5),
+        "own": nn.BatchNorm2d(3),
     }
     return ready(Network(forward, **parts))
 
@@ -136,3 +137,21 @@ def test_a_channel_that_is_written_to_between_stays() -> None:
     model, x = network(forward), images()
     for fused in (reparam.fuse(model), reparam.fuse(model, x)):
         assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.wide(torch.cat([y := m.before(x), m.own(y)], 1)).sin(),
+        lambda m, x: m.wide(torch.cat([m.own(y := m.before(x).relu()), y], 1)).sin(),
+        lambda m, x: m.wide(torch.cat([y := m.before(x).relu(), y * 2 - 1], dim=1)).sin(),
+    ],
+)
+def test_a_value_beside_what_is_made_of_it(forward: Forward) -> None:
+    model, x = network(forward), images()
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    after = count_operators(fused, (x,))
+    assert (after.batch_norms, after.multiplications, after.additions) == (0, 0, 0)
+    assert after.total <= 4
+    assert after.macs <= count_operators(model, (x,)).macs
