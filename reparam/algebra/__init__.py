@@ -1,7 +1,7 @@
 """Affine forms, their laws, and the torch module of a form: tensors, no graph.
 
 Files, in the order in which data flows: `kernels`, `axes`, `forms`, `selection`, `laws`, `affine`,
-`lowering`.
+`norms`, `lowering`.
 """
 
 from reparam.algebra.affine import Affine, AffineConv, AffineStack, AffineSum, identity
@@ -18,4 +18,5 @@ from reparam.algebra.lowering import (
     take_after,
     unsupported,
 )
+from reparam.algebra.norms import Norm, batch_norm, ending, group_norm, layer_norm, rms_norm
 from reparam.algebra.selection import taken, without_constant

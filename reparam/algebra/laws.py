@@ -30,9 +30,9 @@ from torch import Tensor
 
 from reparam.algebra import kernels
 from reparam.algebra.axes import Axis, add_axes, common_mode, compose_axes, pads_value
-from reparam.algebra.forms import Form
+from reparam.algebra.forms import Columns, Form
 from reparam.algebra.kernels import Lazy
-from reparam.algebra.selection import in_order, partition, taken
+from reparam.algebra.selection import in_order, own_channels, partition, taken
 from reparam.errors import Refusal
 
 F = TypeVar("F", bound=Form)
@@ -154,6 +154,9 @@ def stacked(forms: Sequence[F]) -> F | Refusal:
     Their forms are over one base, with as many axes each.
     """
     channels = next((form.in_channels for form in forms if form.in_channels is not None), None)
+    own = own_channels(forms)
+    if own is not None:
+        return _depthwise(forms, own)
     parts = [form.with_channels(channels) for form in forms]
     total = partition([part.columns for part in parts])
     problem = _not_side_by_side(parts, total)
@@ -183,6 +186,33 @@ def stacked(forms: Sequence[F]) -> F | Refusal:
         pad_value=None,
         ones=0,
         columns=None,
+    )
+
+
+def _depthwise(parts: Sequence[F], columns: Columns) -> F | Refusal:
+    """Values side by side of which each channel is made of one channel of the base alone."""
+    if any(part.transposed for part in parts):
+        return Refusal("transposed convolutions side by side")
+    whole = _with_taps_of_all(parts)
+    if isinstance(whole, Refusal):
+        return whole
+    axes, count = whole.axes or (), len(columns.indices)
+    compute = partial(
+        kernels.stack,
+        taps=[axis.kernel for axis in axes],
+        lattices=[(1, *_lattice(part, axes)[1:]) for part in parts],
+    )
+    return replace(
+        whole,
+        weights=Lazy(compute, tuple(part.weights for part in parts)),
+        in_channels=count,
+        out_channels=count,
+        groups=count,
+        has_bias=any(part.has_bias for part in parts),
+        identity=False,
+        pad_value=None,
+        ones=0,
+        columns=None if columns.indices == tuple(range(columns.total)) else columns,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axes import pads_value
+from reparam.algebra.norms import Norm
 from reparam.errors import Refusal
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -17,15 +18,25 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def lower(form: AffineConv, kernel: Tensor, bias: Tensor | None) -> nn.Module:
+def lower(
+    form: AffineConv, kernel: Tensor, bias: Tensor | None, norm: Norm | None = None
+) -> nn.Module:
     """Make the module of a form that `unsupported` has nothing against.
 
     The kernel becomes the module's weight without a copy where possible.
+
+    Args:
+        form: The form.
+        kernel: Its kernel.
+        bias: Its constant.
+        norm: The norm that takes it into its own weight and bias, if one does.
 
     Returns:
         A convolution, a transposed convolution or a linear layer in eval mode, in the dtype of
         the kernel. What it does not pad by itself, `explicit_padding` says.
     """
+    if norm is not None:
+        return norm.module(kernel.flatten(), bias)
     axes = form.axes or ()
     channels: Any = form.in_channels, form.out_channels
     # On the meta device nothing is allocated for weights that are replaced at once.
@@ -92,6 +103,9 @@ def take_after(module: nn.Module, form: AffineConv) -> None:
         value = parameter.detach().to(device=like.device, dtype=dtype, memory_format=kept)
         fresh = nn.Parameter(value, requires_grad=like.requires_grad)
         module.register_parameter(name, fresh)
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point():
+            module.register_buffer(name, buffer.to(device=like.device, dtype=dtype))
 
 
 def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:
@@ -123,7 +137,7 @@ def _rows(module: Any, weight: Tensor) -> Tensor:
     """The weights of each output channel."""
     if isinstance(module, _TRANSPOSED):
         weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight.detach().flatten(1)
+    return weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -3,6 +3,8 @@ r"""Parts of the channels: rows of a kernel, and columns of the next one.
 v[i] = x[index[i]], so a kernel before it loses rows and keeps its columns, unless it is depthwise::
 
     (select . K)[i, j] = K[index[i], j]        (select . diag(k))[i] = k[index[i]] * x[index[i]]
+
+and a kernel after it that reads a channel several times has the sum of these columns for it.
 """
 
 from __future__ import annotations
@@ -67,19 +69,21 @@ def without_constant(form: F) -> F:
 
 
 def in_order(form: F) -> F:
-    """The same form, reading all channels in order, if it reads each once and mixes them anyway."""
+    """The same form, reading every channel once and in order, if it reads all and mixes them.
+
+    What reads a channel several times multiplies it by the sum of these columns.
+    """
     columns = form.columns
-    if columns is None or form.groups != 1:
+    if columns is None or form.groups != 1 or len(set(columns.indices)) < columns.total:
         return form
-    if sorted(columns.indices) != list(range(columns.total)):
-        return form
-    order = sorted(range(columns.total), key=columns.indices.__getitem__)
+    indices, total = torch.tensor(columns.indices, device="cpu"), columns.total
 
     def permute(weights: Weights) -> Weights:
         kernel, bias = weights
-        return kernel[:, torch.tensor(order, device=kernel.device)], bias
+        summed = kernel.new_zeros((kernel.shape[0], total, *kernel.shape[2:]))
+        return summed.index_add_(1, indices.to(kernel.device), kernel), bias
 
-    return replace(form, weights=Lazy(permute, (form.weights,)), columns=None)
+    return replace(form, weights=Lazy(permute, (form.weights,)), in_channels=total, columns=None)
 
 
 def partition(several: Sequence[Columns | None]) -> int | None:
@@ -91,3 +95,17 @@ def partition(several: Sequence[Columns | None]) -> int | None:
         return None
     total = totals.pop()
     return total if together == tuple(range(total)) else None
+
+
+def own_channels(several: Sequence[Form]) -> Columns | None:
+    """The channels that depthwise forms over one base read, one form after the other."""
+    totals = {form.columns.total for form in several if form.columns is not None}
+    if len(totals) != 1 or not all(form.depthwise for form in several):
+        return None
+    total = totals.pop()
+    indices: list[int] = []
+    for form in several:
+        if form.columns is None and form.in_channels != total:
+            return None
+        indices += range(total) if form.columns is None else form.columns.indices
+    return Columns(tuple(indices), total)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import fx
 
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape, pooled_axes
-from reparam.capture import Trait, traits
-from reparam.rules import Commuting, Step
+from reparam.capture import Trait, torch_name, traits
+from reparam.rules import Commuting, Normalized, Step
 
 
 def known_channels(
@@ -56,6 +57,9 @@ def _size_or_operands(
     if value.op == "placeholder":
         return taken
     step = steps.get(value)
+    told = _told_by_itself(value, axis, step, facts)
+    if told is not None:
+        return told
     operands = facts.operands(value)
     if isinstance(step, AffineConv):
         return _size_in_form(step, axis)
@@ -97,3 +101,35 @@ def _side_by_side(
             return None
         total += here
     return total
+
+
+def _told_by_itself(node: fx.Node, axis: int, step: Step | None, facts: Facts) -> int | None:
+    """The size of an axis that an operator tells whatever it reads: a norm, a slice of one."""
+    if isinstance(step, Normalized) and axis == -1 - len(step.ending.axes or ()):
+        return step.norm.channels
+    rank = facts.ranks.get(node)
+    return 1 if rank is not None and _takes_one(node, axis + rank) else None
+
+
+def _takes_one(node: fx.Node, axis: int) -> bool:
+    """Whether a slice leaves a single entry along an axis: ``x[:, 2:3]``."""
+    index = node.args[1] if torch_name(node) == "getitem" else None
+    if not isinstance(index, tuple) or len(index) <= axis or set(map(type, index)) != {slice}:
+        return False
+    start, stop = index[axis].start or 0, index[axis].stop
+    if type(start) is not int or type(stop) is not int or index[axis].step not in (None, 1):
+        return False
+    return stop - start == 1 and start >= 0
+
+
+def of_known_channels(
+    stack: AffineStack, facts: Facts, steps: Mapping[fx.Node, Step]
+) -> AffineStack:
+    """Values side by side, with as many channels as their producers tell."""
+
+    def channels(term: AffineConv) -> int | None:
+        if term.out_channels is not None or not isinstance(term.base, fx.Node):
+            return term.out_channels
+        return known_channels(term.base, stack.axis, None, steps, facts)
+
+    return replace(stack, terms=tuple(term.with_channels(channels(term)) for term in stack.terms))

@@ -14,17 +14,19 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.analysis.borders import assigned_border
-from reparam.analysis.channels import known_channels
+from reparam.analysis.channels import known_channels, of_known_channels
 from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
+from reparam.analysis.single_channels import single_channel
 from reparam.capture import assign, operator_name, torch_name
 from reparam.errors import Refusal
 from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
 from reparam.rules import (
     UNKNOWN,
     Commuting,
+    Normalized,
     Rule,
     RuleError,
     Rules,
@@ -91,6 +93,8 @@ def _outline(step: Lifted) -> Any:
         return [_outline(result) for result in step.results]
     if isinstance(step, Stacked):
         return step.dim, [_outline(branch) for branch in step.branches]
+    if isinstance(step, Normalized):
+        return _outline(step.ending)
     if isinstance(step, Commuting):
         return [step.input_axis(axis, None) for axis in range(-_MOST_AXES, 0)]
     return step
@@ -143,6 +147,9 @@ class _Lifting:
                 index = node.args[1]
                 several = Refusal("several results of an operator are read at once")
                 return whole.results[index] if isinstance(index, int) else several
+        picked = single_channel(node, self.facts)
+        if picked is not None:
+            return self._selected(node, *picked)
         if node.target is assign:
             return assigned_border(node, self.steps, self.facts)
         target = target_of(node, self.facts.root)
@@ -167,12 +174,37 @@ class _Lifting:
         except RuleError as error:
             return Refusal(str(error))
         if isinstance(step, Selecting):
-            step = _selected(step, node, self.facts, self.steps)
+            step = self._selected(node, self.facts.operands(node)[0], step)
+        if isinstance(step, AffineStack):
+            step = of_known_channels(step, self.facts, self.steps)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
             step = identity(node.all_input_nodes[0])
         if node in self.facts.memory.written and not isinstance(step, Refusal | None):
             return self.facts.memory.overwrites(node) or step
         return step
+
+    def _selected(self, node: fx.Node, base: fx.Node, selecting: Selecting) -> Step | None:
+        """The parts of the channels of a value, if it is known how many there are."""
+        facts, axis = self.facts, selecting.axis
+        channels = known_channels(base, axis, None, self.steps, facts)
+        rank = facts.ranks.get(base, 0)
+        if not channels and selecting.by_number and axis == 1 - rank and rank > _OF_ROWS:
+            if base not in facts.shapes:
+                return Refusal(
+                    "the number of the channels of which it takes some is not known; pass "
+                    "example_inputs"
+                )
+            # Of images it is taken that they have as many as those of the example.
+            channels = facts.shapes[base][axis]
+            self.by_channels.add(node)
+        if not channels:
+            return None
+        wanted = selecting.parts(channels)
+        if not all(wanted):
+            return Refusal("a part without channels")
+        x = identity(base, facts.ranks.get(base))
+        parts = [x.select(part, channels, axis) for part in wanted]
+        return parts[0] if selecting.single else Several(tuple(parts))
 
     def _said(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Lifted:
         """What a rule says of a node."""
@@ -183,7 +215,7 @@ class _Lifting:
         target = target_of(node, self.facts.root)
         if module is None:
             step = call_rule(rule, target, where, args, kwargs)
-            if isinstance(step, AffineConv):
+            if isinstance(step, AffineConv | Normalized):
                 step = _typed_as_constants(step, node, self.facts)
         else:
             try:
@@ -215,7 +247,10 @@ class _Lifting:
         return identity(operand, facts.ranks.get(operand), facts.ones.get(operand, 0))
 
 
-_RESHAPES = ("view", "reshape")
+_OF_ROWS = 3
+"""Values of fewer axes may be rows of features, of which there are any number."""
+
+_RESHAPES = ("view", "reshape", "expand")
 
 
 def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal | None:
@@ -259,22 +294,6 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
                     if tensor is not None and tensor.is_floating_point():
                         held[name] = exact.setdefault(id(tensor), tensor.detach().double())
         yield
-
-
-def _selected(
-    selecting: Selecting, node: fx.Node, facts: Facts, steps: Mapping[fx.Node, Step]
-) -> Step | None:
-    """The parts of the channels of a value, if it is known how many there are."""
-    base = facts.operands(node)[0]
-    channels = known_channels(base, selecting.axis, None, steps, facts)
-    if not channels:
-        return None
-    x = identity(base, facts.ranks.get(base))
-    wanted = selecting.parts(channels)
-    if not all(wanted):
-        return Refusal("a part without channels")
-    parts = [x.select(part, channels, selecting.axis) for part in wanted]
-    return parts[0] if selecting.single else Several(tuple(parts))
 
 
 def _counts_channels(node: fx.Node, module: nn.Module | None) -> bool:
@@ -324,7 +343,7 @@ def _by_position(
     return bound.args[1:], bound.kwargs
 
 
-def _typed_as_constants(step: AffineConv, node: fx.Node, facts: Facts) -> Lifted:
+def _typed_as_constants(step: AffineConv | Normalized, node: fx.Node, facts: Facts) -> Lifted:
     """A form with the type of the parameters that the constants of a call are made of."""
     constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
     names = {name for arg in constants for name in facts.sources[arg]}
@@ -333,7 +352,11 @@ def _typed_as_constants(step: AffineConv, node: fx.Node, facts: Facts) -> Lifted
     values = [facts.constants.as_it_runs(arg) for arg in made]
     several = [value for value in values if isinstance(value, Tensor) and value.dim()]
     tensors = [*(fetch(facts.root, name) for name in sorted(names)), *several]
-    return _taken_after(step, tensors, made=bool(made))
+    form = step.ending if isinstance(step, Normalized) else step
+    typed = _taken_after(form, tensors, made=bool(made))
+    if isinstance(step, Normalized) and isinstance(typed, AffineConv):
+        return replace(step, ending=typed)
+    return typed
 
 
 def _taken_after(

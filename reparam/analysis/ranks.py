@@ -154,8 +154,12 @@ def _joined(node: fx.Node, name: str, ranks: Mapping[fx.Node, int]) -> _Facts:
     several = node.args[0] if node.args else None
     if not isinstance(several, tuple | list):
         return []
-    parts = [ranks[value] for value in several if isinstance(value, fx.Node) and value in ranks]
-    return [(node, parts[0] + (name == "stack"))] if parts else []
+    new = name == "stack"
+    values = [value for value in several if isinstance(value, fx.Node)]
+    parts = [ranks[value] for value in values if value in ranks]
+    if node in ranks:
+        return [(value, ranks[node] - new) for value in values]
+    return [(node, parts[0] + new)] if parts else []
 
 
 def _broadcast(node: fx.Node, axes: _Axes) -> _Facts:
@@ -203,6 +207,8 @@ def _of_equal_rank(
         return operand
     if Trait.SHAPE_OF_OTHER in properties:
         return other if isinstance(other, fx.Node) else None
+    if name == "getitem" and isinstance(other, tuple) and set(map(type, other)) == {slice}:
+        return operand
     first = name == "getitem" and Trait.FIRST_KEEPS_RANK in traits(operand) and other == 0
     return operand.all_input_nodes[0] if first else None
 

@@ -102,6 +102,9 @@ class Trait(Flag):
     COMPUTES = auto()
     """Does arithmetic, which costs something even if it changes nothing: ``x + 0``."""
 
+    CONVOLVES = auto()
+    """A convolution: it computes any scale of its channels at the same cost, if it is one."""
+
     DIVIDES = auto()
     """A division: unless it rounds, it makes floats of integers before anything overflows."""
 
@@ -189,6 +192,7 @@ _TABLE = {
     "bmm": _T.LAYS_OUT_ANEW,
     "linear": _T.KEEPS_RANK | _T.LAYS_OUT_ANEW,
     "einsum": _T.ALIASES,
+    "conv1d conv2d conv3d convolution _convolution": _T.CONVOLVES,
     # Position by position.
     "relu": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
     "leaky_relu": _SHAPED | _T.COMPUTES | _T.POSITIVELY_HOMOGENEOUS,
@@ -246,7 +250,8 @@ _TABLE = {
     "atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid cartesian_prod": _T.ALIASES,
     "squeeze unsqueeze cat stack sum mean pixel_shuffle": _T.KEEPS_TYPE,
     "getitem": _T.KEEPS_TYPE | _T.INDEXES | _T.NUMBERS | _T.ALIASES,
-    "narrow slice": _T.INDEXES,
+    "narrow slice": _T.INDEXES | _T.KEEPS_RANK,
+    "flip fliplr index_select repeat_interleave": _T.KEEPS_RANK | _T.KEEPS_TYPE | _T.PASSES_TYPE,
     "chunk split": _T.KEEPS_TYPE | _T.SPLITS,
     "unbind tensor_split": _T.SPLITS,
     "unsafe_chunk unsafe_split unsafe_split_with_sizes": _T.ALIASES,

@@ -50,14 +50,15 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
     if device is not None and device.type == "meta":
         shape = kernel_shape(form.in_channels, form.out_channels, form.groups, form.axes)
         kernel = torch.empty(shape, dtype=torch.float64, device="meta")
-        module = lower(form, kernel, kernel.new_empty(shape[0]) if form.has_bias else None)
+        bias = kernel.new_empty(shape[0]) if form.has_bias else None
+        module = lower(form, kernel, bias, region.norm)
         take_after(module, form)
         add_note(
             report, "weights on the meta device: only the structure is fused, nothing verified"
         )
         return module, None
     with torch.no_grad():
-        module = lower(form, *form.weights.evaluate(device))
+        module = lower(form, *form.weights.evaluate(device), region.norm)
         error: float | None = None
         if verify:
             checked = compared(region, module, part.facts)
@@ -81,7 +82,9 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
         exact = {name: parameter.detach() for name, parameter in module.named_parameters()}
         take_after(module, form)
         if not is_finite(module):
-            if error is None and not is_finite(lower(form, *form.weights.evaluate(device))):
+            if error is None and not is_finite(
+                lower(form, *form.weights.evaluate(device), region.norm)
+            ):
                 return NOT_FINITE
             warn(f"{where}: the fused weights overflow {form.dtype}; it was left alone")
             return Refusal(f"the fused weights overflow {form.dtype}")

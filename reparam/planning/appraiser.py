@@ -18,13 +18,21 @@ from torch import fx
 
 from reparam.algebra import AffineConv, unsupported, weights_dtype
 from reparam.analysis import Facts, holds_type
-from reparam.capture import Trait, reads_shape_only, traits
+from reparam.capture import Trait, operator_name, reads_shape_only, traits
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weigher
 from reparam.planning.dominators import Candidate, Forest, Link
 from reparam.planning.hazards import hazard
 from reparam.planning.positions import Positions
-from reparam.planning.regions import Absorbed, Region, Share, main_link, placed_at, sized_as_operand
+from reparam.planning.regions import (
+    Absorbed,
+    Host,
+    Region,
+    Share,
+    main_link,
+    placed_at,
+    sized_as_operand,
+)
 from reparam.rules import Several, Step
 
 
@@ -62,7 +70,7 @@ class Appraiser:
             # A part of the channels is free; one of several results stands for their operator.
             first = node.args[0] if node.args else None
             item = isinstance(first, fx.Node) and isinstance(self.steps.get(first), Several)
-            part = Trait.INDEXES in traits(node) and (not item or step.columns is not None)
+            part = _is_view(node) and (not item or step.columns is not None)
             free = part or (step.identity and Trait.COMPUTES not in traits(node))
             return self.weigher.node(node, positions, free=free)
         link = self.forest.links.get(node)
@@ -131,24 +139,24 @@ class Appraiser:
         shared: Collection[fx.Node] = (),
         counted: Collection[fx.Node] = (),
         absorbed: tuple[Absorbed, ...] = (),
+        host: Host | None = None,
     ) -> Region | Refusal:
         """Turn a candidate into a region whether it is worth it or not.
 
-        Nobody reads what is gone any more; what of it is shared dies for other regions too, and
-        what is counted another region has counted as saved. The operator adds the absorbed terms.
+        Of what is gone the shared dies for other regions too, and another has saved the counted.
+        The operator adds the absorbed terms; the host is the operator that a scale becomes.
         """
-        problem = self._no_operator(candidate, value)
-        if problem is not None:
+        if (problem := self._no_operator(candidate, value, host)) is not None:
             return problem
-        path = candidate.path
-        if not absorbed:  # the one link of a regrouped sum is new, whatever its term was before
-            path = tuple(part for link in path for part in self._parts(link))
-        inside = sorted(self.fused.keys() & gone, key=self.facts.order.__getitem__)
-        taken = [self.fused[node] for node in inside]
+        path = candidate.path  # of a regrouped sum it is new, whatever its term was before
+        if not absorbed:
+            path = tuple(part for link in path for part in self.parts(link))
+        order = self.facts.order.__getitem__
+        taken = [self.fused[node] for node in sorted(self.fused.keys() & gone, key=order)]
         common = frozenset(shared).union(
             *(region.dying if region.value in shared else region.shared for region in taken)
         )
-        main = self._main(candidate, path, gone, common)
+        main = self._main(candidate, path, gone, common, host)
         if isinstance(main, Refusal):
             return main
         form = candidate.form
@@ -157,14 +165,15 @@ class Appraiser:
         alike, crossed = (value, *(term.term for term in absorbed)), candidate.crossed
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
         current, before = self._costs(gone, positions, crossed.union(counted))
-        operand = sized_as_operand(candidate.base, path, main)
         if self._bound_to_sizes(value):
             least, of_one = self.positions.at_least(gone, alike, form, crossed)
             anywhere, _ = self._costs(gone, least, crossed.union(counted), relative=True)
             if anywhere.multiply_adds < form.multiply_adds * of_one:
                 return Refusal("one operator instead may cost more at another size of the input")
-        converts = not holds_type(candidate.base, weights_dtype(form), self.facts)
-        after = self.weigher.form(form, at, operand) + Cost(operators=int(converts))
+        converts = host is None or host.norm is None or host.norm.affine
+        converts &= not holds_type(candidate.base, weights_dtype(form), self.facts)
+        after = self._after(form, at, sized_as_operand(candidate.base, path, main), host)
+        after += Cost(operators=int(converts))
         return Region(
             value=value,
             base=candidate.base,
@@ -180,9 +189,20 @@ class Appraiser:
             shared=common,
             adjustments=self._adjustments(value, taken, absorbed),
             together=frozenset[fx.Node]().union(*(region.together for region in taken)),
+            norm=None if host is None else host.norm,
         )
 
-    def _no_operator(self, candidate: Candidate, value: fx.Node) -> Refusal | None:
+    def _after(
+        self, form: AffineConv, positions: float, operand: fx.Node, host: Host | None
+    ) -> Cost:
+        """What a new operator costs: one that stays a norm as much as it did."""
+        if host is None or host.norm is None:
+            return self.weigher.form(form, positions, operand)
+        return self.weigher.node(host.link.value, positions, free=False)
+
+    def _no_operator(
+        self, candidate: Candidate, value: fx.Node, host: Host | None
+    ) -> Refusal | None:
         """Why no operator can take the place of a value, or need not, if so."""
         form = candidate.form
         if (value, candidate.base) in self.banned:
@@ -194,7 +214,7 @@ class Appraiser:
             return problem
         if form.in_channels is None:
             return Refusal("the number of its channels is not known")
-        if form.diagonal:
+        if form.diagonal and host is None:
             return Refusal("a scale and a shift alone are no cheaper as a convolution")
         return None
 
@@ -204,8 +224,11 @@ class Appraiser:
         path: tuple[Link, ...],
         gone: Collection[fx.Node],
         common: Collection[fx.Node],
+        host: Host | None,
     ) -> Link | Refusal:
         """The link whose place the new operator takes: the last one if some of them stay."""
+        if host is not None:
+            return main_link({host.link}, path, candidate.form)
         if all(link.value in gone for link in candidate.path):
             own = {link for link in path if link.value not in common}
             return main_link(own, path, candidate.form)
@@ -257,7 +280,7 @@ class Appraiser:
         )
         return (*chain.from_iterable(inner), *own, *joined)
 
-    def _parts(self, link: Link) -> tuple[Link, ...]:
+    def parts(self, link: Link) -> tuple[Link, ...]:
         """The links of a path, those of a region in place of one that stands for it."""
         fused = self.fused.get(link.value)
         return fused.path if fused is not None and fused.collapses else (link,)
@@ -283,8 +306,12 @@ class Appraiser:
             self._stand_in(absorbed.kept, absorbed.total)
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
-        self.forest.contract(region.value, region.base, region.plain, region.path)
         changed = {absorbed.total for absorbed in region.absorbed}
+        if region.norm is None or region.norm.affine:
+            self.forest.contract(region.value, region.base, region.plain, region.path)
+        else:
+            self.forest.forget(region.value)
+            changed |= region.dying
         for share in region.shares:  # what reads the scale reads what it scaled
             self._stand_in(self.current(share.link.base), share.link.value)
             changed |= {*share.within, share.link.value}
@@ -319,3 +346,12 @@ class Appraiser:
                 )
                 return f"{link.value} is also read by {', '.join(others[:3])}"
         return "a value between is read elsewhere"
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a part of the channels is taken, or taken several times, without a copy."""
+    index = node.args[1:] if Trait.INDEXES in traits(node) else ()
+    entries = index[0] if index and isinstance(index[0], tuple) else index
+    by_numbers = any(isinstance(entry, list | fx.Node) for entry in entries)
+    known = Trait.INDEXES in traits(node) or operator_name(node) in ("unsqueeze", "expand")
+    return known and not by_numbers

@@ -18,7 +18,7 @@ from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis import Facts
 from reparam.capture import assign, assignments
 from reparam.errors import Refusal
-from reparam.rules import Commuting, Several, Stacked, Step
+from reparam.rules import Commuting, Normalized, Several, Stacked, Step
 
 _LONGEST = 8
 """How many links that do something a candidate spans; what is fused becomes one and extends it."""
@@ -111,7 +111,7 @@ class Forest:
         """How a value depends on its nearest dominator; None if it is no form over any."""
         if isinstance(step, Refusal):
             return step
-        if isinstance(step, Stacked | Several):
+        if isinstance(step, Stacked | Several | Normalized):
             return None
         if isinstance(step, Commuting):
             operands = facts.operands(node)
@@ -121,15 +121,17 @@ class Forest:
                 return Refusal("its rule returned a form over nothing; build it from x")
             if node.target is assign:
                 return Link(node, step.base, step, None, assignments(node))
-            return Link(node, step.base, step, None, (*self._through(node, (step.base,)), node))
+            return Link(node, step.base, step, None, (*self.through(node, (step.base,)), node))
         return self._joined(node, step)
 
-    def _through(self, node: fx.Node, bases: Collection[fx.Node]) -> list[fx.Node]:
-        """What a node reads its bases through: ``torch.stack(branches)``, ``x.chunk(2)``."""
+    def through(self, node: fx.Node, bases: Collection[fx.Node]) -> list[fx.Node]:
+        """What a node reads its bases through: ``x.chunk(2)``, ``x[:, 1]`` with its axis back."""
+        indirect = set(bases).isdisjoint(node.all_input_nodes)
         return [
             operand
             for operand in node.all_input_nodes
-            if operand in self._several and not set(bases).isdisjoint(operand.all_input_nodes)
+            if (operand in self._several or indirect)
+            and not set(bases).isdisjoint(operand.all_input_nodes)
         ]
 
     def _joined(self, node: fx.Node, step: AffineSum | AffineStack) -> Link | Refusal | None:
@@ -138,7 +140,7 @@ class Forest:
         base: fx.Node | None = operands[0]
         for operand in operands[1:]:
             base = None if base is None else self.meet(base, operand)
-        if isinstance(step, AffineStack) and (base is None or base in operands):
+        if isinstance(step, AffineStack) and base is None:
             return None  # most concatenations are of other values
         if base is None:
             return Refusal("its branches do not come from one value by affine operators")
@@ -161,7 +163,7 @@ class Forest:
     ) -> Link | Refusal:
         """The link of a sum, or of values side by side, over one value that all come from."""
         branches: list[AffineConv] = []
-        inner = {node, *self._through(node, operands)}
+        inner = {node, *self.through(node, operands)}
         for term, operand in zip(step.terms, operands, strict=True):
             branch, between = self.branch(operand, base, term)
             inner.update(between)
@@ -254,6 +256,11 @@ class Forest:
         between = dict.fromkeys(chain.from_iterable(link.nodes for link in path))
         joined = tuple(node for node in between if node is not value)
         self.links[value] = Link(value, base, form, None, (value,), crossed, joined)
+        self.passing.pop(value, None)
+
+    def forget(self, value: fx.Node) -> None:
+        """Take a value as one that is no form over any other."""
+        self.links.pop(value, None)
         self.passing.pop(value, None)
 
     def cut(self, changed: Set[fx.Node], spare: fx.Node) -> None:

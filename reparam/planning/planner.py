@@ -8,7 +8,8 @@ beforehand, from dynamic programming along the affine dominators::
 
 What was decided becomes one link, and the walk is repeated until it finds nothing more. Then values
 with several readers are weighed, all their readers together, and the walk begins again; then sums
-of several values, and what scales them. At last comes what nobody reads, but code computes.
+of several values, and what scales them; then chains of scales. At last comes what nobody reads,
+but code computes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from reparam.planning.dominators import Candidate, Link
 from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
 from reparam.planning.regrouped_sums import regrouped_sums
+from reparam.planning.scale_chains import scale_chains
 from reparam.rules import Step
 
 
@@ -57,6 +59,7 @@ def decide(
             joint_regions(nodes, appraiser),
             regrouped_sums(nodes, appraiser),
             distributed_scales(nodes, appraiser),
+            scale_chains(nodes, appraiser),
         )
         if not any(map(appraiser.adopt_all, passes)) and not appraiser.revive():
             break

@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from torch import fx
 
-from reparam.algebra import AffineConv, operators
+from reparam.algebra import AffineConv, Norm, operators
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import Cost
 from reparam.planning.dominators import Link
@@ -53,6 +53,19 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False)
+class Host:
+    """The operator of a chain of scales that takes the others in.
+
+    Args:
+        link: Its link.
+        norm: The norm that it is; None if it is a convolution.
+    """
+
+    link: Link
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
     """One value that becomes one operator.
 
@@ -72,6 +85,8 @@ class Region:
         adjustments: What the new operator does to the value besides, in order: it adds terms of the
             sum that the value is a term of, and scales what other regions scale, too.
         together: The nodes that die for all regions that take in one scale.
+        norm: The norm whose weight and bias take the form in, so that it becomes a norm; None if it
+            becomes a convolution or a linear layer.
     """
 
     value: fx.Node
@@ -88,6 +103,7 @@ class Region:
     shared: frozenset[fx.Node] = frozenset()
     adjustments: tuple[Absorbed | Share, ...] = ()
     together: frozenset[fx.Node] = frozenset()
+    norm: Norm | None = None
 
     @property
     def key(self) -> Hashable:

@@ -6,7 +6,6 @@ from collections import Counter
 
 from torch import fx
 
-from reparam.algebra import AffineConv
 from reparam.analysis import Part, Untraced, target_of
 from reparam.capture import Trace, reached
 from reparam.modules import fetch, join
@@ -25,7 +24,7 @@ def fused_row(part: Part, region: Region) -> FusedRow:
     return FusedRow(
         place(part.trace, region.value),
         " + ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items()),
-        _form_name(region.form),
+        _operator_name(region),
         (region.before.multiply_adds, region.after.multiply_adds),
         (region.before.operators, region.after.operators),
         cost=(region.before.amount, region.after.amount),
@@ -82,7 +81,11 @@ def operator_kind(trace: Trace, node: fx.Node) -> str:
     return str(node.target) if node.op == "call_method" else describe_target(node.target)
 
 
-def _form_name(form: AffineConv) -> str:
+def _operator_name(region: Region) -> str:
+    """What a new operator is, and of how many channels."""
+    form = region.form
+    if region.norm is not None:
+        return f"{region.norm.kind}, {region.norm.channels}"
     sizes = f"{form.in_channels} -> {form.out_channels}"
     if not form.axes:
         return f"linear {sizes}"

@@ -9,12 +9,13 @@ the ranges of dynamic sizes and the structure of arguments and results, is taken
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram, ModuleCallEntry
@@ -77,17 +78,26 @@ def _holder(name: str) -> str:
 
 
 def _new_state(program: ExportedProgram, rewrite: Rewrite) -> list[InputSpec]:
-    """The parameters of the new operators."""
+    """The parameters of the new operators, and the statistics of those that are norms."""
     names = fx.graph._Namespace()
     for node in program.graph.nodes:
         names.create_name(node.name, None)
-    return [
-        InputSpec(
-            InputKind.PARAMETER, TensorArgument(names.create_name(f"p_{target}", None)), target
-        )
-        for path, module in rewrite.modules.items()
-        for target in (f"{path}.{name}" for name, _ in module.named_parameters())
-    ]
+    specs: list[InputSpec] = []
+    for path, module in rewrite.modules.items():
+        for name, _ in module.named_parameters():
+            target = f"{path}.{name}"
+            argument = TensorArgument(names.create_name(f"p_{target}", None))
+            specs.append(InputSpec(InputKind.PARAMETER, argument, target))
+        for name, _ in module.named_buffers():
+            target = f"{path}.{name}"
+            argument = TensorArgument(names.create_name(f"b_{target}", None))
+            specs.append(InputSpec(InputKind.BUFFER, argument, target, persistent=True))
+    return specs
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a new operator by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _program(
@@ -99,7 +109,7 @@ def _program(
     gone |= {name for name in program.state_dict if name not in left and _holder(name) in dead}
     state = {name: held for name, held in program.state_dict.items() if name not in gone}
     for path, module in rewrite.modules.items():
-        state |= {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}
+        state |= {f"{path}.{name}": tensor for name, tensor in _tensors(module).items()}
     signature = copy.deepcopy(program.graph_signature)
     signature.input_specs = specs
     names = writer.names()
@@ -131,6 +141,15 @@ def _renamed(call: ModuleCallEntry, names: dict[str, str]) -> ModuleCallEntry:
         for arguments in (call.signature.inputs, call.signature.outputs)
     )
     return replace(call, signature=replace(call.signature, inputs=inputs, outputs=outputs))
+
+
+def _batch_norm(module: nn.Module, held: Mapping[str, Tensor], args: Sequence[Any]) -> Tensor:
+    """A batch norm as core ATen writes it, which no decomposition of the module would give."""
+    settings = getattr(module, "momentum", None) or 0.0, getattr(module, "eps", 0.0)
+    names = "weight", "bias", "running_mean", "running_var"
+    run = torch.ops.aten._native_batch_norm_legit_no_training.default
+    result: Tensor = run(*args, *(held[name] for name in names), *settings)[0]
+    return result
 
 
 class _Writer:
@@ -193,7 +212,7 @@ class _Writer:
         """Write the ATen operators that a new node consists of."""
         operands = node.all_input_nodes
         module = self.rewrite.modules.get(str(node.target)) if node.op == "call_module" else None
-        names = [] if module is None else [name for name, _ in module.named_parameters()]
+        names = [] if module is None else list(_tensors(module))
 
         def run(*tensors: Any) -> Any:
             inputs = dict(zip(operands, tensors, strict=False))
@@ -201,6 +220,8 @@ class _Writer:
             if module is None:
                 return run_function(node, args, kwargs)
             weights = dict(zip(names, tensors[len(operands) :], strict=True))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not training:
+                return _batch_norm(module, weights, args)
             return torch.func.functional_call(module, weights, args, kwargs)
 
         placed = [self.values[operand] for operand in operands]
@@ -213,7 +234,7 @@ class _Writer:
             traced = trace(*(value.meta["val"] for value in placed))
         inner = dict(zip(traced.graph.find_nodes(op="placeholder"), placed, strict=True))
         for aten in traced.graph.nodes:
-            if aten.op == "call_function":
+            if aten.op == "call_function" and aten.users:
                 inner[aten] = self.graph.node_copy(aten, inner.__getitem__)
                 inner[aten].meta = {**node.meta, "val": aten.meta["val"]}
         result: fx.Node = inner[traced.graph.output_node().args[0]]

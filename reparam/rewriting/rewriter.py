@@ -219,14 +219,16 @@ class Rewriter:
         self, value: fx.Node, readers: Collection[fx.Node], form: AffineConv | None
     ) -> Assumed | None:
         """What is taken for granted of a value by what is fused of its readers."""
-        granted, axes, channels = self.facts.granted, 0, 0
+        granted, axes = self.facts.granted, 0
+        channels: int | None = 0
         by_axes, by_channels = granted.axes.intersection(readers), granted.channels & set(readers)
         if by_axes:
             axes = self.facts.ranks.get(value, 0)
         if by_channels and form is not None and form.axes is not None:
-            channels = form.in_channels or 0
+            channels = form.in_channels if form.columns is None else form.columns.total
         if not axes and not channels:
             return None
+        channels = channels or 0
         reader = min(by_axes | by_channels, key=self.facts.order.__getitem__)
         channel_axis = -1 if form is None else -1 - len(form.axes or ())
         return Assumed(self._described(reader), axes, channel_axis, channels)
@@ -318,7 +320,9 @@ class Rewriter:
         homes = self.homes.setdefault(id(module), [])
         path = next((home for home in homes if home.startswith(prefix)), None)
         if path is None:
-            stem = "fused_linear" if type(module).__name__ == "Linear" else "fused_conv"
+            kind = type(module).__name__
+            stem = "fused_linear" if kind == "Linear" else "fused_norm"
+            stem = "fused_conv" if kind.startswith("Conv") else stem
             number = self.numbers[prefix + stem]
             while hasattr(owner.module, name := f"{stem}_{number}" if number else stem):
                 number += 1

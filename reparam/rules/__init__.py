@@ -47,6 +47,7 @@ from reparam.rules.steps import (
     UNKNOWN_RANK,
     Commuting,
     Extent,
+    Normalized,
     Selecting,
     Several,
     Stacked,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reparam.algebra import AffineConv, AffineStack
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule, spellings
-from reparam.rules.steps import UNKNOWN_RANK, Selecting
+from reparam.rules.steps import UNKNOWN_RANK, Extent, Selecting
 
 aten = torch.ops.aten
 
@@ -59,10 +59,15 @@ def stack_horizontally(tensors: Any) -> AffineConv | AffineStack | Refusal:
 
 
 def _selecting(
-    x: Any, dim: Any, parts: Callable[[int], Parts], *, single: bool = True
+    x: Any,
+    dim: Any,
+    parts: Callable[[int], Parts],
+    *,
+    single: bool = True,
+    by_number: bool = False,
 ) -> Selecting | Refusal:
     axis = _channel_axis(x, dim)
-    return axis if isinstance(axis, Refusal) else Selecting(axis, parts, single)
+    return axis if isinstance(axis, Refusal) else Selecting(axis, parts, single, by_number)
 
 
 def _pieces(channels: int, sizes: Sequence[int]) -> Parts:
@@ -138,7 +143,87 @@ def index_select(input: Any, dim: Any, index: Any) -> Selecting | Refusal:
     """Channels by their numbers."""
     if not isinstance(index, Tensor) or index.dim() > 1:
         return _UNKNOWN
-    return _selecting(input, dim, lambda channels: [index.flatten().tolist()])
+    return _selecting(input, dim, lambda channels: [index.flatten().tolist()], by_number=True)
+
+
+@register_rule(aten.index)
+def index_by_tensors(input: Any, indices: Any) -> Any:
+    """Channels by their numbers, as ATen writes it."""
+    one = isinstance(indices, Sequence) and len(indices) == 2 and indices[0] is None
+    if not one or not isinstance(indices[1], Tensor) or indices[1].dim() != 1:
+        return NotImplemented
+    if indices[1].dtype in (torch.bool, torch.uint8):
+        return Refusal("a mask of the channels")
+    return index_select(input, 1, indices[1])
+
+
+def _packed(values: Sequence[Any]) -> Sequence[Any]:
+    """Sizes or axes, however a call packs them."""
+    return values[0] if len(values) == 1 and isinstance(values[0], Sequence) else values
+
+
+@register_rule(*spellings("flip"))
+def flip(input: Any, *dims: Any) -> Any:
+    """Channels in the opposite order."""
+    axes = _packed(dims)
+    if len(axes) != 1:
+        return NotImplemented
+    return _selecting(input, axes[0], lambda channels: [range(channels)[::-1]], by_number=True)
+
+
+@register_rule(*spellings("fliplr"))
+def flip_second_axis(input: Any) -> Any:
+    """Channels, which are the second axis, in the opposite order."""
+    return flip(input, 1)
+
+
+def _along_one_axis(input: Any, sizes: Sequence[Any], kept: Callable[[int, Any], bool]) -> Any:
+    """The axis, from the end, and the size of the only entry that changes a value; else None."""
+    rank = input.rank if isinstance(input, AffineConv) else None
+    if rank is None or len(sizes) != rank:
+        return None
+    changed = [axis for axis in range(-rank, 0) if not kept(axis, sizes[axis])]
+    if len(changed) != 1 or changed[0] == -rank or type(sizes[changed[0]]) is not int:
+        return None
+    return changed[0], sizes[changed[0]]
+
+
+@register_rule(*spellings("repeat", "Tensor aten"), torch.tile, torch.Tensor.tile)
+def repeat(input: Any, *sizes: Any) -> Any:
+    """All channels, and all of them again."""
+    place = _along_one_axis(input, _packed(sizes), lambda axis, size: bool(size == 1))
+    if place is None:
+        return NotImplemented
+    axis, times = place
+    return _selecting(input, axis, lambda channels: [[*range(channels)] * times])
+
+
+@register_rule(*spellings("repeat_interleave", "torch Tensor"))
+def repeat_each(input: Any, repeats: Any, dim: Any = None, *, output_size: Any = None) -> Any:
+    """Every channel several times in a row."""
+    if not isinstance(repeats, int) or not isinstance(dim, int):
+        return NotImplemented
+    return _selecting(
+        input, dim, lambda channels: [[at for at in range(channels) for _ in range(repeats)]]
+    )
+
+
+@register_rule(*spellings("expand", "Tensor aten"))
+def expand(input: Any, *sizes: Any, implicit: Any = False) -> Any:
+    """One channel, several times."""
+
+    def kept(axis: int, size: Any) -> bool:
+        return bool(size == -1 or size == Extent(axis))
+
+    place = _along_one_axis(input, _packed(sizes), kept)
+    if place is None:
+        return NotImplemented
+    axis, size = place
+
+    def parts(channels: int) -> Parts:
+        return [[0] * size if channels == 1 else range(channels)]
+
+    return _selecting(input, axis, parts)
 
 
 @register_rule(*spellings("channel_shuffle"))

@@ -114,7 +114,7 @@ def _some_channels(x: AffineConv, item: Sequence[Any]) -> Selecting | Refusal:
     numbers = picked.tolist() if isinstance(picked, Tensor) else picked
     if not all(type(number) is int for number in numbers):
         return Refusal("an index that is no list of numbers")
-    return Selecting(1 - x.rank, lambda channels: [numbers])
+    return Selecting(1 - x.rank, lambda channels: [numbers], by_number=True)
 
 
 def _cropped(x: AffineConv, entries: Sequence[Any]) -> AffineConv | Refusal:

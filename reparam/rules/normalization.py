@@ -1,20 +1,21 @@
-r"""Batch norm at inference (arXiv 1502.03167, algorithm 2).
+r"""Batch norm at inference (arXiv 1502.03167, algorithm 2), and what other norms end with.
 
 v = (x - mean) / sqrt(variance + eps) * weight + bias
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra import AffineConv
+from reparam.algebra import AffineConv, Norm, ending, group_norm, layer_norm, rms_norm
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule, spellings
-from reparam.rules.steps import Several
+from reparam.rules.steps import Normalized, Several
 
 aten = torch.ops.aten
 
@@ -112,3 +113,110 @@ def batch_norm_and_statistics(
     return batch_norm_and_batch_statistics(
         input, weight, bias, running_mean, running_var, False, momentum, eps
     )
+
+
+# -- Norms by statistics of their input --------------------------------------------------------
+
+
+def _normalized(x: Any, weight: Any, bias: Any, axis: int, norm: Norm) -> Any:
+    """A norm whose weight and bias are constants, one entry per channel."""
+    if not isinstance(x, AffineConv) or not all(
+        isinstance(t, Tensor | None) for t in (weight, bias)
+    ):
+        return NotImplemented
+    form = ending(x, weight, bias, norm.channels, axis)
+    return form if isinstance(form, Refusal) else Normalized(form, norm)
+
+
+def _last_axis(normalized_shape: Any) -> int | None:
+    """The number of channels of a norm over the last axis alone."""
+    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
+
+
+@register_rule(*spellings("layer_norm", "torch F aten"))
+def layer_norm_function(
+    input: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: Any = 1e-5,
+    cudnn_enable: Any = True,
+) -> Any:
+    """A layer norm over the last axis: what scales it goes into its weight and bias."""
+    channels = _last_axis(normalized_shape)
+    if channels is None:
+        return NotImplemented
+    return _normalized(input, weight, bias, -1, layer_norm(channels, eps))
+
+
+@register_rule(nn.LayerNorm)
+def layer_norm_module(module: nn.LayerNorm, x: AffineConv) -> Any:
+    """A layer norm over the last axis: what scales it goes into its weight and bias."""
+    return layer_norm_function(x, module.normalized_shape, module.weight, module.bias, module.eps)
+
+
+@register_rule(*spellings("rms_norm", "torch F aten"))
+def rms_norm_function(
+    input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None
+) -> Any:
+    """A norm by the root mean square: what scales it goes into its weight."""
+    channels = _last_axis(normalized_shape)
+    if channels is None:
+        return NotImplemented
+    return _normalized(input, weight, None, -1, rms_norm(channels, eps))
+
+
+@register_rule(nn.RMSNorm)
+def rms_norm_module(module: nn.RMSNorm, x: AffineConv) -> Any:
+    """A norm by the root mean square: what scales it goes into its weight."""
+    return rms_norm_function(x, module.normalized_shape, module.weight, module.eps)
+
+
+@register_rule(*spellings("group_norm", "torch F aten"))
+def group_norm_function(
+    input: Any,
+    num_groups: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: Any = 1e-5,
+    cudnn_enabled: Any = True,
+) -> Any:
+    """A norm of groups of channels: what scales it goes into its weight and bias."""
+    rank = input.rank if isinstance(input, AffineConv) else None
+    if not isinstance(num_groups, int) or not isinstance(weight, Tensor) or rank is None:
+        return NotImplemented
+    return _normalized(input, weight, bias, 1 - rank, group_norm(num_groups, weight.numel(), eps))
+
+
+@register_rule(nn.GroupNorm)
+def group_norm_module(module: nn.GroupNorm, x: AffineConv) -> Any:
+    """A norm of groups of channels: what scales it goes into its weight and bias."""
+    if module.affine or x.rank is None:
+        return group_norm_function(x, module.num_groups, module.weight, module.bias, module.eps)
+    norm = group_norm(module.num_groups, module.num_channels, module.eps)
+    return _normalized(x, None, None, 1 - x.rank, norm)
+
+
+_NORM_STATISTICS = Refusal("the statistics that a norm computed")
+
+
+def _with_statistics(normalized: Any) -> Any:
+    """A norm that returns the mean and the deviation it used, too."""
+    if not isinstance(normalized, Normalized):
+        return normalized
+    return Several((normalized, _NORM_STATISTICS, _NORM_STATISTICS))
+
+
+@register_rule(aten.native_layer_norm)
+def native_layer_norm(input: Any, normalized_shape: Any, weight: Any, bias: Any, eps: Any) -> Any:
+    """A layer norm as core ATen writes it: the first of three results."""
+    return _with_statistics(layer_norm_function(input, normalized_shape, weight, bias, eps))
+
+
+@register_rule(aten.native_group_norm)
+def native_group_norm(
+    input: Any, weight: Any, bias: Any, N: Any, C: Any, HxW: Any, group: Any, eps: Any
+) -> Any:
+    """A norm of groups of channels as core ATen writes it: the first of three results."""
+    return _with_statistics(group_norm_function(input, group, weight, bias, eps))

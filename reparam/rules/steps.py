@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reparam.algebra import Affine, AffineConv, AffineStack
+from reparam.algebra import Affine, AffineConv, AffineStack, Norm
 from reparam.errors import Refusal
 
 
@@ -34,6 +34,19 @@ class Commuting:
     refusal: Refusal | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Normalized:
+    """What a rule returns for a norm by statistics of its input, which no form describes.
+
+    Args:
+        ending: The scale and the shift that it ends with, over what it reads.
+        norm: The norm, which can have others.
+    """
+
+    ending: AffineConv
+    norm: Norm
+
+
 @dataclass(frozen=True)
 class Stacked:
     """What a rule returns for branches stacked along a new axis, to be summed later."""
@@ -50,18 +63,20 @@ class Selecting:
         axis: The channel axis, counted from the end.
         parts: From the number of channels to the numbers of those in each part.
         single: Whether there is one result and no tuple of them.
+        by_number: Whether it names channels one by one, as code does that is made for so many.
     """
 
     axis: int
     parts: Callable[[int], Sequence[Sequence[int]]]
     single: bool = True
+    by_number: bool = False
 
 
 @dataclass(frozen=True)
 class Several:
     """What a rule returns for an operator with several results, which are read one by one."""
 
-    results: tuple[Affine | Refusal, ...]
+    results: tuple[Affine | Normalized | Refusal, ...]
 
 
 @dataclass(frozen=True)
@@ -80,4 +95,4 @@ UNKNOWN = Unknown()
 
 UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 
-Step = Affine | AffineStack | Commuting | Stacked | Several | Refusal
+Step = Affine | AffineStack | Commuting | Normalized | Stacked | Several | Refusal

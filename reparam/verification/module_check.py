@@ -216,7 +216,7 @@ class Check:
             path, form = self.rewritten.names[region.value], region.form
             if path.startswith(prefix) and not path.startswith(left_out):
                 device = None if form.like is None else form.like.device
-                module = lower(form, *form.weights.evaluate(device))
+                module = lower(form, *form.weights.evaluate(device), region.norm)
                 for name, parameter in module.named_parameters():
                     exact[id(fetch(root, f"{path}.{name}"))] = parameter
         return exact

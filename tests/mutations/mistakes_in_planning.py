@@ -52,4 +52,16 @@ IN_PLANNING = [
         "            alone = appraiser.readers[operand] - appraiser.dead == {total}\n",
         "            alone = True\n",
     ),
+    Mistake(
+        "a scale behind a norm goes in although somebody reads the norm",
+        "planning/scale_chains.py",
+        "    if any(link.value not in gone for link in candidate.path):\n",
+        "    if value not in gone:\n",
+    ),
+    Mistake(
+        "a norm that has no bias takes a constant in",
+        "planning/scale_chains.py",
+        "    if form.has_bias and not step.norm.takes_constant:\n",
+        "    if False:\n",
+    ),
 ]

@@ -1,0 +1,142 @@
+r"""Normalisations: a scale and a shift behind one go into its own weight and bias.
+
+A norm by statistics of its input is not affine, but what it ends with is::
+
+    s * (w * n(x) + b) + c = (s w) * n(x) + (s b + c)
+
+A batch norm is affine, so that it computes any scale and shift, whatever statistics it keeps::
+
+    s * x + c = w * (x - mean) / sqrt(variance + eps) + b
+        with  w = s sqrt(variance + eps),  b = c + s mean
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.axes import Axis
+from reparam.algebra.kernels import Lazy, Weights, exact
+from reparam.errors import Refusal
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A normalisation that may get another weight and bias, one entry per channel.
+
+    Args:
+        kind: What it is called.
+        make: Makes its module on the meta device.
+        channels: How many channels it has.
+        buffers: The statistics that it keeps and what else it holds, by name; none if it is no
+            batch norm.
+        takes_constant: Whether it has a bias.
+    """
+
+    kind: str
+    make: Callable[[], nn.Module]
+    channels: int
+    buffers: tuple[tuple[str, Tensor], ...] = ()
+    takes_constant: bool = True
+
+    @property
+    def affine(self) -> bool:
+        """Whether its value is affine over what it reads: it keeps its statistics."""
+        return bool(self.buffers)
+
+    def module(self, factor: Tensor, constant: Tensor | None) -> nn.Module:
+        """Its module, in float64.
+
+        If it is affine, it scales and shifts what it reads by these, else what it has normalised.
+        """
+        module = self.make().eval()
+        weight, bias = factor, constant
+        for name, tensor in self.buffers:
+            value = exact(tensor) if tensor.is_floating_point() else tensor.clone()
+            module.register_buffer(name, value)
+        if self.affine:
+            mean, variance = module.get_buffer("running_mean"), module.get_buffer("running_var")
+            weight = factor * (variance + getattr(module, "eps", 0.0)).sqrt()
+            bias = factor * mean if constant is None else constant + factor * mean
+        for name, parameter in {"weight": weight, "bias": bias}.items():
+            if parameter is not None:
+                fresh = nn.Parameter(parameter, requires_grad=False)
+                module.register_parameter(name, fresh)
+        return module
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def batch_norm(
+    held: Mapping[str, Tensor], axes: int, eps: float, momentum: float | None = 0.1
+) -> Norm:
+    """A batch norm with so many axes after its channels, that holds some statistics."""
+    channels = held["running_mean"].numel()
+
+    def make() -> nn.Module:
+        module = _BATCH_NORMS[axes](channels, eps=eps, momentum=momentum, device="meta")
+        module.register_buffer("num_batches_tracked", None)
+        return module
+
+    return Norm("batch norm", make, channels, tuple(held.items()))
+
+
+def layer_norm(channels: int, eps: float) -> Norm:
+    """A layer norm over the last axis."""
+
+    def make() -> nn.Module:
+        return nn.LayerNorm(channels, eps=eps, bias=False, device="meta")
+
+    return Norm("layer norm", make, channels)
+
+
+def rms_norm(channels: int, eps: float | None) -> Norm:
+    """A norm by the root mean square over the last axis."""
+
+    def make() -> nn.Module:
+        return nn.RMSNorm(channels, eps=eps, device="meta")
+
+    return Norm("RMS norm", make, channels, takes_constant=False)
+
+
+def group_norm(groups: int, channels: int, eps: float) -> Norm:
+    """A norm over groups of channels."""
+
+    def make() -> nn.Module:
+        module = nn.GroupNorm(groups, channels, eps=eps, device="meta")
+        module.register_parameter("bias", None)
+        return module
+
+    return Norm("group norm", make, channels)
+
+
+def ending(
+    x: AffineConv, weight: Tensor | None, bias: Tensor | None, channels: int, axis: int
+) -> AffineConv | Refusal:
+    """The scale and the shift that a norm of a value ends with, as if nothing were before them.
+
+    The axis is that of the channels, counted from the end.
+    """
+    count = -1 - axis
+
+    def compute() -> Weights:
+        factor = torch.ones(channels, dtype=torch.float64) if weight is None else exact(weight)
+        return factor.view(-1, 1, *(1,) * count), None if bias is None else exact(bias)
+
+    like = bias if weight is None else weight
+    form = AffineConv(
+        Lazy(compute),
+        (Axis(),) * count,
+        channels,
+        channels,
+        channels,
+        bias is not None,
+        dtype=None if like is None else like.dtype,
+        like=like,
+    )
+    return x.then(form)

@@ -1,0 +1,101 @@
+"""Scales and shifts in a row become one operator, which is one of them.
+
+No convolution is cheaper than a scale, so a scale alone stays what it is. But in a chain of scales
+there may be an operator that computes any of them, and takes the others in: a depthwise convolution
+of one tap, or a batch norm::
+
+    s * (w * n(x) + b) + c = (s w) * n(x) + (s b + c)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import fx, nn
+
+from reparam.analysis import Facts
+from reparam.capture import Trait, traits
+from reparam.errors import Refusal
+from reparam.modules import fetch
+from reparam.planning.appraiser import Appraiser
+from reparam.planning.batch_norms import batch_norm_of
+from reparam.planning.dominators import Candidate, Link
+from reparam.planning.regions import Host, Region
+from reparam.rules import Normalized
+
+
+def scale_chains(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+    """The regions of chains of scales that become one of them, or part of a norm before them."""
+    for node in reversed(nodes):
+        link = appraiser.forest.links.get(node)
+        if link is None or link.form is None or not link.form.diagonal or node in appraiser.dead:
+            continue
+        drafts = (_drafted(host, node, appraiser) for host in _hosted(node, appraiser))
+        fitting = (region for region in drafts if region is not None)
+        region = max(fitting, key=lambda region: region.gain, default=None)
+        if region is not None:
+            yield region
+
+
+def _hosted(value: fx.Node, appraiser: Appraiser) -> Iterator[tuple[Candidate, Host]]:
+    """The chains of scales above a value, each with the operator that can take the others in."""
+    for candidate in appraiser.forest.forms(value):
+        if not candidate.form.diagonal or candidate.form.identity:
+            continue
+        path = [part for link in candidate.path for part in appraiser.parts(link)]
+        host = _convolution(path, appraiser.facts) or _batch_norm(path, appraiser.facts)
+        if host is not None:
+            yield candidate, host
+        behind = _behind_norm(candidate, appraiser)
+        if behind is not None:
+            yield behind
+
+
+def _drafted(hosted: tuple[Candidate, Host], value: fx.Node, appraiser: Appraiser) -> Region | None:
+    """The region of a chain that one of its operators takes in, if all go and that saves any."""
+    candidate, host = hosted
+    gone = appraiser.dying([(value, candidate)], metadata=False)
+    if any(link.value not in gone for link in candidate.path):
+        return None
+    region = appraiser.draft(candidate, value, gone, host=host)
+    if isinstance(region, Refusal) or not region.gain.saves:
+        return None
+    return region if appraiser.hazard_of(region) is None else None
+
+
+def _convolution(path: Sequence[Link], facts: Facts) -> Host | None:
+    """The first convolution of a chain."""
+    return next(
+        (Host(link) for link in path if any(_convolves(node, facts) for node in link.inner)), None
+    )
+
+
+def _convolves(node: fx.Node, facts: Facts) -> bool:
+    if node.op == "call_module":
+        return isinstance(fetch(facts.root, str(node.target)), nn.modules.conv._ConvNd)
+    return Trait.CONVOLVES in traits(node)
+
+
+def _batch_norm(path: Sequence[Link], facts: Facts) -> Host | None:
+    """The first batch norm of a chain."""
+    for link in path:
+        norm = None if link.form is None else batch_norm_of(link.inner[0], link.form, facts)
+        if norm is not None:
+            return Host(link, norm)
+    return None
+
+
+def _behind_norm(candidate: Candidate, appraiser: Appraiser) -> tuple[Candidate, Host] | None:
+    """The same chain with the norm that its base is, if its weight and bias can be others."""
+    node = candidate.base
+    step = appraiser.steps.get(node)
+    if not isinstance(step, Normalized) or node in appraiser.dead or node in appraiser.fused:
+        return None
+    form, base = step.ending.then(candidate.form), step.ending.base
+    if isinstance(form, Refusal) or not isinstance(base, fx.Node):
+        return None
+    if form.has_bias and not step.norm.takes_constant:
+        return None
+    inner = (*appraiser.forest.through(node, (base,)), node)
+    link = Link(node, base, step.ending, None, inner)
+    return Candidate(base, form, (link, *candidate.path)), Host(link, step.norm)
