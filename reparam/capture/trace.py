@@ -26,6 +26,8 @@ class Call:
         tensors: The parameters that were taken for tensors because the code asks what they are.
         lengths: How many values a parameter has to hold at least, since the code takes as many.
         typed: Weights, by path, whose type was taken for the type of a value.
+        asked: Weights, by path, whose numbers decided which way the code went, or what it holds.
+        handed: Those that decided so what a part returned: a number, or no value of its own.
         result: What the forward returned, nodes in place of proxies.
     """
 
@@ -39,6 +41,8 @@ class Call:
     tensors: set[str] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)
     typed: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    handed: set[str] = field(default_factory=set)
     result: Any = None
 
     def ancestry(self) -> Iterator[Call]:
@@ -126,6 +130,11 @@ def knows_only_tensors(call: Call) -> bool:
     """Whether a call runs the same code whatever its arguments: each is a value of the graph."""
     assumes = call.optional or call.tensors or call.lengths or call.typed
     return not assumes and all(isinstance(value, fx.Node) for value in call.arguments.values())
+
+
+def may_run_otherwise(call: Call) -> bool:
+    """Whether a call's code may go another way than it was traced, if it stays as it is."""
+    return not knows_only_tensors(call) or bool(call.asked or call.handed)
 
 
 def common_caller(callers: Iterable[Call]) -> Call:

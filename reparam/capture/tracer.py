@@ -23,6 +23,7 @@ from reparam.capture.reading import functions_below
 from reparam.capture.stand_ins import (
     Attribute,
     ConstantProxy,
+    ConstantValues,
     KeptValues,
     KnownType,
     KnownTypes,
@@ -110,6 +111,7 @@ class Tracer(fx.Tracer):
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
+        self.constants = ConstantValues()
         self.failed: nn.Module | None = None
         self.watch = Watch(root)
         self.making = making
@@ -195,6 +197,8 @@ class Tracer(fx.Tracer):
             changed, fresh = objects.put()
             if changed:
                 self.put_into_objects[call] = [proxy.node for proxy in fresh]
+            if parent is not None and not self._returns_its_own(call):
+                parent.handed |= call.asked | call.handed
         except Exception:
             if self.failed is None:
                 self.failed = module
@@ -207,6 +211,12 @@ class Tracer(fx.Tracer):
             self.writing_modules.append(module)
         return result
 
+    def _returns_its_own(self, call: Call) -> bool:
+        """Whether a call returns nothing but values that it computes, which its code goes on to."""
+        values = call.result if isinstance(call.result, tuple | list) else (call.result,)
+        computed = (isinstance(value, fx.Node) and value in self.caller for value in values)
+        return all(computed) and all(call in self.caller[value].ancestry() for value in values)
+
     def innermost(self) -> Call | None:
         """The call whose forward is running; None in code that is not traced."""
         return self.stack[-1] if self.stack and get_ident() == self.thread else None
@@ -218,8 +228,26 @@ class Tracer(fx.Tracer):
             equal = self._are_equal(*map(self.types.named_by, node.args))
             if equal is not None:
                 return equal == (node.target is operator.eq)
+        if (truth := self.number(node, bool)) is not None:
+            return bool(truth)
         self.refuse()
         return super().to_bool(obj)
+
+    def number(self, node: fx.Node, kind: Callable[[Any], Any]) -> Any:
+        """The number that a value is, if parameters alone tell; else None."""
+        return self._told(node, self.constants.number(node, kind), of_shape=False)
+
+    def size(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
+        """What of a value's shape is asked for, if parameters alone tell; else None."""
+        return self._told(node, self.constants.size(node, ask), of_shape=True)
+
+    def _told(self, node: fx.Node, answer: Any, *, of_shape: bool) -> Any:
+        """What code is told of a constant; None in code that new code cannot check."""
+        calls = self.stack[-1:] if get_ident() == self.thread else []
+        if answer is None or not calls or isinstance(calls[0].module, fx.GraphModule):
+            return None
+        calls[0].asked |= self.constants.sources(node, calls[0].module, of_shape=of_shape)
+        return answer
 
     def _are_equal(self, *types: KnownType | None) -> bool | None:
         """Whether types are equal; None where that is not certain, or cannot be checked again.
@@ -315,6 +343,8 @@ class Tracer(fx.Tracer):
             return _ATTRIBUTES[proxy.attr]
         if node is not None and comes_of_tensors(node, self.is_tensor):
             return Tensor
+        if node is not None and (kind := self.size(node, type)) is not None:
+            return Tensor if issubclass(kind, Tensor) else kind
         named = [] if node is None else self._named_in_all_calls(made_of_one_value(node))
         for call, name in named:
             call.tensors.add(name)
@@ -378,9 +408,11 @@ class Tracer(fx.Tracer):
         if isinstance(a, Tensor) and id(a) not in self.names:
             # A graph could only hold it as a constant of the whole model.
             raise MadeTensorError("its forward makes a tensor that does not depend on its input")
-        if isinstance(a, Tensor):
+        argument = super().create_arg(a)
+        if isinstance(a, Tensor) and isinstance(argument, fx.Node):
             self.kept.read(a)
-        return super().create_arg(a)
+            self.constants.read(argument, a)
+        return argument
 
     def get_fresh_qualname(self, prefix: str) -> str:
         """Refuse what torch.fx would hold as a new attribute of the user's model."""
@@ -396,6 +428,7 @@ class Tracer(fx.Tracer):
             if node.op.startswith("call_"):
                 self._note_caught(sys._getframe(1))
         self.types.computed(node)
+        self.constants.created(node)
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -408,6 +441,7 @@ class Tracer(fx.Tracer):
             return attr_val
         if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
             node = self.create_node("get_attr", self.names[id(attr_val)], (), {})
+            self.constants.read(node, attr_val)
             return ConstantProxy(node, self, attr_val)
         return attr_val
 

@@ -196,6 +196,10 @@ def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     if refused:
         reason = tracer.refused.get(id(root), next(iter(tracer.refused.values())))
         return lessons.with_leaves(refused, root, reason)
+    changing = tracer.constants.that_change(root, tracer.kept.paths)
+    if changing:
+        reason = "its forward asks for numbers that a call may change"
+        return lessons.with_leaves(changing, root, reason)
     if drew and not lessons.notices_random:
         return replace(lessons, drew=True)
     if drew:

@@ -124,6 +124,9 @@ def _readers(part: Part, found: Mapping[fx.Node, Weights]) -> dict[int, set[Any]
             readers.setdefault(memory(tensor), set()).add(identity)
         if len(tensors) == 2 and memory(tensors[0]) == memory(tensors[1]):
             readers[memory(tensors[0])].add(node)
+    for call in part.trace.calls:
+        for path in call.asked | call.handed:
+            readers.setdefault(memory(fetch(root, path)), set()).add(call)
     for node in part.trace.graph.nodes:
         if node.op == "call_module" and node not in found:
             module = fetch(root, str(node.target))

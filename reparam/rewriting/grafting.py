@@ -27,7 +27,7 @@ from reparam.capture import (
 from reparam.capture.reading import names_forward_uses
 from reparam.modules import all_names, fetch
 from reparam.rewriting.changes import Rewrite
-from reparam.rewriting.fused_forward import FusedForward, Guards
+from reparam.rewriting.fused_forward import FusedForward, Guards, held_at
 from reparam.rewriting.new_code import (
     GraftError,
     NewCode,
@@ -121,9 +121,10 @@ class _Graft:
         ways = dict(methods_with_new_code(self.trace, self.slicer, owners))
         _register(self.rewrite, self.target)
         first = {id(code.call.module): code for code in reversed(codes)}
-        for code in codes:
-            if code is first[id(code.call.module)]:  # its other calls would need the same
-                self._attach(code)
+        # The other calls of a module would need the same.
+        attached = [code for code in codes if code is first[id(code.call.module)]]
+        for code in attached:
+            self._attach(code)
         for way, code in ways.items():
             if needs_new_code(way, self.slicer):
                 self._attach(code, way.name)
@@ -135,12 +136,31 @@ class _Graft:
         unused = [(str(node.target), caller[node]) for node in used]
         for path, call in unused:
             keep_for_methods(path, call, self.rewrite)
-        removed = [*unused, *self._vanished_calls()]
+        asked = [(path, call) for call in calls for path in sorted(call.asked)]
+        removed = [*unused, *self._vanished_calls(), *asked]
         free = released(self.trace, ways)
         staying = prune(
             self.target, self.rewrite, changed, removed, self._moved, elsewhere, flexible, free
         )
+        staying += self._numbers_checked(attached)
         return Grafted({call for call in calls if not self._stays(call)}, staying)
+
+    def _numbers_checked(self, codes: Collection[NewCode]) -> list[str]:
+        """Let new code check the numbers that decided what it is, where they may still change.
+
+        Returns:
+            The paths of the weights that hold them.
+        """
+        paths: dict[str, None] = {}
+        for code in codes:
+            asked = {path for call in self.trace.calls for path in call.asked | call.handed
+                     if self._moved(call, code.owner)}  # fmt: skip
+            held = {path: there for path in sorted(asked) if (there := held_at(self.target, path))}
+            forward = vars(fetch(self.target, code.owner.path)).get("forward")
+            if held and isinstance(forward, FusedForward):
+                forward.check(held.values())
+                paths.update(dict.fromkeys(held))
+        return list(paths)
 
     def _settle(self) -> None:
         """Find the calls that cannot stay calls, and those that stay and have new code.
