@@ -1,6 +1,6 @@
 """What is certain of a graph: constants, axes, memory, forms; and a model's parts that have one.
 
-Files, in the order in which data flows: `effects`, `aliasing`, `constants`, `ranks`, `features`,
+Files, in the order in which data flows: `effects`, `aliasing`, `types_of_inputs`, `constants`, `ranks`, `features`,
 `facts`, `borders`, `channels`, `extents`, `dtypes`, `lifting`, `example_run`, `parts`.
 """
 

@@ -10,11 +10,10 @@ from torch import fx, nn
 
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape
+from reparam.analysis.types_of_inputs import READS_FLOATS, name_of_torchs
 from reparam.capture import (
     Trait,
     converts,
-    has_known_name,
-    is_of_torch,
     operator_name,
     reached,
     traits,
@@ -48,7 +47,7 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         seen.add(value)
         if value in facts.dtypes:
             return facts.dtypes[value] == dtype
-        name = _torch_name(value, facts.root)
+        name = name_of_torchs(value, facts.root)
         if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
             return True
         factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
@@ -93,24 +92,12 @@ def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
         return user.users if Trait.PASSES_TYPE in traits(user, facts.root) else ()
 
     users = reached(node.users, readers)
-    return any(_READS_FLOATS.search(_torch_name(user, facts.root)) for user in users)
+    return any(READS_FLOATS.search(name_of_torchs(user, facts.root)) for user in users)
 
-
-_READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
 
 _MAKES_FLOATS = re.compile(
-    _READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"
+    READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"
 )
-
-
-def _torch_name(node: fx.Node, root: nn.Module) -> str:
-    """The name of torch's own operators in small letters; nothing for others."""
-    if node.op == "call_module":
-        kind = type(fetch(root, str(node.target)))
-        return kind.__name__.lower() if is_of_torch(kind) else ""
-    if node.op == "call_method" or (node.op == "call_function" and has_known_name(node.target)):
-        return operator_name(node)
-    return ""
 
 
 def promotes(node: fx.Node) -> bool:
