@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape
@@ -100,7 +100,7 @@ _MAKES_FLOATS = re.compile(
 )
 
 
-def promotes(node: fx.Node) -> bool:
+def promotes(node: fx.Node, facts: Facts) -> bool:
     """Whether an operator on integers computes in floating point from the start.
 
     A sum or a product with an integer may overflow before anything becomes a float.
@@ -112,6 +112,11 @@ def promotes(node: fx.Node) -> bool:
     if any(isinstance(value, int) for value in arguments):
         return False
     constants = [
-        value for value in arguments if isinstance(value, fx.Node) and value.op == "get_attr"
+        facts.constants.as_it_runs(value)
+        for value in arguments
+        if isinstance(value, fx.Node) and value in facts.sources
     ]
-    return bool(constants) or any(isinstance(value, float) for value in arguments)
+    return any(
+        isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+        for value in (*arguments, *constants)
+    )

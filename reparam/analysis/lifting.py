@@ -183,7 +183,7 @@ class _Lifting:
         target = target_of(node, self.facts.root)
         if module is None:
             step = call_rule(rule, target, where, args, kwargs)
-            if isinstance(step, AffineConv):
+            if isinstance(step, AffineConv | AffineSum):
                 step = _typed_as_constants(step, node, self.facts)
         else:
             try:
@@ -324,7 +324,7 @@ def _by_position(
     return bound.args[1:], bound.kwargs
 
 
-def _typed_as_constants(step: AffineConv, node: fx.Node, facts: Facts) -> Lifted:
+def _typed_as_constants(step: Affine, node: fx.Node, facts: Facts) -> Lifted:
     """A form with the type of the parameters that the constants of a call are made of."""
     constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
     names = {name for arg in constants for name in facts.sources[arg]}
@@ -355,7 +355,8 @@ def _taken_after(
         return next(refusals, replace(step, terms=forms))
     if not isinstance(step, AffineConv):
         return step
-    if not floats and made and step.dtype is not None:
+    # A scale or shift by integers has the type of the value that it meets.
+    if not floats and (made or step.diagonal) and step.dtype is not None and not taught:
         return replace(step, dtype=None, like=None)
     if not floats:
         return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
