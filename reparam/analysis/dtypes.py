@@ -47,6 +47,9 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         seen.add(value)
         if value in facts.dtypes:
             return facts.dtypes[value] == dtype
+        asked = _type_asked_for(value)
+        if asked is not None:
+            return asked == dtype
         name = name_of_torchs(value, facts.root)
         if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
             return True
@@ -56,6 +59,12 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         if keeps_type(value, facts.root):
             pending.extend(facts.operands(value))
     return False
+
+
+def _type_asked_for(node: fx.Node) -> torch.dtype | None:
+    """The type that a conversion gives a value, if its code names one."""
+    named = (*node.args, *node.kwargs.values(), type_named_by(node)) if converts(node) else ()
+    return next((entry for entry in named if isinstance(entry, torch.dtype)), None)
 
 
 def conversion(node: fx.Node, facts: Facts) -> Step | None:
