@@ -88,7 +88,9 @@ class Constants:
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """The values that a constant is computed of, but for what only tells where it is."""
         tells = self.moved.get(node)
-        return [each for each in node.all_input_nodes if each not in self.told and each is not tells]
+        return [
+            each for each in node.all_input_nodes if each not in self.told and each is not tells
+        ]
 
     def _in_order(self, node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
         """A node and what it is computed of, operands first; what is yielded joins what is there."""
