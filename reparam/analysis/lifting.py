@@ -360,7 +360,7 @@ def _taken_after(
         return replace(step, dtype=None, like=None)
     if not floats:
         return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
-    like = max(floats, key=Tensor.numel)
+    like = max(floats, key=lambda tensor: (tensor.numel(), tensor.requires_grad))
     if step.dtype is None:
         return replace(step, like=like) if taught and step.like is not None else step
     dtypes = {tensor.dtype for tensor in floats}

@@ -38,7 +38,16 @@ from reparam.capture.stand_ins import (
 from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, WayIn, bound, has_options, surely_given
 from reparam.errors import MadeTensorError, UntraceableError
-from reparam.modules import Watch, fetch, has_hooks, has_own_call, names_of_tensors, random_state
+from reparam.modules import (
+    Watch,
+    computes_its_weights,
+    fetch,
+    has_hooks,
+    has_own_call,
+    names_of_tensors,
+    random_state,
+    weights_of_hooks,
+)
 from reparam.rules import Rules
 
 _TENSOR_IN_TENSOR_OUT = (
@@ -56,6 +65,12 @@ _RETURN_A_TENSOR = {
 CAUGHT = "its forward catches that a proxy has no value"
 
 CATCHES = "its forward catches exceptions: which way it goes shows when it runs"
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether hooks see the values of a module, or change them."""
+    return has_hooks(module) and not computes_its_weights(module)
+
 
 _ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size,
@@ -125,11 +140,11 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
-        if id(m) in self.opaque or type(m) in self.opaque or has_hooks(m):
+        if id(m) in self.opaque or type(m) in self.opaque or _is_observed(m):
             return True
         if isinstance(m, torch.jit.ScriptModule):
             return True
-        if "forward" in vars(m) or parametrize.is_parametrized(m):
+        if "forward" in vars(m) or parametrize.is_parametrized(m) or has_hooks(m):
             return False  # not the operator that its type says
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
@@ -156,7 +171,11 @@ class Tracer(fx.Tracer):
             result = super().call_module(m, forward, args, kwargs)
             self.types.passed(m, path, (*args, result))
             return result
-        return self._enter(path, m, forward, args, kwargs)
+        weights = {name: getattr(m, name) for name in weights_of_hooks(m)}
+        try:
+            return self._enter(path, m, forward, args, kwargs)
+        finally:
+            vars(m).update(weights)
 
     def _enter(
         self,
