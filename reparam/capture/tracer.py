@@ -22,12 +22,14 @@ from reparam.capture.operator_traits import returns_what_it_wrote
 from reparam.capture.reading import functions_below
 from reparam.capture.stand_ins import (
     Attribute,
+    ConstantAttributes,
     ConstantProxy,
     ConstantValues,
     KeptValues,
     KnownType,
     KnownTypes,
     Proxy,
+    RewrittenWeights,
     comes_of_tensors,
     is_caught,
     is_tensor,
@@ -127,6 +129,7 @@ class Tracer(fx.Tracer):
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
         self.constants = ConstantValues()
+        self.rewritten = RewrittenWeights(self.constants)
         self.failed: nn.Module | None = None
         self.watch = Watch(root)
         self.making = making
@@ -146,6 +149,8 @@ class Tracer(fx.Tracer):
             return True
         if "forward" in vars(m) or parametrize.is_parametrized(m) or has_hooks(m):
             return False  # not the operator that its type says
+        if self.rewritten.are_in(m):
+            return False
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
         if self.rules.find(type(m)) is not None:
@@ -259,6 +264,13 @@ class Tracer(fx.Tracer):
     def size(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
         """What of a value's shape is asked for, if parameters alone tell; else None."""
         return self._told(node, self.constants.size(node, ask), of_shape=True)
+
+    def rewrites(self, weight: fx.Proxy, value: Any) -> bool:
+        """Take a constant for a weight from now on, if that is what code puts there."""
+        calls = self.stack[-1:] if get_ident() == self.thread else []
+        if not calls or isinstance(calls[0].module, fx.GraphModule):
+            return False
+        return self.rewritten.put(weight.node, value, calls[0].module)
 
     def _told(self, node: fx.Node, answer: Any, *, of_shape: bool) -> Any:
         """What code is told of a constant; None in code that new code cannot check."""
@@ -459,6 +471,8 @@ class Tracer(fx.Tracer):
         if get_ident() != self.thread:
             return attr_val
         if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
+            if (value := self.rewritten.current(attr_val)) is not None:
+                return value
             node = self.create_node("get_attr", self.names[id(attr_val)], (), {})
             self.constants.read(node, attr_val)
             return ConstantProxy(node, self, attr_val)
@@ -494,9 +508,13 @@ class Tracer(fx.Tracer):
 
         def run(*args: Any) -> Any:
             again = partial(self._enter, "", self.model, forward, args, keywords)
+            before = {module: dict(vars(module)) for module in self.registered}
             result = again()
             if self.twice:
-                self.settled = settled_by(self, again, result)
+                kept = ConstantAttributes(before, self.constants)
+                self.rewritten.forget()
+                self.settled = settled_by(self, kept.unchanged_by(again), result)
+                kept.put_back(self.settled)
             return result
 
         return run, positional

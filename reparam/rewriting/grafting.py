@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Sequence, Set
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from torch import fx, nn
@@ -16,6 +17,7 @@ from torch import fx, nn
 from reparam.capture import (
     Call,
     RecordedTrace,
+    Trace,
     Trait,
     calls_between,
     knows_only_tensors,
@@ -102,6 +104,7 @@ class _Graft:
         self.repeated = repeated_calls(self.trace)
         self.paths = all_names(self.trace.root)
         self.returned = set(map(rewrite.current, nodes_in(self.trace.calls[0].result)))
+        self.reaching_out = _reaching_out(self.trace)
         self._settle()
 
     def run(self, elsewhere: Collection[int]) -> Grafted:
@@ -178,6 +181,7 @@ class _Graft:
             elif (
                 call in self.rewrite.inlined
                 or (call in edited and not self._can_change_alone(call))
+                or (call in edited and call in self.reaching_out)
                 or self._leaks(call)
                 or any(
                     node.op != "get_attr" and self.rewrite.current(node) not in present
@@ -355,6 +359,22 @@ class _Graft:
             and id(call.module) not in live
             and (call in self.shrunk or call in self.edited)
         ]
+
+
+def _reaching_out(trace: Trace) -> set[Call]:
+    """The calls whose code reads what code around them computed, and did not hand to them.
+
+    Where that code put it, it would go on putting it, though nobody reads it any more.
+    """
+    reaching: set[Call] = set()
+    for node, caller in trace.caller.items():
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr" or trace.caller.get(operand) is caller:
+                continue
+            around = set(trace.caller[operand].ancestry()) if operand in trace.caller else set()
+            inner = takewhile(lambda call, around=around: call not in around, caller.ancestry())
+            reaching.update(call for call in inner if operand not in nodes_in(call.arguments))
+    return reaching
 
 
 def _does_work(node: fx.Node) -> bool:

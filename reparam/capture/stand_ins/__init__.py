@@ -1,7 +1,7 @@
 """What a model's code meets while it is traced, in place of values and of Python's own answers.
 
-Files, in the order in which data flows: `known_types`, `constant_values`, `leaf_functions`,
-`originals`, `proxies`, `questions`, `kept_values`.
+Files, in the order in which data flows: `known_types`, `constant_values`, `rewritten_weights`,
+`leaf_functions`, `originals`, `proxies`, `questions`, `kept_values`.
 """
 
 from reparam.capture.stand_ins.constant_values import ConstantValues
@@ -24,3 +24,4 @@ from reparam.capture.stand_ins.proxies import (
     made_of_one_value,
 )
 from reparam.capture.stand_ins.questions import answering_for_proxies, is_caught, unanswerable
+from reparam.capture.stand_ins.rewritten_weights import ConstantAttributes, RewrittenWeights

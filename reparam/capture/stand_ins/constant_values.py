@@ -66,6 +66,10 @@ class ConstantValues:
             self._tensors[node] = tensor
             self._nodes.add(node)
 
+    def tensor(self, node: fx.Node) -> Tensor | None:
+        """The parameter or buffer that a node reads, if it reads one."""
+        return self._tensors.get(node)
+
     def created(self, node: fx.Node) -> None:
         """Note whether a node computes a constant, or may write to one."""
         operands = node.all_input_nodes
@@ -76,6 +80,12 @@ class ConstantValues:
             self._nodes.add(node)
         elif operands and _may_write(node):
             self._writers.append(node)
+
+    def knows(self, value: Any) -> bool:
+        """Whether parameters and buffers alone determine a value, or the values in a tuple."""
+        if isinstance(value, tuple | list):
+            return all(map(self.knows, value))
+        return isinstance(value, fx.Proxy) and value.node in self._nodes
 
     def number(self, node: fx.Node, kind: Callable[[Any], Any]) -> Any:
         """A value as a number of some kind; None if it is none, or rounding decides which."""

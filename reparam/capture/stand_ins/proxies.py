@@ -67,6 +67,9 @@ class _Reserved:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if user_asks(sys._getframe(1)):
+            tracer: Any = vars(self)["tracer"]
+            if name == "data" and tracer.rewrites(self, value):
+                return
             self._refuse(f"get another {name}")
         super().__setattr__(name, value)
 
