@@ -85,6 +85,7 @@ class Trace:
         settled: Those of them whose code does the same to its inputs in every call.
         kept: Attributes, by path, that hold what is kept of earlier calls.
         ways_in: Public methods besides ``forward`` that a user may call, too, as they ran.
+        left_behind: Attributes in which every run leaves the same: their modules, names and values.
         by_methods: For each module, by identity, the methods other than ``forward`` that call it:
             the identity of their module, and their name.
     """
@@ -98,6 +99,7 @@ class Trace:
     settled: Collection[Call] = frozenset()
     kept: Collection[str] = frozenset()
     ways_in: Sequence[WayIn] = ()
+    left_behind: Sequence[tuple[nn.Module, str, Any]] = ()
     by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
 
 

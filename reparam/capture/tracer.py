@@ -138,6 +138,7 @@ class Tracer(fx.Tracer):
         self.kept = KeptValues(self)
         self.twice = twice
         self.settled: set[int] = set()
+        self.left_behind: list[tuple[nn.Module, str, Any]] = []
         self.ways_in: list[WayIn] = []
         self.put_into_objects: dict[Call, list[fx.Node]] = {}
 
@@ -514,7 +515,7 @@ class Tracer(fx.Tracer):
                 kept = ConstantAttributes(before, self.constants)
                 self.rewritten.forget()
                 self.settled = settled_by(self, kept.unchanged_by(again), result)
-                kept.put_back(self.settled)
+                self.left_behind = kept.put_back(self.settled)
             return result
 
         return run, positional

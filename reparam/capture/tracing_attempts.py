@@ -250,6 +250,7 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         settled=settled - tracer.in_context - around,
         kept=frozenset(tracer.kept.paths),
         ways_in=_once(tracer.ways_in),
+        left_behind=tracer.left_behind,
     )
 
 

@@ -145,8 +145,17 @@ class _Graft:
         staying = prune(
             self.target, self.rewrite, changed, removed, self._moved, elsewhere, flexible, free
         )
+        self._leave_behind()
         staying += self._numbers_checked(attached)
         return Grafted({call for call in calls if not self._stays(call)}, staying)
+
+    def _leave_behind(self) -> None:
+        """Leave what the code that is gone left in attributes whenever it ran."""
+        paths = {id(call.module): call.path for call in self.edited | self.inlined}
+        for module, name, value in self.trace.left_behind:
+            holder = fetch(self.target, paths[id(module)]) if id(module) in paths else None
+            if holder is not None:
+                vars(holder)[name] = value
 
     def _numbers_checked(self, codes: Collection[NewCode]) -> list[str]:
         """Let new code check the numbers that decided what it is, where they may still change.

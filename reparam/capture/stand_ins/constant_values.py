@@ -87,6 +87,13 @@ class ConstantValues:
             return all(map(self.knows, value))
         return isinstance(value, fx.Proxy) and value.node in self._nodes
 
+    def held(self, value: Any) -> Any:
+        """The value that a proxy stands for, or those in a tuple."""
+        if isinstance(value, fx.Proxy):
+            found = self._value(value.node, exactly=False)
+            return found.detach().clone() if isinstance(found, Tensor) else found
+        return type(value)(map(self.held, value))
+
     def number(self, node: fx.Node, kind: Callable[[Any], Any]) -> Any:
         """A value as a number of some kind; None if it is none, or rounding decides which."""
         try:

@@ -51,7 +51,9 @@ class RewrittenWeights:
         """The modules, by identity, that replaced a weight which somebody else has read."""
         read: set[int] = set()
         for node in graph.nodes:
-            value = fetch(root, str(node.target)) if node.op in ("get_attr", "call_module") else None
+            value = (
+                fetch(root, str(node.target)) if node.op in ("get_attr", "call_module") else None
+            )
             if isinstance(value, nn.Module):
                 read.update(map(memory, (*value.parameters(), *value.buffers())))
             elif isinstance(value, Tensor) and node.users:
@@ -92,11 +94,18 @@ class ConstantAttributes:
 
         return run
 
-    def put_back(self, settled: Collection[int]) -> None:
-        """Let the attributes of settled modules hold what they held before."""
-        for attributes, name, module, _, held in self._kept:
+    def put_back(self, settled: Collection[int]) -> list[tuple[nn.Module, str, Any]]:
+        """Let the attributes of settled modules hold what they held before.
+
+        Returns:
+            These modules, the names of the attributes, and what a run leaves there.
+        """
+        kept: list[tuple[nn.Module, str, Any]] = []
+        for attributes, name, module, value, held in self._kept:
             if id(module) in settled:
                 attributes[name] = held
+                kept.append((module, name, self._constants.held(value)))
+        return kept
 
 
 def _is_like(new: Any, tensor: Tensor) -> bool:
