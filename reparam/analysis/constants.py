@@ -93,7 +93,7 @@ class Constants:
         ]
 
     def _in_order(self, node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
-        """A node and what it is computed of, operands first; what is yielded joins what is there."""
+        """A node and what it is computed of, in order; what is yielded joins what is there."""
         pending = [node]
         while pending:
             missing = [arg for arg in self.operands(pending[-1]) if arg not in there]

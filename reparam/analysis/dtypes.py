@@ -14,7 +14,6 @@ from reparam.analysis.types_of_inputs import READS_FLOATS, name_of_torchs
 from reparam.capture import (
     Trait,
     converts,
-    operator_name,
     reached,
     traits,
     type_named_by,

@@ -355,11 +355,8 @@ def _taken_after(
         return next(refusals, replace(step, terms=forms))
     if not isinstance(step, AffineConv):
         return step
-    # A scale or shift by integers has the type of the value that it meets.
-    if not floats and (made or step.diagonal) and step.dtype is not None and not taught:
-        return replace(step, dtype=None, like=None)
     if not floats:
-        return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
+        return _without_type(step, taught=taught, made=made)
     like = max(floats, key=lambda tensor: (tensor.numel(), tensor.requires_grad))
     if step.dtype is None:
         return replace(step, like=like) if taught and step.like is not None else step
@@ -367,6 +364,15 @@ def _taken_after(
     if len(dtypes) > 1:
         return Refusal(f"parameters of different dtypes ({', '.join(sorted(map(str, dtypes)))})")
     return replace(step, dtype=like.dtype, like=like)
+
+
+def _without_type(step: AffineConv, *, taught: bool, made: bool) -> AffineConv:
+    """A form of no floating-point parameters: it has the type of the values that it meets."""
+    if taught:
+        return replace(step, dtype=None)
+    # So has a scale or shift by integers.
+    untyped = (made or step.diagonal) and step.dtype is not None
+    return replace(step, dtype=None, like=None) if untyped else step
 
 
 def _map_nodes(value: Any, function: Any) -> Any:

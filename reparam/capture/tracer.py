@@ -128,7 +128,7 @@ class Tracer(fx.Tracer):
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
-        self.constants = ConstantValues()
+        self.constants = ConstantValues(self)
         self.rewritten = RewrittenWeights(self.constants)
         self.failed: nn.Module | None = None
         self.watch = Watch(root)
@@ -253,33 +253,10 @@ class Tracer(fx.Tracer):
             equal = self._are_equal(*map(self.types.named_by, node.args))
             if equal is not None:
                 return equal == (node.target is operator.eq)
-        if (truth := self.number(node, bool)) is not None:
+        if (truth := self.constants.number(node, bool)) is not None:
             return bool(truth)
         self.refuse()
         return super().to_bool(obj)
-
-    def number(self, node: fx.Node, kind: Callable[[Any], Any]) -> Any:
-        """The number that a value is, if parameters alone tell; else None."""
-        return self._told(node, self.constants.number(node, kind), of_shape=False)
-
-    def size(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
-        """What of a value's shape is asked for, if parameters alone tell; else None."""
-        return self._told(node, self.constants.size(node, ask), of_shape=True)
-
-    def rewrites(self, weight: fx.Proxy, value: Any) -> bool:
-        """Take a constant for a weight from now on, if that is what code puts there."""
-        calls = self.stack[-1:] if get_ident() == self.thread else []
-        if not calls or isinstance(calls[0].module, fx.GraphModule):
-            return False
-        return self.rewritten.put(weight.node, value, calls[0].module)
-
-    def _told(self, node: fx.Node, answer: Any, *, of_shape: bool) -> Any:
-        """What code is told of a constant; None in code that new code cannot check."""
-        calls = self.stack[-1:] if get_ident() == self.thread else []
-        if answer is None or not calls or isinstance(calls[0].module, fx.GraphModule):
-            return None
-        calls[0].asked |= self.constants.sources(node, calls[0].module, of_shape=of_shape)
-        return answer
 
     def _are_equal(self, *types: KnownType | None) -> bool | None:
         """Whether types are equal; None where that is not certain, or cannot be checked again.
@@ -375,7 +352,7 @@ class Tracer(fx.Tracer):
             return _ATTRIBUTES[proxy.attr]
         if node is not None and comes_of_tensors(node, self.is_tensor):
             return Tensor
-        if node is not None and (kind := self.size(node, type)) is not None:
+        if node is not None and (kind := self.constants.size(node, type)) is not None:
             return Tensor if issubclass(kind, Tensor) else kind
         named = [] if node is None else self._named_in_all_calls(made_of_one_value(node))
         for call, name in named:

@@ -41,5 +41,5 @@ from reparam.modules.tree import (
     read_from,
     special_tensor,
 )
-from reparam.modules.weight_hooks import computes_its_weights, drop_idle_hooks, weights_of_hooks
 from reparam.modules.undoing import forget, fulfil, pending, promise
+from reparam.modules.weight_hooks import computes_its_weights, drop_idle_hooks, weights_of_hooks

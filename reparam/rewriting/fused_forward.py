@@ -95,12 +95,20 @@ class Held:
 def held_at(root: nn.Module, path: str) -> Held | None:
     """The weight at a path; None if there is none any more."""
     holder, _, name = path.rpartition(".")
+    module = there(root, holder)
+    tensor = None if module is None else own_tensors(module).get(name)
+    if module is None or tensor is None:
+        return None
+    return Held(module, name, tensor.detach().clone())
+
+
+def there(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None if it is gone."""
     try:
-        module = fetch(root, holder)
+        module = fetch(root, path)
     except AttributeError:
         return None
-    tensor = own_tensors(module).get(name) if isinstance(module, nn.Module) else None
-    return None if tensor is None else Held(module, name, tensor.detach().clone())
+    return module if isinstance(module, nn.Module) else None
 
 
 class ScriptingError(ReparamError, AttributeError):

@@ -29,7 +29,7 @@ from reparam.capture import (
 from reparam.capture.reading import names_forward_uses
 from reparam.modules import all_names, fetch
 from reparam.rewriting.changes import Rewrite
-from reparam.rewriting.fused_forward import FusedForward, Guards, held_at
+from reparam.rewriting.fused_forward import FusedForward, Guards, held_at, there
 from reparam.rewriting.new_code import (
     GraftError,
     NewCode,
@@ -134,13 +134,7 @@ class _Graft:
         # Where other arguments may come, the code as it was must go on running.
         changed = [code.call for code in codes]
         flexible = {call for call in changed if not knows_only_tensors(call)}
-        caller = self.rewrite.caller
-        used = [node for node in dropped if node.op in ("call_module", "get_attr")]
-        unused = [(str(node.target), caller[node]) for node in used]
-        for path, call in unused:
-            keep_for_methods(path, call, self.rewrite)
-        asked = [(path, call) for call in calls for path in sorted(call.asked)]
-        removed = [*unused, *self._vanished_calls(), *asked]
+        removed = [*self._unused(dropped), *self._vanished_calls(), *self._asked()]
         free = released(self.trace, ways)
         staying = prune(
             self.target, self.rewrite, changed, removed, self._moved, elsewhere, flexible, free
@@ -149,11 +143,24 @@ class _Graft:
         staying += self._numbers_checked(attached)
         return Grafted({call for call in calls if not self._stays(call)}, staying)
 
+    def _unused(self, dropped: Collection[fx.Node]) -> list[tuple[str, Call]]:
+        """What some code used for nodes that were left out, kept where methods may run it."""
+        used = [node for node in dropped if node.op in ("call_module", "get_attr")]
+        unused = [(str(node.target), self.rewrite.caller[node]) for node in used]
+        for path, call in unused:
+            keep_for_methods(path, call, self.rewrite)
+        return unused
+
+    def _asked(self) -> list[tuple[str, Call]]:
+        """The weights whose numbers decided what some code does, with its call."""
+        return [(path, call) for call in self.trace.calls for path in sorted(call.asked)]
+
     def _leave_behind(self) -> None:
         """Leave what the code that is gone left in attributes whenever it ran."""
         paths = {id(call.module): call.path for call in self.edited | self.inlined}
         for module, name, value in self.trace.left_behind:
-            holder = fetch(self.target, paths[id(module)]) if id(module) in paths else None
+            path = paths.get(id(module))
+            holder = None if path is None else there(self.target, path)
             if holder is not None:
                 vars(holder)[name] = value
 
@@ -167,7 +174,9 @@ class _Graft:
         for code in codes:
             asked = {path for call in self.trace.calls for path in call.asked | call.handed
                      if self._moved(call, code.owner)}  # fmt: skip
-            held = {path: there for path in sorted(asked) if (there := held_at(self.target, path))}
+            held = {
+                path: weight for path in sorted(asked) if (weight := held_at(self.target, path))
+            }
             forward = vars(fetch(self.target, code.owner.path)).get("forward")
             if held and isinstance(forward, FusedForward):
                 forward.check(held.values())

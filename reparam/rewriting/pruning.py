@@ -178,9 +178,11 @@ def _drop(holder: nn.Module, name: str) -> None:
 
 
 def _say_what_is_left(holder: nn.Module) -> None:
-    """Without what a hook computes a weight of there is no hook.
+    """What has no tensors any more does without them.
 
-    A norm without its tensors is one without parameters, or statistics, to other tools."""
+    Without those of which a hook computes a weight there is no hook. A norm is one without
+    parameters, or statistics, to other tools.
+    """
     drop_idle_hooks(holder)
     if isinstance(holder, nn.modules.batchnorm._NormBase):
         holder.affine = holder.affine and holder.weight is not None

@@ -25,6 +25,7 @@ from reparam.capture.operator_traits import (
     traits,
 )
 from reparam.capture.structures import reached
+from reparam.capture.trace import Call
 from reparam.modules import (
     SILENT_WRITES,
     Widened,
@@ -53,7 +54,8 @@ _OF_A_RUN = {
 class ConstantValues:
     """The values of a graph, while it is traced, that depend on parameters and buffers alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Any) -> None:
+        self._tracer = tracer
         self._tensors: dict[fx.Node, Tensor] = {}
         self._nodes: set[fx.Node] = set()
         self._writers: list[fx.Node] = []
@@ -101,17 +103,35 @@ class ConstantValues:
         except Exception:  # whatever torch raises, or code of the user's
             return None
         if kind in (float, complex) and cmath.isclose(runs, exact, rel_tol=_ROUNDING):
-            return exact
-        return runs if runs == exact else None
+            return self._told(node, exact, of_shape=False)
+        return self._told(node, runs, of_shape=False) if runs == exact else None
 
     def size(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
         """What of a value's shape is asked for; None if that is not known."""
+        answer = self.seen(node, ask)
+        return None if answer is None else self._told(node, answer, of_shape=True)
+
+    def seen(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
+        """What somebody else than the model's code asks of a value; None if it is not known."""
         try:
             return ask(self._value(node, exactly=False))
         except Exception:  # whatever torch raises
             return None
 
-    def sources(self, node: fx.Node, asking: nn.Module, *, of_shape: bool) -> set[str]:
+    def asking(self) -> Call | None:
+        """The call whose code runs; None for code that new code cannot stand for."""
+        call: Call | None = self._tracer.innermost()
+        return None if call is None or isinstance(call.module, fx.GraphModule) else call
+
+    def _told(self, node: fx.Node, answer: Any, *, of_shape: bool) -> Any:
+        """What code is told of a constant, of which is noted that it was."""
+        call = self.asking()
+        if call is None:
+            return None
+        call.asked |= self._sources(node, call.module, of_shape=of_shape)
+        return answer
+
+    def _sources(self, node: fx.Node, asking: nn.Module, *, of_shape: bool) -> set[str]:
         """The parameters whose numbers decide what a module's code is told of a value."""
         shaped: set[tuple[fx.Node, bool]] = set()
         pending = [(node, of_shape)]
@@ -139,7 +159,7 @@ class ConstantValues:
         if not self._asked:
             return set()
         graph = next(iter(self._asked[0][1])).graph
-        changing = {path for path in kept}
+        changing = set(kept)
         written = {place for writer in self._writers for place in self._places(self._met(writer))}
         for node in graph.find_nodes(op="call_module"):
             module = fetch(root, str(node.target))
@@ -161,7 +181,7 @@ class ConstantValues:
     def _places(self, nodes: Iterable[fx.Node]) -> Iterator[int]:
         """The memory of the constants among some nodes."""
         for node in self._nodes.intersection(nodes):
-            value = self.size(node, lambda value: value)
+            value = self.seen(node, lambda value: value)
             parts = value if isinstance(value, tuple | list) else (value,)
             yield from (memory(part) for part in parts if isinstance(part, Tensor))
 

@@ -68,12 +68,12 @@ class _Reserved:
     def __setattr__(self, name: str, value: Any) -> None:
         if user_asks(sys._getframe(1)):
             tracer: Any = vars(self)["tracer"]
-            if name == "data" and tracer.rewrites(self, value):
+            if name == "data" and tracer.rewritten.put(self, value):
                 return
             self._refuse(f"get another {name}")
         super().__setattr__(name, value)
 
-    def __index__(self) -> int:  # noqa: PLE0305
+    def __index__(self) -> int:
         number = self._number(operator.index)
         if number is None:
             self._refuse("be an index", sys._getframe(1))
@@ -98,7 +98,7 @@ class _Reserved:
         """The number that a value is, if parameters alone tell; else None."""
         tracer: Any = vars(self)["tracer"]
         proxy: Any = self
-        return tracer.number(proxy.node, kind)
+        return tracer.constants.number(proxy.node, kind)
 
     def __hash__(self) -> int:
         if user_asks(sys._getframe(1)):
@@ -162,7 +162,7 @@ class Proxy(_Reserved, fx.Proxy):
     def _known_size(self, name: str) -> Any:
         """What an attribute tells of the shape, if parameters alone determine the value."""
         tracer: Any = self.tracer
-        return tracer.size(self.node, operator.attrgetter(name))
+        return tracer.constants.size(self.node, operator.attrgetter(name))
 
     def __len__(self) -> int:
         length = _length(self)
@@ -255,7 +255,7 @@ def _unpack(proxy: Any, caller: FrameType) -> Iterator[fx.Proxy]:
 def _length(proxy: Any) -> int | None:
     """How many values there are in one, if that does not depend on the input."""
     length = _known_length(proxy.node)
-    return proxy.tracer.size(proxy.node, len) if length is None else length
+    return proxy.tracer.constants.size(proxy.node, len) if length is None else length
 
 
 def _known_length(node: fx.Node) -> int | None:

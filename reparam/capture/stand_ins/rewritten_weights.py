@@ -24,15 +24,15 @@ class RewrittenWeights:
         self._values: dict[int, fx.Proxy] = {}
         self._writers: dict[str, tuple[Tensor, nn.Module]] = {}
 
-    def put(self, weight: fx.Node, value: Any, module: nn.Module) -> bool:
-        """Note that the code of a module replaces a weight, if by a constant that is like it."""
-        tensor = self._constants.tensor(weight)
-        if tensor is None or not isinstance(value, fx.Proxy):
+    def put(self, weight: fx.Proxy, value: Any) -> bool:
+        """Note that code replaces a weight, if it does by a constant that is like it."""
+        tensor, call = self._constants.tensor(weight.node), self._constants.asking()
+        if tensor is None or call is None or not isinstance(value, fx.Proxy):
             return False
         same = self._constants.size(value.node, lambda new: _is_like(new, tensor))
         if same:
             self._values[id(tensor)] = value
-            self._writers[str(weight.target)] = tensor, module
+            self._writers[str(weight.node.target)] = tensor, call.module
         return bool(same)
 
     def forget(self) -> None:

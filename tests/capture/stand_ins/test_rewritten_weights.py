@@ -96,6 +96,23 @@ def test_it_joins_its_neighbours() -> None:
     assert (counts.convolutions, counts.batch_norms, counts.additions) == (2, 0, 0)
 
 
+class Merged(nn.Module):
+    """One of two branches, which goes as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"part": nn.ModuleDict({"it": Keeping()})})
+        self.side = nn.Conv2d(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.inner["part"]["it"](x) + self.side(x)
+        return total
+
+
+def test_one_that_goes_as_a_whole_leaves_nothing_behind() -> None:
+    assert_exact(ready(Merged()), images(), total=1)
+
+
 def test_one_that_ran_before_is_fused_as_well() -> None:
     model = ready(Keeping())
     run(model, (images(),))
