@@ -148,10 +148,10 @@ class Tracer(fx.Tracer):
             return True
         if isinstance(m, torch.jit.ScriptModule):
             return True
-        if "forward" in vars(m) or parametrize.is_parametrized(m) or has_hooks(m):
+        if "forward" in vars(m) or parametrize.is_parametrized(m):
             return False  # not the operator that its type says
-        if self.rewritten.are_in(m):
-            return False
+        if has_hooks(m) or self.rewritten.are_in(m):
+            return False  # its weights are computed
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
         if self.rules.find(type(m)) is not None:
