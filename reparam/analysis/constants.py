@@ -154,11 +154,11 @@ def find_constants(
     """Find the values that are the same in every call of the model."""
     root = trace.root
     sources: dict[fx.Node, frozenset[str]] = {}
-    own = own_type(root)
-    told = {node for node in effects if asks_for_own(node, own, root)}
-    targets = {node: moved_to(node, own, root) for node in effects}
+    place = own_type(root)
+    told = {node for node in effects if asks_for_own(node, place, root)}
+    targets = {node: moved_to(node, place, root) for node in effects}
     moved = {node: target for node, target in targets.items() if target is not None}
-    constants = Constants(root, sources, shared.written, own, told, moved)
+    constants = Constants(root, sources, shared.written, place, told, moved)
     for node, effect in effects.items():
         operands = constants.operands(node)
         if node.op == "get_attr":

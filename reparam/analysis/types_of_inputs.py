@@ -56,8 +56,8 @@ class OwnType:
 def own_type(root: nn.Module) -> OwnType:
     """The type and the device of a model."""
     tensors = chain(root.parameters(), root.buffers())
-    places = {(tensor.dtype, tensor.device) for tensor in tensors if tensor.is_floating_point()}
-    dtypes, devices = ({place[index] for place in places} for index in (0, 1))
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    dtypes, devices = {tensor.dtype for tensor in floats}, {tensor.device for tensor in floats}
     return OwnType(
         next(iter(dtypes)) if len(dtypes) == 1 else None,
         next(iter(devices)) if len(devices) == 1 else None,
@@ -76,8 +76,9 @@ def moved_to(node: fx.Node, own: OwnType, root: nn.Module) -> fx.Node | None:
     if node.op != "call_method" or node.target not in ("to", "type_as"):
         return None
     other = node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
-    is_value = isinstance(other, fx.Node) and other.target is not getattr
-    return other if is_value and _is_like(other, own, root, dtype=True) else None
+    if not isinstance(other, fx.Node) or other.target is getattr:
+        return None
+    return other if _is_like(other, own, root, dtype=True) else None
 
 
 def _is_like(value: Any, own: OwnType, root: nn.Module, *, dtype: bool) -> bool:

@@ -148,6 +148,8 @@ class Tracer(fx.Tracer):
             return True
         if isinstance(m, torch.jit.ScriptModule):
             return True
+        if type(m).__module__.startswith("torch.ao.quantization"):
+            return True  # it is switched on and off from outside
         if "forward" in vars(m) or parametrize.is_parametrized(m):
             return False  # not the operator that its type says
         if has_hooks(m) or self.rewritten.are_in(m):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Sequence, Set
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 from torch import fx, nn
@@ -390,8 +389,11 @@ def _reaching_out(trace: Trace) -> set[Call]:
             if operand.op == "get_attr" or trace.caller.get(operand) is caller:
                 continue
             around = set(trace.caller[operand].ancestry()) if operand in trace.caller else set()
-            inner = takewhile(lambda call, around=around: call not in around, caller.ancestry())
-            reaching.update(call for call in inner if operand not in nodes_in(call.arguments))
+            for call in caller.ancestry():
+                if call in around:
+                    break
+                if operand not in nodes_in(call.arguments):
+                    reaching.add(call)
     return reaching
 
 

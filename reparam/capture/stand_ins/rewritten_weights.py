@@ -81,28 +81,33 @@ class ConstantAttributes:
             and constants.knows(value)
         ]
         self._constants = constants
+        self._renewed: set[tuple[int, str]] = set()
 
     def unchanged_by(self, again: Callable[[], Any]) -> Callable[[], Any]:
         """Another run, after which the attributes hold what they held if it put constants there."""
 
         def run() -> Any:
             result = again()
-            for attributes, name, _, value, _ in self._kept:
-                if self._constants.knows(attributes.get(name)):
+            for attributes, name, module, value, _ in self._kept:
+                new = attributes.get(name)
+                if new is not value and self._constants.knows(new):
                     attributes[name] = value
+                    self._renewed.add((id(module), name))
             return result
 
         return run
 
     def put_back(self, settled: Collection[int]) -> list[tuple[nn.Module, str, Any]]:
-        """Let the attributes of settled modules hold what they held before.
+        """Let the attributes of settled modules hold what they held before, if each run sets them.
+
+        What a later run finds and reads is kept of an earlier one: it stays.
 
         Returns:
             These modules, the names of the attributes, and what a run leaves there.
         """
         kept: list[tuple[nn.Module, str, Any]] = []
         for attributes, name, module, value, held in self._kept:
-            if id(module) in settled:
+            if id(module) in settled and (id(module), name) in self._renewed:
                 attributes[name] = held
                 kept.append((module, name, self._constants.held(value)))
         return kept
