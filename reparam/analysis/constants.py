@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from reparam.analysis.aliasing import Memory
 from reparam.analysis.effects import Effects
+from reparam.analysis.types_of_inputs import OwnType, asks_for_own, moved_to, own_type
 from reparam.capture import (
     CONSTANT_FACTORIES,
     Trace,
@@ -44,11 +45,17 @@ class Constants:
         root: The module that the graph's paths refer to.
         sources: For each constant the parameters and buffers that it depends on.
         written: What each node may write to.
+        own: The type and the device of the model.
+        told: The nodes that ask for them, of a value that depends on the input.
+        moved: Of each constant that is moved to where such a value is the value.
     """
 
     root: nn.Module
     sources: Mapping[fx.Node, frozenset[str]]
     written: Mapping[fx.Node, tuple[fx.Node, ...]]
+    own: OwnType
+    told: Collection[fx.Node]
+    moved: Mapping[fx.Node, fx.Node]
     _exact: dict[fx.Node, Any] = field(default_factory=dict)
     _as_it_runs: dict[fx.Node, Any] = field(default_factory=dict)
 
@@ -67,16 +74,35 @@ class Constants:
         What jumps is computed as the model does, which may round to the other side of a step; so
         is what an operator computes that runs in one type only.
         """
-        for constant in _in_order(node, self._exact):
+        for constant in self._in_order(node, self._exact):
             self._exact[constant] = self._exactly(constant)
         return self._exact[node]
 
     def as_it_runs(self, node: fx.Node) -> Any:
         """The value of a constant in the type that it has when the model runs."""
-        for constant in _in_order(node, self._as_it_runs):
+        for constant in self._in_order(node, self._as_it_runs):
             value = self._run(constant, self._as_it_runs, exactly=False)
             self._as_it_runs[constant] = value
         return self._as_it_runs[node]
+
+    def operands(self, node: fx.Node) -> list[fx.Node]:
+        """The values that a constant is computed of, but for what only tells where it is."""
+        tells = self.moved.get(node)
+        return [
+            each for each in node.all_input_nodes if each not in self.told and each is not tells
+        ]
+
+    def _in_order(self, node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
+        """A node and what it is computed of, in order; what is yielded joins what is there."""
+        pending = [node]
+        while pending:
+            missing = [arg for arg in self.operands(pending[-1]) if arg not in there]
+            if pending[-1] in there:
+                pending.pop()
+            elif missing:
+                pending.extend(missing)
+            else:
+                yield pending.pop()
 
     def _exactly(self, node: fx.Node) -> Any:
         """The value of a node, those of whose operands are there."""
@@ -94,6 +120,10 @@ class Constants:
         written = self.written.get(node, ())
 
         def read(operand: fx.Node) -> Any:
+            if operand in self.told:
+                return self.own.told(str(operand.args[1]), exactly=exactly)
+            if operand is self.moved.get(node):
+                return self.own.like(exactly=exactly)
             value = in_float64(values[operand]) if exactly else values[operand]
             return value.clone() if operand in written else value
 
@@ -115,19 +145,6 @@ class _UnsteadyError(Exception):
     """A module of constants is no constant: it changes its state, or draws random numbers."""
 
 
-def _in_order(node: fx.Node, there: Collection[fx.Node]) -> Iterator[fx.Node]:
-    """A node and what it is computed of, operands first; what is yielded joins what is there."""
-    pending = [node]
-    while pending:
-        missing = [arg for arg in pending[-1].all_input_nodes if arg not in there]
-        if pending[-1] in there:
-            pending.pop()
-        elif missing:
-            pending.extend(missing)
-        else:
-            yield pending.pop()
-
-
 def find_constants(
     trace: Trace,
     effects: Mapping[fx.Node, Effects],
@@ -137,8 +154,13 @@ def find_constants(
     """Find the values that are the same in every call of the model."""
     root = trace.root
     sources: dict[fx.Node, frozenset[str]] = {}
+    place = own_type(root)
+    told = {node for node in effects if asks_for_own(node, place, root)}
+    targets = {node: moved_to(node, place, root) for node in effects}
+    moved = {node: target for node, target in targets.items() if target is not None}
+    constants = Constants(root, sources, shared.written, place, told, moved)
     for node, effect in effects.items():
-        operands = node.all_input_nodes
+        operands = constants.operands(node)
         if node.op == "get_attr":
             value = fetch(root, str(node.target))
             same = str(node.target) not in trace.kept
@@ -151,7 +173,7 @@ def find_constants(
             and (own := _own_sources(node, root, rules)) is not None
         ):
             sources[node] = own.union(*(sources[operand] for operand in operands))
-    steady = Constants(root, _steady(sources, root, shared), shared.written)
+    steady = replace(constants, sources=_steady(constants, shared))
     return replace(steady, sources=_computable(steady))
 
 
@@ -174,7 +196,7 @@ def _computable(steady: Constants) -> dict[fx.Node, frozenset[str]]:
     """The constants that can be computed without a run of the model."""
     sources: dict[fx.Node, frozenset[str]] = {}
     for node, paths in steady.sources.items():
-        if sources.keys() >= set(node.all_input_nodes):
+        if sources.keys() >= set(steady.operands(node)):
             try:
                 steady.exact(node)
             except Exception:  # whatever torch, or a user's function, raises
@@ -194,18 +216,15 @@ def _returns_what_it_wrote(node: fx.Node, effects: Effects, root: nn.Module) -> 
     return surely or Trait.RETURNS_WHAT_IT_WROTE in traits(node)
 
 
-def _steady(
-    sources: dict[fx.Node, frozenset[str]],
-    root: nn.Module,
-    shared: Memory,
-) -> dict[fx.Node, frozenset[str]]:
+def _steady(constants: Constants, shared: Memory) -> Mapping[fx.Node, frozenset[str]]:
     """Constants without those that somebody writes to: they are none, before the write neither.
 
     The next call of the model finds another value. Not so where a forward makes a tensor and fills
     it: each write makes another constant, if what it writes to has no other name any more.
     """
+    sources = constants.sources
     paths = frozenset[str]().union(*sources.values())
-    tensors = {path: fetch(root, path) for path in paths}
+    tensors = {path: fetch(constants.root, path) for path in paths}
     written = {
         path
         for path, value in tensors.items()
@@ -223,7 +242,7 @@ def _steady(
             for node, paths in sources.items()
             if not written & paths
             and shared.storage[node] not in changing
-            and sources.keys() >= set(node.all_input_nodes)
+            and sources.keys() >= set(constants.operands(node))
         }
         if len(steady) == len(sources):
             return steady

@@ -6,16 +6,14 @@ import re
 from collections.abc import Iterable
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape
+from reparam.analysis.types_of_inputs import READS_FLOATS, name_of_torchs
 from reparam.capture import (
     Trait,
     converts,
-    has_known_name,
-    is_of_torch,
-    operator_name,
     reached,
     traits,
     type_named_by,
@@ -48,7 +46,10 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         seen.add(value)
         if value in facts.dtypes:
             return facts.dtypes[value] == dtype
-        name = _torch_name(value, facts.root)
+        asked = _type_asked_for(value)
+        if asked is not None:
+            return asked == dtype
+        name = name_of_torchs(value, facts.root)
         if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
             return True
         factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
@@ -57,6 +58,12 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         if keeps_type(value, facts.root):
             pending.extend(facts.operands(value))
     return False
+
+
+def _type_asked_for(node: fx.Node) -> torch.dtype | None:
+    """The type that a conversion gives a value, if its code names one."""
+    named = (*node.args, *node.kwargs.values(), type_named_by(node)) if converts(node) else ()
+    return next((entry for entry in named if isinstance(entry, torch.dtype)), None)
 
 
 def conversion(node: fx.Node, facts: Facts) -> Step | None:
@@ -93,27 +100,13 @@ def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
         return user.users if Trait.PASSES_TYPE in traits(user, facts.root) else ()
 
     users = reached(node.users, readers)
-    return any(_READS_FLOATS.search(_torch_name(user, facts.root)) for user in users)
+    return any(READS_FLOATS.search(name_of_torchs(user, facts.root)) for user in users)
 
 
-_READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
-
-_MAKES_FLOATS = re.compile(
-    _READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool"
-)
+_MAKES_FLOATS = re.compile(READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool")
 
 
-def _torch_name(node: fx.Node, root: nn.Module) -> str:
-    """The name of torch's own operators in small letters; nothing for others."""
-    if node.op == "call_module":
-        kind = type(fetch(root, str(node.target)))
-        return kind.__name__.lower() if is_of_torch(kind) else ""
-    if node.op == "call_method" or (node.op == "call_function" and has_known_name(node.target)):
-        return operator_name(node)
-    return ""
-
-
-def promotes(node: fx.Node) -> bool:
+def promotes(node: fx.Node, facts: Facts) -> bool:
     """Whether an operator on integers computes in floating point from the start.
 
     A sum or a product with an integer may overflow before anything becomes a float.
@@ -125,6 +118,11 @@ def promotes(node: fx.Node) -> bool:
     if any(isinstance(value, int) for value in arguments):
         return False
     constants = [
-        value for value in arguments if isinstance(value, fx.Node) and value.op == "get_attr"
+        facts.constants.as_it_runs(value)
+        for value in arguments
+        if isinstance(value, fx.Node) and value in facts.sources
     ]
-    return bool(constants) or any(isinstance(value, float) for value in arguments)
+    return any(
+        isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+        for value in (*arguments, *constants)
+    )

@@ -158,7 +158,7 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
         return _FRESH if adds_to_number else Effects(True, _first(node))  # 0 += x makes a tensor
     if node.kwargs.get("inplace", False) is not False or _positional_inplace(target, node):
         return Effects(True, _first(node))
-    return everything if "out" in node.kwargs else _named_effects(node, F)
+    return _named_effects(node, F) if node.kwargs.get("out") is None else everything
 
 
 def _first(node: fx.Node) -> tuple[fx.Node, ...]:

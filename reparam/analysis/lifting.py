@@ -215,7 +215,7 @@ class _Lifting:
         target = target_of(node, self.facts.root)
         if module is None:
             step = call_rule(rule, target, where, args, kwargs)
-            if isinstance(step, AffineConv | Normalized):
+            if isinstance(step, AffineConv | AffineSum | Normalized):
                 step = _typed_as_constants(step, node, self.facts)
         else:
             try:
@@ -343,7 +343,7 @@ def _by_position(
     return bound.args[1:], bound.kwargs
 
 
-def _typed_as_constants(step: AffineConv | Normalized, node: fx.Node, facts: Facts) -> Lifted:
+def _typed_as_constants(step: Affine | Normalized, node: fx.Node, facts: Facts) -> Lifted:
     """A form with the type of the parameters that the constants of a call are made of."""
     constants = [arg for arg in node.all_input_nodes if arg in facts.sources]
     names = {name for arg in constants for name in facts.sources[arg]}
@@ -378,17 +378,24 @@ def _taken_after(
         return next(refusals, replace(step, terms=forms))
     if not isinstance(step, AffineConv):
         return step
-    if not floats and made and step.dtype is not None:
-        return replace(step, dtype=None, like=None)
     if not floats:
-        return replace(step, dtype=None) if taught else step  # it has the type of its neighbours
-    like = max(floats, key=Tensor.numel)
+        return _without_type(step, taught=taught, made=made)
+    like = max(floats, key=lambda tensor: (tensor.numel(), tensor.requires_grad))
     if step.dtype is None:
         return replace(step, like=like) if taught and step.like is not None else step
     dtypes = {tensor.dtype for tensor in floats}
     if len(dtypes) > 1:
         return Refusal(f"parameters of different dtypes ({', '.join(sorted(map(str, dtypes)))})")
     return replace(step, dtype=like.dtype, like=like)
+
+
+def _without_type(step: AffineConv, *, taught: bool, made: bool) -> AffineConv:
+    """A form of no floating-point parameters: it has the type of the values that it meets."""
+    if taught:
+        return replace(step, dtype=None)
+    # So has a scale or shift by integers.
+    untyped = (made or step.diagonal) and step.dtype is not None
+    return replace(step, dtype=None, like=None) if untyped else step
 
 
 def _map_nodes(value: Any, function: Any) -> Any:

@@ -23,7 +23,7 @@ from reparam.capture import (
     Trace,
     as_trace,
     hold,
-    knows_only_tensors,
+    may_run_otherwise,
     read_program,
     recorded_trace,
     recorded_values,
@@ -245,7 +245,7 @@ def _left_out(part: Part) -> Iterator[nn.Module]:
         if call not in live and (call.parent is None or call.parent in live):
             if id(call.module) not in entered:
                 yield call.module
-        elif not knows_only_tensors(call) and any(
+        elif may_run_otherwise(call) and any(
             id(child) not in entered for child in call.module.children()
         ):
             reach = Reach()
@@ -257,7 +257,7 @@ def _used_otherwise(part: Part) -> set[int]:
     """What forwards use of what is inside their parts when they get other arguments."""
     found: set[int] = set()
     for call in part.trace.calls:
-        if not knows_only_tensors(call) and any(True for _ in call.module.children()):
+        if may_run_otherwise(call) and any(True for _ in call.module.children()):
             reach = Reach(trusting=True)
             reach.follow(call.module)
             found |= reach.opened - {id(call.module)}

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from reparam.capture import Trait, checked_axes, torch_name, traits, traits_of
 from reparam.modules import fetch, read_from
+from reparam.rules import rank_of, terms_of
 
 _KEEPING_MODULES = (
     nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
@@ -110,6 +111,8 @@ def _rank_facts(node: fx.Node, axes: _Axes) -> _Facts:
     operand = node.args[0] if node.args else node.kwargs.get("input")
     if node.target is checked_axes and node.args[1]:
         return [(node, int(str(node.args[1]))), (node.all_input_nodes[0], int(str(node.args[1])))]
+    if name == "einsum":
+        return _named_by_equation(node)
     if name in ("cat", "stack"):
         return _joined(node, name, axes.ranks)
     if Trait.BROADCASTS in traits_of(name):
@@ -147,6 +150,16 @@ def _takes_no_batch(name: str) -> bool:
     """Whether an operator over spatial axes also takes a value without a batch."""
     spatial = _SPATIAL.fullmatch(name.lower())
     return spatial is not None and not name.lower().startswith("batchnorm")
+
+
+def _named_by_equation(node: fx.Node) -> _Facts:
+    """An equation names every axis of its operands and of its result."""
+    parsed = terms_of(node.args[0] if node.args else None)
+    operands = _spread(node.args[1:])
+    if parsed is None or len(parsed[0]) != len(operands):
+        return []
+    named = [(node, rank_of(parsed[1])), *zip(operands, map(rank_of, parsed[0]), strict=True)]
+    return [(value, rank) for value, rank in named if isinstance(value, fx.Node) and rank]
 
 
 def _joined(node: fx.Node, name: str, ranks: Mapping[fx.Node, int]) -> _Facts:

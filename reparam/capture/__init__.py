@@ -37,5 +37,6 @@ from reparam.capture.trace import (
     calls_between,
     common_caller,
     knows_only_tensors,
+    may_run_otherwise,
 )
 from reparam.capture.tracing_attempts import trace_forward

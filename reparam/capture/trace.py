@@ -26,6 +26,8 @@ class Call:
         tensors: The parameters that were taken for tensors because the code asks what they are.
         lengths: How many values a parameter has to hold at least, since the code takes as many.
         typed: Weights, by path, whose type was taken for the type of a value.
+        asked: Weights, by path, whose numbers decided which way the code went, or what it holds.
+        handed: Those that decided so what a part returned: a number, or no value of its own.
         result: What the forward returned, nodes in place of proxies.
     """
 
@@ -39,6 +41,8 @@ class Call:
     tensors: set[str] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)
     typed: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    handed: set[str] = field(default_factory=set)
     result: Any = None
 
     def ancestry(self) -> Iterator[Call]:
@@ -81,6 +85,7 @@ class Trace:
         settled: Those of them whose code does the same to its inputs in every call.
         kept: Attributes, by path, that hold what is kept of earlier calls.
         ways_in: Public methods besides ``forward`` that a user may call, too, as they ran.
+        left_behind: Attributes in which every run leaves the same: their modules, names and values.
         by_methods: For each module, by identity, the methods other than ``forward`` that call it:
             the identity of their module, and their name.
     """
@@ -94,6 +99,7 @@ class Trace:
     settled: Collection[Call] = frozenset()
     kept: Collection[str] = frozenset()
     ways_in: Sequence[WayIn] = ()
+    left_behind: Sequence[tuple[nn.Module, str, Any]] = ()
     by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
 
 
@@ -126,6 +132,11 @@ def knows_only_tensors(call: Call) -> bool:
     """Whether a call runs the same code whatever its arguments: each is a value of the graph."""
     assumes = call.optional or call.tensors or call.lengths or call.typed
     return not assumes and all(isinstance(value, fx.Node) for value in call.arguments.values())
+
+
+def may_run_otherwise(call: Call) -> bool:
+    """Whether a call's code may go another way than it was traced, if it stays as it is."""
+    return not knows_only_tensors(call) or bool(call.asked or call.handed)
 
 
 def common_caller(callers: Iterable[Call]) -> Call:

@@ -22,11 +22,14 @@ from reparam.capture.operator_traits import returns_what_it_wrote
 from reparam.capture.reading import functions_below
 from reparam.capture.stand_ins import (
     Attribute,
+    ConstantAttributes,
     ConstantProxy,
+    ConstantValues,
     KeptValues,
     KnownType,
     KnownTypes,
     Proxy,
+    RewrittenWeights,
     comes_of_tensors,
     is_caught,
     is_tensor,
@@ -37,7 +40,16 @@ from reparam.capture.stand_ins import (
 from reparam.capture.structures import without_proxies
 from reparam.capture.trace import Call, WayIn, bound, has_options, surely_given
 from reparam.errors import MadeTensorError, UntraceableError
-from reparam.modules import Watch, fetch, has_hooks, has_own_call, names_of_tensors, random_state
+from reparam.modules import (
+    Watch,
+    computes_its_weights,
+    fetch,
+    has_hooks,
+    has_own_call,
+    names_of_tensors,
+    random_state,
+    weights_of_hooks,
+)
 from reparam.rules import Rules
 
 _TENSOR_IN_TENSOR_OUT = (
@@ -55,6 +67,12 @@ _RETURN_A_TENSOR = {
 CAUGHT = "its forward catches that a proxy has no value"
 
 CATCHES = "its forward catches exceptions: which way it goes shows when it runs"
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether hooks see the values of a module, or change them."""
+    return has_hooks(module) and not computes_its_weights(module)
+
 
 _ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size,
@@ -110,6 +128,8 @@ class Tracer(fx.Tracer):
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownTypes()
+        self.constants = ConstantValues(self)
+        self.rewritten = RewrittenWeights(self.constants)
         self.failed: nn.Module | None = None
         self.watch = Watch(root)
         self.making = making
@@ -118,17 +138,22 @@ class Tracer(fx.Tracer):
         self.kept = KeptValues(self)
         self.twice = twice
         self.settled: set[int] = set()
+        self.left_behind: list[tuple[nn.Module, str, Any]] = []
         self.ways_in: list[WayIn] = []
         self.put_into_objects: dict[Call, list[fx.Node]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
-        if id(m) in self.opaque or type(m) in self.opaque or has_hooks(m):
+        if id(m) in self.opaque or type(m) in self.opaque or _is_observed(m):
             return True
         if isinstance(m, torch.jit.ScriptModule):
             return True
+        if type(m).__module__.startswith("torch.ao.quantization"):
+            return True  # it is switched on and off from outside
         if "forward" in vars(m) or parametrize.is_parametrized(m):
             return False  # not the operator that its type says
+        if has_hooks(m) or self.rewritten.are_in(m):
+            return False  # its weights are computed
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
         if self.rules.find(type(m)) is not None:
@@ -154,7 +179,11 @@ class Tracer(fx.Tracer):
             result = super().call_module(m, forward, args, kwargs)
             self.types.passed(m, path, (*args, result))
             return result
-        return self._enter(path, m, forward, args, kwargs)
+        weights = {name: getattr(m, name) for name in weights_of_hooks(m)}
+        try:
+            return self._enter(path, m, forward, args, kwargs)
+        finally:
+            vars(m).update(weights)
 
     def _enter(
         self,
@@ -195,6 +224,8 @@ class Tracer(fx.Tracer):
             changed, fresh = objects.put()
             if changed:
                 self.put_into_objects[call] = [proxy.node for proxy in fresh]
+            if parent is not None and not self._returns_its_own(call):
+                parent.handed |= call.asked | call.handed
         except Exception:
             if self.failed is None:
                 self.failed = module
@@ -207,6 +238,12 @@ class Tracer(fx.Tracer):
             self.writing_modules.append(module)
         return result
 
+    def _returns_its_own(self, call: Call) -> bool:
+        """Whether a call returns nothing but values that it computes, which its code goes on to."""
+        values = call.result if isinstance(call.result, tuple | list) else (call.result,)
+        computed = (isinstance(value, fx.Node) and value in self.caller for value in values)
+        return all(computed) and all(call in self.caller[value].ancestry() for value in values)
+
     def innermost(self) -> Call | None:
         """The call whose forward is running; None in code that is not traced."""
         return self.stack[-1] if self.stack and get_ident() == self.thread else None
@@ -218,6 +255,8 @@ class Tracer(fx.Tracer):
             equal = self._are_equal(*map(self.types.named_by, node.args))
             if equal is not None:
                 return equal == (node.target is operator.eq)
+        if (truth := self.constants.number(node, bool)) is not None:
+            return bool(truth)
         self.refuse()
         return super().to_bool(obj)
 
@@ -315,6 +354,8 @@ class Tracer(fx.Tracer):
             return _ATTRIBUTES[proxy.attr]
         if node is not None and comes_of_tensors(node, self.is_tensor):
             return Tensor
+        if node is not None and (kind := self.constants.size(node, type)) is not None:
+            return Tensor if issubclass(kind, Tensor) else kind
         named = [] if node is None else self._named_in_all_calls(made_of_one_value(node))
         for call, name in named:
             call.tensors.add(name)
@@ -378,9 +419,11 @@ class Tracer(fx.Tracer):
         if isinstance(a, Tensor) and id(a) not in self.names:
             # A graph could only hold it as a constant of the whole model.
             raise MadeTensorError("its forward makes a tensor that does not depend on its input")
-        if isinstance(a, Tensor):
+        argument = super().create_arg(a)
+        if isinstance(a, Tensor) and isinstance(argument, fx.Node):
             self.kept.read(a)
-        return super().create_arg(a)
+            self.constants.read(argument, a)
+        return argument
 
     def get_fresh_qualname(self, prefix: str) -> str:
         """Refuse what torch.fx would hold as a new attribute of the user's model."""
@@ -396,6 +439,7 @@ class Tracer(fx.Tracer):
             if node.op.startswith("call_"):
                 self._note_caught(sys._getframe(1))
         self.types.computed(node)
+        self.constants.created(node)
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -407,7 +451,10 @@ class Tracer(fx.Tracer):
         if get_ident() != self.thread:
             return attr_val
         if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
+            if (value := self.rewritten.current(attr_val)) is not None:
+                return value
             node = self.create_node("get_attr", self.names[id(attr_val)], (), {})
+            self.constants.read(node, attr_val)
             return ConstantProxy(node, self, attr_val)
         return attr_val
 
@@ -441,9 +488,13 @@ class Tracer(fx.Tracer):
 
         def run(*args: Any) -> Any:
             again = partial(self._enter, "", self.model, forward, args, keywords)
+            before = {module: dict(vars(module)) for module in self.registered}
             result = again()
             if self.twice:
-                self.settled = settled_by(self, again, result)
+                kept = ConstantAttributes(before, self.constants)
+                self.rewritten.forget()
+                self.settled = settled_by(self, kept.unchanged_by(again), result)
+                self.left_behind = kept.put_back(self.settled)
             return result
 
         return run, positional

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis import Part, known_channels
-from reparam.capture import Call, Trace, Trait, knows_only_tensors, nodes_in, traits
+from reparam.capture import Call, Trace, Trait, may_run_otherwise, nodes_in, traits
 from reparam.equalization.channel_layouts import Channels, Layout, ScaleGroups, flattens
 from reparam.equalization.homogeneous import homogeneous
 from reparam.equalization.scalable_weights import Weights
@@ -303,7 +303,7 @@ def _fix_seen_values(scaling: Scaling, model: nn.Module) -> None:
         if method is not None:
             scaling.fix(_given_and_returned(call), _method_reason(method))
         above = call.parent is None or call.parent in varying or method is not None
-        if above and not knows_only_tensors(call):
+        if above and may_run_otherwise(call):
             varying.add(call)
     for node in trace.graph.nodes:
         if node.op == "call_module":

@@ -1,6 +1,6 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
-Files, in the order in which data flows: `tree`, `copying`, `undoing`,
+Files, in the order in which data flows: `tree`, `weight_hooks`, `copying`, `undoing`,
 `call_checks`, `silent_writes`, `positions`, `state`, `float64`, `example_inputs`.
 """
 
@@ -42,3 +42,4 @@ from reparam.modules.tree import (
     special_tensor,
 )
 from reparam.modules.undoing import forget, fulfil, pending, promise
+from reparam.modules.weight_hooks import computes_its_weights, drop_idle_hooks, weights_of_hooks

@@ -19,7 +19,7 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
     The terms of settled sums have left them already.
     """
     return (
-        _integers_overflow(region)
+        _integers_overflow(region, facts)
         or _operand_is_written(region, facts)
         or _sum_is_written(region, facts, settled)
         or _base_is_written(region, facts)
@@ -29,10 +29,10 @@ def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusa
     )
 
 
-def _integers_overflow(region: Region) -> Refusal | None:
+def _integers_overflow(region: Region, facts: Facts) -> Refusal | None:
     """Integers are multiplied as floats from now on, but were not before."""
     first = next((link for link in region.path if link.form is not None), region.main)
-    if region.converts and not all(promotes(node) for node in first.inner):
+    if region.converts and not all(promotes(node, facts) for node in first.inner):
         return Refusal("integers may overflow before they become floats; pass example_inputs")
     return None
 

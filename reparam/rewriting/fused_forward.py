@@ -8,7 +8,7 @@ import importlib
 import inspect
 import linecache
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from reparam.capture import arrives_as_tensor, outline
 from reparam.errors import ReparamError
-from reparam.modules import TYPES_MAY_DIFFER, has_hooks
+from reparam.modules import TYPES_MAY_DIFFER, fetch, has_hooks, own_tensors
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,58 @@ class Guards:
         )
 
 
+@dataclass(frozen=True)
+class Held:
+    """A weight that is still there, whose numbers decided what new code does.
+
+    Args:
+        holder: The module that holds it.
+        name: Its name there.
+        was: Its value then.
+    """
+
+    holder: nn.Module
+    name: str
+    was: torch.Tensor
+
+    def check(self, owner: nn.Module) -> None:
+        """Compare the weight with what it was.
+
+        Raises:
+            ReparamError: If it holds other numbers.
+        """
+        now = own_tensors(self.holder).get(self.name)
+        if now is None or now.is_meta or torch.compiler.is_compiling():
+            return  # nothing, or nothing yet, that could be compared
+        now = now.detach()
+        was = self.was.to(now.device)
+        if not torch.equal(now, was.to(now.dtype)) and not torch.equal(now.to(was.dtype), was):
+            raise ReparamError(
+                f"{type(owner).__name__} was fused for the numbers that {self.name!r} of "
+                f"{type(self.holder).__name__} held: they decided what its code does; fuse the "
+                "model with these again"
+            )
+
+
+def held_at(root: nn.Module, path: str) -> Held | None:
+    """The weight at a path; None if there is none any more."""
+    holder, _, name = path.rpartition(".")
+    module = there(root, holder)
+    tensor = None if module is None else own_tensors(module).get(name)
+    if module is None or tensor is None:
+        return None
+    return Held(module, name, tensor.detach().clone())
+
+
+def there(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None if it is gone."""
+    try:
+        module = fetch(root, path)
+    except AttributeError:
+        return None
+    return module if isinstance(module, nn.Module) else None
+
+
 class ScriptingError(ReparamError, AttributeError):
     """A fused module was given to torch.jit.script."""
 
@@ -92,6 +144,7 @@ class FusedForward:
         self.guards = guards
         self.modal = modal
         self.name = name
+        self.numbers: list[Held] = []
         self.original = vars(owner).get(name)
         self.function = _compile(self.code, self.names)
 
@@ -99,6 +152,10 @@ class FusedForward:
         """Become the method of the owner."""
         vars(self.owner)[self.name] = self
         vars(self.owner)["_replicate_for_data_parallel"] = partial(_replicate, self.owner)
+
+    def check(self, numbers: Iterable[Held]) -> None:
+        """Raise an error in every call from now on for which some weights hold other numbers."""
+        self.numbers = list(numbers)
 
     @property
     def __code__(self) -> CodeType:
@@ -123,6 +180,8 @@ class FusedForward:
         """Run the fused code, or the class's own for arguments that were not traced."""
         if self.modal and self.owner.training:
             self._warn_of_training()
+        for held in self.numbers:
+            held.check(self.owner)
         if self.positional and not kwargs and len(args) == len(self.parameters):
             return self.function(self.owner, *args)
         try:

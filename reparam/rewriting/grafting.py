@@ -16,6 +16,7 @@ from torch import fx, nn
 from reparam.capture import (
     Call,
     RecordedTrace,
+    Trace,
     Trait,
     calls_between,
     knows_only_tensors,
@@ -27,7 +28,7 @@ from reparam.capture import (
 from reparam.capture.reading import names_forward_uses
 from reparam.modules import all_names, fetch
 from reparam.rewriting.changes import Rewrite
-from reparam.rewriting.fused_forward import FusedForward, Guards
+from reparam.rewriting.fused_forward import FusedForward, Guards, held_at, there
 from reparam.rewriting.new_code import (
     GraftError,
     NewCode,
@@ -102,6 +103,7 @@ class _Graft:
         self.repeated = repeated_calls(self.trace)
         self.paths = all_names(self.trace.root)
         self.returned = set(map(rewrite.current, nodes_in(self.trace.calls[0].result)))
+        self.reaching_out = _reaching_out(self.trace)
         self._settle()
 
     def run(self, elsewhere: Collection[int]) -> Grafted:
@@ -121,26 +123,64 @@ class _Graft:
         ways = dict(methods_with_new_code(self.trace, self.slicer, owners))
         _register(self.rewrite, self.target)
         first = {id(code.call.module): code for code in reversed(codes)}
-        for code in codes:
-            if code is first[id(code.call.module)]:  # its other calls would need the same
-                self._attach(code)
+        # The other calls of a module would need the same.
+        attached = [code for code in codes if code is first[id(code.call.module)]]
+        for code in attached:
+            self._attach(code)
         for way, code in ways.items():
             if needs_new_code(way, self.slicer):
                 self._attach(code, way.name)
         # Where other arguments may come, the code as it was must go on running.
         changed = [code.call for code in codes]
         flexible = {call for call in changed if not knows_only_tensors(call)}
-        caller = self.rewrite.caller
-        used = [node for node in dropped if node.op in ("call_module", "get_attr")]
-        unused = [(str(node.target), caller[node]) for node in used]
-        for path, call in unused:
-            keep_for_methods(path, call, self.rewrite)
-        removed = [*unused, *self._vanished_calls()]
+        removed = [*self._unused(dropped), *self._vanished_calls(), *self._asked()]
         free = released(self.trace, ways)
         staying = prune(
             self.target, self.rewrite, changed, removed, self._moved, elsewhere, flexible, free
         )
+        self._leave_behind()
+        staying += self._numbers_checked(attached)
         return Grafted({call for call in calls if not self._stays(call)}, staying)
+
+    def _unused(self, dropped: Collection[fx.Node]) -> list[tuple[str, Call]]:
+        """What some code used for nodes that were left out, kept where methods may run it."""
+        used = [node for node in dropped if node.op in ("call_module", "get_attr")]
+        unused = [(str(node.target), self.rewrite.caller[node]) for node in used]
+        for path, call in unused:
+            keep_for_methods(path, call, self.rewrite)
+        return unused
+
+    def _asked(self) -> list[tuple[str, Call]]:
+        """The weights whose numbers decided what some code does, with its call."""
+        return [(path, call) for call in self.trace.calls for path in sorted(call.asked)]
+
+    def _leave_behind(self) -> None:
+        """Leave what the code that is gone left in attributes whenever it ran."""
+        paths = {id(call.module): call.path for call in self.edited | self.inlined}
+        for module, name, value in self.trace.left_behind:
+            path = paths.get(id(module))
+            holder = None if path is None else there(self.target, path)
+            if holder is not None:
+                vars(holder)[name] = value
+
+    def _numbers_checked(self, codes: Collection[NewCode]) -> list[str]:
+        """Let new code check the numbers that decided what it is, where they may still change.
+
+        Returns:
+            The paths of the weights that hold them.
+        """
+        paths: dict[str, None] = {}
+        for code in codes:
+            asked = {path for call in self.trace.calls for path in call.asked | call.handed
+                     if self._moved(call, code.owner)}  # fmt: skip
+            held = {
+                path: weight for path in sorted(asked) if (weight := held_at(self.target, path))
+            }
+            forward = vars(fetch(self.target, code.owner.path)).get("forward")
+            if held and isinstance(forward, FusedForward):
+                forward.check(held.values())
+                paths.update(dict.fromkeys(held))
+        return list(paths)
 
     def _settle(self) -> None:
         """Find the calls that cannot stay calls, and those that stay and have new code.
@@ -158,6 +198,7 @@ class _Graft:
             elif (
                 call in self.rewrite.inlined
                 or (call in edited and not self._can_change_alone(call))
+                or (call in edited and call in self.reaching_out)
                 or self._leaks(call)
                 or any(
                     node.op != "get_attr" and self.rewrite.current(node) not in present
@@ -335,6 +376,25 @@ class _Graft:
             and id(call.module) not in live
             and (call in self.shrunk or call in self.edited)
         ]
+
+
+def _reaching_out(trace: Trace) -> set[Call]:
+    """The calls whose code reads what code around them computed, and did not hand to them.
+
+    Where that code put it, it would go on putting it, though nobody reads it any more.
+    """
+    reaching: set[Call] = set()
+    for node, caller in trace.caller.items():
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr" or trace.caller.get(operand) is caller:
+                continue
+            around = set(trace.caller[operand].ancestry()) if operand in trace.caller else set()
+            for call in caller.ancestry():
+                if call in around:
+                    break
+                if operand not in nodes_in(call.arguments):
+                    reaching.add(call)
+    return reaching
 
 
 def _does_work(node: fx.Node) -> bool:

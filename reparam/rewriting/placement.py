@@ -17,6 +17,7 @@ from reparam.capture import (
     calls_between,
     common_caller,
     knows_only_tensors,
+    may_run_otherwise,
     nodes_in,
     operator_name,
     reached,
@@ -116,6 +117,10 @@ class Placer:
         if kept is not None:
             return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
         owner, use = self._that_sees(region), self._use(region, frame)
+        if self._may_go_another_way(region, whole) and (
+            bool(whole.handed) or not self._run_as_one(use, region, swaps)
+        ):
+            swaps = set()  # code that stays as it is might run some of them without the others
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
             # Beside a container that somebody runs by itself: it has to stay what it was.
@@ -161,6 +166,13 @@ class Placer:
         )
         return {self.trace.caller[node] for node in above if facts.order[node] > first}
 
+    def _may_go_another_way(self, region: Region, whole: Call) -> bool:
+        """Whether the numbers in some weight decide which of a region's operators run."""
+        joined = region.together.union(*(link.inner for link in region.links))
+        crossed = {*self._span(region), *(self.trace.caller[node] for node in joined)}
+        around = {call for inner in crossed for call in calls_between(inner, whole)}
+        return any(call.asked or call.handed for call in (whole, *around))
+
     def _parts_to_keep(self, region: Region, frame: Call, swaps: Set[fx.Node]) -> set[str] | None:
         """The parts of a module that must stay what they are; None if they run all or nothing.
 
@@ -193,7 +205,7 @@ class Placer:
             and region.base not in self.facts.ones
             and not explicit_padding(region.form)
             and not use.in_code
-            and all(map(knows_only_tensors, use.crossed))
+            and not any(map(may_run_otherwise, use.crossed))
             and "forward" not in vars(use.module)
             and all(runs_as_one(use.module, method, use.parts) for method in use.methods)
             and runs_by_name(use.module, use.parts)

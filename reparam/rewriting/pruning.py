@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from reparam.capture import Call
 from reparam.capture.reading import names_computed_with, names_of_public_methods
-from reparam.modules import all_names, fetch
+from reparam.modules import all_names, drop_idle_hooks, fetch
 from reparam.rewriting.changes import Rewrite
 
 
@@ -178,7 +178,12 @@ def _drop(holder: nn.Module, name: str) -> None:
 
 
 def _say_what_is_left(holder: nn.Module) -> None:
-    """A norm without its tensors is one without parameters, or statistics, to other tools."""
+    """What has no tensors any more does without them.
+
+    Without those of which a hook computes a weight there is no hook. A norm is one without
+    parameters, or statistics, to other tools.
+    """
+    drop_idle_hooks(holder)
     if isinstance(holder, nn.modules.batchnorm._NormBase):
         holder.affine = holder.affine and holder.weight is not None
         if holder.running_mean is None and holder.running_var is None:

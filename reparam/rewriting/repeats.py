@@ -111,7 +111,8 @@ def _outline(
     None if that depends on more than the call's arguments.
     """
     names = {node: number for number, node in enumerate(nodes_in(call.arguments))}
-    asked = frozenset(call.tensors), frozenset(call.typed), frozenset(call.lengths.items())
+    weights = frozenset(call.typed), frozenset(call.asked | call.handed)
+    asked = frozenset(call.tensors), weights, frozenset(call.lengths.items())
     rows: list[Hashable] = [call.optional, asked, _written(call.arguments, names)]
     for node in inside:
         constants = [feed for feed in node.all_input_nodes if feed not in names]

@@ -1,18 +1,19 @@
 """What each operator does to the affine form that flows into it, one file per family.
 
 Families go by what their rules return: a form with weights (`convolution`, `normalization`,
-`elementwise`), one with a kernel that is always the same (`fixed_kernels`), an operator that
-forms cross (`views`, with global pools and interpolation, `indexing`), and parts of
-the channels (`channel_selection`).
+`elementwise`, `equations`), one with a kernel that is always the same (`fixed_kernels`), an
+operator that forms cross (`views`, with global pools and interpolation, `indexing`), and parts
+of the channels (`channel_selection`).
 
 Files, in the order in which data flows: `registry`, `steps`, `calling`, `channel_selection`,
-`convolution`, `elementwise`, `indexing`, `normalization`, `views`, `fixed_kernels`.
+`convolution`, `elementwise`, `equations`, `indexing`, `normalization`, `views`, `fixed_kernels`.
 """
 
 from reparam.rules import (  # importing a family registers its rules
     channel_selection,
     convolution,
     elementwise,
+    equations,
     fixed_kernels,
     indexing,
     normalization,
@@ -28,6 +29,7 @@ from reparam.rules.convolution import (
     transposed_function,
     transposed_module,
 )
+from reparam.rules.equations import rank_of, terms_of
 from reparam.rules.registry import (
     Rule,
     Rules,

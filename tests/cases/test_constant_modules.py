@@ -75,6 +75,15 @@ def first(m: Any, y: Tensor) -> Tensor:
     return y * per_channel(m.part(m.code)[0])
 
 
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if float(x.sum()) > 1e9 else self.linear(x) * 2
+
+
 FOLDED: dict[str, tuple[nn.Module, tuple[int, ...], Callable[..., Any]]] = {
     "linear": (nn.Linear(8, C), (1, 8), scaled),
     "keyword": (nn.Linear(8, C), (1, 8), lambda m, y: y * per_channel(m.part(input=m.code))),
@@ -111,6 +120,7 @@ FOLDED: dict[str, tuple[nn.Module, tuple[int, ...], Callable[..., Any]]] = {
         (1,),
         lambda m, y: y * per_channel(m.part(torch.arange(3.0)[:, None].to(m.code))),
     ),
+    "asking": (Asking(), (1, C), scaled),
     "list": (
         nn.ModuleList([nn.Linear(C, C), nn.Linear(C, C)]),
         (1, C),
@@ -145,19 +155,9 @@ class Counting(nn.Module):
         return self.linear(x) * self.calls
 
 
-class Asking(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(C, C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if float(x.sum()) > 1e9 else self.linear(x) * 2
-
-
 STAYING: dict[str, tuple[nn.Module, tuple[int, ...], Callable[..., Any]]] = {
     "hooked": (hooked(), (1, C), scaled),
     "counting": (Counting(), (1, C), scaled),
-    "asking": (Asking(), (1, C), scaled),
     "drawn": (nn.FractionalMaxPool2d(2, output_size=(1, 1)), (1, C, 5, 5), shifted),
     "embedding that writes": (
         nn.Embedding(5, C, max_norm=0.1),

@@ -214,26 +214,94 @@ def test_a_parametrized_weight_inside_cached_is_fused() -> None:
         assert relative_error(actual, expected) <= 1e-9
 
 
-@pytest.mark.parametrize("kind", OLD)
-def test_a_weight_that_a_hook_computes_stays(kind: str) -> None:
-    """The older `weight_norm`, `spectral_norm` and pruning set the weight in a pre-hook."""
-    model = ready(nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C)))
+def hooked(kind: str, *more: nn.Module) -> nn.Module:
+    model = ready(nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C), *more))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         OLD[kind](model)
-    x = images()
-    run(model.eval(), (x,))  # the hook has run
-    fused = reparam.fuse(model, x)
+    run(model.eval(), (images(),))  # of a weight that has a gradient there are no copies
+    return model
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "pruned", "pruned channels"])
+def test_a_weight_that_a_hook_computes_is_fused(kind: str) -> None:
+    """The older `weight_norm`, `spectral_norm` and pruning set the weight in a pre-hook."""
+    model, x = hooked(kind), images()
+    weight = model[0].weight
+    fused = assert_exact(model, x, total=1)
+    names = {name.rpartition("_")[2] for name in fused.state_dict()}
+    assert names.isdisjoint({"g", "v", "u", "orig", "mask"})
+    again = deepcopy(fused)
+    again.load_state_dict(fused.state_dict())
+    assert relative_error(run(again, (x,)), run(model, (x,))) <= 1e-9
+    if "pruned" in kind:
+        (new,) = (p for n, p in fused.named_parameters() if n.endswith("weight"))
+        assert torch.equal(new == 0, weight == 0)
+    again.train()(x).sum().backward()
+    optimizer = torch.optim.SGD(again.parameters(), 0.1)
+    optimizer.step()
+    assert relative_error(run(again.eval(), (x,)), run(model, (x,))) > 1e-3
+
+
+def test_after_a_training_step_it_is_fused_as_well() -> None:
+    model, x = hooked("weight_norm").train(), images()
+    model(x).sum().backward()
+    fused = reparam.fuse(model.eval())
+    assert count_operators(fused, (x,)).total == 1
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-9
-    assert relative_error(run(reparam.fuse(model), (x,)), run(model, (x,))) <= 1e-9
-    with torch.no_grad():  # and runs again with other numbers
+
+
+class Chosen(nn.Module):
+    """Its code cannot be traced, and may run the layer alone."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return self.norm(y) if y.sum() > 0 else y
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "pruned"])
+def test_a_hooked_layer_that_stays_goes_on_computing_its_weight(kind: str) -> None:
+    model, x = ready(Chosen(hooked(kind)[0])), images()
+    fused = assert_exact(model, x)
+    with torch.no_grad():
         for network in (model, fused):
-            dict(network.named_parameters())[
-                next(n for n, _ in model.named_parameters() if "_orig" in n or n.endswith("_g"))
-            ].mul_(-1.5)
+            network.get_parameter("layer.weight_g" if "norm" in kind else "layer.weight_orig").mul_(
+                -1.5
+            )
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-9
-    assert_reported(fused.reparam_report, "1" if "norm" in kind and "pruned" in kind else "0",
-                    "hooks")  # fmt: skip
+
+
+def test_a_hooked_layer_that_is_observed_too_stays() -> None:
+    model = hooked("weight_norm")
+    model[0].register_forward_hook(see_output)
+    fused = assert_exact(model, images())
+    assert_reported(fused.reparam_report, "0", "hooks")
+
+
+def test_a_pruned_norm_stays() -> None:
+    fused = assert_exact(hooked("pruned norm"), images())
+    assert fused.reparam_report.refused
+
+
+class OwnPruning(prune.L1Unstructured):
+    """One that does more than to multiply by a mask."""
+
+    def apply_mask(self, module: nn.Module) -> Tensor:
+        mask: Tensor = super().apply_mask(module)
+        SEEN.append(mask)
+        return mask
+
+
+def test_pruning_that_does_more_stays() -> None:
+    model = ready(nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C)))
+    OwnPruning.apply(model[0], "weight", 0.5)
+    run(model, (images(),))
+    fused = assert_exact(model, images())
+    assert_reported(fused.reparam_report, "0", "hooks")
 
 
 def test_pruning_made_permanent_is_fused() -> None:

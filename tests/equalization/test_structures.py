@@ -260,7 +260,7 @@ class Scaled(nn.Module):
         self.gamma = nn.Parameter(torch.rand(6) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("nchw,c->nchw", x, self.gamma)
+        return torch.einsum("nchw,c->ncwh", x, self.gamma).transpose(2, 3)
 
 
 def test_a_scale_crosses_a_layer_with_a_rule_of_the_users() -> None:

@@ -298,7 +298,7 @@ MISTAKES = [
     Mistake(
         "a forward with other arguments does not see scaled values",
         "equalization/scale_flow.py",
-        "        if above and not knows_only_tensors(call):\n",
+        "        if above and may_run_otherwise(call):\n",
         "        if False:\n",
     ),
     Mistake(

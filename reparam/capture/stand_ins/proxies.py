@@ -34,6 +34,9 @@ _MAY_BE_NONE = {"grad", "grad_fn", "name", "_base", "_grad", "_grad_fn", "_backw
 """Attributes of a tensor that are there or not, as the mode or an earlier call decides."""
 
 
+_SIZES = {"shape", "ndim", "dim", "size", "numel", "nelement"}
+
+
 class _Reserved:
     """What Python asks of a value by itself, and what code assigns to it: answered, or refused.
 
@@ -64,16 +67,38 @@ class _Reserved:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if user_asks(sys._getframe(1)):
+            tracer: Any = vars(self)["tracer"]
+            if name == "data" and tracer.rewritten.put(self, value):
+                return
             self._refuse(f"get another {name}")
         super().__setattr__(name, value)
 
-    def __index__(self) -> int:  # noqa: PLE0305
-        self._refuse("be an index", sys._getframe(1))
+    def __index__(self) -> int:
+        number = self._number(operator.index)
+        if number is None:
+            self._refuse("be an index", sys._getframe(1))
+        return int(number)
 
-    def _become_a_number(self) -> NoReturn:
-        self._refuse("become a number")
+    def __int__(self) -> int:
+        return int(self._as_number(int))
 
-    __int__ = __float__ = __complex__ = _become_a_number
+    def __float__(self) -> float:
+        return float(self._as_number(float))
+
+    def __complex__(self) -> complex:
+        return complex(self._as_number(complex))
+
+    def _as_number(self, kind: Callable[[Any], Any]) -> Any:
+        number = self._number(kind)
+        if number is None:
+            self._refuse("become a number")
+        return number
+
+    def _number(self, kind: Callable[[Any], Any]) -> Any:
+        """The number that a value is, if parameters alone tell; else None."""
+        tracer: Any = vars(self)["tracer"]
+        proxy: Any = self
+        return tracer.constants.number(proxy.node, kind)
 
     def __hash__(self) -> int:
         if user_asks(sys._getframe(1)):
@@ -108,6 +133,8 @@ class Proxy(_Reserved, fx.Proxy):
 
     def __getattr__(self, k: str) -> Any:
         frame = sys._getframe(1)
+        if k in _SIZES and (size := self._known_size(k)) is not None:
+            return size
         if not hasattr(Tensor, k):
             self._absent(k, frame)
         if user_asks(frame):
@@ -132,8 +159,13 @@ class Proxy(_Reserved, fx.Proxy):
             tracer.class_of(self)
             raise AttributeError(f"a tensor has no attribute {name!r}")
 
+    def _known_size(self, name: str) -> Any:
+        """What an attribute tells of the shape, if parameters alone determine the value."""
+        tracer: Any = self.tracer
+        return tracer.constants.size(self.node, operator.attrgetter(name))
+
     def __len__(self) -> int:
-        length = _known_length(self.node)
+        length = _length(self)
         if length is not None:
             return length
         tracer: Any = self.tracer
@@ -207,7 +239,7 @@ def user_asks(frame: FrameType) -> bool:
 
 def _unpack(proxy: Any, caller: FrameType) -> Iterator[fx.Proxy]:
     """The values of an assignment such as ``b, c, h, w = x.shape``."""
-    count = _known_length(proxy.node)
+    count = _length(proxy)
     if count is None:
         for instruction in dis.get_instructions(caller.f_code):
             unpacks = instruction.opname == "UNPACK_SEQUENCE"
@@ -218,6 +250,12 @@ def _unpack(proxy: Any, caller: FrameType) -> Iterator[fx.Proxy]:
         return iter([proxy[index] for index in range(count)])
     values: Iterator[fx.Proxy] = proxy.tracer.iter(proxy)
     return values
+
+
+def _length(proxy: Any) -> int | None:
+    """How many values there are in one, if that does not depend on the input."""
+    length = _known_length(proxy.node)
+    return proxy.tracer.constants.size(proxy.node, len) if length is None else length
 
 
 def _known_length(node: fx.Node) -> int | None:
