@@ -213,8 +213,8 @@ def _steady(
     }
     while True:
         changing = {
-            top
-            for top, writers in shared.writers.items()
+            place
+            for place, writers in shared.writers.items()
             if not sources.keys() >= set(writers)
             or any(shared.overwrites(writer) for writer in writers)
         }
@@ -222,7 +222,7 @@ def _steady(
             node: paths
             for node, paths in sources.items()
             if not written & paths
-            and shared.storage[node] not in changing
+            and changing.isdisjoint(shared.places[node])
             and sources.keys() >= set(node.all_input_nodes)
         }
         if len(steady) == len(sources):
