@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from reparam.capture import (
     Trait,
+    assign,
     has_known_name,
     is_in_place,
     is_of_torch,
@@ -111,6 +112,8 @@ def makes_tensor(node: fx.Node, root: nn.Module, tensors: Set[fx.Node]) -> bool:
         return is_of_torch(type(module)) and not several and not has_hooks(module)
     if node.op not in ("call_function", "call_method"):
         return False
+    if node.target is assign:
+        return True
     name, first = torch_name(node), node.args[0] if node.args else None
     if name == "getitem" and isinstance(first, fx.Node):
         return first in tensors or Trait.SPLITS in traits(first)
@@ -133,8 +136,8 @@ def fills(node: fx.Node, effects: Effects, tensors: Set[fx.Node]) -> bool:
     """Whether a node may put what it reads into a list, or an object, that it reads, too."""
     if len(node.all_input_nodes) < 2 or all(target in tensors for target in effects.writes):
         return False
-    if is_in_place(operator_name(node)) and torch_name(node):
-        return False
+    if node.target is assign or (is_in_place(operator_name(node)) and torch_name(node)):
+        return False  # what tensors alone take
     lengthens = any(isinstance(argument, list | tuple) for argument in node.args)
     return Trait.RETURNS_WHAT_IT_WROTE not in traits(node) or lengthens
 
