@@ -4,6 +4,18 @@ from tests.mutations.mistake import Mistake
 
 IN_ANALYSIS = [
     Mistake(
+        "a write is seen by a reader of the same name only",
+        "analysis/aliasing.py",
+        "        return first is not None and any(self._is_read(n, first, ignoring) for n in others)\n",
+        "        return False\n",
+    ),
+    Mistake(
+        "unknown code puts nothing into a list that it is given",
+        "analysis/aliasing.py",
+        "        if fills(node, effect, tensors):\n",
+        "        if False:\n",
+    ),
+    Mistake(
         "what jumps is computed in float64",
         "analysis/constants.py",
         "        if Trait.DISCONTINUOUS not in traits(node) or converts(node):\n",
