@@ -114,8 +114,10 @@ def _problem(region: Region, facts: Facts, *, views: bool, outermost: bool) -> R
                 return Refusal(f"its value may lie otherwise in memory, which matters for {reader}")
             if views and (outside or (reads_layout(reader, facts.root) and not harmless)):
                 return Refusal("its value's layout in memory would change, which others may read")
+            if reader in facts.numbers or Trait.LAYS_OUT_ANEW in known:
+                continue
             following = reader, ordered and _stays_ordered(reader, value, facts, settled=settled)
-            if Trait.LAYS_OUT_ANEW not in known and following not in seen:
+            if following not in seen:
                 seen.add(following)
                 pending.append(following)
     return None

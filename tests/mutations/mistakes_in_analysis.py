@@ -6,14 +6,8 @@ IN_ANALYSIS = [
     Mistake(
         "a write is seen by a reader of the same name only",
         "analysis/aliasing.py",
-        "        return first is not None and any(self._is_read(n, first, ignoring) for n in others)\n",
-        "        return False\n",
-    ),
-    Mistake(
-        "unknown code puts nothing into a list that it is given",
-        "analysis/aliasing.py",
-        "        if fills(node, effect, tensors):\n",
-        "        if False:\n",
+        "any(self._is_read(n, first, ignoring) for n in others)\n",
+        "False\n",
     ),
     Mistake(
         "what jumps is computed in float64",

@@ -54,6 +54,12 @@ def gate_of_a_mean(m: Any, x: Tensor) -> Tensor:
     return y * y.mean((2, 3)).view(-1, 4, 1, 1)
 
 
+def gate_of_sizes(m: Any, x: Tensor) -> Tensor:
+    y = channels_last(m, x)
+    batch, channels, _, _ = y.shape
+    return y * F.adaptive_avg_pool2d(y, 1).view(batch, channels, 1, 1)
+
+
 def gate_behind_rows(m: Any, x: Tensor) -> Tensor:
     """A batch norm of rows lays them out in order, the transposed ones would not be."""
     y = m.rows(m.fc(x.flatten(2).transpose(1, 2)).transpose(1, 2))
@@ -70,7 +76,7 @@ def scaled_for_unknown_code(m: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "forward",
-    [gate, gate_of_a_mean, gate_behind_rows, unknown_code, scaled_for_unknown_code],
+    [gate, gate_of_a_mean, gate_of_sizes, gate_behind_rows, unknown_code, scaled_for_unknown_code],
     ids=lambda forward: forward.__name__,
 )
 def test_nobody_sees_that_it_moves(forward: Forward) -> None:
