@@ -111,12 +111,24 @@ def puts_a_view_into_a_list(m: Any, x: Tensor) -> Tensor:
     return y * 3
 
 
+def written_between(m: Any, x: Tensor) -> Tensor:
+    """One branch reads the value before it is doubled, the other one afterwards."""
+    values, y = m.lists(x.cos()), x.sin()
+    m.holder(values, y)
+    before = m.a(y)
+    m.doubles(values)
+    return before + m.b(y)
+
+
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize(
     "forward",
-    [writes_to_the_first, writes_through_two, puts_into_a_list, appends, puts_a_view_into_a_list],
+    [
+        writes_to_the_first, writes_through_two, puts_into_a_list, appends,
+        puts_a_view_into_a_list, written_between,
+    ],
     ids=lambda forward: forward.__name__,
-)
+)  # fmt: skip
 def test_what_unknown_code_may_write_to(forward: Callable[..., Any], verify: bool) -> None:
     model, x = network(forward), images()
     fused = reparam.fuse(model, verify=verify)
