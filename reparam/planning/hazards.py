@@ -112,7 +112,7 @@ def _keeps_its_operand(node: fx.Node, root: nn.Module) -> bool:
 def _alias_is_lost(region: Region, facts: Facts) -> Refusal | None:
     """The new value has memory of its own; nobody may rely on the old one's aliases."""
     value = region.value
-    if True:
+    if not facts.memory.shows_copy(value, ignoring=region.dying):
         return None
     oldest = facts.memory.alias_class(value)[0]
     return Refusal(f"{value} shares memory with {oldest} and is written to later")

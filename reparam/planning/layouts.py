@@ -88,7 +88,7 @@ def _batch_stays(behind: Sequence[Link], facts: Facts) -> bool:
         return False
     views = [link for link in behind if traits(link.value) & _VIEWS]
     return all(
-        Trait.PERMUTES in traits(view.value) and (_order(view, facts) or [None])[0] == 0
+        Trait.PERMUTES in traits(view.value) and (_order(view, facts) or [-1])[0] == 0
         for view in views
     )
 
