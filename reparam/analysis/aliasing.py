@@ -186,15 +186,6 @@ def find_memory(
             names.setdefault(place, []).append(node)
         for place in frozenset[fx.Node]().union(*(places[target] for target in effect.writes)):
             writers.setdefault(place, []).append(node)
-    unsteady: set[int] = set()
-    for node in effects:
-        if node.op == "get_attr" and not writers.keys().isdisjoint(places[node]):
-            value = fetch(root, str(node.target))
-            unsteady |= {memory(value)} if isinstance(value, Tensor) else set()
-        elif node.op == "call_module":
-            module = fetch(root, str(node.target))
-            if _is_foreign(module, rules) or writes_to_itself(module):
-                unsteady |= _memory_of(module)
     return Memory(
         order={node: position for position, node in enumerate(effects)},
         places=places,
@@ -203,10 +194,29 @@ def find_memory(
         written={node: effect.writes for node, effect in effects.items() if effect.writes},
         seen_as=seen_as,
         mixed=mixed,
-        unsteady=unsteady,
+        unsteady=_unsteady(root, places, writers, rules),
         unread=unread,
         held=held,
     )
+
+
+def _unsteady(
+    root: nn.Module,
+    places: Mapping[fx.Node, frozenset[fx.Node]],
+    writers: Mapping[fx.Node, list[fx.Node]],
+    rules: Rules,
+) -> set[int]:
+    """Memory of parameters and buffers that a forward may write to."""
+    unsteady: set[int] = set()
+    for node in places:
+        if node.op == "get_attr" and not writers.keys().isdisjoint(places[node]):
+            value = fetch(root, str(node.target))
+            unsteady |= {memory(value)} if isinstance(value, Tensor) else set()
+        elif node.op == "call_module":
+            module = fetch(root, str(node.target))
+            if _is_foreign(module, rules) or writes_to_itself(module):
+                unsteady |= _memory_of(module)
+    return unsteady
 
 
 def _places(
