@@ -232,8 +232,8 @@ def _steady(constants: Constants, shared: Memory) -> Mapping[fx.Node, frozenset[
     }
     while True:
         changing = {
-            top
-            for top, writers in shared.writers.items()
+            place
+            for place, writers in shared.writers.items()
             if not sources.keys() >= set(writers)
             or any(shared.overwrites(writer) for writer in writers)
         }
@@ -241,7 +241,7 @@ def _steady(constants: Constants, shared: Memory) -> Mapping[fx.Node, frozenset[
             node: paths
             for node, paths in sources.items()
             if not written & paths
-            and shared.storage[node] not in changing
+            and changing.isdisjoint(shared.places[node])
             and sources.keys() >= set(constants.operands(node))
         }
         if len(steady) == len(sources):

@@ -7,7 +7,7 @@ and may write to them. What torch's own operators do, their schemas say.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType
@@ -20,6 +20,7 @@ from torch import fx, nn
 from reparam.capture import (
     Statement,
     Trait,
+    assign,
     has_known_name,
     is_in_place,
     is_of_torch,
@@ -30,7 +31,7 @@ from reparam.capture import (
     traits,
     traits_of,
 )
-from reparam.modules import SILENT_WRITES, fetch, written_by
+from reparam.modules import SILENT_WRITES, fetch, has_hooks, written_by
 from reparam.rules import Rules
 
 
@@ -102,7 +103,46 @@ def reads_layout(node: fx.Node, root: nn.Module) -> bool:
         return not is_of_torch(type(fetch(root, str(node.target))))
     if node.op == "call_function" and not has_known_name(node.target):
         return node.target is not getattr
-    return Trait.READS_LAYOUT in traits(node)
+    return bool(traits(node) & (Trait.READS_LAYOUT | Trait.MUST_VIEW))
+
+
+def makes_tensor(node: fx.Node, root: nn.Module, tensors: Set[fx.Node]) -> bool:
+    """Whether a value is surely one tensor, given those before it that are."""
+    if node.op == "call_module":
+        module = fetch(root, str(node.target))
+        single = not any(name in type(module).__name__ for name in _OF_SEVERAL_RESULTS)
+        several = not single or getattr(module, "return_indices", False)
+        return is_of_torch(type(module)) and not several and not has_hooks(module)
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target is assign:
+        return True
+    name, first = torch_name(node), node.args[0] if node.args else None
+    if name == "getitem" and isinstance(first, fx.Node):
+        return first in tensors or Trait.SPLITS in traits(first)
+    if getattr(node.target, "__module__", "") == "_operator":  # lists add up, too
+        return not tensors.isdisjoint(node.all_input_nodes)
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None) if name else None
+    return packet is not None and _returns_one_tensor(packet)
+
+
+_OF_SEVERAL_RESULTS = ("RNN", "LSTM", "GRU", "MultiheadAttention")
+
+
+@cache
+def _returns_one_tensor(packet: torch._ops.OpOverloadPacket) -> bool:
+    results = [overload._schema.returns for overload in _overloads(packet)]
+    return all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in results)
+
+
+def fills(node: fx.Node, effects: Effects, tensors: Set[fx.Node]) -> bool:
+    """Whether a node may put what it reads into a list, or an object, that it reads, too."""
+    if len(node.all_input_nodes) < 2 or all(target in tensors for target in effects.writes):
+        return False
+    if node.target is assign or (is_in_place(operator_name(node)) and torch_name(node)):
+        return False  # what tensors alone take
+    lengthens = any(isinstance(argument, list | tuple) for argument in node.args)
+    return Trait.RETURNS_WHAT_IT_WROTE not in traits(node) or lengthens
 
 
 def writes_to_itself(module: nn.Module) -> bool:

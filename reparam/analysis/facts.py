@@ -130,7 +130,7 @@ def gather(
         for node in nodes
     }
     asserted, unread = _unneeded(effects, numbers)
-    memory = find_memory(root, effects, numbers, unread, _held(trace), rules)
+    memory = find_memory(root, effects, numbers, unread, _held(trace), {*shapes, *ranks}, rules)
     constants = find_constants(trace, effects, memory, rules)
     known_ranks = {node: len(shape) for node, shape in shapes.items()}
     held = {node: constants.exact(node) for node in constants.sources}
@@ -249,7 +249,4 @@ def _minds_layout(node: fx.Node, root: nn.Module, memory: Memory) -> bool:
     """Whether a node does something else if its operand lies otherwise in memory."""
     if Trait.DRAWS_BY_LAYOUT in traits(node):
         return True
-    # A copy does not see what is written later; a view does.
-    position = memory.order[node]
-    copies = Trait.MAY_COPY in traits(node, root)
-    return copies and memory.write_between(node, position, len(memory.order))
+    return Trait.MAY_COPY in traits(node, root) and memory.shows_copy(node)

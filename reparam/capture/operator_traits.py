@@ -67,7 +67,13 @@ class Trait(Flag):
     """Its value is a view or a copy, as its operand lies in memory: no write may follow a move."""
 
     READS_LAYOUT = auto()
-    """Sees how its operand lies in memory, or fails by it: what it reads must not lie otherwise."""
+    """Sees how its operand lies in memory: what it reads must not lie otherwise."""
+
+    MUST_VIEW = auto()
+    """Its value is a view, or it fails, as its operand lies in memory."""
+
+    KEEPS_FORMAT = auto()
+    """Its value lies in memory as its operand does, in order or with the channels last."""
 
     LAYS_OUT_ANEW = auto()
     """Its value lies in memory the same way however its operands do: nobody behind it sees them."""
@@ -204,7 +210,8 @@ _TABLE = {
     "clamp": _SHAPED | _T.CLAMPS,
     "clip clamp_min": _T.CLAMPS,
     "layer_norm": _SHAPED | _T.LAYS_OUT_ANEW,
-    "batch_norm": _SHAPED | _T.MODAL,
+    "batch_norm": _SHAPED | _T.MODAL | _T.KEEPS_FORMAT,
+    "BatchNorm2d BatchNorm3d SyncBatchNorm": _T.KEEPS_FORMAT,
     "instance_norm": _T.MODAL,
     "native_batch_norm _native_batch_norm_legit_no_training": _T.FIRST_KEEPS_RANK,
     "maximum minimum fmax fmin": _T.EXTREME,
@@ -238,8 +245,8 @@ _TABLE = {
     "permute transpose swapaxes swapdims movedim moveaxis": (
         _T.KEEPS_RANK | _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.PERMUTES
     ),
-    "view": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.READS_LAYOUT,
-    "view_as": _T.READS_LAYOUT | _T.SHAPE_OF_OTHER,
+    "view": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MUST_VIEW,
+    "view_as": _T.MUST_VIEW | _T.SHAPE_OF_OTHER,
     "as_strided data_ptr": _T.READS_LAYOUT,
     "reshape": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MAY_COPY,
     "reshape_as": _T.MAY_COPY | _T.SHAPE_OF_OTHER,

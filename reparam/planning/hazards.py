@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from torch import fx, nn
 
-from reparam.analysis import Facts, promotes, reads_layout
-from reparam.capture import Trait, reached, torch_name, traits
+from reparam.analysis import Facts, promotes
+from reparam.capture import reached, torch_name
 from reparam.errors import Refusal
 from reparam.modules import fetch
+from reparam.planning.layouts import layout_is_read
 from reparam.planning.regions import Region
 
 
-def hazard(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusal | None:
+def hazard(region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> Refusal | None:
     """Why a region is not safe; the first of seven hazards tells.
 
-    The terms of settled sums have left them already.
+    The terms of settled sums have left them already: other values stand for these.
     """
     return (
         _integers_overflow(region, facts)
         or _operand_is_written(region, facts)
         or _sum_is_written(region, facts, settled)
         or _base_is_written(region, facts)
-        or _layout_is_read(region, facts)
+        or layout_is_read(region, facts)
         or _alias_is_lost(region, facts)
         or _gradient_is_lost(region, facts)
     )
@@ -48,19 +49,25 @@ def _operand_is_written(region: Region, facts: Facts) -> Refusal | None:
     return None
 
 
-def _sum_is_written(region: Region, facts: Facts, settled: Collection[fx.Node]) -> Refusal | None:
+def _sum_is_written(
+    region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]
+) -> Refusal | None:
     """A sum that loses a term becomes its other operand: a write to one would reach both."""
     for absorbed in region.absorbed:
         total, kept = absorbed.total, absorbed.kept
         # A sum in place shares memory with that operand already.
         if total in settled or kept in facts.memory.written.get(total, ()):
             continue
-        since, end = facts.order[total], len(facts.order)
-        if any(
-            facts.memory.write_between(x, since, end, ignoring=region.dying) for x in (total, kept)
-        ):
+        first, second = (_names(node, facts, settled) for node in (total, kept))
+        if facts.memory.tells_apart(first, second, facts.order[total], ignoring=region.dying):
             return Refusal(f"{total} is written to in place later")
     return None
+
+
+def _names(node: fx.Node, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:
+    """All names of the memory of a value, and of what it stands for already."""
+    standing = reached([node], lambda kept: (gone for gone in settled if settled[gone] is kept))
+    return {name for value in standing for name in facts.memory.alias_class(value)}
 
 
 def _base_is_written(region: Region, facts: Facts) -> Refusal | None:
@@ -102,53 +109,10 @@ def _keeps_its_operand(node: fx.Node, root: nn.Module) -> bool:
     return any(getattr(tensor, "requires_grad", False) for tensor in held)
 
 
-def _layout_is_read(region: Region, facts: Facts) -> Refusal | None:
-    """The value lies otherwise in memory than it did, and somebody's result depends on that."""
-    path = region.path
-    permuted = False
-    for link in path[path.index(region.main) + 1 :]:
-        if link.commuting is not None:
-            views = bool(traits(link.value) & (Trait.PERMUTES | Trait.INDEXES))
-            permuted = views or (permuted and not link.commuting.copies)
-    # What was computed after a transposition or an index becomes that view itself.
-    moves = region.adjustments or any(
-        link.commuting is not None or len(link.inner) > 1 or Trait.INDEXES in traits(link.value)
-        for link in path
-    )
-    if permuted or (moves and facts.by_layout):
-        return _layout_problem(region, facts, views=permuted)
-    return None
-
-
 def _alias_is_lost(region: Region, facts: Facts) -> Refusal | None:
     """The new value has memory of its own; nobody may rely on the old one's aliases."""
-    value, order = region.value, facts.order
-    if not facts.memory.write_between(value, order[value], len(order), ignoring=region.dying):
+    value = region.value
+    if not facts.memory.shows_copy(value, ignoring=region.dying):
         return None
-    for member in facts.memory.alias_class(value):
-        older = order[member] < order[value] and member not in region.dying
-        if older and any(order[user] > order[value] for user in member.users):
-            return Refusal(f"{value} shares memory with {member} and is written to later")
-    return None
-
-
-def _layout_problem(region: Region, facts: Facts, *, views: bool) -> Refusal | None:
-    """Why its value may not lie otherwise in memory than it did.
-
-    ``views`` says that it may become a transposed one, of which a view can fail.
-    """
-    pending, seen = [region.kept], {region.kept, *region.dying}
-    while pending:
-        for reader in pending.pop().users:
-            # Of what the whole model returns no layout is promised; a part's result is read on.
-            outside = reader.op == "output"
-            if reader in seen or (outside and not (views and facts.inner)):
-                continue
-            seen.add(reader)
-            if reader in facts.by_layout:
-                return Refusal(f"its value may lie otherwise in memory, which matters for {reader}")
-            if views and (outside or reads_layout(reader, facts.root)):
-                return Refusal("its value's layout in memory would change, which others may read")
-            if Trait.LAYS_OUT_ANEW not in traits(reader, facts.root):
-                pending.append(reader)
-    return None
+    oldest = facts.memory.alias_class(value)[0]
+    return Refusal(f"{value} shares memory with {oldest} and is written to later")

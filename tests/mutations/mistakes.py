@@ -163,8 +163,8 @@ MISTAKES = [
     Mistake(
         "views share no memory with what they look at",
         "analysis/aliasing.py",
-        "                    parent[find(argument)] = find(node)\n",
-        "                    pass\n",
+        "            seen = (places[source] for source in seen_as.get(node, ()))\n",
+        "            seen = ()\n",
     ),
     Mistake(
         "a subclass is taken for its parent",
@@ -279,8 +279,8 @@ MISTAKES = [
     ),
     Mistake(
         "how values lie in memory is not followed",
-        "planning/hazards.py",
-        "    if permuted or (moves and facts.by_layout):\n",
+        "planning/layouts.py",
+        "    if views or (moves and facts.by_layout):\n",
         "    if False:\n",
     ),
     Mistake(

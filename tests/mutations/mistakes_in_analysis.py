@@ -4,6 +4,12 @@ from tests.mutations.mistake import Mistake
 
 IN_ANALYSIS = [
     Mistake(
+        "a write is seen by a reader of the same name only",
+        "analysis/aliasing.py",
+        "any(self._is_read(n, first, ignoring) for n in others)\n",
+        "False\n",
+    ),
+    Mistake(
         "what jumps is computed in float64",
         "analysis/constants.py",
         "        if Trait.DISCONTINUOUS not in traits(node) or converts(node):\n",

@@ -4,6 +4,18 @@ from tests.mutations.mistake import Mistake
 
 IN_PLANNING = [
     Mistake(
+        "a batch norm keeps any layout",
+        "planning/layouts.py",
+        "    return in_order and order is not None and order == _channels_last(len(order))\n",
+        "    return in_order\n",
+    ),
+    Mistake(
+        "of one position means of any number",
+        "planning/layouts.py",
+        "    return rank is not None and rank - facts.ones.get(value, 0) <= 2\n",
+        "    return rank is not None\n",
+    ),
+    Mistake(
         "what was joined before is forgotten",
         "planning/dominators.py",
         "        return (*self.joined, *self.inner)\n",
@@ -36,8 +48,7 @@ IN_PLANNING = [
     Mistake(
         "a value that shares memory and is written to later may get memory of its own",
         "planning/hazards.py",
-        "    if not facts.memory.write_between(value, order[value], len(order), "
-        "ignoring=region.dying):\n",
+        "    if not facts.memory.shows_copy(value, ignoring=region.dying):\n",
         "    if True:\n",
     ),
     Mistake(
