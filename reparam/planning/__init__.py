@@ -2,7 +2,7 @@
 
 Files, in the order in which data flows: `dominators`, `cost_functions`, `regions`, `layouts`,
 `hazards`, `positions`, `appraiser`, `joint_readers`, `regrouped_sums`, `distributed_scales`,
-`batch_norms`, `scale_chains`, `planner`, `invariants`, `planned_parts`.
+`scale_chains`, `planner`, `invariants`, `planned_parts`.
 """
 
 from reparam.planning.cost_functions import (

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import fx, nn
 
+from reparam.algebra import AffineConv, Norm, batch_norm
 from reparam.analysis import Facts
-from reparam.capture import Trait, traits
+from reparam.capture import Trait, is_of_torch, torch_name, traits
 from reparam.errors import Refusal
 from reparam.modules import fetch
 from reparam.planning.appraiser import Appraiser
-from reparam.planning.batch_norms import batch_norm_of
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.regions import Host, Region
 from reparam.rules import Normalized
@@ -99,3 +100,35 @@ def _behind_norm(candidate: Candidate, appraiser: Appraiser) -> tuple[Candidate,
     inner = (*appraiser.forest.through(node, (base,)), node)
     link = Link(node, base, step.ending, None, inner)
     return Candidate(base, form, (link, *candidate.path)), Host(link, step.norm)
+
+
+_EPS = {"batch_norm": 7, "native_batch_norm": 7, "_native_batch_norm_legit_no_training": 6}
+"""Where ATen's batch norms take the number that they add to the variance."""
+
+
+def batch_norm_of(node: fx.Node, form: AffineConv, facts: Facts) -> Norm | None:
+    """The batch norm of an operator with this form, if it is one that may have another weight.
+
+    A function in somebody's code may not: a module in its place would train otherwise.
+    """
+    axes = len(form.axes or ())
+    if node.op == "call_module":
+        module = fetch(facts.root, str(node.target))
+        if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            return None
+        statistics = dict(module.named_buffers(recurse=False))
+        settings = module.eps, module.momentum
+        return batch_norm(statistics, axes, *settings) if is_of_torch(type(module)) else None
+    name = torch_name(node)
+    if name not in _EPS or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    held = {"running_mean": node.args[3], "running_var": node.args[4]}
+    tensors = {
+        name: facts.constants.as_it_runs(constant)
+        for name, constant in held.items()
+        if isinstance(constant, fx.Node)
+    }
+    eps = node.args[_EPS[name]]
+    if len(tensors) < len(held) or not isinstance(eps, float):
+        return None
+    return batch_norm(tensors, axes, eps)
