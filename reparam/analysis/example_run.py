@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 from reparam.capture import Trace, filled, nodes_in
@@ -65,6 +68,57 @@ def record_shapes(
     if not _is_alike(filled(returned, recorder.returned.__getitem__), expected):
         raise UntraceableError("what was traced of it returns something else on example_inputs")
     return recorder.shapes, recorder.dtypes
+
+
+def record_calls(
+    model: nn.Module, inputs: tuple[Any, ...], parts: Collection[nn.Module]
+) -> dict[int, tuple[Any, ...]]:
+    """What the parts of a model are given in one run on its inputs, by identity.
+
+    Those that are called in different ways are left out, and those whose arguments need names.
+
+    Raises:
+        ReparamError: If the model does not run on the inputs.
+    """
+    calls: dict[int, list[tuple[Any, ...] | None]] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        given = None if bound.kwargs else tuple(copied_values(bound.args))
+        calls.setdefault(id(module), []).append(given)
+
+    try:
+        with torch.no_grad(), undisturbed(model), ExitStack() as stack:
+            for part in parts:
+                stack.callback(part.register_forward_pre_hook(note, with_kwargs=True).remove)
+            model(*copied_values(inputs))
+    except UntraceableError:
+        return {}
+    except Exception as error:
+        raise ReparamError(
+            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
+        ) from error
+    return {
+        key: first
+        for key, (first, *others) in calls.items()
+        if first is not None and all(_is_call_like(first, other) for other in others)
+    }
+
+
+def _is_call_like(first: tuple[Any, ...], other: tuple[Any, ...] | None) -> bool:
+    """Whether what is true of one call, but for batches and image sizes, is true of another."""
+    if other is None:
+        return False
+    (leaves, layout), (others, other_layout) = tree_flatten(first), tree_flatten(other)
+    return layout == other_layout and all(map(_is_argument_like, leaves, others))
+
+
+def _is_argument_like(first: Any, other: Any) -> bool:
+    if not isinstance(first, Tensor) or not isinstance(other, Tensor):
+        return type(first) is type(other) and bool(first == other)
+    same = first.dtype == other.dtype and first.dim() == other.dim()
+    sized = slice(1, None) if first.dim() <= 3 else slice(1, 2)  # tokens, or channels of images
+    return same and first.shape[sized] == other.shape[sized]
 
 
 def _is_alike(actual: Any, expected: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
-from reparam.analysis.example_run import record_shapes
+from reparam.analysis.example_run import record_calls, record_shapes
 from reparam.analysis.facts import Facts, gather
 from reparam.analysis.lifting import lift
 from reparam.capture import (
@@ -135,6 +135,7 @@ def _capture_all(
     reach = Reach()
     pending: list[nn.Module] = [model]
     seen: set[int] = set()
+    given = {} if inputs is None else {id(model): inputs}
     while pending:
         module = pending.pop(0)
         if id(module) in seen or id(module) not in paths:
@@ -145,9 +146,11 @@ def _capture_all(
             untraced.append(Untraced(path, module, "it is scripted: its code is not Python's"))
             continue
         try:
-            part = _capture(module, rules, path, inputs if module is model else None, by_methods)
+            part = _capture(module, rules, path, given.get(id(module)), by_methods)
         except UntraceableError as error:
             untraced.append(Untraced(path, module, error.reason))
+            if module is model and inputs is not None:
+                given = record_calls(model, inputs, _inner(model, rules))
             reach.follow(module)
             called = {id(child) for child in reach.only_called()}
             pending.extend(
@@ -199,6 +202,17 @@ def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
         return inspect.signature(model.forward).bind(*inputs).arguments
     except TypeError as error:
         raise ReparamError(f"example_inputs do not fit the model's forward: {error}") from None
+
+
+def _inner(model: nn.Module, rules: Rules) -> list[nn.Module]:
+    """The modules in a model that may be parts of their own."""
+    return [
+        module
+        for module in model.modules()
+        if module is not model
+        and not isinstance(module, torch.jit.ScriptModule)
+        and not _is_operator(module, rules)
+    ]
 
 
 def _is_operator(module: nn.Module, rules: Rules) -> bool:

@@ -7,6 +7,7 @@ import operator
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from threading import get_ident
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
-from reparam.capture.operator_traits import returns_what_it_wrote
+from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
 from reparam.capture.reading import functions_below
 from reparam.capture.stand_ins import (
     Attribute,
@@ -80,6 +81,14 @@ _ATTRIBUTES: dict[str, type] = {
     "device": torch.device,
     "ndim": int,
 }
+
+
+def _is_like_a_function(module: nn.Module) -> bool:
+    """Whether a module outside the model holds nothing of its own: made in a forward, or global."""
+    if type(module) is nn.Sequential:
+        return True  # a slice of one: its parts are registered, or asked for in turn
+    plain = is_of_torch(type(module)) and not has_hooks(module)
+    return plain and not any(True for _ in chain(module.parameters(), module.buffers()))
 
 
 class Tracer(fx.Tracer):
@@ -172,8 +181,8 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # somebody else's call: torch.fx patches all threads
         if has_own_call(m):
             raise UntraceableError("it runs a module whose __call__ is its own")
-        if type(m) is nn.Sequential and m not in self.registered:
-            return forward(*args, **kwargs)  # a slice of one: its parts are registered
+        if m not in self.registered and _is_like_a_function(m):
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             result = super().call_module(m, forward, args, kwargs)
