@@ -377,6 +377,38 @@ def test_code_that_does_more_than_compute_stays(first: Callable[[Any, Any], Any]
 # -- The rest of what a model is used for ---------------------------------------------------------
 
 
+class Several(ConvNorm):
+    """Several statements, one within the other and of all kinds, in a method."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != C:
+            raise ValueError(f"{x.shape[1]} channels")
+        h, w = x.shape[2:]
+        assert min(h, w) > 2, "small"
+        for rows in (4, 6):
+            if h % rows:
+                x = F.pad(x, (0, 0, 0, rows - h % rows))
+            h = int(x.shape[2])
+        y = self.norm(self.conv(x if w % 2 == 0 or h > 6 else x * 2))
+        if self.limit > 3:
+            if y.shape[-1] > 4 and y.shape[0] > 1:  # noqa: SIM108
+                y = F.max_pool2d(y, 2)
+            else:
+                y = y.relu()
+        return y if y.ndim == 4 else y[None]
+
+
+def test_several_statements_of_a_method() -> None:
+    model = ready(Several())
+    fused = reparam.fuse(model)
+    for shape in ((1, C, 6, 6), (2, C, 9, 8), (3, C, 5, 7)):
+        x = torch.randn(shape).double()
+        assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+        assert count_operators(fused, (x,)).batch_norms == 0
+    with pytest.raises(ValueError, match="5 channels"):
+        fused(images(C + 1))
+
+
 class Checked(nn.Module):
     """A block with a check and a choice, used twice, and once more by another one."""
 

@@ -84,7 +84,8 @@ def with_failing_outlined(
     if function is None or span is None:
         return None
     pieces = earlier.pieces if earlier else ()
-    piece = piece_around(function, place_of(function, span))
+    # The code of one that was changed before comes of its own source, without its class around it.
+    piece = piece_around(function, place_of(function, span, indented=earlier is None))
     if piece is None or any(piece.node is other.node for other in pieces):
         return None
     outlined = _without(function, (*pieces, piece))
