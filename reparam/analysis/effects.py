@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from reparam.capture import (
+    Returning,
     Statement,
     Trait,
     assign,
@@ -27,6 +28,7 @@ from reparam.capture import (
     nodes_in,
     operator_name,
     reads_metadata,
+    returned,
     torch_name,
     traits,
     traits_of,
@@ -182,9 +184,12 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     if isinstance(target, torch._ops.OpOverload):
         return _schema_effects(target, node)
     everything = Effects(True, tuple(node.all_input_nodes))
-    if isinstance(target, Statement):
-        effects = everything if target.writes else _VIEW
-        return replace(effects, acts=target.checks)
+    if isinstance(target, Statement | Returning):
+        statement = target if isinstance(target, Statement) else target.statement
+        effects = everything if statement.writes else _VIEW
+        return replace(effects, acts=statement.checks)
+    if target is returned:
+        return _VIEW
     if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
         overloads = [getattr(target, name) for name in target.overloads()]
         mutable = any(overload._schema.is_mutable for overload in overloads)

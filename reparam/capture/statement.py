@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import sys
 from collections.abc import MutableMapping, MutableSequence, MutableSet
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from reparam.capture.structures import proxies_in
 from reparam.errors import UntraceableError
@@ -31,6 +32,8 @@ class Statement:
         place: Where it stands: the file and the line.
         checks: Whether it makes nothing, and only raises, warns or prints.
         writes: Whether it may write to what it is given.
+        returns: Whether the forward that it stands in may end there: it makes a tuple then, which
+            holds what that returns.
         variables: What that module holds; not given, it is looked up.
     """
 
@@ -39,6 +42,7 @@ class Statement:
     place: str
     checks: bool
     writes: bool
+    returns: bool = False
     variables: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     function: FunctionType = field(init=False, compare=False, repr=False)
 
@@ -63,16 +67,66 @@ class Statement:
         proxy = next(proxies_in(values), None)
         if proxy is None:
             return self.function(*values)
+        tracer: Any = proxy.tracer
+        if self.returns:
+            tracer.may_return_early(sys._getframe(1))
         changed = _CHANGEABLE if self.writes else nn.Module
         if any(isinstance(value, changed) for value in values):
             # A graph hands on what lists hold, and not the lists.
             raise UntraceableError(
                 f"a value decides what {self.place} does to a part or a container"
             )
-        return proxy.tracer.create_proxy("call_function", self, values, {})
+        target = Returning(self) if self.returns else self
+        made = tracer.create_proxy("call_function", target, values, {})
+        return None if self.returns else made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Statement:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Statement, (self.source, self.home, self.place, self.checks, self.writes)
+        return Statement, (
+            self.source,
+            self.home,
+            self.place,
+            self.checks,
+            self.writes,
+            self.returns,
+        )
+
+
+class EarlyReturnError(Exception):
+    """A forward ends early; whoever runs its new code returns the value."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__("a forward returns early")
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Returning:
+    """An operator of a graph at which the forward that it stands in may end.
+
+    Args:
+        statement: What decides that.
+    """
+
+    statement: Statement
+    __name__ = "returning"
+
+    def __call__(self, *values: Any) -> None:
+        """Run it.
+
+        Raises:
+            EarlyReturnError: If the forward ends.
+        """
+        if next(proxies_in(values), None) is not None:
+            self.statement(*values)
+        elif (result := self.statement(*values)) is not None:
+            raise EarlyReturnError(result[0])
+
+
+def returned(value: Any) -> Any:
+    """What a forward returns if it does not end early: nobody joins it with what follows."""
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", returned, (value,), {})
+    return value

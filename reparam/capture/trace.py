@@ -82,6 +82,7 @@ class Trace:
         caller: For each node the innermost call that made it.
         stateful: Calls of modules whose code must stay: it changes the module, or enters a context
             such as ``torch.no_grad``, or reads what is kept of earlier calls.
+        returning_early: Calls of modules whose forward may end early: their code stays theirs.
         settled: Those of them whose code does the same to its inputs in every call.
         kept: Attributes, by path, that hold what is kept of earlier calls.
         ways_in: Public methods besides ``forward`` that a user may call, too, as they ran.
@@ -96,6 +97,7 @@ class Trace:
     calls: list[Call]
     caller: dict[fx.Node, Call]
     stateful: set[Call]
+    returning_early: Collection[Call] = frozenset()
     settled: Collection[Call] = frozenset()
     kept: Collection[str] = frozenset()
     ways_in: Sequence[WayIn] = ()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
@@ -38,7 +38,8 @@ from reparam.capture.stand_ins import (
     settled_by,
     unanswerable,
 )
-from reparam.capture.structures import without_proxies
+from reparam.capture.statement import returned
+from reparam.capture.structures import proxies_in, without_proxies
 from reparam.capture.trace import Call, WayIn, bound, has_options, surely_given
 from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules import (
@@ -81,6 +82,14 @@ _ATTRIBUTES: dict[str, type] = {
     "device": torch.device,
     "ndim": int,
 }
+
+
+def _returned(result: Any) -> Any:
+    """What a call returns if it does not end early."""
+    proxies = [*proxies_in(result)]
+    if len(proxies) != sum(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(result)):
+        raise UntraceableError("it returns early, or a container of a class of its own")
+    return tree_map_only(fx.Proxy, returned, result)
 
 
 def _is_like_a_function(module: nn.Module) -> bool:
@@ -149,6 +158,7 @@ class Tracer(fx.Tracer):
         self.settled: set[int] = set()
         self.left_behind: list[tuple[nn.Module, str, Any]] = []
         self.ways_in: list[WayIn] = []
+        self.returning_early: set[Call] = set()
         self.put_into_objects: dict[Call, list[fx.Node]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -229,6 +239,8 @@ class Tracer(fx.Tracer):
         writes = self.watch.writes
         try:
             result = self.kept.handed_on(run(*args, **kwargs))
+            if call in self.returning_early:
+                result = _returned(result)
             call.result = without_proxies(result)
             changed, fresh = objects.put()
             if changed:
@@ -349,6 +361,15 @@ class Tracer(fx.Tracer):
         if place == (frame, frame.f_lasti):
             for key in fresh:
                 self.refused.pop(key, None)
+
+    def may_return_early(self, frame: FrameType) -> None:
+        """Remember that the forward that runs may end early, if it is its own code that decides."""
+        while str(frame.f_globals.get("__name__")).startswith("reparam.") and frame.f_back:
+            frame = frame.f_back
+        forward = inspect.unwrap(self.stack[-1].module.forward)
+        if getattr(forward, "__code__", None) is not frame.f_code:
+            raise UntraceableError("code that its forward runs decides whether that returns early")
+        self.returning_early.add(self.stack[-1])
 
     def note_context(self) -> None:
         """Remember whose code enters a context: a graph has none."""

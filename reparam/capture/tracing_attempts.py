@@ -257,6 +257,7 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         tracer.calls,
         tracer.caller,
         stateful,
+        returning_early=frozenset(tracer.returning_early),
         settled=settled - tracer.in_context - around,
         kept=frozenset(tracer.kept.paths),
         ways_in=_once(tracer.ways_in),

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import linecache
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import arrives_as_tensor, outline
+from reparam.capture import EarlyReturnError, arrives_as_tensor, outline
 from reparam.errors import ReparamError
 from reparam.modules import TYPES_MAY_DIFFER, fetch, has_hooks, own_tensors
 
@@ -183,7 +183,7 @@ class FusedForward:
         for held in self.numbers:
             held.check(self.owner)
         if self.positional and not kwargs and len(args) == len(self.parameters):
-            return self.function(self.owner, *args)
+            return self._run(args)
         try:
             bound = inspect.signature(self._original()).bind(*args, **kwargs)
         except TypeError:  # a wrapper may take more than its signature says
@@ -195,7 +195,13 @@ class FusedForward:
             self.owner, bound.arguments
         ):
             return self._original()(*args, **kwargs)
-        return self.function(self.owner, *values)
+        return self._run(values)
+
+    def _run(self, values: Sequence[Any]) -> Any:
+        try:
+            return self.function(self.owner, *values)
+        except EarlyReturnError as early:
+            return early.value
 
     def _warn_of_training(self) -> None:
         self.modal = False

@@ -246,6 +246,9 @@ class _Graft:
             raise GraftError(
                 "a module that changes its own attributes would get new code", stateful
             )
+        early = self.inlined & set(self.trace.returning_early)
+        if early:
+            raise GraftError("a module that may return early would run in its caller's code", early)
         lost = self._lost()
         if lost:
             raise GraftError("a module that changes its own attributes would not run", lost)

@@ -471,3 +471,135 @@ def test_a_norm_that_calls_its_class_is_that_norm() -> None:
     assert count_operators(fused, (x,)).batch_norms == 0
     with pytest.raises(ValueError, match="expected 4D input"):
         fused(x[0])
+
+
+# -- Forwards that return early -------------------------------------------------------------------
+
+
+class Early(ConvNorm):
+    """Returns what it got if there is nothing in it, or little."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.numel() == 0:
+            return x
+        if x.shape[-1] < 5:
+            y = x * 2
+            return y.relu()
+        normalised: Tensor = self.norm(self.conv(x))
+        return normalised
+
+
+class EarlyPair(ConvNorm):
+    """Returns a tuple either way."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[-1] < 5:
+            return x.new_ones(()), x
+        return self.norm(self.conv(x)), x
+
+
+class EarlyConv(nn.Module):
+    """A convolution that is left out of small images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < 5:
+            return x.new_zeros(x.shape)
+        convolved: Tensor = self.conv(x)
+        return convolved
+
+
+class EarlyTwice(nn.Module):
+    """A block that returns early, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Early()
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice: Tensor = self.block(self.block(x).relu())
+        return twice
+
+
+class EarlyInside(nn.Module):
+    """Returns early around a part that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = EarlyConv(), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 2:
+            return x
+        normalised: Tensor = self.norm(self.inner(x))
+        return normalised
+
+
+class EarlyInHelper(ConvNorm):
+    """Its helper returns early, which is no end of its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.helped(x) + 1
+
+    def helped(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < 5:
+            return x
+        normalised: Tensor = self.norm(self.conv(x))
+        return normalised
+
+
+class EarlyInBase(Early):
+    """The forward of its base returns early, which is no end of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = super().forward(x).relu() + 1
+        return result
+
+
+EARLY: dict[str, Callable[[], nn.Module]] = {
+    "alone": Early,
+    "a pair": EarlyPair,
+    "between": lambda: nn.Sequential(nn.Conv2d(C, C, 1), Early(), nn.Conv2d(C, C, 1)),
+    "a norm behind it": lambda: nn.Sequential(nn.Conv2d(C, C, 1), EarlyConv(), nn.BatchNorm2d(C)),
+    "twice": EarlyTwice,
+    "one in another": EarlyInside,
+    "in a helper": EarlyInHelper,
+    "in a base": EarlyInBase,
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_a_forward_that_returns_early_does_so(name: str, verify: bool, with_inputs: bool) -> None:
+    model = ready(EARLY[name]())
+    fused = reparam.fuse(model, images(C) if with_inputs else None, verify=verify)
+    again = pickle.loads(pickle.dumps(fused))
+    for network in (fused, copy.deepcopy(fused), reparam.fuse(fused), again):
+        for shape in ((1, C, 6, 6), (3, C, 9, 8), (2, C, 4, 4), (0, C, 6, 6)):
+            x = torch.randn(shape).double()
+            assert relative_error(run(network, (x,)), run(model, (x,))) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["alone", "a pair", "between", "twice"])
+def test_what_follows_an_early_return_joins(name: str) -> None:
+    fused = reparam.fuse(ready(EARLY[name]()))
+    assert count_operators(fused, (images(C),)).batch_norms == 0
+
+
+def test_a_variable_of_an_earlier_turn_is_not_lost() -> None:
+    class Turns(ConvNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            for turn in range(3):
+                if x.shape[-1] > turn:
+                    kept = x if turn == 0 else kept * 2  # noqa: F821
+                    x = x + kept
+            normalised: Tensor = self.norm(self.conv(x))
+            return normalised
+
+    model, x = ready(Turns()), images(C)
+    fused = reparam.fuse(model, verify=False)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT

@@ -30,11 +30,18 @@ class Piece:
         node: Its syntax tree: a statement, or an expression.
         results: The variables that it gives values to and that other code reads.
         before: The variables that surely have a value where it stands.
+        unsure: Those that it reads, and that have one or not, as other code decides.
     """
 
     node: ast.stmt | ast.expr
     results: tuple[str, ...]
     before: frozenset[str]
+    unsure: frozenset[str]
+
+    @property
+    def returns(self) -> bool:
+        """Whether the function may end there."""
+        return any(isinstance(node, ast.Return) for node in ast.walk(self.node))
 
     @property
     def stored(self) -> set[str]:
@@ -135,10 +142,19 @@ def _holds(outer: Span, inner: Span) -> bool:
 
 def _piece(node: ast.stmt | ast.expr, tree: ast.FunctionDef) -> Piece:
     inside = {id(inner) for inner in ast.walk(node)}
-    names = (other for other in ast.walk(tree) if isinstance(other, ast.Name))
-    read = {n.id for n in names if isinstance(n.ctx, ast.Load) and id(n) not in inside}
-    results = sorted(read.intersection(_stored(node)))
-    return Piece(node, tuple(results), frozenset(_set_before(node, tree)))
+    names = [other for other in ast.walk(tree) if isinstance(other, ast.Name)]
+    outside = [name for name in names if id(name) not in inside]
+    stored, before = {*_stored(node)}, {*_set_before(node, tree)}
+    read = {name.id for name in outside if isinstance(name.ctx, ast.Load)}
+    # What an earlier turn of a loop, or other code, may have set.
+    loops = (other for other in ast.walk(tree) if isinstance(other, ast.For | ast.While))
+    repeats = any(inner is node for loop in loops for inner in ast.walk(loop))
+    set_elsewhere = stored if repeats else {n.id for n in outside if isinstance(n.ctx, ast.Store)}
+    own = {n.id for n in names if id(n) in inside and isinstance(n.ctx, ast.Load)}
+    unsure = own & stored & set_elsewhere - before
+    ends = isinstance(node, ast.If) and _ends(node.body) and not node.orelse
+    results = frozenset() if ends else read & stored
+    return Piece(node, tuple(sorted(results)), frozenset(before), frozenset(unsure))
 
 
 # -- Whether it is one step -----------------------------------------------------------------------
@@ -151,6 +167,8 @@ def _is_one_step(piece: Piece, function: FunctionType) -> bool:
     run = {id(root_of(f)) for f in functions if isinstance(f, ast.Attribute)}
     inside_chains = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     owner = owner_of(function)
+    if piece.returns and not _ends_forward(piece.node, function):
+        return False
     for node in nodes:
         if isinstance(node, _NEVER) or _stores_elsewhere(node):
             return False
@@ -158,7 +176,18 @@ def _is_one_step(piece: Piece, function: FunctionType) -> bool:
             whole = node.id == owner and (id(node) not in inside_chains or id(node) in run)
             if whole or node.id in _SEE_EVERYTHING:
                 return False  # it may run a part of the module
-    return not piece.needed - piece.before
+    return not piece.unsure and not piece.needed - piece.before
+
+
+def _ends_forward(node: ast.AST, function: FunctionType) -> bool:
+    """Whether it is ``if ...: return ...`` in a forward, with nothing else that returns."""
+    match node:
+        case ast.If(body=[*others, ast.Return()], orelse=[]):
+            inner = (part for other in others for part in ast.walk(other))
+            return function.__name__ == "forward" and not any(
+                isinstance(part, ast.Return) for part in inner
+            )
+    return False
 
 
 def _stores_elsewhere(node: ast.AST) -> bool:
@@ -168,7 +197,7 @@ def _stores_elsewhere(node: ast.AST) -> bool:
 
 
 _NEVER = (
-    ast.Return, ast.Yield, ast.YieldFrom, ast.Await, ast.Break, ast.Continue, ast.Global,
+    ast.Yield, ast.YieldFrom, ast.Await, ast.Break, ast.Continue, ast.Global,
     ast.Nonlocal, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.NamedExpr,
     ast.Import, ast.ImportFrom, ast.Delete, ast.With, ast.AsyncWith, ast.Try, ast.For, ast.AsyncFor,
     ast.While, ast.Match,

@@ -159,6 +159,9 @@ def _statement(piece: Piece, function: FunctionType) -> tuple[Statement, list[as
     own = reading.visit(copy.deepcopy(piece.node))
     for name in piece.needed:
         reading.parameters.setdefault(name, ast.Name(name, ast.Load()))
+    if piece.returns and isinstance(own, ast.If) and isinstance(own.body[-1], ast.Return):
+        value = own.body[-1].value or ast.Constant(None)
+        own.body[-1] = ast.Return(ast.Tuple([value], ast.Load()))
     body: list[ast.stmt] = [ast.Return(own)] if isinstance(own, ast.expr) else [own]
     if isinstance(own, ast.stmt) and piece.results:
         body.append(ast.Return(_variables(piece.results, ast.Load())))
@@ -171,6 +174,7 @@ def _statement(piece: Piece, function: FunctionType) -> tuple[Statement, list[as
         place=f"{function.__code__.co_filename}:{line}",
         checks=isinstance(own, ast.stmt) and not piece.results,
         writes=piece.may_write(function),
+        returns=piece.returns,
         variables=function.__globals__,
     )
     return statement, list(reading.parameters.values())
@@ -182,10 +186,21 @@ def _call(piece: Piece, key: str, values: list[ast.expr]) -> ast.AST:
     called = ast.Call(ast.Attribute(ast.Constant(key), "__call__", ast.Load()), values, [])
     if isinstance(piece.node, ast.expr):
         return ast.copy_location(called, piece.node)
+    if piece.returns:
+        return _returning(called, piece.node)
     if not piece.results:
         return ast.copy_location(ast.Expr(called), piece.node)
     target = _variables(piece.results, ast.Store())
     return ast.copy_location(ast.Assign([target], called), piece.node)
+
+
+def _returning(called: ast.expr, place: ast.stmt) -> ast.stmt:
+    """End the function if a call makes a tuple, with what that holds."""
+    result = ast.NamedExpr(ast.Name("__returned__", ast.Store()), called)
+    made = ast.Compare(result, [ast.IsNot()], [ast.Constant(None)])
+    name = ast.Name("__returned__", ast.Load())
+    value = ast.Subscript(name, ast.Constant(0), ast.Load())
+    return ast.copy_location(ast.If(made, [ast.Return(value)], []), place)
 
 
 def _variables(names: Sequence[str], context: ast.expr_context) -> ast.expr:
