@@ -108,7 +108,14 @@ def checks_by_a_function(self: Any, x: Any) -> Any:
     return x
 
 
+def asserts_each(self: Any, x: Any) -> Any:
+    for rows in x.shape[2:]:
+        assert rows > 4, f"{rows} rows"
+    return x
+
+
 CHECKS = [
+    asserts_each,
     asserts_axes,
     asserts_length_of_shape,
     asserts_two,
@@ -275,6 +282,15 @@ def in_a_loop(self: Any, x: Any) -> Any:
     return x
 
 
+def counted(self: Any, x: Any) -> Any:
+    elements, largest = 1, 0
+    for number in x.shape:
+        elements = elements * number
+        if number > largest:
+            largest = number
+    return x * elements / largest
+
+
 def in_place(self: Any, x: Any) -> Any:
     y = x * 1
     z = y
@@ -295,6 +311,7 @@ VALUES = [
     reshaped,
     converted,
     in_a_loop,
+    counted,
     in_place,
 ]
 
@@ -331,6 +348,13 @@ def adds_to_a_list(self: Any, x: Any) -> Any:
     return same[-1]
 
 
+def fills_a_list_in_a_loop(self: Any, x: Any) -> Any:
+    kept = [x]
+    for number in x.shape:
+        kept.append(x * number)
+    return kept[-1]
+
+
 def runs_a_part(self: Any, x: Any) -> Any:
     part = self.conv
     if x.shape[0] > 1:
@@ -364,7 +388,15 @@ def without_a_value(self: Any, x: Any) -> Any:
 
 @pytest.mark.parametrize(
     "first",
-    [fills_a_list, adds_to_a_list, runs_a_part, sets_an_attribute, catches, without_a_value],
+    [
+        fills_a_list,
+        fills_a_list_in_a_loop,
+        adds_to_a_list,
+        runs_a_part,
+        sets_an_attribute,
+        catches,
+        without_a_value,
+    ],
 )
 def test_code_that_does_more_than_compute_stays(first: Callable[[Any, Any], Any]) -> None:
     model = ready(_module(first))

@@ -123,4 +123,40 @@ IN_CAPTURE = [
         "        if _sets_a_global(code):\n",
         "        if False:\n",
     ),
+    Mistake(
+        "code that sizes decide may fill a list of its caller's",
+        "capture/statement.py",
+        "        changed = _CHANGEABLE if self.writes else nn.Module\n",
+        "        changed = nn.Module\n",
+    ),
+    Mistake(
+        "what follows a forward that may end early joins what is in it",
+        "capture/tracer.py",
+        "            if call in self.returning_early:\n",
+        "            if False:\n",
+    ),
+    Mistake(
+        "code that a forward runs ends that forward",
+        "capture/tracer.py",
+        '        if getattr(forward, "__code__", None) is not frame.f_code:\n',
+        "        if False:\n",
+    ),
+    Mistake(
+        "a piece of code forgets what an earlier turn of a loop has set",
+        "capture/reading/pieces.py",
+        "    return not piece.unsure and not piece.needed - piece.before\n",
+        "    return not piece.needed - piece.before\n",
+    ),
+    Mistake(
+        "a check whose value nobody reads goes",
+        "analysis/effects.py",
+        "        return replace(effects, acts=statement.checks)\n",
+        "        return effects\n",
+    ),
+    Mistake(
+        "a second statement of a method is looked for where the first version of it stood",
+        "capture/stand_ins/outlining.py",
+        "indented=earlier is None",
+        "indented=True",
+    ),
 ]

@@ -81,9 +81,8 @@ def _is_one_comparison(node: ast.AST) -> bool:
 
 
 PIECES = (
-    ast.Assign, ast.If, ast.Assert, ast.Call, ast.IfExp, ast.BoolOp, ast.Compare, ast.UnaryOp,
-    ast.JoinedStr,
-    ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp,
+    ast.Assign, ast.If, ast.For, ast.Assert, ast.Call, ast.IfExp, ast.BoolOp, ast.Compare,
+    ast.UnaryOp, ast.JoinedStr, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp,
 )  # fmt: skip
 """What may be taken out of a function."""
 
@@ -148,7 +147,7 @@ def _piece(node: ast.stmt | ast.expr, tree: ast.FunctionDef) -> Piece:
     read = {name.id for name in outside if isinstance(name.ctx, ast.Load)}
     # What an earlier turn of a loop, or other code, may have set.
     loops = (other for other in ast.walk(tree) if isinstance(other, ast.For | ast.While))
-    repeats = any(inner is node for loop in loops for inner in ast.walk(loop))
+    repeats = any(inner is node for loop in loops for inner in ast.walk(loop) if loop is not node)
     set_elsewhere = stored if repeats else {n.id for n in outside if isinstance(n.ctx, ast.Store)}
     own = {n.id for n in names if id(n) in inside and isinstance(n.ctx, ast.Load)}
     unsure = own & stored & set_elsewhere - before
@@ -199,7 +198,7 @@ def _stores_elsewhere(node: ast.AST) -> bool:
 _NEVER = (
     ast.Yield, ast.YieldFrom, ast.Await, ast.Break, ast.Continue, ast.Global,
     ast.Nonlocal, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.NamedExpr,
-    ast.Import, ast.ImportFrom, ast.Delete, ast.With, ast.AsyncWith, ast.Try, ast.For, ast.AsyncFor,
+    ast.Import, ast.ImportFrom, ast.Delete, ast.With, ast.AsyncWith, ast.Try, ast.AsyncFor,
     ast.While, ast.Match,
 )  # fmt: skip
 
@@ -256,6 +255,8 @@ def _set_before(node: ast.AST, tree: ast.FunctionDef) -> Iterator[str]:
         if around is None:
             return
         yield from _surely_set(block[: block.index(around)])
+        if around is node:
+            return
         if isinstance(around, ast.For):
             yield from _names_stored(around.target)
         inside = (getattr(around, name, []) for name in ("body", "orelse", "finalbody"))
