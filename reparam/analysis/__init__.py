@@ -1,8 +1,8 @@
 """What is certain of a graph: constants, axes, memory, forms; and a model's parts that have one.
 
 Files, in the order in which data flows: `effects`, `aliasing`, `types_of_inputs`, `constants`,
-`ranks`, `features`, `facts`, `borders`, `channels`, `extents`, `dtypes`, `single_channels`,
-`lifting`, `example_run`, `parts`.
+`ranks`, `features`, `facts`, `borders`, `channels`, `extents`, `dtypes`, `lifting`,
+`example_run`, `parts`.
 """
 
 from reparam.analysis.channels import known_channels

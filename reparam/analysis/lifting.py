@@ -14,12 +14,11 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity
 from reparam.analysis.borders import assigned_border
-from reparam.analysis.channels import known_channels, of_known_channels
+from reparam.analysis.channels import known_channels, of_known_channels, single_channel
 from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
-from reparam.analysis.single_channels import single_channel
 from reparam.capture import assign, operator_name, torch_name
 from reparam.errors import Refusal
 from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed

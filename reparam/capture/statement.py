@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import re
 import sys
 from collections.abc import MutableMapping, MutableSequence, MutableSet
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -57,6 +59,16 @@ class Statement:
         function: FunctionType = made["statement"]
         mine = FunctionType(function.__code__, variables, "statement")
         object.__setattr__(self, "function", mine)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it computes one of several values."""
+        return not self.checks and re.search(r"\bif\b", self.source) is not None
+
+    @property
+    def line(self) -> str:
+        """The file, without its folders, and the line."""
+        return Path(self.place).name
 
     @property
     def __name__(self) -> str:

@@ -175,7 +175,7 @@ class Tracer(fx.Tracer):
             return False  # its weights are computed
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
-        if self.rules.find(type(m)) is not None:
+        if self.rules.find(type(m)) is not None or self.rules.switched_off(type(m)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

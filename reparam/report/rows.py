@@ -7,7 +7,7 @@ from collections import Counter
 from torch import fx
 
 from reparam.analysis import Part, Untraced, target_of
-from reparam.capture import Trace, reached
+from reparam.capture import Statement, Trace, reached
 from reparam.modules import fetch, join
 from reparam.planning import PlannedPart, Region
 from reparam.report.tables import FusedRow, RefusedRow
@@ -34,10 +34,17 @@ def fused_row(part: Part, region: Region) -> FusedRow:
 def refused_rows(planned: PlannedPart) -> list[RefusedRow]:
     """One row per operator that the planner leaves."""
     trace, refused = planned.part.trace, planned.decision.refused
-    return [
+    rows = [
         RefusedRow(place(trace, node), operator_kind(trace, node), refusal.reason)
         for node, refusal in refused.items()
     ]
+    # What code chooses between is in no graph, and joins with nothing.
+    for node in trace.graph.nodes:
+        code = node.target
+        if isinstance(code, Statement) and code.chooses and node not in planned.part.facts.idle:
+            reason = f"only a run tells which way it goes ({code.line})"
+            rows.append(RefusedRow(place(trace, node), "code", reason))
+    return rows
 
 
 def untraced_row(untraced: Untraced) -> RefusedRow:

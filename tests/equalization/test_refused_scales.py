@@ -132,8 +132,8 @@ class ReadsWeights(Chain):
 class Untraceable(Chain):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        if x.sum() > 0:
-            x = 2 * x
+        while x.sum() > 1e9:
+            x = x / 2
         return self.last(F.relu(x))
 
 

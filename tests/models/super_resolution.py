@@ -216,15 +216,7 @@ BLOCKS = [
     ),
     Block("RepSR", ExpandAndSqueeze, images(C), THREE, by_hand=ONE_CONVOLUTION),
     Block("SPAN, branches", ThreeInARow, images(C), THREE, by_hand=ONE_CONVOLUTION),
-    # It writes to a weight, which anybody may read: its code stays.
-    Block(
-        "SPAN, kernel",
-        ThreeInARowKernel,
-        images(C),
-        ((2 * C, 2 * C, 3, 3), (C, 2 * C, 1, 1), (C, C, 3, 3)),
-        OperatorCounts(additions=4, multiplications=2, pads=1),
-        refused=(Refused("the model", "its forward cannot be traced"),),
-    ),
+    Block("SPAN, kernel", ThreeInARowKernel, images(C), THREE, by_hand=ONE_CONVOLUTION),
     Block(
         "FMEN, PlainUSR",
         ResidualInResidual,

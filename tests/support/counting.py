@@ -4,6 +4,7 @@ The counting is dynamic and knows nothing of the library under test: it sees wha
 that a module, a function, a tensor method and a fused form are all counted alike.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,6 +137,8 @@ class _Tally:
         elif is_linear(name, args):
             count["linears"] += 1
             count["macs"] += first.numel() * _summed_length(name, args)
+        elif name == "einsum" and len(args[1]) > 1:
+            count["macs"] += first.numel() * _summed_by_equation(*args[:2])
         elif name in BATCH_NORMS:
             count["batch_norms"] += 1
         elif "avg_pool" in name:
@@ -150,6 +153,19 @@ class _Tally:
 def _summed_length(name: str, args: Sequence[Any]) -> int:
     matrix: Tensor = args[1 if name in {"addmm", "addmv"} else 0]
     return matrix.shape[-1]
+
+
+def _summed_by_equation(equation: str, operands: Sequence[Tensor]) -> int:
+    """How many products are added up for each number of an einsum; 0 where it only multiplies."""
+    read, _, made = equation.replace(" ", "").partition("->")
+    terms = [term.replace("...", "") for term in read.split(",")]
+    sizes = {
+        letter: size
+        for term, operand in zip(terms, operands, strict=True)
+        for letter, size in zip(reversed(term), reversed(operand.shape), strict=False)
+    }
+    summed = [size for letter, size in sizes.items() if letter not in made]
+    return math.prod(summed) if summed else 0
 
 
 @contextmanager
