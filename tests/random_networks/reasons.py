@@ -115,8 +115,10 @@ def _has_view_row(views: Sequence[tuple[str, str]], rows: Sequence[tuple[str, Re
 
 def _has_row(operator: Operator, rows: Sequence[tuple[str, RefusedRow]]) -> bool:
     return any(
-        re.search(NAMES[operator.kind], row.operator, re.IGNORECASE)
-        and _is_inside(path, operator.place)
+        (
+            re.search(NAMES[operator.kind], row.operator, re.IGNORECASE)
+            and _is_inside(path, operator.place)
+        )
         # Or it runs in code that a run decides, which is one operator of its graph.
         or (row.operator == "code" and path == operator.place)
         for path, row in rows
