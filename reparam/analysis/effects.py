@@ -179,17 +179,13 @@ def _method_effects(node: fx.Node) -> Effects:
 
 def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     target: Any = node.target
-    if target is getattr or (isinstance(target, type) and issubclass(target, tuple)):
+    if target in (getattr, returned) or (isinstance(target, type) and issubclass(target, tuple)):
         return _VIEW
     if isinstance(target, torch._ops.OpOverload):
         return _schema_effects(target, node)
     everything = Effects(True, tuple(node.all_input_nodes))
     if isinstance(target, Statement | Returning):
-        statement = target if isinstance(target, Statement) else target.statement
-        effects = everything if statement.writes else _VIEW
-        return replace(effects, acts=statement.checks)
-    if target is returned:
-        return _VIEW
+        return _code_effects(target if isinstance(target, Statement) else target.statement, node)
     if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
         overloads = [getattr(target, name) for name in target.overloads()]
         mutable = any(overload._schema.is_mutable for overload in overloads)
@@ -204,6 +200,12 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     if node.kwargs.get("inplace", False) is not False or _positional_inplace(target, node):
         return Effects(True, _first(node))
     return _named_effects(node, F) if node.kwargs.get("out") is None else everything
+
+
+def _code_effects(statement: Statement, node: fx.Node) -> Effects:
+    """What a piece of a model's own code does."""
+    effects = Effects(True, tuple(node.all_input_nodes)) if statement.writes else _VIEW
+    return replace(effects, acts=statement.checks)
 
 
 def _first(node: fx.Node) -> tuple[fx.Node, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any, TypeAlias
@@ -144,16 +144,23 @@ def _piece(node: ast.stmt | ast.expr, tree: ast.FunctionDef) -> Piece:
     names = [other for other in ast.walk(tree) if isinstance(other, ast.Name)]
     outside = [name for name in names if id(name) not in inside]
     stored, before = {*_stored(node)}, {*_set_before(node, tree)}
-    read = {name.id for name in outside if isinstance(name.ctx, ast.Load)}
     # What an earlier turn of a loop, or other code, may have set.
-    loops = (other for other in ast.walk(tree) if isinstance(other, ast.For | ast.While))
-    repeats = any(inner is node for loop in loops for inner in ast.walk(loop) if loop is not node)
-    set_elsewhere = stored if repeats else {n.id for n in outside if isinstance(n.ctx, ast.Store)}
-    own = {n.id for n in names if id(n) in inside and isinstance(n.ctx, ast.Load)}
-    unsure = own & stored & set_elsewhere - before
+    set_elsewhere = stored if _repeats(node, tree) else _named(outside, ast.Store)
+    own = _named((name for name in names if id(name) in inside), ast.Load)
     ends = isinstance(node, ast.If) and _ends(node.body) and not node.orelse
-    results = frozenset() if ends else read & stored
+    results = set[str]() if ends else _named(outside, ast.Load) & stored
+    unsure = own & stored & set_elsewhere - before
     return Piece(node, tuple(sorted(results)), frozenset(before), frozenset(unsure))
+
+
+def _named(names: Iterable[ast.Name], context: type[ast.expr_context]) -> set[str]:
+    return {name.id for name in names if isinstance(name.ctx, context)}
+
+
+def _repeats(node: ast.AST, tree: ast.AST) -> bool:
+    """Whether a node stands in a loop."""
+    loops = (other for other in ast.walk(tree) if isinstance(other, ast.For | ast.While))
+    return any(inner is node for loop in loops if loop is not node for inner in ast.walk(loop))
 
 
 # -- Whether it is one step -----------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Eager(nn.Module):
         self.outer = Outer()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.mean() > 100:
+        while x.mean() > 100:
             return x
         return self.body(self, x)
 

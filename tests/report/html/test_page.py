@@ -158,7 +158,7 @@ class Untraceable(nn.Module):
         self.first, self.second = pair(), pair()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.sum() > 0:
+        while x.sum() > 0:
             return self.first(x)
         return self.second(x)
 
