@@ -26,21 +26,27 @@ LOG = logging.getLogger(__name__)
 
 
 class ConvNorm(nn.Module):
-    """A convolution and a norm behind some code of their own."""
+    """Convolutions and their norm behind some code of their own."""
 
     limit = 5
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+        self.other = nn.Conv2d(C, C, 1)
         self.__channels = C
 
     def forward(self, x: Any) -> Tensor:
-        normalised: Tensor = self.norm(self.conv(self.first(x)))
+        normalised: Tensor = self._joined(self.first(x))
         return normalised
 
     def first(self, x: Any) -> Any:
         return x
+
+    def _joined(self, x: Any) -> Tensor:
+        """Two branches, so that the code around them becomes new."""
+        normalised: Tensor = self.norm(self.conv(x) + self.other(x))
+        return normalised
 
     def check(self, x: Tensor) -> None:
         if x.shape[1] != self.__channels:
@@ -386,6 +392,7 @@ def without_a_value(self: Any, x: Any) -> Any:
     return x
 
 
+@pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize(
     "first",
     [
@@ -398,9 +405,11 @@ def without_a_value(self: Any, x: Any) -> Any:
         without_a_value,
     ],
 )
-def test_code_that_does_more_than_compute_stays(first: Callable[[Any, Any], Any]) -> None:
+def test_code_that_does_more_than_compute_stays(
+    first: Callable[[Any, Any], Any], verify: bool
+) -> None:
     model = ready(_module(first))
-    fused = reparam.fuse(model)
+    fused = reparam.fuse(model, verify=verify)
     for shape in ((1, C, 6, 6), (3, C, 9, 8)):
         x = torch.randn(shape).double()
         assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
@@ -421,7 +430,7 @@ class Several(ConvNorm):
             if h % rows:
                 x = F.pad(x, (0, 0, 0, rows - h % rows))
             h = int(x.shape[2])
-        y = self.norm(self.conv(x if w % 2 == 0 or h > 6 else x * 2))
+        y = self._joined(x if w % 2 == 0 or h > 6 else x * 2)
         if self.limit > 3:
             if y.shape[-1] > 4 and y.shape[0] > 1:  # noqa: SIM108
                 y = F.max_pool2d(y, 2)
@@ -461,7 +470,7 @@ class PadsItself(ConvNorm):
         self.check(x)
         if x.shape[-1] % 2:
             x = F.pad(x, (0, 1))
-        normalised: Tensor = self.norm(self.conv(x))
+        normalised: Tensor = self._joined(x)
         return normalised
 
 
@@ -517,7 +526,7 @@ class Early(ConvNorm):
         if x.shape[-1] < 5:
             y = x * 2
             return y.relu()
-        normalised: Tensor = self.norm(self.conv(x))
+        normalised: Tensor = self._joined(x)
         return normalised
 
 
@@ -527,7 +536,7 @@ class EarlyPair(ConvNorm):
     def forward(self, x: Tensor) -> Any:
         if x.shape[-1] < 5:
             return x.new_ones(()), x
-        return self.norm(self.conv(x)), x
+        return self._joined(x), x
 
 
 class EarlyConv(nn.Module):
@@ -579,7 +588,7 @@ class EarlyInHelper(ConvNorm):
     def helped(self, x: Tensor) -> Tensor:
         if x.shape[-1] < 5:
             return x
-        normalised: Tensor = self.norm(self.conv(x))
+        normalised: Tensor = self._joined(x)
         return normalised
 
 
@@ -622,6 +631,21 @@ def test_what_follows_an_early_return_joins(name: str) -> None:
     assert count_operators(fused, (images(C),)).batch_norms == 0
 
 
+def test_values_of_alike_names_are_told_apart() -> None:
+    class Alike(ConvNorm):
+        x_a = 3.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self_x, self_x_a = self, 2
+            y: Tensor = x * (self.x_a if x.shape[0] > 0 and self_x.x_a > self_x_a else 5.0)
+            x_size, x_size_0, size = x.shape, 7, x
+            return self._joined(y if x.size(0) == x_size[0] and size.ndim < x_size_0 else x)
+
+    model, x = ready(Alike()), images(C)
+    fused = reparam.fuse(model, verify=False)
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+
+
 def test_a_variable_of_an_earlier_turn_is_not_lost() -> None:
     class Turns(ConvNorm):
         def forward(self, x: Tensor) -> Tensor:
@@ -629,7 +653,7 @@ def test_a_variable_of_an_earlier_turn_is_not_lost() -> None:
                 if x.shape[-1] > turn:
                     kept = x if turn == 0 else kept * 2  # noqa: F821
                     x = x + kept
-            normalised: Tensor = self.norm(self.conv(x))
+            normalised: Tensor = self._joined(x)
             return normalised
 
     model, x = ready(Turns()), images(C)

@@ -1,4 +1,3 @@
 """Mistakes in `reparam/modules/`."""
 
-
 IN_MODULES = []

@@ -240,6 +240,9 @@ class _Reading(ast.NodeTransformer):
         self.local = local - (stored - piece.before)
         self.steady = local - stored
         self.parameters: dict[str, ast.expr] = {}
+        self._names: dict[str, str] = {}
+        names = (node for node in ast.walk(piece.node) if isinstance(node, ast.Name))
+        self._variables = {name.id for name in names}
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         """Read an attribute of a value where the piece is called: its shape, say."""
@@ -284,9 +287,15 @@ class _Reading(ast.NodeTransformer):
         return self._parameter(ast.Attribute(value, "shape", ast.Load()))
 
     def _parameter(self, expression: ast.expr) -> ast.expr:
-        name = re.sub(r"\W", "_", ast.unparse(expression)) + "_"
-        self.parameters.setdefault(name, copy.deepcopy(expression))
-        return ast.Name(name, ast.Load())
+        text = ast.unparse(expression)
+        if text not in self._names:
+            # ``x.a_b`` and ``x_a.b`` are two, and there may be variables of that name.
+            name = f"{re.sub(r'[^a-zA-Z0-9]', '_', text)}_{len(self._names)}"
+            while name in self._variables:
+                name += "_"
+            self._names[text] = name
+            self.parameters[name] = copy.deepcopy(expression)
+        return ast.Name(self._names[text], ast.Load())
 
 
 def _compiled(tree: ast.FunctionDef, function: FunctionType) -> CodeType | None:
