@@ -198,7 +198,7 @@ _TABLE = {
     "bmm": _T.LAYS_OUT_ANEW,
     "linear": _T.KEEPS_RANK | _T.LAYS_OUT_ANEW,
     "einsum": _T.ALIASES,
-    "conv1d conv2d conv3d convolution _convolution": _T.CONVOLVES,
+    "conv1d conv2d conv3d convolution": _T.CONVOLVES,
     # Position by position.
     "relu": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
     "leaky_relu": _SHAPED | _T.COMPUTES | _T.POSITIVELY_HOMOGENEOUS,
