@@ -217,7 +217,7 @@ class Tracer(fx.Tracer):
         ours = type(module).__module__.startswith("torch.nn.")
         below = () if ours else functions_below(module, forward)
         if question := next(filter(None, map(unanswerable, below)), None):
-            self.failed = self.failed or module
+            self.failed = module if self.failed is None else self.failed
             raise UntraceableError(f"its forward {question}")
         args, kwargs = (
             self.kept.handed_on(args),

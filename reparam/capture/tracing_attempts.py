@@ -182,7 +182,9 @@ def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -
     fresh = blamed & tracer.makers - lessons.making - lessons.given_up
     if fresh and made:
         return replace(lessons, making=lessons.making | fresh)
-    outlined = with_failing_outlined(problem, culprit or root, lessons.outlined)
+    outlined = with_failing_outlined(
+        problem, root if culprit is None else culprit, lessons.outlined
+    )
     if outlined is not None:
         return replace(lessons, outlined=outlined)
     function = failing_function(problem)
