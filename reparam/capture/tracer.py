@@ -175,8 +175,10 @@ class Tracer(fx.Tracer):
             return False  # its weights are computed
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
-        if self.rules.find(type(m)) is not None or self.rules.switched_off(type(m)):
+        if self.rules.find(type(m)) is not None:
             return True
+        if self.rules.switched_off(type(m)) and type(m).forward.__module__.startswith("torch.nn."):
+            return True  # another name of one of torch's, whose forward would show what it is
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
