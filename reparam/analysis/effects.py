@@ -29,6 +29,7 @@ from reparam.capture import (
     operator_name,
     reads_metadata,
     returned,
+    returns_a_tensor,
     torch_name,
     traits,
     traits_of,
@@ -124,17 +125,10 @@ def makes_tensor(node: fx.Node, root: nn.Module, tensors: Set[fx.Node]) -> bool:
         return first in tensors or Trait.SPLITS in traits(first)
     if getattr(node.target, "__module__", "") == "_operator":  # lists add up, too
         return not tensors.isdisjoint(node.all_input_nodes)
-    packet = getattr(torch.ops.aten, name.rstrip("_"), None) if name else None
-    return packet is not None and _returns_one_tensor(packet)
+    return bool(name) and returns_a_tensor(name.rstrip("_"))
 
 
 _OF_SEVERAL_RESULTS = ("RNN", "LSTM", "GRU", "MultiheadAttention")
-
-
-@cache
-def _returns_one_tensor(packet: torch._ops.OpOverloadPacket) -> bool:
-    results = [overload._schema.returns for overload in _overloads(packet)]
-    return all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in results)
 
 
 def fills(node: fx.Node, effects: Effects, tensors: Set[fx.Node]) -> bool:

@@ -49,14 +49,9 @@ def record_shapes(
         UntraceableError: If its graph does not do what the model does.
     """
     try:
-        with torch.no_grad(), undisturbed(trace.root):
-            expected = trace.root(*copied_values(inputs))
-    except UntraceableError:  # what a run would change of the model cannot be put back
+        expected = _run(trace.root, inputs)
+    except UntraceableError:
         return {}, {}
-    except Exception as error:
-        raise ReparamError(
-            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
-        ) from error
     recorder, returned = _Recorder(trace), trace.calls[0].result
     try:
         with torch.no_grad(), undisturbed(trace.root):
@@ -68,6 +63,24 @@ def record_shapes(
     if not _is_alike(filled(returned, recorder.returned.__getitem__), expected):
         raise UntraceableError("what was traced of it returns something else on example_inputs")
     return recorder.shapes, recorder.dtypes
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """What a model returns on example inputs, which stay as they are, as does the model.
+
+    Raises:
+        ReparamError: If it does not run on them.
+        UntraceableError: If what a run would change of the model cannot be put back.
+    """
+    try:
+        with torch.no_grad(), undisturbed(model):
+            return model(*copied_values(inputs))
+    except UntraceableError:
+        raise
+    except Exception as error:
+        raise ReparamError(
+            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
+        ) from error
 
 
 def record_calls(
@@ -87,17 +100,13 @@ def record_calls(
         given = None if bound.kwargs else tuple(copied_values(bound.args))
         calls.setdefault(id(module), []).append(given)
 
-    try:
-        with torch.no_grad(), undisturbed(model), ExitStack() as stack:
-            for part in parts:
-                stack.callback(part.register_forward_pre_hook(note, with_kwargs=True).remove)
-            model(*copied_values(inputs))
-    except UntraceableError:
-        return {}
-    except Exception as error:
-        raise ReparamError(
-            f"the model does not run on example_inputs: {type(error).__name__}: {error}"
-        ) from error
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.register_forward_pre_hook(note, with_kwargs=True).remove)
+        try:
+            _run(model, inputs)
+        except UntraceableError:
+            return {}
     return {
         key: first
         for key, (first, *others) in calls.items()

@@ -45,6 +45,11 @@ class Call:
     handed: set[str] = field(default_factory=set)
     result: Any = None
 
+    @property
+    def deciding(self) -> set[str]:
+        """Weights, by path, whose numbers decided what the code does or returns."""
+        return self.asked | self.handed
+
     def ancestry(self) -> Iterator[Call]:
         """This call, its caller, and so on up to the root."""
         call: Call | None = self
@@ -138,7 +143,7 @@ def knows_only_tensors(call: Call) -> bool:
 
 def may_run_otherwise(call: Call) -> bool:
     """Whether a call's code may go another way than it was traced, if it stays as it is."""
-    return not knows_only_tensors(call) or bool(call.asked or call.handed)
+    return not knows_only_tensors(call) or bool(call.deciding)
 
 
 def common_caller(callers: Iterable[Call]) -> Call:

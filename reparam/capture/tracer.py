@@ -248,7 +248,7 @@ class Tracer(fx.Tracer):
             if changed:
                 self.put_into_objects[call] = [proxy.node for proxy in fresh]
             if parent is not None and not self._returns_its_own(call):
-                parent.handed |= call.asked | call.handed
+                parent.handed |= call.deciding
         except Exception:
             if self.failed is None:
                 self.failed = module
@@ -520,7 +520,8 @@ class Tracer(fx.Tracer):
 
         def run(*args: Any) -> Any:
             again = partial(self._enter, "", self.model, forward, args, keywords)
-            before = {module: dict(vars(module)) for module in self.registered}
+            modules = self.registered if self.twice else ()
+            before = {module: dict(vars(module)) for module in modules}
             result = again()
             if self.twice:
                 kept = ConstantAttributes(before, self.constants)

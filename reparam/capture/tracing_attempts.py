@@ -208,11 +208,10 @@ def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     if refused:
         reason = tracer.refused.get(id(root), next(iter(tracer.refused.values())))
         return lessons.with_leaves(refused, root, reason)
-    changing = tracer.constants.that_change(root, tracer.kept.paths)
     if rewriting := tracer.rewritten.read_before(tracer.graph, root):
         reason = "its forward puts other values into weights that it reads"
         return lessons.with_leaves(rewriting, root, reason)
-    if changing:
+    if changing := tracer.constants.that_change(root, tracer.kept.paths):
         reason = "its forward asks for numbers that a call may change"
         return lessons.with_leaves(changing, root, reason)
     if drew and not lessons.notices_random:

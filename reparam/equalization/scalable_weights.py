@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import AffineConv
 from reparam.analysis import Part, target_of
-from reparam.capture import Call
 from reparam.errors import Refusal
 from reparam.modules import fetch, is_plain, memory, own_tensors, read_from, tensors_held
 from reparam.rules import (
@@ -125,8 +124,9 @@ def _readers(part: Part, found: Mapping[fx.Node, Weights]) -> dict[int, set[Any]
             readers.setdefault(memory(tensor), set()).add(identity)
         if len(tensors) == 2 and memory(tensors[0]) == memory(tensors[1]):
             readers[memory(tensors[0])].add(node)
-    for call, path in _asked(part):
-        readers.setdefault(memory(fetch(root, path)), set()).add(call)
+    for call in part.trace.calls:
+        for path in call.deciding:  # its numbers decided what some code does
+            readers.setdefault(memory(fetch(root, path)), set()).add(call)
     for node in part.trace.graph.nodes:
         if node.op == "call_module" and node not in found:
             module = fetch(root, str(node.target))
@@ -142,12 +142,6 @@ def _readers(part: Part, found: Mapping[fx.Node, Weights]) -> dict[int, set[Any]
                 if isinstance(tensor, Tensor):
                     readers.setdefault(memory(tensor), set()).update(others)
     return readers
-
-
-def _asked(part: Part) -> Iterator[tuple[Call, str]]:
-    """The weights whose numbers decided what some code does, with the calls of that code."""
-    for call in part.trace.calls:
-        yield from ((call, path) for path in call.asked | call.handed)
 
 
 def _is_input(value: fx.Node, node: fx.Node) -> bool:

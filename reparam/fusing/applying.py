@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from reparam.errors import Refusal, warn
 from reparam.fusing.new_operators import Made, add_note, make_all
-from reparam.modules import LateCopy, all_or_nothing, fetch, join, own_registries, own_tensors
+from reparam.modules import LateCopy, all_or_nothing, fetch, find, join, own_registries, own_tensors
 from reparam.planning import PlannedPart, Region
 from reparam.report import FrozenRow, FusedRow, Report, fused_row, refused_rows
 from reparam.rewriting import (
@@ -186,10 +186,7 @@ def _at_fault(planned: PlannedPart, rewritten: Rewrite, problem: GraftError) -> 
 
 def _still_there(target: nn.Module, path: str, kinds: Mapping[str, type]) -> nn.Module | None:
     """The root of a part; None if an earlier part removed it, or something in it."""
-    try:
-        root: nn.Module | None = fetch(target, path)
-    except AttributeError:
-        return None
+    root: nn.Module | None = find(target, path)
     if root is None:
         return None
     now = {name: type(module) for name, module in root.named_modules()}

@@ -30,6 +30,7 @@ from reparam.modules.state import (
 from reparam.modules.tree import (
     all_names,
     fetch,
+    find,
     has_hooks,
     has_own_call,
     held_aside,

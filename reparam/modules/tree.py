@@ -21,6 +21,14 @@ def fetch(root: nn.Module, path: str) -> Any:
     return value
 
 
+def find(root: nn.Module, path: str) -> Any:
+    """The same; None if there is nothing any more."""
+    try:
+        return fetch(root, path)
+    except AttributeError:
+        return None
+
+
 def all_names(root: nn.Module) -> dict[str, list[str]]:
     """For each path of a module below a root all paths of that module."""
     several: dict[int, list[str]] = {}

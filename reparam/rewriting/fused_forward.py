@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from reparam.capture import EarlyReturnError, arrives_as_tensor, outline
 from reparam.errors import ReparamError
-from reparam.modules import TYPES_MAY_DIFFER, fetch, has_hooks, own_tensors
+from reparam.modules import TYPES_MAY_DIFFER, find, has_hooks, own_tensors
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,9 @@ class Held:
 def held_at(root: nn.Module, path: str) -> Held | None:
     """The weight at a path; None if there is none any more."""
     holder, _, name = path.rpartition(".")
-    module = there(root, holder)
-    tensor = None if module is None else own_tensors(module).get(name)
-    if module is None or tensor is None:
-        return None
-    return Held(module, name, tensor.detach().clone())
-
-
-def there(root: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path; None if it is gone."""
-    try:
-        module = fetch(root, path)
-    except AttributeError:
-        return None
-    return module if isinstance(module, nn.Module) else None
+    module = find(root, holder)
+    tensor = own_tensors(module).get(name) if isinstance(module, nn.Module) else None
+    return None if tensor is None else Held(module, name, tensor.detach().clone())
 
 
 class ScriptingError(ReparamError, AttributeError):

@@ -26,9 +26,9 @@ from reparam.capture import (
     traits,
 )
 from reparam.capture.reading import names_forward_uses
-from reparam.modules import all_names, fetch
+from reparam.modules import all_names, fetch, find
 from reparam.rewriting.changes import Rewrite
-from reparam.rewriting.fused_forward import FusedForward, Guards, held_at, there
+from reparam.rewriting.fused_forward import FusedForward, Guards, held_at
 from reparam.rewriting.new_code import (
     GraftError,
     NewCode,
@@ -159,7 +159,7 @@ class _Graft:
         paths = {id(call.module): call.path for call in self.edited | self.inlined}
         for module, name, value in self.trace.left_behind:
             path = paths.get(id(module))
-            holder = None if path is None else there(self.target, path)
+            holder = None if path is None else find(self.target, path)
             if holder is not None:
                 vars(holder)[name] = value
 
@@ -171,11 +171,9 @@ class _Graft:
         """
         paths: dict[str, None] = {}
         for code in codes:
-            asked = {path for call in self.trace.calls for path in call.asked | call.handed
-                     if self._moved(call, code.owner)}  # fmt: skip
-            held = {
-                path: weight for path in sorted(asked) if (weight := held_at(self.target, path))
-            }
+            moved = [call for call in self.trace.calls if self._moved(call, code.owner)]
+            deciding = sorted(set[str]().union(*(call.deciding for call in moved)))
+            held = {path: weight for path in deciding if (weight := held_at(self.target, path))}
             forward = vars(fetch(self.target, code.owner.path)).get("forward")
             if held and isinstance(forward, FusedForward):
                 forward.check(held.values())

@@ -27,7 +27,7 @@ def methods_with_new_code(
     """The methods of some modules whose new code computes the same with the same operators."""
     for way in trace.ways_in:
         call = way.owner
-        asks = call.tensors or call.lengths or call.typed or call.asked or call.handed
+        asks = call.tensors or call.lengths or call.typed or call.deciding
         if call in owners and not asks and way.name not in vars(call.module) and _can_be_told(way):
             with suppress(GraftError):
                 yield way, NewCode(slicer, call, way)

@@ -171,7 +171,7 @@ class Placer:
         joined = region.together.union(*(link.inner for link in region.links))
         crossed = {*self._span(region), *(self.trace.caller[node] for node in joined)}
         around = {call for inner in crossed for call in calls_between(inner, whole)}
-        return any(call.asked or call.handed for call in (whole, *around))
+        return any(call.deciding for call in (whole, *around))
 
     def _parts_to_keep(self, region: Region, frame: Call, swaps: Set[fx.Node]) -> set[str] | None:
         """The parts of a module that must stay what they are; None if they run all or nothing.

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from reparam.capture import Call
 from reparam.capture.reading import names_computed_with, names_of_public_methods
-from reparam.modules import all_names, drop_idle_hooks, fetch
+from reparam.modules import all_names, drop_idle_hooks, fetch, find
 from reparam.rewriting.changes import Rewrite
 
 
@@ -72,10 +72,7 @@ def prune(
 
 def _is_computed_with(root: nn.Module, path: Sequence[str], released: Collection[str]) -> bool:
     """Whether a public method of its holder computes something with a tensor."""
-    try:
-        holder = fetch(root, ".".join(path[:-1]))
-    except AttributeError:
-        return False
+    holder = find(root, ".".join(path[:-1]))
     if not isinstance(holder, nn.Module) or path[-1] in holder._modules:
         return False
     kind: type = type(holder)
@@ -98,10 +95,7 @@ def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
 
 def _parts_at(target: nn.Module, path: str) -> set[int]:
     """Identities of a tensor, or of all in a module, at a path; none if it went after all."""
-    try:
-        there = fetch(target, path)
-    except AttributeError:
-        return set()
+    there = find(target, path)
     if there is None:
         return set()
     return _parts(there) if isinstance(there, nn.Module) else {id(there)}

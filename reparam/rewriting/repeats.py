@@ -111,7 +111,7 @@ def _outline(
     None if that depends on more than the call's arguments.
     """
     names = {node: number for number, node in enumerate(nodes_in(call.arguments))}
-    weights = frozenset(call.typed), frozenset(call.asked | call.handed)
+    weights = frozenset(call.typed), frozenset(call.deciding)
     asked = frozenset(call.tensors), weights, frozenset(call.lengths.items())
     rows: list[Hashable] = [call.optional, asked, _written(call.arguments, names)]
     for node in inside:

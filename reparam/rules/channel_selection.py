@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reparam.algebra import AffineConv, AffineStack
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule, spellings
-from reparam.rules.steps import UNKNOWN_RANK, Extent, Selecting
+from reparam.rules.steps import UNKNOWN_RANK, Extent, Selecting, unpacked
 
 aten = torch.ops.aten
 
@@ -157,15 +157,10 @@ def index_by_tensors(input: Any, indices: Any) -> Any:
     return index_select(input, 1, indices[1])
 
 
-def _packed(values: Sequence[Any]) -> Sequence[Any]:
-    """Sizes or axes, however a call packs them."""
-    return values[0] if len(values) == 1 and isinstance(values[0], Sequence) else values
-
-
 @register_rule(*spellings("flip"))
 def flip(input: Any, *dims: Any) -> Any:
     """Channels in the opposite order."""
-    axes = _packed(dims)
+    axes = unpacked(dims)
     if len(axes) != 1:
         return NotImplemented
     return _selecting(input, axes[0], lambda channels: [range(channels)[::-1]], by_number=True)
@@ -191,7 +186,7 @@ def _along_one_axis(input: Any, sizes: Sequence[Any], kept: Callable[[int, Any],
 @register_rule(*spellings("repeat", "Tensor aten"), torch.tile, torch.Tensor.tile)
 def repeat(input: Any, *sizes: Any) -> Any:
     """All channels, and all of them again."""
-    place = _along_one_axis(input, _packed(sizes), lambda axis, size: bool(size == 1))
+    place = _along_one_axis(input, unpacked(sizes), lambda axis, size: bool(size == 1))
     if place is None:
         return NotImplemented
     axis, times = place
@@ -215,7 +210,7 @@ def expand(input: Any, *sizes: Any, implicit: Any = False) -> Any:
     def kept(axis: int, size: Any) -> bool:
         return bool(size == -1 or size == Extent(axis))
 
-    place = _along_one_axis(input, _packed(sizes), kept)
+    place = _along_one_axis(input, unpacked(sizes), kept)
     if place is None:
         return NotImplemented
     axis, size = place

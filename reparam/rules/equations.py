@@ -15,6 +15,7 @@ from torch import Tensor
 from reparam.algebra import AffineConv
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule, spellings
+from reparam.rules.steps import unpacked
 
 _DOTS = "."
 """Stands for the axes that ``...`` leaves unnamed."""
@@ -41,8 +42,7 @@ def rank_of(term: str) -> int | None:
 @register_rule(*spellings("einsum", "torch aten"))
 def einsum(equation: Any, *operands: Any, path: Any = None) -> AffineConv | Refusal:
     """A product in which one axis of a value meets a constant matrix, or a factor per entry."""
-    several = len(operands) == 1 and isinstance(operands[0], Sequence)
-    values: Sequence[Any] = operands[0] if several else operands
+    values = unpacked(operands)
     parsed = terms_of(equation)
     if parsed is None or len(parsed[0]) != len(values):
         return Refusal("its equation is known only at run time")

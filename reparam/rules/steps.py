@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reparam.algebra import Affine, AffineConv, AffineStack, Norm
 from reparam.errors import Refusal
@@ -96,3 +97,8 @@ UNKNOWN = Unknown()
 UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 
 Step = Affine | AffineStack | Commuting | Normalized | Stacked | Several | Refusal
+
+
+def unpacked(values: Sequence[Any]) -> Sequence[Any]:
+    """The sizes, the axes or the operands of a call: ``f(x, 1, 2)`` or ``f(x, (1, 2))``."""
+    return values[0] if len(values) == 1 and isinstance(values[0], Sequence) else values

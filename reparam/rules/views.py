@@ -15,7 +15,7 @@ from reparam.algebra import Affine, AffineConv
 from reparam.errors import Refusal
 from reparam.rules.elementwise import total
 from reparam.rules.registry import register_rule, spellings
-from reparam.rules.steps import UNKNOWN_RANK, Commuting, Extent, Stacked
+from reparam.rules.steps import UNKNOWN_RANK, Commuting, Extent, Stacked, unpacked
 
 Step = Commuting | Refusal
 
@@ -77,7 +77,7 @@ def _permuted(x: Any, order: Sequence[Any]) -> Step:
 @register_rule(*spellings("permute"))
 def permute(input: Any, *dims: Any) -> Step:
     """Axes in another order."""
-    return _permuted(input, dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims)
+    return _permuted(input, unpacked(dims))
 
 
 @register_rule(*spellings("transpose"), *spellings("swapaxes swapdims", "torch Tensor"))
@@ -113,7 +113,7 @@ def move_axes(input: Any, source: Any, destination: Any) -> Step:
 @register_rule(*spellings("reshape view reshape_as view_as"))
 def reshape(input: Any, *shape: Any) -> Step:
     """Axes of new sizes; those of the same size at either end are the same axes."""
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+    sizes = unpacked(shape)
     rank = input.rank if isinstance(input, AffineConv) else None
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:

@@ -107,7 +107,7 @@ def place_of(function: FunctionType, span: Span, *, indented: bool) -> Span:
     return first - above, last - above, start - indent, end - indent
 
 
-def owner_of(function: FunctionType) -> str | None:
+def _owner_of(function: FunctionType) -> str | None:
     """The name by which a method calls its module; None for any other function."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     return names[0] if names and "." in function.__qualname__.rpartition("<locals>.")[2] else None
@@ -160,7 +160,11 @@ def _named(names: Iterable[ast.Name], context: type[ast.expr_context]) -> set[st
 def _repeats(node: ast.AST, tree: ast.AST) -> bool:
     """Whether a node stands in a loop."""
     loops = (other for other in ast.walk(tree) if isinstance(other, ast.For | ast.While))
-    return any(inner is node for loop in loops if loop is not node for inner in ast.walk(loop))
+    return any(loop is not node and _contains(loop, node) for loop in loops)
+
+
+def _contains(tree: ast.AST, node: ast.AST) -> bool:
+    return any(inner is node for inner in ast.walk(tree))
 
 
 # -- Whether it is one step -----------------------------------------------------------------------
@@ -172,7 +176,7 @@ def _is_one_step(piece: Piece, function: FunctionType) -> bool:
     functions = [node.func for node in nodes if isinstance(node, ast.Call)]
     run = {id(root_of(f)) for f in functions if isinstance(f, ast.Attribute)}
     inside_chains = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
-    owner = owner_of(function)
+    owner = _owner_of(function)
     if piece.returns and not _ends_forward(piece.node, function):
         return False
     for node in nodes:
@@ -258,7 +262,7 @@ def _set_before(node: ast.AST, tree: ast.FunctionDef) -> Iterator[str]:
     yield from (inner.arg for inner in ast.walk(tree.args) if isinstance(inner, ast.arg))
     block: Sequence[ast.stmt] = tree.body
     while block:
-        around = next((s for s in block if any(n is node for n in ast.walk(s))), None)
+        around = next((statement for statement in block if _contains(statement, node)), None)
         if around is None:
             return
         yield from _surely_set(block[: block.index(around)])
@@ -267,7 +271,7 @@ def _set_before(node: ast.AST, tree: ast.FunctionDef) -> Iterator[str]:
         if isinstance(around, ast.For):
             yield from _names_stored(around.target)
         inside = (getattr(around, name, []) for name in ("body", "orelse", "finalbody"))
-        block = next((b for b in inside if any(n is node for s in b for n in ast.walk(s))), [])
+        block = next((b for b in inside if any(_contains(s, node) for s in b)), [])
 
 
 # -- Whether it writes in place -------------------------------------------------------------------

@@ -28,6 +28,7 @@ from reparam.capture.stand_ins.proxies import (
     comes_of_tensors,
     is_tensor,
     made_of_one_value,
+    returns_a_tensor,
 )
 from reparam.capture.stand_ins.questions import answering_for_proxies, is_caught, unanswerable
 from reparam.capture.stand_ins.rewritten_weights import ConstantAttributes, RewrittenWeights

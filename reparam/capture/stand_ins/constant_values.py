@@ -191,6 +191,8 @@ class ConstantValues:
         Raises:
             KeyError: If it is no constant.
         """
+        if node not in self._nodes:  # asked of every value: nothing above it is looked at
+            raise KeyError(node)
         values = self._values[exactly]
         if node not in values:
             needed = reached([node], lambda each: () if each in values else each.all_input_nodes)
@@ -206,8 +208,6 @@ class ConstantValues:
     ) -> None:
         """Compute the values of some nodes, in order."""
         for node in sorted(nodes.difference(values)):
-            if node not in self._nodes:
-                raise KeyError(node)
             if node in self._tensors:
                 values[node] = chosen(self._tensors[node].detach())
             else:

@@ -133,24 +133,21 @@ def _without(function: FunctionType, pieces: tuple[Piece, ...]) -> Outlined | No
     tree, original = definition(function), function.__code__
     if not isinstance(tree, ast.FunctionDef):
         return None
-    statements = {key: _statement(piece, function) for key, piece in _by_key(pieces)}
-    calls = {
-        span_of(piece.node): _call(piece, key, statements[key][1]) for key, piece in _by_key(pieces)
-    }
+    statements: dict[str, Statement] = {}
+    calls: dict[Span, ast.AST] = {}
+    for number, piece in enumerate(pieces):
+        key = f"statement {number} of {__name__}"  # stands for it until the code is compiled
+        statements[key], values = _statement(piece, function)
+        calls[span_of(piece.node)] = _call(piece, key, values)
     changed = _Replacing(calls).visit(copy.deepcopy(tree))
     code = _compiled(changed, function)
     if code is None or code.co_freevars != original.co_freevars:
         return None
     constants = (
-        statements[value][0] if isinstance(value, str) and value in statements else value
+        statements.get(value, value) if isinstance(value, str) else value
         for value in code.co_consts
     )
     return Outlined(function, original, pieces, code.replace(co_consts=tuple(constants)))
-
-
-def _by_key(pieces: Sequence[Piece]) -> Iterator[tuple[str, Piece]]:
-    """Pieces, each with a text that stands for its statement until the code is compiled."""
-    return ((f"statement {number} of {__name__}", piece) for number, piece in enumerate(pieces))
 
 
 def _statement(piece: Piece, function: FunctionType) -> tuple[Statement, list[ast.expr]]:

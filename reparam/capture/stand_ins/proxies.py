@@ -299,7 +299,7 @@ def _makes_a_tensor(node: fx.Node) -> bool:
     if node.op == "get_attr" or "tensor" in node.meta:
         return True
     if node.op == "call_method":
-        return hasattr(Tensor, str(node.target)) and _returns_a_tensor(str(node.target))
+        return hasattr(Tensor, str(node.target)) and returns_a_tensor(str(node.target))
     if node.op != "call_function":
         return False
     target: Any = node.target
@@ -309,7 +309,7 @@ def _makes_a_tensor(node: fx.Node) -> bool:
     module = str(getattr(target, "__module__", "") or "torch")
     declared = getattr(target, "__annotations__", {}).get("return")
     return module.partition(".")[0] == "torch" and (
-        declared is Tensor or _returns_a_tensor(target.__name__)
+        declared is Tensor or returns_a_tensor(target.__name__)
     )
 
 
@@ -352,11 +352,11 @@ def _is_arithmetic(node: fx.Node) -> bool:
 
 def _makes_a_tensor_of_one(name: str) -> bool:
     """Whether a tensor's method returns exactly one tensor, whatever else it is called with."""
-    return hasattr(Tensor, name) and _returns_a_tensor(name, of_one=True)
+    return hasattr(Tensor, name) and returns_a_tensor(name, of_one=True)
 
 
 @cache
-def _returns_a_tensor(name: str, *, of_one: bool = False) -> bool:
+def returns_a_tensor(name: str, *, of_one: bool = False) -> bool:
     """Whether every overload of one of torch's operators returns exactly one tensor.
 
     Args:
