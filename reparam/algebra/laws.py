@@ -273,12 +273,24 @@ def _over_equal_axes(first: F, second: F) -> tuple[F, F] | Refusal:
 
 def _disagreement(first: Form, second: Form) -> Refusal | None:
     """Why the parameters of two forms cannot become one tensor."""
-    if first.dtype is not None and second.dtype is not None and first.dtype != second.dtype:
-        return Refusal(f"parameters of different dtypes ({first.dtype} and {second.dtype})")
+    dtypes = _dtype_beside(first, second), _dtype_beside(second, first)
+    if None not in dtypes and dtypes[0] != dtypes[1]:
+        return Refusal(f"parameters of different dtypes ({dtypes[0]} and {dtypes[1]})")
     ours, theirs = first.like, second.like
     if ours is not None and theirs is not None and ours.device != theirs.device:
         return Refusal(f"parameters on different devices ({ours.device} and {theirs.device})")
     return None
+
+
+def _dtype_beside(form: Form, other: Form) -> torch.dtype | None:
+    """The type that the parameters of a form have to have beside another; None if any will do.
+
+    A norm takes values of smaller types than its own, as a convolution gives them; a scale or a
+    shift of another type than the norm's changes the type of the value.
+    """
+    if form.dtype is None and form.like is not None and other.diagonal:
+        return form.like.dtype
+    return form.dtype
 
 
 def _taken_after(first: Form, second: Form) -> tuple[torch.dtype | None, Tensor | None]:

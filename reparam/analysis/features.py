@@ -44,7 +44,7 @@ def _channels(node: fx.Node, root: nn.Module, constants: Shapes) -> int | None:
     """How many channels a batch norm counts along the second axis; None for other operators."""
     if node.op == "call_module":
         module = fetch(root, str(node.target))
-        normalizes = isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm)
+        normalizes = isinstance(module, nn.BatchNorm1d)
         return module.num_features if normalizes else None
     if torch_name(node) != "batch_norm":
         return None
@@ -52,7 +52,7 @@ def _channels(node: fx.Node, root: nn.Module, constants: Shapes) -> int | None:
     held = [argument for argument in node.all_input_nodes if argument.op == "get_attr"]
     holders = {type(read_from(root, str(argument.target))) for argument in held}
     sizes = _sizes(node, root, constants)
-    return sizes[0] if sizes and holders <= {nn.BatchNorm1d, nn.SyncBatchNorm} else None
+    return sizes[0] if sizes and holders <= {nn.BatchNorm1d} else None
 
 
 def _features(norm: fx.Node, operand: fx.Node, root: nn.Module, constants: Shapes) -> set[int]:

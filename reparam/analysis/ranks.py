@@ -135,6 +135,9 @@ def _rank_facts(node: fx.Node, axes: _Axes) -> _Facts:
     like = _of_equal_rank(node, name, operand, module)
     if like is not None:
         return _equal(node, like, axes.ranks)
+    if node in axes.ranks:
+        rank = _rank_of_operand(node, name, axes.ranks[node])
+        return [] if rank is None else [(operand, rank)]
     rank = _rank_of_value(node, name, axes.ranks.get(operand), axes.ones.get(operand, 0), module)
     return [] if rank is None else [(node, rank)]
 
@@ -304,11 +307,34 @@ def _rank_of_value(
         sizes = _argument(node, 2)
         return rank + len(sizes) - 1 if isinstance(sizes, tuple | list) else None
     if name in ("mean", "sum"):
-        dims, keep = _argument(node, 1, "dim"), _argument(node, 2, "keepdim", False)
-        gone = len(dims) if isinstance(dims, tuple | list) else 1
-        return None if dims is None else rank if keep else rank - gone
+        gone = _reduced_axes(node)
+        return None if gone is None else rank - gone
     left = _left_axes(node, rank, ones)
     return None if left is None else len(left)
+
+
+def _rank_of_operand(node: fx.Node, name: str, rank: int) -> int | None:
+    """The rank of an operand whose value has another one, which is known."""
+    if name in ("mean", "sum"):
+        gone = _reduced_axes(node)
+        return None if gone is None else rank + gone
+    if name == "unsqueeze":
+        return rank - 1
+    index = _argument(node, 1)
+    if name != "getitem" or not isinstance(index, tuple):
+        return None
+    kinds = [type(entry) for entry in index]
+    if not {*kinds} <= {int, slice, type(None), type(...)}:
+        return None
+    return rank + kinds.count(int) - kinds.count(type(None))
+
+
+def _reduced_axes(node: fx.Node) -> int | None:
+    """How many axes fewer a sum or a mean has than its operand; None if it is over all of them."""
+    dims, keep = _argument(node, 1, "dim"), _argument(node, 2, "keepdim", False)
+    if dims is None:
+        return None
+    return 0 if keep else len(dims) if isinstance(dims, tuple | list) else 1
 
 
 # -- Axes of size 1 --------------------------------------------------------------------------------

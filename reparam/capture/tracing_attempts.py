@@ -53,7 +53,9 @@ def trace_forward(
     Raises:
         UntraceableError: If the module's own forward cannot be traced.
     """
-    ruled = [leaf for function in rules.functions() for leaf in found_in_modules(function)]
+    # torch's assertion is one node, too: run on proxies it asks whether its condition holds.
+    functions = [torch._assert, *rules.functions()]
+    ruled = [leaf for function in functions for leaf in found_in_modules(function)]
     lessons = _Lessons()
     while True:
         result, tracer = _attempt(root, rules, given or {}, ruled, lessons)

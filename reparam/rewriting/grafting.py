@@ -38,7 +38,7 @@ from reparam.rewriting.new_code import (
     path_below,
 )
 from reparam.rewriting.other_methods import methods_with_new_code, needs_new_code, released
-from reparam.rewriting.placement import keep_for_methods
+from reparam.rewriting.placement import keep_for_methods, sites_of_calls
 from reparam.rewriting.pruning import prune
 from reparam.rewriting.repeats import graph_outline, repeated_calls
 
@@ -146,8 +146,9 @@ class _Graft:
         """What some code used for nodes that were left out, kept where methods may run it."""
         used = [node for node in dropped if node.op in ("call_module", "get_attr")]
         unused = [(str(node.target), self.rewrite.caller[node]) for node in used]
+        sites = sites_of_calls()
         for path, call in unused:
-            keep_for_methods(path, call, self.rewrite)
+            keep_for_methods(path, call, self.rewrite, sites)
         return unused
 
     def _asked(self) -> list[tuple[str, Call]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 
@@ -88,7 +88,7 @@ class Placer:
         self.traced_through = Counter(id(call.module) for call in trace.calls)
         self.repeated = repeated_calls(trace)
         self.held = held_aside(trace.root)
-        self.sites = cache(lambda call: CallSites(call.module))
+        self.sites = sites_of_calls()
         self.read_directly = {
             id(read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
@@ -399,11 +399,18 @@ def frame_of(trace: Trace, region: Region) -> Call:
     return common_caller([trace.caller[node] for node in nodes if node.op != "get_attr"])
 
 
-def keep_for_methods(path: str, caller: Call, rewrite: Rewrite) -> None:
+def keep_for_methods(
+    path: str, caller: Call, rewrite: Rewrite, sites: Callable[[Call], CallSites]
+) -> None:
     """Protect what a forward need not run where a method of some module around it may."""
     for call in caller.ancestry():
         name = _name_in(call, path)
-        functions, sites = own_methods(type(call.module)), CallSites(call.module)
         naming = methods_naming(call.module, {name}).keys() - {"forward"}
-        if any(sites.may_call(functions[n]) for n in naming if not n.startswith("_")):
+        public = [own_methods(type(call.module))[n] for n in naming if not n.startswith("_")]
+        if public and any(map(sites(call).may_call, public)):
             rewrite.protected.setdefault(call, set()).add(name)
+
+
+def sites_of_calls() -> Callable[[Call], CallSites]:
+    """What the classes in the module of a call call, read once for each."""
+    return cache(lambda call: CallSites(call.module))

@@ -298,7 +298,7 @@ class Rewriter:
             if self._is_there(node) and not self.awaited[origin] and not node.users:
                 caller = self.result.caller[node]
                 if node.op == "call_module":
-                    keep_for_methods(str(node.target), caller, self.result)
+                    keep_for_methods(str(node.target), caller, self.result, self.placer.sites)
                 self.edited.add(caller)
                 self._erase(node)
 

@@ -7,7 +7,7 @@ becomes of the modules that were called in it, given the same they must return t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -141,19 +141,55 @@ def original_errors(
     return error, _difference(first, second)
 
 
+def errors_in_one_run(
+    module: nn.Module,
+    sample: Sample,
+    parts: Mapping[str, Sequence[Sample]],
+    exact: Mapping[int, Tensor] | None = None,
+) -> dict[str, float]:
+    """How far what a module and parts of it return is from samples, in one run in float64.
+
+    Args:
+        module: The module.
+        sample: The sample of its call.
+        parts: The samples of some parts, by path in it, in the order in which they are called.
+        exact: Its weights before they were rounded, by the identity of those. Without, it is the
+            user's own module, and runs again in another mode, under other random numbers.
+
+    Returns:
+        The largest relative difference of each, by path, those of what a part was given included;
+        infinite where a part did not run as often as it should.
+    """
+    witnesses = {}
+    with ExitStack() as stack:
+        for path, samples in parts.items():
+            witnesses[path] = witness = _Witness(samples, fetch(module, path).forward, [])
+            _let_run(fetch(module, path), witness.run, stack)
+        if exact is None:
+            results = call_in_modes(module, lambda: copied_values(sample.inputs))
+        else:
+            results = [_called(module, sample.inputs, exact)]
+    errors = {path: witness.error(len(results)) for path, witness in witnesses.items()}
+    own = max(_difference(sample.result, copied_values(result)) for result in results)
+    return {**errors, "": own}
+
+
 @contextmanager
 def _standing_in(module: nn.Module, inner: Mapping[str, Sample]) -> Iterator[list[float]]:
     """Let parts of a module return what they did; collects the errors of what they are given."""
     errors: list[float] = []
     with ExitStack() as stack:
         for path, sample in inner.items():
-            part = fetch(module, path)
-            before = dict(vars(part))
-            stack.callback(vars(part).update, before)
-            stack.callback(vars(part).pop, "forward")
-
-            vars(part)["forward"] = _Replay(sample, errors).run
+            _let_run(fetch(module, path), _Replay(sample, errors).run, stack)
         yield errors
+
+
+def _let_run(part: nn.Module, forward: Callable[..., Any], stack: ExitStack) -> None:
+    """Let a module run something else until a stack of contexts closes."""
+    before = dict(vars(part))
+    stack.callback(vars(part).update, before)
+    stack.callback(vars(part).pop, "forward")
+    vars(part)["forward"] = forward
 
 
 @dataclass(frozen=True)
@@ -167,6 +203,32 @@ class _Replay:
         """Return what the part did, and note how far what it is given is from what it was."""
         self.errors.append(_difference(self.sample.inputs, copied_values((args, kwargs))))
         return copied_values(self.sample.result)
+
+
+@dataclass(frozen=True)
+class _Witness:
+    """Lets a part run, and remembers what it was given and returned in each call."""
+
+    samples: Sequence[Sample]
+    forward: Callable[..., Any]
+    calls: list[Sample]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the part returns."""
+        inputs = copied_values((args, kwargs))
+        result = self.forward(*args, **kwargs)
+        self.calls.append(Sample(inputs, copied_values(result)))
+        return result
+
+    def error(self, runs: int) -> float:
+        """The largest relative difference from the samples after some runs of all their calls."""
+        if len(self.calls) != runs * len(self.samples):
+            return inf
+        pairs = zip(self.calls, [*self.samples] * runs, strict=True)
+        return max(
+            _difference((sample.inputs, sample.result), (call.inputs, call.result))
+            for call, sample in pairs
+        )
 
 
 def error_of_rounding(module: nn.Module, sample: Sample, exact: Mapping[int, Tensor]) -> float:

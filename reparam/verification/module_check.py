@@ -7,8 +7,9 @@ becomes another one in its place, there is nothing to run: the region itself was
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Set
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from functools import cache
 from math import inf
 from types import NoneType
 
@@ -22,6 +23,7 @@ from reparam.rewriting import GraftError, Rewrite, frame_of
 from reparam.verification.call_samples import (
     Sample,
     error_of_rounding,
+    errors_in_one_run,
     module_error,
     original_errors,
     sample_calls,
@@ -30,6 +32,10 @@ from reparam.verification.random_runs import may_run
 
 MODULE_BOUND = 1e-6
 """Largest relative difference of a module, in float64; regions have a bound near rounding."""
+
+
+_RUN_AS_A_WHOLE = 2**29
+"""A module of at most so many bytes in float64 runs as a whole; a larger one in its parts."""
 
 
 class MismatchError(GraftError):
@@ -67,12 +73,17 @@ class Check:
         """
         changing = {call for calls in self.rewritten.changes.values() for call in calls}
         asked = {*self.frames.values(), *changing}
+        asked = {call for call in asked if not _is_of_torch(call.module)}
         able = {call for call in self.samples if may_run(call.module)}
+        agreeing = self._agreeing(
+            asked & able,
+            able,
+            lambda outer, parts: errors_in_one_run(outer.module, self.samples[outer], parts),
+        )
         return [
             call
-            for call in asked
-            if not _is_of_torch(call.module)
-            and (call not in able or not self._agrees(call, self._inner(call, able)))
+            for call in asked - agreeing
+            if call not in able or not self._agrees(call, self._inner(call, able))
         ]
 
     def _agrees(self, call: Call, inner: Mapping[str, Sample]) -> bool:
@@ -107,12 +118,59 @@ class Check:
         """
         closed = self._closed(gone, root)
         able = {call for call in closed if call in self.samples and may_run(fetch(root, call.path))}
-        calls = [call for call in self.part.trace.calls if call in able]
+        agreeing = self._agreeing(
+            able,
+            able,
+            lambda outer, parts: errors_in_one_run(
+                fetch(root, outer.path),
+                self.samples[outer],
+                parts,
+                self._weights(outer, root, ()),
+            ),
+        )
+        calls = [call for call in self.part.trace.calls if call in able - agreeing]
         skipped = [call for call in calls if self._is_chaotic(call, able, root)]
         for way in self.part.trace.ways_in:
             if way.owner in able and way.call in self.samples:
                 skipped += [way.owner] if self._is_other_way_chaotic(way, root) else []
         return [*skipped, *(closed - able)]
+
+    def _agreeing(
+        self,
+        calls: Set[Call],
+        able: Set[Call],
+        errors: Callable[[Call, Mapping[str, Sequence[Sample]]], Mapping[str, float]],
+    ) -> set[Call]:
+        """Those of some calls that return what they did when all around them runs.
+
+        The outermost modules that hold them run, each once: to run each call by itself takes
+        several times as long, and tells what is wrong with those that are not among these.
+
+        Args:
+            calls: The calls.
+            able: The modules that can run.
+            errors: Runs a call, with samples of what is called in it by path: the errors by path.
+        """
+        small = cache(lambda call: _size_in_float64(call.module) <= _RUN_AS_A_WHOLE)
+        groups: dict[Call, list[Call]] = defaultdict(list)
+        for call in self.part.trace.calls:
+            around = [outer for outer in call.ancestry() if outer in able and small(outer)]
+            if call in calls and around:
+                groups[around[-1]].append(call)
+        agreeing = set[Call]()
+        for outer, inside in groups.items():
+            prefix = f"{outer.path}." if outer.path else ""
+            paths = {call: call.path.removeprefix(prefix) for call in inside if call is not outer}
+            samples: dict[str, list[Sample]] = defaultdict(list)
+            for call, path in paths.items():
+                samples[path].append(self.samples[call])
+            try:
+                found = errors(outer, samples)
+            except Exception:  # what that means is asked of each
+                continue
+            paths[outer] = ""
+            agreeing |= {call for call in inside if found[paths[call]] <= MODULE_BOUND}
+        return agreeing
 
     def _stays_in_place(self, region: Region) -> bool:
         """Whether a region is a chain of modules for which no code changes."""
@@ -222,16 +280,26 @@ class Check:
         return exact
 
 
+def _size_in_float64(module: nn.Module) -> int:
+    """The bytes that a module's tensors take in float64."""
+    return sum(8 * tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+
+
 def _is_of_torch(module: nn.Module) -> bool:
     """Whether a module runs torch's own code, which nobody has to ask twice."""
     return type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module)
 
 
 def _is_in_place(region: Region, rewritten: Rewrite, root: nn.Module) -> bool:
-    """Whether the new operator is where one of a chain was, and nothing where the others were."""
+    """Whether the new operator is where one of a chain was, and nothing where the others were.
+
+    What a scale moved across stays where it is.
+    """
     new = rewritten.names[region.value]
     operators = set(rewritten.names.values())  # another region's may be where one of this was
-    others = {str(node.target) for node in (region.value, *region.dying)} - operators
+    crossed = {node for link in region.links if link.form is None for node in link.nodes}
+    gone = {region.value, *region.dying} - crossed
+    others = {str(node.target) for node in gone} - operators
     return fetch(root, new) is rewritten.modules[new] and all(
         isinstance(fetch(root, path), nn.Identity | NoneType) for path in others
     )

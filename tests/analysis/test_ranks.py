@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -123,3 +124,41 @@ def test_a_function_may_normalise_anything(sizes: tuple[int, ...]) -> None:
     fused = reparam.fuse(model)
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
     assert count_operators(reparam.fuse(model, x), (x,)).batch_norms == (len(sizes) != 2)
+
+
+class Reduced(nn.Module):
+    """How many axes its values have is told by what comes after them alone."""
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.reduce = reduce
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.reduce(x.tanh()).permute(0, 2, 1) * self.scale)
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda x: torch.stack((x, x), -1).sum(-1),
+        lambda x: torch.stack((x, x, x), 1).mean((1,)),
+        lambda x: x.unsqueeze(-1)[..., 0],
+    ],
+)
+def test_what_comes_after_tells_of_what_is_reduced(reduce: Callable[[Tensor], Tensor]) -> None:
+    model = Reduced(reduce).double().eval()
+    x = torch.randn(2, 8, 5, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert not any("verified" in row.reason for row in fused.reparam_report.refused)
+    assert count_operators(fused, (x,)).linears == 1
+    assert count_operators(fused, (x,)).multiplications == 0
+    assert relative_error(run(fused, (x,)), run(model, (x,))) < 1e-12
+
+
+def test_a_norm_of_any_rank_is_not_taken_for_one_of_rows() -> None:
+    model = nn.Sequential(nn.Linear(9, 9), nn.SyncBatchNorm(9)).double().eval()
+    x = torch.randn(2, 9, 5, 9, dtype=torch.float64)
+    fused = reparam.fuse(randomise_batch_norm(model, 0))
+    assert relative_error(run(fused, (x,)), run(model, (x,))) < 1e-12

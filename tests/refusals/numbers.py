@@ -13,6 +13,7 @@ import reparam
 from tests.refusals.checking import EXACT, Network, assert_reported, images, ready
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
+from tests.support.randomise import randomise_batch_norm
 
 
 def conv_and_norm(**options: Any) -> nn.Module:
@@ -187,3 +188,21 @@ def test_integer_indices_scaled_by_a_number() -> None:
     fused = reparam.fuse(model)
     assert torch.equal(run(fused, (index,)), run(model, (index,)))
     assert fused.reparam_report.fused == []
+
+
+def test_a_norm_and_a_constant_of_another_dtype() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            self.shift = torch.randn(4, 1, 1)  # a plain attribute, which .double() leaves alone
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x) + self.shift
+
+    model = randomise_batch_norm(Shifted().double().eval(), 0)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert_reported(fused.reparam_report, "add", "parameters of different dtypes")
+    assert fused(x).dtype == torch.float64
+    assert relative_error(run(fused, (x,)), run(model, (x,))) < 1e-12

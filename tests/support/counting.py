@@ -39,7 +39,7 @@ class OperatorCounts:
     pads: int = 0
     total: int = 0
     macs: int = 0
-    """Multiply-adds of convolutions and linear layers."""
+    """Multiply-adds of convolutions and linear layers, but for a scale of each channel."""
 
     @property
     def affine(self) -> int:
@@ -133,7 +133,8 @@ class _Tally:
             transposed = name in TRANSPOSED or (name.endswith("convolution") and bool(args[6]))
             per_position = args[0].numel() if transposed else first.numel()
             count["convolutions"] += 1
-            count["macs"] += per_position * weight[0].numel()
+            scales = weight[0].numel() == 1 and first.shape == args[0].shape
+            count["macs"] += 0 if scales else per_position * weight[0].numel()
         elif is_linear(name, args):
             count["linears"] += 1
             count["macs"] += first.numel() * _summed_length(name, args)

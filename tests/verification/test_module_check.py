@@ -14,6 +14,7 @@ from reparam.capture.trace import Call
 from reparam.rewriting import grafting
 from reparam.rewriting import new_code as slicing
 from reparam.rewriting import rewriter as rewriting
+from reparam.verification.call_samples import Sample, errors_in_one_run
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
@@ -318,3 +319,51 @@ def test_what_is_computed_from_a_changing_buffer_is_no_constant() -> None:
     for _ in range(3):
         x = images()
         assert relative_error(run(fused, (x,)), run(model, (x,))) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "between", [nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Flatten(2)], ids=["pool", "view"]
+)
+def test_what_a_scale_moves_across_stays_where_it_is(between: nn.Module) -> None:
+    last = nn.BatchNorm1d(C) if isinstance(between, nn.Flatten) else nn.BatchNorm2d(C)
+    model = nn.Sequential(nn.BatchNorm2d(C), between, last).double().eval()
+    x = torch.randn(2, C, 9, 8, dtype=torch.float64)
+    fused = reparam.fuse(randomise_batch_norm(model, 0))
+    assert len(fused.reparam_report.fused) == 1
+    assert relative_error(run(fused, (x,)), run(model, (x,))) < 1e-12
+
+
+class Twice(nn.Module):
+    """Runs its part twice, and once more what it does not run at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(C, C)
+        self.idle = nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.part(torch.sin(self.part(x))))
+
+
+def test_errors_of_parts_are_found_in_one_run() -> None:
+    module = Twice().double().eval()
+    x = torch.randn(2, C, dtype=torch.float64)
+    with torch.no_grad():
+        first = module.part(x)
+        second = module.part(first.sin())
+        samples = [Sample(((x,), {}), first), Sample(((first.sin(),), {}), second)]
+        whole = Sample(((x,), {}), second.tanh())
+    parts = {"part": samples, "idle": samples[:1]}
+    right = errors_in_one_run(module, whole, parts)
+    assert right["part"] < 1e-15
+    assert right[""] < 1e-15
+    assert right["idle"] == float("inf"), "what did not run cannot agree"
+    wrong = [samples[0], Sample(samples[1].inputs, 2 * second)]
+    errors = errors_in_one_run(module, whole, {"part": wrong})
+    assert errors["part"] > 0.1
+    assert errors[""] < 1e-15
+    assert "forward" not in vars(module.part)
+    exact = {id(module.part.weight): module.part.weight.detach() + 0.1}
+    moved = errors_in_one_run(module, whole, {"part": samples}, exact)
+    assert moved["part"] > 1e-3
+    assert moved[""] > 1e-3
