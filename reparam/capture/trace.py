@@ -23,7 +23,8 @@ class Call:
         args: The positional arguments as the caller wrote them.
         kwargs: The keyword arguments as the caller wrote them.
         optional: Whether the forward has parameters that a caller may leave out.
-        tensors: The parameters that were taken for tensors because the code asks what they are.
+        tensors: What was taken for a tensor because the code asks what it is: a parameter, and the
+            keys by which it is in what that is given.
         lengths: How many values a parameter has to hold at least, since the code takes as many.
         typed: Weights, by path, whose type was taken for the type of a value.
         asked: Weights, by path, whose numbers decided which way the code went, or what it holds.
@@ -38,7 +39,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     optional: bool = False
-    tensors: set[str] = field(default_factory=set)
+    tensors: set[tuple[Any, ...]] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)
     typed: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)

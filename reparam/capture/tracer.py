@@ -34,6 +34,7 @@ from reparam.capture.stand_ins import (
     comes_of_tensors,
     is_caught,
     is_tensor,
+    keys_after,
     made_of_one_value,
     settled_by,
     unanswerable,
@@ -388,9 +389,10 @@ class Tracer(fx.Tracer):
             return Tensor
         if node is not None and (kind := self.constants.size(node, type)) is not None:
             return Tensor if issubclass(kind, Tensor) else kind
-        named = [] if node is None else self._named_in_all_calls(made_of_one_value(node))
+        chain = [] if node is None else made_of_one_value(node)
+        named = self._named_in_all_calls(chain)
         for call, name in named:
-            call.tensors.add(name)
+            call.tensors.add((name, *keys_after(call.arguments[name], chain)))
         if named:
             return Tensor
         self.refuse()

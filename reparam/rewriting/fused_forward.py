@@ -29,7 +29,7 @@ class Guards:
     Args:
         baked: Values of the parameters that tracing took as constants.
         outlines: Lengths and keys of the parameters that are containers.
-        tensors: The parameters that the code has to find to be tensors.
+        tensors: What the code has to find to be tensors: parameters, or what keys name in them.
         lengths: How many values some parameters have to hold at least.
         types: Weights of the module whose type was taken for the type of a value.
         unhooked: The parts it stands for that run other code if a hook gives them other arguments.
@@ -37,7 +37,7 @@ class Guards:
 
     baked: dict[str, Any]
     outlines: dict[str, Any]
-    tensors: frozenset[str]
+    tensors: frozenset[tuple[Any, ...]]
     lengths: dict[str, int]
     types: dict[str, torch.dtype]
     unhooked: tuple[str, ...]
@@ -51,12 +51,24 @@ class Guards:
         """Whether a module and its arguments are such as were traced."""
         return (
             all(_equal(arguments[name], value) for name, value in self.baked.items())
-            and all(arrives_as_tensor(arguments[name]) for name in self.tensors)
+            and all(_is_tensor(arguments[name], keys) for name, *keys in self.tensors)
             and all(len(arguments[name]) >= count for name, count in self.lengths.items())
             and all(outline(arguments[name]) == was for name, was in self.outlines.items())
             and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
             and not any(has_hooks(owner.get_submodule(path)) for path in self.unhooked)
         )
+
+
+def _is_tensor(value: Any, keys: Sequence[int | str]) -> bool:
+    """Whether a value is a tensor, or else what some keys name in it."""
+    for key in keys:
+        if isinstance(value, torch.Tensor):
+            return True
+        try:
+            value = value[key]
+        except (TypeError, LookupError):
+            return False
+    return arrives_as_tensor(value)
 
 
 @dataclass(frozen=True)

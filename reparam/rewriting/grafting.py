@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from torch import fx, nn
@@ -35,6 +36,7 @@ from reparam.rewriting.new_code import (
     Slicer,
     TornError,
     UnlikeError,
+    is_given_twice,
     path_below,
 )
 from reparam.rewriting.other_methods import methods_with_new_code, needs_new_code, released
@@ -214,6 +216,9 @@ class _Graft:
         """Whether a module can have new code: for all its calls, and it sees all that it needs."""
         if call in self.repeated and id(call.module) not in self.rewrite.alike:
             return False
+        around = islice(call.ancestry(), 1, None)
+        if is_given_twice(call) and not all(map(knows_only_tensors, around)):
+            return False  # called otherwise, the code around it may give it two values
         return all(
             path_below(call, str(node.target), self.paths) is not None
             for node in self.inside[call]

@@ -196,6 +196,12 @@ class NewCode:
         return self.graph.call_function(checked_same, (first, second, text))
 
 
+def is_given_twice(call: Call) -> bool:
+    """Whether a call gives one value as several arguments, or several times in one."""
+    given = list(nodes_in(call.arguments))
+    return len(given) > len(set(given))
+
+
 def _holds_nodes(structure: Any) -> bool:
     return any(True for _ in nodes_in(structure))
 

@@ -6,7 +6,7 @@ IN_REWRITING = [
     Mistake(
         "a fused forward takes any argument for a tensor",
         "rewriting/fused_forward.py",
-        "            and all(arrives_as_tensor(arguments[name]) for name in self.tensors)\n",
+        "            and all(_is_tensor(arguments[name], keys) for name, *keys in self.tensors)\n",
         "",
     ),
     Mistake(

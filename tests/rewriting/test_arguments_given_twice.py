@@ -91,3 +91,34 @@ def test_what_it_was_fused_for_is_checked_in_whatever_is_made_of_it() -> None:
             part(x, -x)
     exported = torch.export.export(copy.deepcopy(fused), (x,)).module()
     assert relative_error(exported(x), model(x)) < EXACT
+
+
+class Sometimes(nn.Module):
+    """A caller that gives one value twice, or two values if it is asked to."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, factor: float | None = None) -> Tensor:
+        y = x if factor is None else x * factor
+        result: Tensor = self.part(x, y)
+        return result
+
+
+class Chain(Sum):
+    """Reads one of two arguments alone."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.b(self.a(y)).relu()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Sum, Chain])
+def test_a_caller_with_options_may_give_two_values(kind: Callable[[], nn.Module]) -> None:
+    model = ready(Sometimes(kind()))
+    x = images()
+    fused = reparam.fuse(model)
+    assert fused.reparam_report.fused
+    assert relative_error(fused(x), model(x)) < EXACT
+    assert relative_error(fused(x, -0.5), model(x, -0.5)) < EXACT

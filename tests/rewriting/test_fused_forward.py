@@ -67,3 +67,23 @@ def test_what_equals_the_traced_argument_is_not_the_same(kind: Callable[[], nn.M
     assert count_operators(fused, (x,)).convolutions == 1
     for option in EQUAL[kind]:
         assert relative_error(run(fused, (x, option)), run(model, (x, option))) <= EXACT
+
+
+class OfEntry(Optional):
+    """Asks what one of the values is that it is given in a container."""
+
+    def forward(self, values: Any) -> Tensor:
+        x = values[0]
+        if not isinstance(x, Tensor):
+            x = x["image"]
+        return (self.a(x) + self.b(x)).relu()
+
+
+def test_a_container_of_tensors_runs_the_new_code() -> None:
+    model, x = ready(OfEntry()), images()
+    fused = reparam.fuse(model)
+    for values in ([x], (x, None), x[None], [{"image": x}]):
+        assert relative_error(run(fused, (values,)), run(model, (values,))) < EXACT
+    assert count_operators(fused, ([x],)).convolutions == 1
+    assert count_operators(fused, (x[None],)).convolutions == 1
+    assert count_operators(fused, ([{"image": x}],)).convolutions == 2

@@ -27,6 +27,7 @@ from reparam.capture.stand_ins.proxies import (
     arrives_as_tensor,
     comes_of_tensors,
     is_tensor,
+    keys_after,
     made_of_one_value,
     returns_a_tensor,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from types import FrameType
 from typing import Any, NoReturn
@@ -337,6 +337,17 @@ def made_of_one_value(node: fx.Node) -> list[fx.Node]:
         node = node.all_input_nodes[0]
         chain.append(node)
     return chain
+
+
+def keys_after(value: fx.Node, chain: Sequence[fx.Node]) -> tuple[int | str, ...]:
+    """The keys by which a value was made of another, both in `made_of_one_value`."""
+    keys: list[int | str] = []
+    for made in reversed(chain[: chain.index(value)]):
+        key = made.args[1] if made.target is operator.getitem else None
+        if not isinstance(key, int | str):
+            break
+        keys.append(key)
+    return tuple(keys)
 
 
 def _keeps_a_tensor_one(node: fx.Node) -> bool:
