@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -41,6 +41,41 @@ class Extents:
             if self.origin(first, axis) == origin:
                 return Extent(axis)
         return UNKNOWN
+
+    def asks_alike(self, reader: fx.Node, value: fx.Node, others: Sequence[fx.Node]) -> bool:
+        """Whether all that a reader asks of a value is the same of others: axes, sizes, device."""
+        rank = self.facts.ranks.get(value)
+        if rank is None or any(self.facts.ranks.get(other) != rank for other in others):
+            return False
+        axes = self._axes_read(reader, value)
+        return axes is not None and all(
+            self.origin(value, axis) == self.origin(other, axis)
+            for axis in axes
+            for other in others
+        )
+
+    def _axes_read(self, reader: fx.Node, value: fx.Node) -> set[int] | None:
+        """The axes whose sizes a reader asks for, and no more than those; None if it does."""
+        attribute = reader.args[1] if reader.target is getattr else None
+        method = reader.target if reader.op == "call_method" else None
+        if attribute in ("ndim", "device") or method == "dim":
+            return set()
+        if method == "size" and len(reader.args) == 2:
+            place = self._place(*reader.args)
+            return None if place is None else {place[1]}
+        if attribute != "shape" and (method != "size" or reader.kwargs):
+            return None
+        rank = self.facts.ranks[value]
+        axes: set[int] = set()
+        for user in reader.users.keys() - self.facts.unread:
+            index: Any = user.args[1] if user.target is operator.getitem else None
+            if isinstance(index, slice) and not user.all_input_nodes[1:]:
+                axes.update(range(-rank, 0)[index])
+            elif isinstance(index, int) and -rank <= index < rank:
+                axes.add(index % rank - rank)
+            else:
+                return None
+        return axes
 
     def _read(self, number: fx.Node) -> _Place | None:
         """The value and the axis that a number is the size of."""

@@ -17,7 +17,7 @@ from itertools import chain
 from torch import fx
 
 from reparam.algebra import AffineConv, unsupported, weights_dtype
-from reparam.analysis import Facts, holds_type
+from reparam.analysis import Extents, Facts, holds_type
 from reparam.capture import Trait, operator_name, reads_shape_only, traits
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weigher
@@ -34,6 +34,8 @@ from reparam.planning.regions import (
     sized_as_operand,
 )
 from reparam.rules import Several, Step
+
+_NOTHING_ELSE: Mapping[fx.Node, Sequence[fx.Node]] = {}
 
 
 class Appraiser:
@@ -52,6 +54,7 @@ class Appraiser:
         self.steps = steps
         self.forest = Forest(steps, facts)
         self.weigher = Weigher(measure, steps, facts)
+        self.extents = Extents(steps, facts)
         self.readers = {node: set(node.users) for node in graph.nodes}
         self.dead = set(facts.unread)
         self.fused: dict[fx.Node, Region] = {}
@@ -80,11 +83,16 @@ class Appraiser:
         return self.weigher.node(node, positions, free=False)
 
     def dying(
-        self, candidates: Sequence[tuple[fx.Node, Candidate]], *, metadata: bool
+        self,
+        candidates: Sequence[tuple[fx.Node, Candidate]],
+        *,
+        metadata: bool,
+        replaced_by: Mapping[fx.Node, Sequence[fx.Node]] = _NOTHING_ELSE,
     ) -> set[fx.Node]:
         """The nodes that nobody reads once some values are rewritten.
 
-        ``metadata`` says that reading only a shape counts as reading.
+        ``metadata`` says that reading only a shape counts as reading, unless all that is asked of
+        the value is true of those that may be read instead.
         """
         gone = {value for value, _ in candidates}
         inner = {node for _, candidate in candidates for node in candidate.inner}
@@ -95,10 +103,17 @@ class Appraiser:
                 or reader in self.dead
                 or reader in self.facts.asserted
                 or (not metadata and reads_shape_only(reader, node))
+                or self._may_ask_others(reader, node, replaced_by)
                 for reader in self.readers[node]
             ):
                 gone.add(node)
         return gone
+
+    def _may_ask_others(
+        self, reader: fx.Node, node: fx.Node, replaced_by: Mapping[fx.Node, Sequence[fx.Node]]
+    ) -> bool:
+        """Whether a reader asks only for what is the same of the values that come instead."""
+        return node in replaced_by and self.extents.asks_alike(reader, node, replaced_by[node])
 
     def readers_of_value(self, node: fx.Node) -> set[fx.Node]:
         """Who reads a value, and not only its shape."""
@@ -110,7 +125,13 @@ class Appraiser:
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""
-        gone = self.dying([(value, candidate)], metadata=candidate.moves_kernels)
+        # Whichever link the new operator takes the place of, the values between are the base's or
+        # the new one's; that holds if all links go.
+        ends = {link.value: (candidate.base, value) for link in candidate.path}
+        metadata, ways = candidate.moves_kernels, [(value, candidate)]
+        gone = self.dying(ways, metadata=metadata, replaced_by=ends)
+        if not gone.issuperset(ends):
+            gone = self.dying(ways, metadata=metadata)
         region = self.draft(candidate, value, gone)
         if isinstance(region, Refusal):
             return region
