@@ -24,7 +24,8 @@ class Rewrite:
         changes: The calls whose own code changed, by the value of the region for which it changed.
         replaced: For each node of the copy that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
-        swapped: The calls that regions lie in whose modules are replaced where they are registered.
+        swapped: The calls that regions lie in, by their values, whose modules are replaced where
+            they are registered.
         names: Where each region's operator is registered.
         joined: Where the operator is registered that stands for a module, by the module's path.
         protected: For each call the parts that other methods of its module run by themselves.
@@ -49,7 +50,7 @@ class Rewrite:
     changes: dict[fx.Node, set[Call]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     removed: list[tuple[str, Call]] = field(default_factory=list)
-    swapped: set[Call] = field(default_factory=set)
+    swapped: dict[fx.Node, Call] = field(default_factory=dict)
     names: dict[fx.Node, str] = field(default_factory=dict)
     joined: dict[str, str] = field(default_factory=dict)
     protected: dict[Call, set[str]] = field(default_factory=dict)

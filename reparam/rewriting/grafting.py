@@ -40,7 +40,7 @@ from reparam.rewriting.new_code import (
     path_below,
 )
 from reparam.rewriting.other_methods import methods_with_new_code, needs_new_code, released
-from reparam.rewriting.placement import keep_for_methods, sites_of_calls
+from reparam.rewriting.placement import keep_for_methods, run_by_methods, sites_of_calls
 from reparam.rewriting.pruning import prune
 from reparam.rewriting.repeats import graph_outline, repeated_calls
 
@@ -103,6 +103,7 @@ class _Graft:
                 self.inside[call].append(node)
         self.shrunk = {call for _, caller in rewrite.removed for call in caller.ancestry()}
         self.repeated = repeated_calls(self.trace)
+        self.sites = sites_of_calls()
         self.paths = all_names(self.trace.root)
         self.returned = set(map(rewrite.current, nodes_in(self.trace.calls[0].result)))
         self.reaching_out = _reaching_out(self.trace)
@@ -148,9 +149,8 @@ class _Graft:
         """What some code used for nodes that were left out, kept where methods may run it."""
         used = [node for node in dropped if node.op in ("call_module", "get_attr")]
         unused = [(str(node.target), self.rewrite.caller[node]) for node in used]
-        sites = sites_of_calls()
         for path, call in unused:
-            keep_for_methods(path, call, self.rewrite, sites)
+            keep_for_methods(path, call, self.rewrite, self.sites)
         return unused
 
     def _asked(self) -> list[tuple[str, Call]]:
@@ -256,7 +256,8 @@ class _Graft:
         lost = self._lost()
         if lost:
             raise GraftError("a module that changes its own attributes would not run", lost)
-        torn = set(filter(self._may_run_as_it_was, self.rewrite.swapped))
+        swapped = self.rewrite.swapped.items()
+        torn = {frame for value, frame in swapped if self._may_run_as_it_was(value, frame)}
         if torn:
             raise TornError("its parts would change for code that may run as it was", torn)
 
@@ -286,12 +287,24 @@ class _Graft:
             return call
         return graph_outline(code.graph), code.parameters
 
-    def _may_run_as_it_was(self, call: Call) -> bool:
-        """Whether a call's code moved into code that runs as it was with other arguments."""
-        if call not in self.inlined:
+    def _may_run_as_it_was(self, value: fx.Node, frame: Call) -> bool:
+        """Whether code that moved into its caller's may run as it was, with parts of a new region.
+
+        It does in a caller that is given other arguments. A method that runs it is right if the
+        region needed no new code.
+        """
+        if frame not in self.inlined:
             return False
-        owner = next(outer for outer in call.ancestry() if outer not in self.inlined)
-        return not knows_only_tensors(owner)
+        owner = next(outer for outer in frame.ancestry() if outer not in self.inlined)
+        if not knows_only_tensors(owner):
+            return True
+        moved = self.rewrite.changes[value] & self.inlined
+        return any(
+            True
+            for call in moved
+            if call.parent is not None
+            for _ in run_by_methods(call.path, call.parent, self.sites)
+        )
 
     def _is_live(self, call: Call) -> bool:
         return call.parent is None or bool(self.inside[call])

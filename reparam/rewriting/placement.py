@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 
@@ -403,12 +403,20 @@ def keep_for_methods(
     path: str, caller: Call, rewrite: Rewrite, sites: Callable[[Call], CallSites]
 ) -> None:
     """Protect what a forward need not run where a method of some module around it may."""
+    for call, name in run_by_methods(path, caller, sites):
+        rewrite.protected.setdefault(call, set()).add(name)
+
+
+def run_by_methods(
+    path: str, caller: Call, sites: Callable[[Call], CallSites]
+) -> Iterator[tuple[Call, str]]:
+    """The calls around a path with a public method that may run it, and by what name."""
     for call in caller.ancestry():
         name = _name_in(call, path)
         naming = methods_naming(call.module, {name}).keys() - {"forward"}
         public = [own_methods(type(call.module))[n] for n in naming if not n.startswith("_")]
         if public and any(map(sites(call).may_call, public)):
-            rewrite.protected.setdefault(call, set()).add(name)
+            yield call, name
 
 
 def sites_of_calls() -> Callable[[Call], CallSites]:

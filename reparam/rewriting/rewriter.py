@@ -124,7 +124,7 @@ class Rewriter:
             if node.op == "call_module":
                 result.joined[str(node.target)] = path
         if swap:
-            result.swapped.add(home.frame)
+            result.swapped[value] = home.frame
             for other in self.paths[path]:
                 result.modules[other] = module
         with graph.inserting_before(result.copy(place)):
@@ -199,7 +199,7 @@ class Rewriter:
             identity = (nn.Identity() if assumed is None else CheckedIdentity(assumed)).eval()
             old = fetch(self.trace.root, str(link.value.target))
             take_attributes(identity, [old], self.set_by)
-            self.result.swapped.add(home.frame)
+            self.result.swapped[region.value] = home.frame
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
         else:

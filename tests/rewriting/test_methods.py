@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
 import reparam
 from tests.refusals.checking import EXACT, assert_reported, images, ready
 from tests.support.counting import count_operators
-from tests.support.errors import relative_error
+from tests.support.errors import relative_error, run
 
 
 class Network(nn.Module):
@@ -415,3 +416,45 @@ def test_a_method_whose_norm_runs_once_more_computes_the_same() -> None:
     with torch.no_grad():
         assert relative_error(fused(x), model(x)) <= EXACT
         assert relative_error(fused.features(x), model.features(x)) <= EXACT
+
+
+class TwoParts(nn.Module):
+    """Normalises by a function, and ends with a norm that goes into what its caller does next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(6, 2, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.inner, self.last = nn.BatchNorm2d(4), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.inner
+        b = F.batch_norm(
+            self.b(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+        return self.last(torch.cat([self.a(x), b], 1))
+
+
+class Featured(nn.Module):
+    """Has a second way in, which runs the parts in code of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.conv = TwoParts(), nn.Conv2d(6, 6, 1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(self.parts(x))
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(self.parts(x)).relu()
+        return result
+
+
+def test_code_that_moved_runs_as_it_was_for_other_methods() -> None:
+    model = ready(Featured())
+    x = torch.randn(2, 6, 8, 5, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).batch_norms == 0
+    assert relative_error(run(fused, (x,)), run(model, (x,))) < EXACT
+    with torch.no_grad():
+        assert relative_error(fused.forward_features(x), model.forward_features(x)) < EXACT
