@@ -173,6 +173,8 @@ def _held(trace: Trace) -> set[fx.Node]:
     held: set[fx.Node] = set()
     for call in trace.stateful:
         held.update(nodes_in((call.args, call.kwargs, call.result)))
+    for call in trace.calls:
+        held.update(nodes_in(call.keeps))
     for node in trace.graph.nodes:
         hooked = node.op == "call_module" and has_hooks(fetch(trace.root, str(node.target)))
         if hooked:

@@ -23,7 +23,6 @@ from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
 from reparam.capture.reading import functions_below
 from reparam.capture.stand_ins import (
     Attribute,
-    ConstantAttributes,
     ConstantProxy,
     ConstantValues,
     KeptValues,
@@ -31,6 +30,7 @@ from reparam.capture.stand_ins import (
     KnownTypes,
     Proxy,
     RewrittenWeights,
+    SetAttributes,
     comes_of_tensors,
     is_caught,
     is_tensor,
@@ -526,10 +526,10 @@ class Tracer(fx.Tracer):
             before = {module: dict(vars(module)) for module in modules}
             result = again()
             if self.twice:
-                kept = ConstantAttributes(before, self.constants)
+                kept = SetAttributes(before, self.constants, result)
                 self.rewritten.forget()
-                self.settled = settled_by(self, kept.unchanged_by(again), result)
-                self.left_behind = kept.put_back(self.settled)
+                self.settled = settled_by(self, kept.unchanged_by(again), kept.result)
+                self.left_behind = kept.put_back(self.settled, self.calls)
             return result
 
         return run, positional

@@ -244,6 +244,7 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         tracer.caller.setdefault(node, tracer.calls[0])
     also = [node for call in tracer.calls[1:] for node in _left_unread(call, tracer.caller)]
     also += [node for nodes in tracer.put_into_objects.values() for node in nodes]
+    also += [node for call in tracer.calls for node in nodes_in(call.keeps)]
     _simplify_output(graph, list(dict.fromkeys([*nodes_in(result), *also])))
     changed = {id(module) for module in tracer.watch.changed}
     operators = changed - {id(call.module) for call in tracer.calls}

@@ -76,8 +76,10 @@ def follow_scales(
     """Find the channels of a part of a model that may be scaled, and the layers that take that."""
     scaling = Scaling(part)
     facts = part.facts
+    kept = {node for call in part.trace.calls for node in nodes_in(call.keeps)}
     for node in part.trace.graph.nodes:
         if node.op == "output":
+            scaling.fix(kept, Refusal("its value is kept in an attribute, as it is"))
             scaling.fix(node.all_input_nodes, Refusal("its value is returned, as it is"))
         if node.op in ("placeholder", "get_attr", "output"):
             continue

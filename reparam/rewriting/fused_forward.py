@@ -120,7 +120,8 @@ class FusedForward:
     """The forward of a module some of whose operators were fused, or a method that it called.
 
     It is set on the instance and called like a method. Optional arguments keep the values they
-    were traced with; a call with other values runs the method that was there before.
+    were traced with; a call with other values runs the method that was there before. What it keeps
+    in attributes of the owner its code returns beside the result, by their names.
     """
 
     def __init__(
@@ -131,6 +132,8 @@ class FusedForward:
         guards: Guards,
         modal: bool,
         name: str = "forward",
+        *,
+        keeps: bool = False,
     ) -> None:
         code = graph.python_code("self")
         taken = list(inspect.signature(getattr(owner, name)).parameters.values())[: len(parameters)]
@@ -145,6 +148,7 @@ class FusedForward:
         self.guards = guards
         self.modal = modal
         self.name = name
+        self.keeps = keeps
         self.numbers: list[Held] = []
         self.original = vars(owner).get(name)
         self.function = _compile(self.code, self.names)
@@ -200,9 +204,14 @@ class FusedForward:
 
     def _run(self, values: Sequence[Any]) -> Any:
         try:
-            return self.function(self.owner, *values)
+            result = self.function(self.owner, *values)
         except EarlyReturnError as early:
             return early.value
+        if self.keeps:
+            result, kept = result
+            for name, value in kept.items():
+                setattr(self.owner, name, value)
+        return result
 
     def _warn_of_training(self) -> None:
         self.modal = False

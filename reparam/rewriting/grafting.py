@@ -245,7 +245,10 @@ class _Graft:
         apart = self._unlike()
         if apart:
             raise UnlikeError("calls of one block would need different code", apart)
-        stateful = (self.edited | self.inlined) & self.trace.stateful
+        keeping = {call for call in self.trace.calls if call.keeps}
+        stateful = (self.edited & self.trace.stateful) | (
+            self.inlined & (self.trace.stateful | keeping)
+        )
         if stateful:
             raise GraftError(
                 "a module that changes its own attributes would get new code", stateful
@@ -263,7 +266,8 @@ class _Graft:
 
     def _lost(self) -> set[Call]:
         """The calls whose new code would leave out one that does more than compute."""
-        left_out = (call for call in self.trace.stateful if not self._is_live(call))
+        acting = (call for call in self.trace.calls if call.keeps or call in self.trace.stateful)
+        left_out = (call for call in acting if not self._is_live(call))
         owners = (next(filter(self._stays, call.ancestry())) for call in left_out)
         return {owner for owner in owners if owner in self.edited}
 
@@ -344,7 +348,8 @@ class _Graft:
             return
         modal = self._is_modal(code.owner, code.graph)
         guards = self._guards(code)
-        FusedForward(owner, code.graph, code.parameters, guards, modal, name).attach()
+        keeps = name == "forward" and bool(code.call.keeps)
+        FusedForward(owner, code.graph, code.parameters, guards, modal, name, keeps=keeps).attach()
 
     def _guards(self, code: NewCode) -> Guards:
         """What was taken for granted while a module was traced."""

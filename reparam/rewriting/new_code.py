@@ -81,6 +81,7 @@ class Slicer:
             not self.rewrite.by_size.isdisjoint(run)
             or len(given) < len(arguments)
             or not all(map(set(way.nodes).issuperset, joined))
+            or way.owner.keeps
             or not (self.rewrite.dead | self.rewrite.altered).isdisjoint(ends)
             or any(node.op != "get_attr" for node in (*left, *run.difference(present)))
         ):
@@ -126,7 +127,8 @@ class NewCode:
         for name in sorted(self.parameters, key=self._is_dead):
             self._unpack(call.arguments[name], placeholders[name], name)
         self._write(slicer.inside[call] if way is None else slicer.run_by(way))
-        self.graph.output(written_into(self.graph, call.result, self._read))
+        result = (call.result, call.keeps) if call.keeps else call.result
+        self.graph.output(written_into(self.graph, result, self._read))
 
     def _write(self, nodes: Iterable[fx.Node]) -> None:
         """Write nodes, and one call for all nodes in a call that stays one."""

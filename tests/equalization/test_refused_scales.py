@@ -167,7 +167,7 @@ CLASSES: dict[type[Chain], str] = {
     Returned: "returned",
     Optional: "takes options",
     Features: "features",
-    Remembering: "changes its own attributes",
+    Remembering: "kept in an attribute",
     Counting: "changes its own attributes",
     ReadsWeights: "also read by other code",
     Untraceable: "called by code that cannot be traced",

@@ -32,4 +32,4 @@ from reparam.capture.stand_ins.proxies import (
     returns_a_tensor,
 )
 from reparam.capture.stand_ins.questions import answering_for_proxies, is_caught, unanswerable
-from reparam.capture.stand_ins.rewritten_weights import ConstantAttributes, RewrittenWeights
+from reparam.capture.stand_ins.rewritten_weights import RewrittenWeights, SetAttributes
