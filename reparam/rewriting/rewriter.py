@@ -206,6 +206,9 @@ class Rewriter:
             self._note_edits(link.inner, region)
             if read is not base:
                 self.edited.add(owner)
+            if link.value.op == "call_module" and link.form is not None and link.form.identity:
+                # It is no part of the operator: nobody has asked yet which methods run it.
+                keep_for_methods(str(link.value.target), owner, self.result, self.placer.sites)
         self._substitute(link.value, read, keep_code=swap)
 
     def _checked(self, read: fx.Node, assumed: Assumed | None, owner: Call) -> fx.Node:

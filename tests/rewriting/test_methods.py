@@ -470,3 +470,39 @@ def test_code_that_moved_runs_as_it_was_for_other_methods() -> None:
     with torch.no_grad():
         assert relative_error(fused(x), model(x)) < EXACT
         assert relative_error(fused.forward_features(x), model.forward_features(x)) < EXACT
+
+
+class Dropping(nn.Module):
+    """A dropout that a second way in runs, too, in a part of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.drop, self.scale = nn.Conv2d(6, 6, 1), inner, nn.Parameter(torch.rand(1))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        result: Tensor = self.drop(self.conv(x))
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.drop(self.conv(x))
+        return y * self.scale
+
+
+class Dropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.dropout(x)
+        return result
+
+
+@pytest.mark.parametrize("inner", [Dropped, nn.Dropout, nn.Identity])
+def test_what_does_nothing_stays_for_other_methods(inner: Callable[[], nn.Module]) -> None:
+    model, x = ready(Dropping(inner())), torch.randn(2, 6, 8, 5, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert count_operators(fused, (x,)).multiplications == 0
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) < EXACT
+        assert relative_error(fused.forward_features(x), model.forward_features(x)) < EXACT
