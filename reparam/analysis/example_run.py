@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-from reparam.capture import Trace, filled, nodes_in
+from reparam.capture import Trace, filled, nodes_in, reached
 from reparam.errors import ReparamError, UntraceableError
 from reparam.modules import copied_values, undisturbed
 
@@ -63,6 +63,27 @@ def record_shapes(
     if not _is_alike(filled(returned, recorder.returned.__getitem__), expected):
         raise UntraceableError("what was traced of it returns something else on example_inputs")
     return recorder.shapes, recorder.dtypes
+
+
+def truth_on(
+    root: nn.Module, inputs: tuple[Any, ...], graph: fx.Graph, question: fx.Node
+) -> bool | None:
+    """The truth of a value of a graph, which may not be complete, in one run on example inputs.
+
+    Returns:
+        The truth; None if what it depends on does not run.
+    """
+    needed = reached([question], lambda node: node.all_input_nodes)
+    interpreter = fx.Interpreter(root, graph=graph)
+    interpreter.args_iter = iter(copied_values(inputs))
+    try:
+        with torch.no_grad(), undisturbed(root):
+            for node in graph.nodes:
+                if node in needed or node.op == "placeholder":
+                    interpreter.env[node] = interpreter.run_node(node)
+            return bool(interpreter.env[question])
+    except Exception:  # whatever the user's code raises
+        return None
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

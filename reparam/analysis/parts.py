@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
-from reparam.analysis.example_run import record_calls, record_shapes
+from reparam.analysis.example_run import record_calls, record_shapes, truth_on
 from reparam.analysis.facts import Facts, gather
 from reparam.analysis.lifting import lift
 from reparam.capture import (
@@ -178,8 +179,9 @@ def _capture(
         UntraceableError: If that cannot be.
     """
     given = None if inputs is None else _given(module, inputs)
+    decide = None if inputs is None else partial(truth_on, module, inputs)
     traced = recorded_trace(module, rules, path) or trace_forward(
-        module, rules, path=path, given=given
+        module, rules, path=path, given=given, decide=decide
     )
     return _part(replace(traced, by_methods=by_methods), rules, inputs)
 

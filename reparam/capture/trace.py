@@ -29,6 +29,7 @@ class Call:
         typed: Weights, by path, whose type was taken for the type of a value.
         asked: Weights, by path, whose numbers decided which way the code went, or what it holds.
         handed: Those that decided so what a part returned: a number, or no value of its own.
+        decided: Whether example inputs decided which way the code goes.
         keeps: Attributes that every run of the forward sets: names and values of the graph.
         result: What the forward returned, nodes in place of proxies.
     """
@@ -45,6 +46,7 @@ class Call:
     typed: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     handed: set[str] = field(default_factory=set)
+    decided: bool = False
     keeps: dict[str, Any] = field(default_factory=dict)
     result: Any = None
 

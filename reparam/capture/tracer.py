@@ -25,6 +25,7 @@ from reparam.capture.stand_ins import (
     Attribute,
     ConstantProxy,
     ConstantValues,
+    Decisions,
     KeptValues,
     KnownType,
     KnownTypes,
@@ -110,6 +111,7 @@ class Tracer(fx.Tracer):
         opaque: Identities and types of modules that are leaves.
         inputs: Parameters of the forward that the user gives.
         making: Identities of modules of which what makes tensors of numbers is recorded.
+        decided: What example inputs decided of the way that the forward takes.
         notices_random: Whether to find out which module draws random numbers.
         twice: Whether the forward runs a second time, on what the first run left behind.
     """
@@ -123,6 +125,7 @@ class Tracer(fx.Tracer):
         opaque: Collection[Any],
         inputs: Mapping[str, Any],
         making: Collection[int] = (),
+        decided: Sequence[bool] = (),
         *,
         notices_random: bool,
         twice: bool,
@@ -155,6 +158,7 @@ class Tracer(fx.Tracer):
         self.makers: set[int] = set()
         self.notices_random = notices_random
         self.kept = KeptValues(self)
+        self.decisions = Decisions(self, decided)
         self.twice = twice
         self.settled: set[int] = set()
         self.left_behind: list[tuple[nn.Module, str, Any]] = []
@@ -281,6 +285,8 @@ class Tracer(fx.Tracer):
                 return equal == (node.target is operator.eq)
         if (truth := self.constants.number(node, bool)) is not None:
             return bool(truth)
+        if (answer := self.decisions.answer(obj)) is not None:
+            return answer
         self.refuse()
         return super().to_bool(obj)
 

@@ -19,6 +19,8 @@ from torch import fx, nn
 
 from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
+    MOST_DECISIONS,
+    Decide,
     LeafFunction,
     Originals,
     Outlined,
@@ -40,7 +42,12 @@ _CONTEXTS: list[Any] = [torch.autocast, torch.no_grad, torch.enable_grad, torch.
 
 
 def trace_forward(
-    root: nn.Module, rules: Rules, *, path: str = "", given: Mapping[str, Any] | None = None
+    root: nn.Module,
+    rules: Rules,
+    *,
+    path: str = "",
+    given: Mapping[str, Any] | None = None,
+    decide: Decide | None = None,
 ) -> Trace:
     """Trace a module's forward, with whatever cannot be traced as a leaf.
 
@@ -49,6 +56,7 @@ def trace_forward(
         rules: The rules of this call; a module type or a function with a rule is a leaf.
         path: Where the module is registered in the user's model.
         given: Parameters of the forward that the user gives.
+        decide: Tells what conditions are on example inputs.
 
     Raises:
         UntraceableError: If the module's own forward cannot be traced.
@@ -60,7 +68,7 @@ def trace_forward(
     while True:
         result, tracer = _attempt(root, rules, given or {}, ruled, lessons)
         if isinstance(result, Exception):
-            lessons = _learn_from_failure(result, tracer, lessons)
+            lessons = _learn_from_failure(result, tracer, lessons, decide)
         elif (further := _learn_from_run(tracer, lessons)) is not None:
             lessons = further
         else:
@@ -77,6 +85,7 @@ class _Lessons:
         outlined: The functions pieces of whose code are called.
         making: Identities of the modules of which what makes tensors of numbers is recorded.
         given_up: Those of which it was, to no avail.
+        decided: What example inputs decide of the way that the forward takes.
         drew: Whether somebody drew random numbers.
         keeping: Whether proxies stand for the tensors that the model keeps in containers.
         twice: Whether the forward runs twice, to see whether it does the same again.
@@ -87,6 +96,7 @@ class _Lessons:
     outlined: tuple[Outlined, ...] = ()
     making: frozenset[int] = frozenset()
     given_up: frozenset[int] = frozenset()
+    decided: tuple[bool, ...] = ()
     drew: bool = False
     keeping: bool = False
     twice: bool = False
@@ -117,7 +127,14 @@ def _attempt(
     """Run a module's forward on proxies once: the graph, or what the forward raised."""
     opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
     tracer = Tracer(
-        root, rules, opaque, inputs, making, notices_random=notices_random, twice=lessons.twice
+        root,
+        rules,
+        opaque,
+        inputs,
+        making,
+        lessons.decided,
+        notices_random=notices_random,
+        twice=lessons.twice,
     )
     leaves = [*ruled, *lessons.functions]
     kinds = {*_CONTEXTS, torch.set_grad_enabled}
@@ -174,7 +191,9 @@ def _preceded(
     return preceded
 
 
-def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -> _Lessons:
+def _learn_from_failure(
+    problem: Exception, tracer: Tracer, lessons: _Lessons, decide: Decide | None
+) -> _Lessons:
     """What to leave alone after an exception: a function if possible, else the deepest module."""
     root, culprit = tracer.model, tracer.failed
     made = isinstance(problem, MadeTensorError)
@@ -188,12 +207,17 @@ def _learn_from_failure(problem: Exception, tracer: Tracer, lessons: _Lessons) -
         problem, root if culprit is None else culprit, lessons.outlined
     )
     if outlined is not None:
-        return replace(lessons, outlined=outlined)
+        return replace(lessons, outlined=outlined, decided=())  # it may ask less
     function = failing_function(problem)
     if function is not None and function not in lessons.functions:
         return replace(lessons, functions=(*lessons.functions, function))
     if blamed & lessons.making:  # it asks its tensors for numbers
         return lessons.without_making(blamed)
+    question = tracer.decisions.undecided
+    if decide is not None and question is not None and len(lessons.decided) < MOST_DECISIONS:
+        answer = decide(tracer.graph, question)
+        if answer is not None:
+            return replace(lessons, decided=(*lessons.decided, answer))
     if culprit is None or culprit is root:
         raise UntraceableError(_summary(problem))
     # Others of its class fail alike; the root's own class is tried anyway.

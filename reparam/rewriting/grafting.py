@@ -188,7 +188,10 @@ class _Graft:
 
         Whoever takes in the code of another call has new code, too.
         """
-        inlined, edited = set[Call](), set[Call]().union(*self.rewrite.changes.values())
+        changes = self.rewrite.changes
+        inlined, edited = set[Call](), set[Call]().union(*changes.values())
+        touched = {call for value in changes for call in self.trace.caller[value].ancestry()}
+        edited |= {call for call in touched if call.decided}  # which must check what was decided
         present = set(self.rewrite.graph.nodes)
         for call in reversed(self.trace.calls):  # those inside a call before it
             if call.parent is None:

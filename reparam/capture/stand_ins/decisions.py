@@ -1,0 +1,147 @@
+"""What example inputs decide of the way that a forward takes: by kinds of values, never by sizes.
+
+Code such as ``if x.ndim == 4: x = self.conv(x)`` runs other parts for other inputs. Where nothing
+else lets it be traced, the number of axes, the type and the device of a value are those that the
+example inputs lead to, and the fused model checks that they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from reparam.capture.checked_values import decided
+from reparam.capture.statement import Statement
+
+Decide = Callable[[fx.Graph, fx.Node], bool | None]
+"""Tells the truth of a node of a graph on example inputs; None if that fails."""
+
+_METHODS = {"dim", "ndimension", "is_floating_point", "is_complex"}
+
+_ATTRIBUTES = {"ndim", "dtype", "device", "is_cuda"}
+
+_OF_DEVICES = {"type", "index"}
+
+MOST_DECISIONS = 64
+"""A forward that asks more often is left alone: each question is a run of its own."""
+
+
+class Decisions:
+    """The questions of a forward that example inputs decide, in the order in which it asks them.
+
+    Args:
+        tracer: Traces the forward.
+        answers: What earlier attempts have found out.
+    """
+
+    def __init__(self, tracer: Any, answers: Sequence[bool]) -> None:
+        self.undecided: fx.Node | None = None
+        """The first question that has no answer yet."""
+        self._tracer = tracer
+        self._answers = answers
+        self._asked = 0
+
+    def answer(self, proxy: fx.Proxy) -> bool | None:
+        """The answer to a question, which the new code checks; None if there is none."""
+        call = self._tracer.innermost()
+        if call is None or not asks_kinds(proxy.node):
+            return None
+        if self._asked == len(self._answers):
+            self.undecided = self.undecided or proxy.node
+            return None
+        answer = self._answers[self._asked]
+        self._asked += 1
+        call.decided = True
+        where = call.path or "the model"
+        source = f"def statement(value):\n    decided(value, {answer!r}, {where!r})\n"
+        check = Statement(source, decided.__module__, where, checks=True, writes=False)
+        self._tracer.create_node("call_function", check, (proxy.node,), {})
+        return answer
+
+
+def asks_kinds(node: fx.Node) -> bool:
+    """Whether a value follows from numbers of axes, types and devices alone."""
+    target, operands = node.target, node.all_input_nodes
+    if node.op == "call_method":
+        return target in _METHODS
+    if target is getattr:
+        attribute = node.args[1]
+        return attribute in _ATTRIBUTES or (attribute in _OF_DEVICES and asks_kinds(operands[0]))
+    if isinstance(target, Statement):
+        return _Code(ast.parse(target.source).body[0], node.args).names_kinds()
+    named = getattr(operator, str(getattr(target, "__name__", "")), None) is target
+    return named and bool(operands) and all(map(asks_kinds, operands))
+
+
+def _is_shape(node: Any) -> bool:
+    """Whether a node is the shape of a value, of which only the length may be asked."""
+    if not isinstance(node, fx.Node):
+        return False
+    method = node.op == "call_method" and node.target == "size" and len(node.args) == 1
+    return method or (node.target is getattr and node.args[1] == "shape")
+
+
+_PARTS = (
+    ast.FunctionDef, ast.Return, ast.Assign, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.IfExp,
+    ast.Tuple, ast.List,
+)  # fmt: skip
+
+_LEAVES = (
+    ast.Constant, ast.arguments, ast.cmpop, ast.boolop, ast.unaryop, ast.expr_context,
+)  # fmt: skip
+
+
+class _Code:
+    """The code of a `Statement`, and what its parameters are given."""
+
+    def __init__(self, code: ast.stmt, given: Sequence[Any]) -> None:
+        self.code = code
+        nodes = list(ast.walk(code))
+        names = [node.arg for node in nodes if isinstance(node, ast.arg)]
+        arguments = dict(zip(names, given, strict=False))
+        self.shapes = {name for name, value in arguments.items() if _is_shape(value)}
+        numbers = {
+            name
+            for name, value in arguments.items()
+            if not isinstance(value, fx.Node) or asks_kinds(value)
+        }
+        stored = {
+            node.id
+            for node in nodes
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        self.kinds = numbers | stored
+
+    def names_kinds(self) -> bool:
+        """Whether it asks the values that it reads for their kinds, and for nothing else."""
+        return self._asks(self.code)
+
+    def _asks(self, code: ast.AST) -> bool:
+        if isinstance(code, ast.Name):
+            return code.id in self.kinds
+        if isinstance(code, ast.Call):
+            return self._asks_by_call(code)
+        if isinstance(code, ast.Attribute):
+            named = isinstance(code.value, ast.Name)
+            of_torch = isinstance(code.value, ast.Name) and code.value.id == "torch"
+            asked = code.attr in _ATTRIBUTES | _OF_DEVICES
+            return of_torch or (asked and (named or self._asks(code.value)))
+        if isinstance(code, _PARTS):
+            return all(map(self._asks, ast.iter_child_nodes(code)))
+        return isinstance(code, _LEAVES)
+
+    def _asks_by_call(self, code: ast.Call) -> bool:
+        """Whether a call is ``x.dim()`` and the like, or ``len`` of a shape."""
+        if isinstance(code.func, ast.Attribute):
+            return code.func.attr in _METHODS and not code.args
+        shape = code.args[0] if len(code.args) == 1 else None
+        counts = isinstance(code.func, ast.Name) and code.func.id == "len"
+        if isinstance(shape, ast.Name):
+            return counts and shape.id in self.shapes
+        if isinstance(shape, ast.Call) and not shape.args:
+            shape = shape.func
+        return counts and isinstance(shape, ast.Attribute) and shape.attr in ("shape", "size")
