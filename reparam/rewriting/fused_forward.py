@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import EarlyReturnError, arrives_as_tensor, outline
+from reparam.capture import EarlyReturnError, arrives_as_tensor, has_outline, is_same_constant
 from reparam.errors import ReparamError
 from reparam.modules import TYPES_MAY_DIFFER, find, has_hooks, own_tensors
 
@@ -28,7 +28,7 @@ class Guards:
 
     Args:
         baked: Values of the parameters that tracing took as constants.
-        outlines: Lengths and keys of the parameters that are containers.
+        outlines: Lengths and keys of the parameters that are containers, and constants in them.
         tensors: The parameters that the code has to find to be tensors.
         lengths: How many values some parameters have to hold at least.
         types: Weights of the module whose type was taken for the type of a value.
@@ -50,10 +50,10 @@ class Guards:
     def hold(self, owner: nn.Module, arguments: Mapping[str, Any]) -> bool:
         """Whether a module and its arguments are such as were traced."""
         return (
-            all(_equal(arguments[name], value) for name, value in self.baked.items())
+            all(is_same_constant(arguments[name], value) for name, value in self.baked.items())
             and all(arrives_as_tensor(arguments[name]) for name in self.tensors)
             and all(len(arguments[name]) >= count for name, count in self.lengths.items())
-            and all(outline(arguments[name]) == was for name, was in self.outlines.items())
+            and all(has_outline(arguments[name], was) for name, was in self.outlines.items())
             and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
             and not any(has_hooks(owner.get_submodule(path)) for path in self.unhooked)
         )
@@ -225,19 +225,6 @@ def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
     if torch.is_autocast_enabled(weight.device.type):
         return False
     return weight.dtype == dtype or TYPES_MAY_DIFFER.get()
-
-
-def _equal(now: Any, traced: Any) -> bool:
-    """Whether a constant is what was traced, as far as that can be compared."""
-    if now is traced:
-        return True
-    if type(now) is not type(traced):  # 1 equals True, and code may tell them apart
-        return False
-    if type(traced) is dict:
-        return now.keys() == traced.keys() and all(_equal(now[key], traced[key]) for key in traced)
-    if isinstance(traced, tuple):
-        return len(now) == len(traced) and all(map(_equal, now, traced))
-    return isinstance(traced, (int, float, str, torch.dtype)) and bool(now == traced)
 
 
 def _replicate(owner: Any) -> nn.Module:
