@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from reparam.modules import is_dataclass
+
 _PLAIN = (tuple, list, dict, slice)
 
 
@@ -39,7 +41,7 @@ def without_proxies(value: Any) -> Any:
         return Built(type(value), {key: without_proxies(entry) for key, entry in value.items()})
     if isinstance(value, _PLAIN):
         return _rebuilt(value, without_proxies)
-    if _is_dataclass(value):
+    if is_dataclass(value):
         fields = {
             field.name: without_proxies(getattr(value, field.name))
             for field in dataclasses.fields(value)
@@ -161,7 +163,7 @@ def has_outline(value: Any, traced: Any) -> bool:
         if isinstance(value, dict):  # which leaves out the fields that are None
             alike = alike and value.keys() == fields.keys()
         return alike and all(has_outline(getattr(value, name), fields[name]) for name in fields)
-    return value is not None and not isinstance(value, _PLAIN) and not _is_dataclass(value)
+    return value is not None and not isinstance(value, _PLAIN) and not is_dataclass(value)
 
 
 def is_same_constant(now: Any, traced: Any) -> bool:
@@ -176,14 +178,10 @@ def is_same_constant(now: Any, traced: Any) -> bool:
     if isinstance(traced, tuple | list | slice):
         entries, others = [*_entries(now)], [*_entries(traced)]
         return len(entries) == len(others) and all(map(is_same_constant, entries, others))
-    if _is_dataclass(traced):
+    if is_dataclass(traced):
         names = [field.name for field in dataclasses.fields(traced)]
         return all(is_same_constant(getattr(now, name), getattr(traced, name)) for name in names)
     return isinstance(traced, (int, float, str, torch.dtype, torch.device)) and bool(now == traced)
-
-
-def _is_dataclass(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def reached(

@@ -17,7 +17,8 @@ from reparam.errors import Refusal, warn
 from reparam.modules import (
     ALONE,
     AtWork,
-    as_arguments,
+    Inputs,
+    as_inputs,
     check_inplace,
     check_model,
     fetch,
@@ -94,7 +95,7 @@ def equalize(
     check_model(model)
     if inplace:
         check_inplace(model)
-    inputs = None if example_inputs is None else as_arguments(example_inputs)
+    inputs = as_inputs(model, example_inputs)
     load_rules()
     with ALONE, AtWork() as work, work:
         equalized: ModelT = _equalized(model, inputs, inplace, powers_of_two, verify)
@@ -103,7 +104,7 @@ def equalize(
 
 def _equalized(
     model: Any,
-    inputs: tuple[Any, ...] | None,
+    inputs: Inputs | None,
     inplace: bool,
     powers_of_two: bool,
     verify: bool,

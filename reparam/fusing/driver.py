@@ -19,7 +19,8 @@ from reparam.fusing.applying import apply_parts, apply_to_program
 from reparam.modules import (
     ALONE,
     AtWork,
-    as_arguments,
+    Inputs,
+    as_inputs,
     check_inplace,
     check_model,
     memory,
@@ -55,7 +56,7 @@ class Plan:
     report: Report
     _untraced: list[RefusedRow] = field(repr=False)
     _parts: list[PlannedPart] = field(repr=False)
-    _inputs: tuple[Any, ...] | None = field(repr=False)
+    _inputs: Inputs | None = field(repr=False)
     _modules: tuple[nn.Module, ...] = field(repr=False)
     _weights: list[Any] = field(repr=False)
     _again: Callable[[], Plan] = field(repr=False)
@@ -200,7 +201,7 @@ def plan(
     if rules is not None and not isinstance(rules, Mapping):
         raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
     measure = _measure(cost)
-    inputs = None if example_inputs is None else as_arguments(example_inputs)
+    inputs = as_inputs(model, example_inputs)
     load_rules()
     with ALONE, AtWork() as work, work:
         parts, untraced = find_parts(model, Rules(rules), inputs)
