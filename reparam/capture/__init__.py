@@ -1,8 +1,8 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `checked_values`,
-`operator_traits`, `structures`, `statement`, `given_objects`, `trace`, `invariants`, `stand_ins`,
-`tracer`, `other_ways_in`, `tracing_attempts`, `programs`, `recorded`.
+`operator_traits`, `structures`, `given_arguments`, `statement`, `given_objects`, `trace`,
+`invariants`, `stand_ins`, `tracer`, `other_ways_in`, `tracing_attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.checked_values import Assumed, CheckedIdentity, checked_axes, checked_same

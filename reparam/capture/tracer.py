@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from reparam.capture.given_arguments import can_be_opened, decides, opened
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
@@ -109,6 +110,7 @@ class Tracer(fx.Tracer):
         opaque: Identities and types of modules that are leaves.
         inputs: Parameters of the forward that the user gives.
         making: Identities of modules of which what makes tensors of numbers is recorded.
+        opening: Whether numbers that the user gives are constants, and containers are looked into.
         notices_random: Whether to find out which module draws random numbers.
         twice: Whether the forward runs a second time, on what the first run left behind.
     """
@@ -123,6 +125,7 @@ class Tracer(fx.Tracer):
         inputs: Mapping[str, Any],
         making: Collection[int] = (),
         *,
+        opening: bool,
         notices_random: bool,
         twice: bool,
     ) -> None:
@@ -130,6 +133,7 @@ class Tracer(fx.Tracer):
         self.rules = rules
         self.opaque = opaque
         self.inputs = inputs
+        self.opening = opening
         self.model = root
         self.names = names_of_tensors(root)
         self.registered = set(root.modules())
@@ -490,6 +494,18 @@ class Tracer(fx.Tracer):
             return ConstantProxy(node, self, attr_val)
         return attr_val
 
+    def _argument(self, name: str, value: Any, default: Any = inspect.Parameter.empty) -> Any:
+        """What stands for an argument of the root's forward."""
+        known = value is not inspect.Parameter.empty
+        if known and decides(value, default):
+            return value
+        if known and self.opening and can_be_opened(value):
+            return opened(
+                value,
+                lambda number: self.create_proxy("placeholder", f"{name}_{number}", (), {}),
+            )
+        return self.create_proxy("placeholder", name, (), {})
+
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
@@ -500,21 +516,23 @@ class Tracer(fx.Tracer):
         keywords: dict[str, Any] = {}
         inputs = self.inputs or surely_given(forward)
         for parameter in inspect.signature(forward).parameters.values():
+            name, default = parameter.name, parameter.default
             if parameter.kind is parameter.VAR_POSITIONAL:
-                names = [
-                    f"{parameter.name}_{n}" for n in range(len(inputs.get(parameter.name, ())))
-                ]
-                positional.extend(self.create_proxy("placeholder", name, (), {}) for name in names)
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                for number, value in enumerate(inputs.get(name, ())):
+                    positional.append(self._argument(f"{name}_{number}", value))
                 continue
-            everything = isinstance(self.model, fx.GraphModule)
-            required = everything or parameter.default is parameter.empty
-            if required or parameter.name in inputs:
-                value: Any = self.create_proxy("placeholder", parameter.name, (), {})
+            if parameter.kind is parameter.VAR_KEYWORD:
+                for key, value in inputs.get(name, {}).items():
+                    keywords[key] = self._argument(key, value)
+                continue
+            value = inputs.get(name, default)
+            # Nothing but the graph of a graph module says what may be left out.
+            if isinstance(self.model, fx.GraphModule):
+                value = self.create_proxy("placeholder", name, (), {})
             else:
-                value = parameter.default
+                value = self._argument(name, value, default)
             if parameter.kind is parameter.KEYWORD_ONLY:
-                keywords[parameter.name] = value
+                keywords[name] = value
             else:
                 positional.append(value)
 

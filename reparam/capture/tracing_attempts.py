@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from reparam.capture.given_arguments import can_be_opened, each_argument
 from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     LeafFunction,
@@ -53,18 +54,41 @@ def trace_forward(
     Raises:
         UntraceableError: If the module's own forward cannot be traced.
     """
+    given = given or {}
+    opens = any(map(can_be_opened, each_argument(root.forward, given)))
+    try:
+        traced, left_alone = _trace(root, rules, path, given, _Lessons())
+    except UntraceableError:
+        if not opens:
+            raise
+        return _trace(root, rules, path, given, _Lessons(opening=True))[0]
+    if opens and left_alone:
+        with suppress(UntraceableError):
+            otherwise, fewer = _trace(root, rules, path, given, _Lessons(opening=True))
+            return otherwise if fewer < left_alone else traced
+    return traced
+
+
+def _trace(
+    root: nn.Module, rules: Rules, path: str, given: Mapping[str, Any], lessons: _Lessons
+) -> tuple[Trace, int]:
+    """The trace of a forward, and how many modules, classes and functions it leaves alone.
+
+    Raises:
+        UntraceableError: If it cannot be traced.
+    """
     # torch's assertion is one node, too: run on proxies it asks whether its condition holds.
     functions = [torch._assert, *rules.functions()]
     ruled = [leaf for function in functions for leaf in found_in_modules(function)]
-    lessons = _Lessons()
     while True:
-        result, tracer = _attempt(root, rules, given or {}, ruled, lessons)
+        result, tracer = _attempt(root, rules, given, ruled, lessons)
         if isinstance(result, Exception):
             lessons = _learn_from_failure(result, tracer, lessons)
         elif (further := _learn_from_run(tracer, lessons)) is not None:
             lessons = further
         else:
-            return _finished(result, tracer, path)
+            left_alone = len(lessons.opaque) + len(lessons.functions)
+            return _finished(result, tracer, path), left_alone
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,7 @@ class _Lessons:
         drew: Whether somebody drew random numbers.
         keeping: Whether proxies stand for the tensors that the model keeps in containers.
         twice: Whether the forward runs twice, to see whether it does the same again.
+        opening: Whether given numbers are constants, and given containers are looked into.
     """
 
     opaque: frozenset[Any] = frozenset()
@@ -90,6 +115,7 @@ class _Lessons:
     drew: bool = False
     keeping: bool = False
     twice: bool = False
+    opening: bool = False
 
     @property
     def notices_random(self) -> bool:
@@ -117,7 +143,14 @@ def _attempt(
     """Run a module's forward on proxies once: the graph, or what the forward raised."""
     opaque, making, notices_random = lessons.opaque, lessons.making, lessons.notices_random
     tracer = Tracer(
-        root, rules, opaque, inputs, making, notices_random=notices_random, twice=lessons.twice
+        root,
+        rules,
+        opaque,
+        inputs,
+        making,
+        opening=lessons.opening,
+        notices_random=notices_random,
+        twice=lessons.twice,
     )
     leaves = [*ruled, *lessons.functions]
     kinds = {*_CONTEXTS, torch.set_grad_enabled}

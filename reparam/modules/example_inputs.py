@@ -61,8 +61,8 @@ def as_inputs(model: Any, example_inputs: Any) -> Inputs | None:
 
     A mapping holds keyword arguments if the forward takes them; else it is the one argument.
     """
-    if example_inputs is None:
-        return None
+    if example_inputs is None or isinstance(example_inputs, Inputs):
+        return example_inputs
     if isinstance(example_inputs, inspect.BoundArguments):
         return Inputs(example_inputs.args, example_inputs.kwargs)
     if isinstance(example_inputs, tuple | list):
