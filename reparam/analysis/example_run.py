@@ -19,7 +19,7 @@ from reparam.capture import (
     nodes_in,
 )
 from reparam.errors import ReparamError, UntraceableError
-from reparam.modules import Inputs, flatten, undisturbed
+from reparam.modules import Inputs, flatten, leaves_of, undisturbed
 
 
 class _Recorder(fx.Interpreter):
@@ -75,7 +75,10 @@ def record_shapes(
         raise UntraceableError(
             f"what was traced of it does not run on example_inputs ({type(error).__name__})"
         ) from error
-    if not _is_alike(filled(returned, recorder.returned.__getitem__), expected):
+    actual = filled(returned, recorder.returned.__getitem__)
+    if isinstance(trace, RecordedTrace):  # its code packs what its graph returns
+        actual, expected = leaves_of(actual), leaves_of(expected)
+    if not _is_alike(actual, expected):
         raise UntraceableError("what was traced of it returns something else on example_inputs")
     return recorder.shapes, recorder.dtypes
 

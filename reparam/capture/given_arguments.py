@@ -1,16 +1,16 @@
 """What stands for the arguments that a user gives while a forward is traced.
 
 A tensor is a value of the graph. What is none may decide which way the code goes: a flag, a name or
-None is a constant. A number, and a container with what it holds, is one value at first, so that the
-new code is for all of them; opened, the number is a constant, and so are the lengths and the keys
-of the container. Before the new code runs, constants are compared with what they were.
+None is a constant, and so are the lengths and the keys of containers. A number is a value at first,
+so that the new code is for all numbers, and a constant where that cannot be traced. Before the new
+code runs, constants are compared with what they were.
 """
 
 from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,42 +18,40 @@ import torch
 from reparam.capture.structures import is_same_constant
 from reparam.modules import leaves_of, map_leaves
 
-_DECIDE = (bool, str, enum.Enum, torch.dtype, torch.device, type(None))
-_CONSTANTS = (*_DECIDE, int, float, torch.Size, slice)
+_DECIDE = (bool, str, enum.Enum, torch.dtype, torch.device, torch.Size, slice, type(None))
 
 
-def decides(value: Any, default: Any = inspect.Parameter.empty) -> bool:
-    """Whether an argument is a constant at once."""
-    return isinstance(value, _DECIDE) or is_same_constant(value, default)
+def argument(
+    value: Any, default: Any, placeholder: Callable[[str], Any], *, numbers_decide: bool
+) -> Any:
+    """What stands for an argument.
 
-
-def can_be_opened(value: Any) -> bool:
-    """Whether an argument is a number, or a container that we can look into."""
-    if isinstance(value, _CONSTANTS):
-        return not isinstance(value, _DECIDE)
+    Args:
+        value: What the user gives; `inspect.Parameter.empty` where that is not known.
+        default: What it is if nobody gives it.
+        placeholder: Makes a value of the graph, for what has this suffix.
+        numbers_decide: Whether numbers are constants.
+    """
+    if value is inspect.Parameter.empty:
+        return placeholder("")
+    if is_same_constant(value, default):
+        return default
     leaves = leaves_of(value)
-    return len(leaves) != 1 or leaves[0] is not value
-
-
-def each_argument(forward: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[Any]:
-    """What the parameters of a forward are given, each of a variable number by itself."""
-    parameters = inspect.signature(forward).parameters if given else {}
-    for name, value in given.items():
-        kind = parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            yield from value
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            yield from value.values()
-        else:
-            yield value
-
-
-def opened(value: Any, placeholder: Callable[[int], Any]) -> Any:
-    """An argument with placeholders, by their number, in place of what is no constant in it."""
-    numbers = iter(range(len(leaves_of(value))))
+    whole = len(leaves) == 1 and leaves[0] is value
+    suffixes = iter([""] if whole else [f"_{number}" for number in range(len(leaves))])
 
     def stand_in(leaf: Any) -> Any:
-        number = next(numbers)
-        return leaf if isinstance(leaf, _CONSTANTS) else placeholder(number)
+        suffix = next(suffixes)
+        constant = isinstance(leaf, _DECIDE) or (numbers_decide and _is_number(leaf))
+        return leaf if constant else placeholder(suffix)
 
     return map_leaves(stand_in, value)
+
+
+def holds_numbers(values: Any) -> bool:
+    """Whether there are numbers among some arguments."""
+    return any(_is_number(leaf) and not isinstance(leaf, _DECIDE) for leaf in leaves_of(values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

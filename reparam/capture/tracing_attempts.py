@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture.given_arguments import can_be_opened, each_argument
+from reparam.capture.given_arguments import holds_numbers
 from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     LeafFunction,
@@ -55,16 +55,16 @@ def trace_forward(
         UntraceableError: If the module's own forward cannot be traced.
     """
     given = given or {}
-    opens = any(map(can_be_opened, each_argument(root.forward, given)))
+    numbers = holds_numbers(given)
     try:
         traced, left_alone = _trace(root, rules, path, given, _Lessons())
     except UntraceableError:
-        if not opens:
+        if not numbers:
             raise
-        return _trace(root, rules, path, given, _Lessons(opening=True))[0]
-    if opens and left_alone:
+        return _trace(root, rules, path, given, _Lessons(numbers_decide=True))[0]
+    if numbers and left_alone:
         with suppress(UntraceableError):
-            otherwise, fewer = _trace(root, rules, path, given, _Lessons(opening=True))
+            otherwise, fewer = _trace(root, rules, path, given, _Lessons(numbers_decide=True))
             return otherwise if fewer < left_alone else traced
     return traced
 
@@ -104,7 +104,7 @@ class _Lessons:
         drew: Whether somebody drew random numbers.
         keeping: Whether proxies stand for the tensors that the model keeps in containers.
         twice: Whether the forward runs twice, to see whether it does the same again.
-        opening: Whether given numbers are constants, and given containers are looked into.
+        numbers_decide: Whether given numbers are constants.
     """
 
     opaque: frozenset[Any] = frozenset()
@@ -115,7 +115,7 @@ class _Lessons:
     drew: bool = False
     keeping: bool = False
     twice: bool = False
-    opening: bool = False
+    numbers_decide: bool = False
 
     @property
     def notices_random(self) -> bool:
@@ -148,7 +148,7 @@ def _attempt(
         opaque,
         inputs,
         making,
-        opening=lessons.opening,
+        numbers_decide=lessons.numbers_decide,
         notices_random=notices_random,
         twice=lessons.twice,
     )

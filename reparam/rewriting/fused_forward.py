@@ -121,14 +121,20 @@ class FusedForward:
         name: str = "forward",
     ) -> None:
         code = graph.python_code("self")
-        taken = list(inspect.signature(getattr(owner, name)).parameters.values())[: len(parameters)]
+        known = inspect.signature(getattr(owner, name)).parameters
+        taken = list(known.values())[: len(parameters)]
         one_by_one = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken)
+        # What a caller leaves out is not what another caller gave.
+        left_out = all(is_same_constant(known[n].default, guards.baked[n]) for n in guards.baked)
         self.owner = owner
         self.code = code.src
         self.names = {name: value for name, value in code.globals.items() if name in code.src}
         self.parameters = parameters
         self.positional = (
-            one_by_one and tuple(p.name for p in taken) == parameters and not guards.look_inside
+            one_by_one
+            and left_out
+            and tuple(p.name for p in taken) == parameters
+            and not guards.look_inside
         )
         self.guards = guards
         self.modal = modal
