@@ -173,8 +173,12 @@ def plan(
 
     Args:
         model: Any module in eval mode, a graph module or an exported program.
-        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
-            needed, but with them shapes are known and the whole model is compared.
+        example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
+            of its keyword arguments; for both at once,
+            ``inspect.signature(model.forward).bind(...)``. A mapping whose keys are no arguments of
+            ``forward`` is its one argument; so is the one in ``(mapping,)``, whatever its keys.
+            Arguments may be containers and dataclasses of tensors, flags and names. Not needed, but
+            with them shapes are known and the whole model is compared.
         rules: Rules for this call only, by module type, function, method or ATen operator; None
             switches a rule off.
         cost: What must not rise, as must the number of operators not: ``"macs"``, the multiply-adds
@@ -188,13 +192,15 @@ def plan(
 
     Raises:
         ReparamError: If the model is no module, is in training mode, has a lazy module that was
-            never run, or if an argument is not understood.
+            never run, does not run on the inputs, or if an argument is not understood.
 
     Examples:
         >>> import torch
         >>> import reparam
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
         >>> len(reparam.plan(model).fused)
+        1
+        >>> len(reparam.plan(model, {"input": torch.randn(1, 3, 8, 8)}).fused)
         1
     """
     check_model(model)
@@ -244,8 +250,9 @@ def fuse(
 
     Args:
         model: Any module in eval mode, a graph module or an exported program.
-        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
-            needed, but with them shapes are known and the whole model is compared.
+        example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
+            of its keyword arguments; see `plan`. Not needed, but with them shapes are known and the
+            whole model is compared.
         inplace: Change the model itself, not a copy of it.
         rules: Rules for this call only; None switches a rule off.
         cost: What must not rise; see `plan`.
@@ -257,7 +264,7 @@ def fuse(
 
     Raises:
         ReparamError: If the model is no module, is in training mode, has a lazy module that was
-            never run, or if an argument is not understood.
+            never run, does not run on the inputs, or if an argument is not understood.
 
     Examples:
         >>> import torch

@@ -225,7 +225,8 @@ def verify(
     Args:
         original: The model before fusion, in eval mode; an exported program will do.
         fused: The model after fusion.
-        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``.
+        example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
+            of its keyword arguments; see `reparam.plan`.
 
     Returns:
         The largest relative error of each output tensor.

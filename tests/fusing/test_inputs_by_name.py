@@ -276,7 +276,8 @@ def test_verify_takes_them_too(case: str) -> None:
     model = ready(make())
     fused = reparam.fuse(model, example_inputs)
     result = reparam.verify(model, fused, example_inputs)
-    assert result.fused and max(result.fused) <= EXACT
+    assert result.fused
+    assert max(result.fused) <= EXACT
 
 
 def test_another_result_at_inputs_by_name_is_noticed() -> None:
@@ -316,7 +317,9 @@ def test_what_is_given_stays_as_it_was() -> None:
     batch = Batch(X.clone(), MASK.clone())
     model = ready(OfBatch())
     reparam.fuse(model, {"batch": batch})
-    assert torch.equal(batch.image, X) and batch.mask is not None and torch.equal(batch.mask, MASK)
+    assert torch.equal(batch.image, X)
+    assert batch.mask is not None
+    assert torch.equal(batch.mask, MASK)
 
 
 @pytest.mark.parametrize("example_inputs", [{"x": X, "last": MASK}, {"last": MASK, "x": X}])

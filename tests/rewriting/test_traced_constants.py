@@ -1,4 +1,4 @@
-"""New code runs only where constants in the containers that it is given are those of the trace."""
+"""New code runs only for constants that were traced: in containers, and where some are left out."""
 
 from __future__ import annotations
 
@@ -141,3 +141,33 @@ def test_guards_are_pickled() -> None:
         arguments = {"given": (images(), value)}
         assert again.hold(fused.block, arguments) == guards.hold(fused.block, arguments)
         assert guards.hold(fused.block, arguments) == (value is usual)
+
+
+class Halved(nn.Module):
+    """A part with an option, which its only caller does not leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, halved: bool = False) -> Tensor:
+        y = self.norm(self.conv(x) * 2)
+        return y / 2 if halved else y
+
+
+class Halving(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Halved()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x, True).relu()
+
+
+def test_what_a_caller_gives_is_no_default() -> None:
+    model, x = ready(Halving()), images()
+    fused = reparam.fuse(model)
+    assert fused.reparam_report.fused
+    for options in ((), (False,), (True,)):
+        given = (x, *options)
+        assert relative_error(run(fused.part, given), run(model.part, given)) <= EXACT
