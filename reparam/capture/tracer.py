@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from reparam.capture.given_arguments import argument
+from reparam.capture.given_arguments import Reading, argument
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
@@ -110,7 +110,7 @@ class Tracer(fx.Tracer):
         opaque: Identities and types of modules that are leaves.
         inputs: Parameters of the forward that the user gives.
         making: Identities of modules of which what makes tensors of numbers is recorded.
-        numbers_decide: Whether numbers that the user gives are constants.
+        reading: How these are read.
         notices_random: Whether to find out which module draws random numbers.
         twice: Whether the forward runs a second time, on what the first run left behind.
     """
@@ -125,7 +125,7 @@ class Tracer(fx.Tracer):
         inputs: Mapping[str, Any],
         making: Collection[int] = (),
         *,
-        numbers_decide: bool,
+        reading: Reading,
         notices_random: bool,
         twice: bool,
     ) -> None:
@@ -133,7 +133,7 @@ class Tracer(fx.Tracer):
         self.rules = rules
         self.opaque = opaque
         self.inputs = inputs
-        self.numbers_decide = numbers_decide
+        self.reading = reading
         self.model = root
         self.names = names_of_tensors(root)
         self.registered = set(root.modules())
@@ -500,7 +500,7 @@ class Tracer(fx.Tracer):
         def placeholder(suffix: str) -> Any:
             return self.create_proxy("placeholder", f"{name}{suffix}", (), {})
 
-        return argument(value, default, placeholder, numbers_decide=self.numbers_decide)
+        return argument(value, default, placeholder, self.reading)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture.given_arguments import holds_numbers
+from reparam.capture.given_arguments import Reading, readings
 from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     LeafFunction,
@@ -55,24 +55,44 @@ def trace_forward(
         UntraceableError: If the module's own forward cannot be traced.
     """
     given = given or {}
-    numbers = holds_numbers(given)
-    try:
-        traced, left_alone = _trace(root, rules, path, given, _Lessons())
-    except UntraceableError:
-        if not numbers:
-            raise
-        return _trace(root, rules, path, given, _Lessons(numbers_decide=True))[0]
-    if numbers and left_alone:
-        with suppress(UntraceableError):
-            otherwise, fewer = _trace(root, rules, path, given, _Lessons(numbers_decide=True))
-            return otherwise if fewer < left_alone else traced
-    return traced
+    best: _Traced | None = None
+    problem: UntraceableError | None = None
+    for reading in readings(given):
+        if reading.whole and best is not None and not best.filling:
+            continue
+        try:
+            traced = _trace(root, rules, path, given, _Lessons(reading))
+        except UntraceableError as error:
+            problem = problem or error
+            continue
+        if best is None or traced.left < best.left:
+            best = traced
+        if not best.left:
+            break
+    if best is None:
+        raise problem or UntraceableError("it cannot be traced")
+    return best.trace
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """What came of tracing.
+
+    Args:
+        trace: The trace.
+        filling: How many calls put something into containers that they are given.
+        left: How many calls and functions are left alone, those included.
+    """
+
+    trace: Trace
+    filling: int
+    left: int
 
 
 def _trace(
     root: nn.Module, rules: Rules, path: str, given: Mapping[str, Any], lessons: _Lessons
-) -> tuple[Trace, int]:
-    """The trace of a forward, and how many modules, classes and functions it leaves alone.
+) -> _Traced:
+    """Trace a forward in as many attempts as it takes.
 
     Raises:
         UntraceableError: If it cannot be traced.
@@ -87,8 +107,8 @@ def _trace(
         elif (further := _learn_from_run(tracer, lessons)) is not None:
             lessons = further
         else:
-            left_alone = len(lessons.opaque) + len(lessons.functions)
-            return _finished(result, tracer, path), left_alone
+            trace, filling = _finished(result, tracer, path), len(_filling(tracer))
+            return _Traced(trace, filling, len(lessons.opaque) + len(lessons.functions) + filling)
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ class _Lessons:
     """What earlier attempts tell of the next one.
 
     Args:
+        reading: How the arguments are read.
         opaque: Identities and types of the modules that have to be leaves.
         functions: The functions that have to be leaves.
         outlined: The functions pieces of whose code are called.
@@ -104,9 +125,9 @@ class _Lessons:
         drew: Whether somebody drew random numbers.
         keeping: Whether proxies stand for the tensors that the model keeps in containers.
         twice: Whether the forward runs twice, to see whether it does the same again.
-        numbers_decide: Whether given numbers are constants.
     """
 
+    reading: Reading
     opaque: frozenset[Any] = frozenset()
     functions: tuple[LeafFunction, ...] = ()
     outlined: tuple[Outlined, ...] = ()
@@ -115,7 +136,6 @@ class _Lessons:
     drew: bool = False
     keeping: bool = False
     twice: bool = False
-    numbers_decide: bool = False
 
     @property
     def notices_random(self) -> bool:
@@ -148,7 +168,7 @@ def _attempt(
         opaque,
         inputs,
         making,
-        numbers_decide=lessons.numbers_decide,
+        reading=lessons.reading,
         notices_random=notices_random,
         twice=lessons.twice,
     )
@@ -283,7 +303,7 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     # What operators hold is changed by the code around them, and nobody knows it in the next call.
     around = {call for call in tracer.calls if _holds(call.module, operators)}
     changing = {call for call in tracer.calls if id(call.module) in changed}
-    filling = {call for call in tracer.put_into_objects if not _reads_all_put(call, tracer)}
+    filling = _filling(tracer)
     stateful = tracer.in_context | tracer.kept.readers | changing | around | filling
     settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
     return Trace(
@@ -299,6 +319,11 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         ways_in=_once(tracer.ways_in),
         left_behind=tracer.left_behind,
     )
+
+
+def _filling(tracer: Tracer) -> set[Call]:
+    """The calls that put something into objects of their caller's that the caller does not read."""
+    return {call for call in tracer.put_into_objects if not _reads_all_put(call, tracer)}
 
 
 def _left_unread(call: Call, caller: Mapping[fx.Node, Call]) -> list[fx.Node]:

@@ -125,7 +125,7 @@ class FusedForward:
         taken = list(known.values())[: len(parameters)]
         one_by_one = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken)
         # What a caller leaves out is not what another caller gave.
-        left_out = all(is_same_constant(known[n].default, guards.baked[n]) for n in guards.baked)
+        left_out = all(is_same_constant(_left_out(known[n]), guards.baked[n]) for n in guards.baked)
         self.owner = owner
         self.code = code.src
         self.names = {name: value for name, value in code.globals.items() if name in code.src}
@@ -222,6 +222,13 @@ class FusedForward:
             for name, (kind, value) in state["names"].items()
         }
         self.function = _compile(self.code, self.names)
+
+
+def _left_out(parameter: inspect.Parameter) -> Any:
+    """What a parameter is if no caller gives it."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return ()
+    return {} if parameter.kind is parameter.VAR_KEYWORD else parameter.default
 
 
 def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:

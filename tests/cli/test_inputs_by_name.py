@@ -25,7 +25,7 @@ def test_shapes_with_a_name() -> None:
 
 @pytest.mark.parametrize("wrong", ["=1,3", "a b=1,3", "a==1,3", "mask="])
 def test_what_is_no_shape_with_a_name(wrong: str) -> None:
-    with pytest.raises(ValueError, match="no name|no shape"):
+    with pytest.raises(ValueError, match=r"no name|no shape"):
         read_shape(wrong)
 
 

@@ -124,6 +124,27 @@ class Inside(nn.Module):
         return self.part(given)
 
 
+class Filling(Block):
+    """Puts what it computes into the dictionary that it is given."""
+
+    def forward(self, batch: Any) -> Any:
+        batch["image"] = self.run(batch["image"]).relu()
+        return batch
+
+
+class Passed(nn.Module):
+    """One dictionary goes through all parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([Filling(), Filling()])
+
+    def forward(self, batch: Any) -> Any:
+        for part in self.parts:
+            batch = part(batch)
+        return batch["image"]
+
+
 class Untraceable(nn.Module):
     """Calls a part by name, in code that cannot be traced."""
 
@@ -245,6 +266,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Call, list[Call]]] = {
         {"given": Batch(X, MASK)},
         ((Batch(X, MASK),), {}),
         [((Batch(X),), {})],
+    ),
+    "a dictionary that is filled": (
+        Passed,
+        {"batch": {"image": X}},
+        (({"image": X},), {}),
+        [(({"image": X[:1], "names": ["a"]},), {})],
     ),
     "a part that is called by name": (Untraceable, {"x": X}, ((X,), {}), []),
 }
