@@ -36,9 +36,9 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
             for form in (prepared.model, fused)
         )
         given = prepared.inputs or Inputs()
-        model, fused = (partial(form, **given.kwargs) for form in (model, fused))
+        plain, quick = (partial(form, **given.kwargs) for form in (model, fused))
         with working("Measuring", rounds) as progress:
-            found = compare(model, fused, *given.args, rounds=rounds, progress=progress)
+            found = compare(plain, quick, *given.args, rounds=rounds, progress=progress)
         machine = describe_machine()
     inputs = *given.args, *given.kwargs.values()
     if as_json:
