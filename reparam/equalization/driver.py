@@ -64,7 +64,7 @@ def equalize(
     Args:
         model: Any module in eval mode, a graph module or an exported program.
         example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
-            of its keyword arguments; see `reparam.plan`. Not needed, but with them shapes are known
+            of its keyword arguments; see `reparam.fuse`. Not needed, but with them shapes are known
             and the whole model is compared.
         inplace: Change the model itself, not a copy of it.
         powers_of_two: Whether to round each scale to a power of two. No weight and no value is then

@@ -174,11 +174,8 @@ def plan(
     Args:
         model: Any module in eval mode, a graph module or an exported program.
         example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
-            of its keyword arguments; for both at once,
-            ``inspect.signature(model.forward).bind(...)``. A mapping whose keys are no arguments of
-            ``forward`` is its one argument; so is the one in ``(mapping,)``, whatever its keys.
-            Arguments may be containers and dataclasses of tensors, flags and names. Not needed, but
-            with them shapes are known and the whole model is compared.
+            of its keyword arguments; see `fuse`. Not needed, but with them shapes are known and the
+            whole model is compared.
         rules: Rules for this call only, by module type, function, method or ATen operator; None
             switches a rule off.
         cost: What must not rise, as must the number of operators not: ``"macs"``, the multiply-adds
@@ -199,8 +196,6 @@ def plan(
         >>> import reparam
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
         >>> len(reparam.plan(model).fused)
-        1
-        >>> len(reparam.plan(model, {"input": torch.randn(1, 3, 8, 8)}).fused)
         1
     """
     check_model(model)
@@ -226,8 +221,7 @@ def plan(
     _add_rows(report, planned)
     again = partial(plan, model, example_inputs, rules=rules, cost=cost)
     modules = _modules(model)
-    weights = _weights(model, modules)
-    return Plan(model, report, rows, planned, inputs, modules, weights, again)
+    return Plan(model, report, rows, planned, inputs, modules, _weights(model, modules), again)
 
 
 def _add_rows(report: Report, planned: Iterable[PlannedPart]) -> None:
@@ -251,8 +245,11 @@ def fuse(
     Args:
         model: Any module in eval mode, a graph module or an exported program.
         example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
-            of its keyword arguments; see `plan`. Not needed, but with them shapes are known and the
-            whole model is compared.
+            of its keyword arguments; for both at once,
+            ``inspect.signature(model.forward).bind(...)``. A mapping whose keys are no arguments of
+            ``forward`` is its one argument; so is the one in ``(mapping,)``, whatever its keys.
+            Arguments may be containers and dataclasses of tensors, flags and names. Not needed, but
+            with them shapes are known and the whole model is compared.
         inplace: Change the model itself, not a copy of it.
         rules: Rules for this call only; None switches a rule off.
         cost: What must not rise; see `plan`.

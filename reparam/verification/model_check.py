@@ -226,7 +226,7 @@ def verify(
         original: The model before fusion, in eval mode; an exported program will do.
         fused: The model after fusion.
         example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
-            of its keyword arguments; see `reparam.plan`.
+            of its keyword arguments; see `reparam.fuse`.
 
     Returns:
         The largest relative error of each output tensor.
