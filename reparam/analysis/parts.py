@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -31,8 +29,8 @@ from reparam.capture import (
     trace_forward,
 )
 from reparam.capture.reading import Reach, called_by_methods, forget_classes
-from reparam.errors import ReparamError, UntraceableError
-from reparam.modules import fetch, has_hooks, read_from
+from reparam.errors import UntraceableError
+from reparam.modules import Inputs, fetch, has_hooks, read_from
 from reparam.rules import Rules, Step
 
 
@@ -105,7 +103,7 @@ class Untraced:
 
 
 def find_parts(
-    model: nn.Module | ExportedProgram, rules: Rules, inputs: tuple[Any, ...] | None
+    model: nn.Module | ExportedProgram, rules: Rules, inputs: Inputs | None
 ) -> tuple[list[Part], list[Untraced]]:
     """Trace a model as far as possible; a program is one part as it is.
 
@@ -122,7 +120,7 @@ def find_parts(
 
 
 def _capture_all(
-    model: nn.Module, rules: Rules, inputs: tuple[Any, ...] | None
+    model: nn.Module, rules: Rules, inputs: Inputs | None
 ) -> tuple[list[Part], list[Untraced], Reach]:
     """Trace everything as far as possible; who else uses a part is not known yet.
 
@@ -170,7 +168,7 @@ def _capture(
     module: nn.Module,
     rules: Rules,
     path: str,
-    inputs: tuple[Any, ...] | None,
+    inputs: Inputs | None,
     by_methods: Mapping[int, Collection[tuple[int, str]]],
 ) -> Part:
     """Trace one module, without regard to the rest of the model.
@@ -178,7 +176,7 @@ def _capture(
     Raises:
         UntraceableError: If that cannot be.
     """
-    given = None if inputs is None else _given(module, inputs)
+    given = None if inputs is None else inputs.by_parameter(module.forward)
     decide = None if inputs is None else partial(truth_on, module, inputs)
     traced = recorded_trace(module, rules, path) or trace_forward(
         module, rules, path=path, given=given, decide=decide
@@ -186,7 +184,7 @@ def _capture(
     return _part(replace(traced, by_methods=by_methods), rules, inputs)
 
 
-def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) -> Part:
+def _part(traced: Trace, rules: Rules, inputs: Inputs | None = None) -> Part:
     """All that is certain of a graph."""
     hold("capture", CAPTURED, traced)
     fixed, dtypes, ranks = recorded_values(traced.graph)
@@ -196,14 +194,6 @@ def _part(traced: Trace, rules: Rules, inputs: tuple[Any, ...] | None = None) ->
     facts = gather(traced, rules, shapes, dtypes, ranks, fixed)
     steps, granted = lift(traced.graph, facts, rules, traced.path)
     return Part(traced, replace(facts, granted=granted), steps, rules)
-
-
-def _given(model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
-    """The parameters of the model's forward that the example inputs give."""
-    try:
-        return inspect.signature(model.forward).bind(*inputs).arguments
-    except TypeError as error:
-        raise ReparamError(f"example_inputs do not fit the model's forward: {error}") from None
 
 
 def _inner(model: nn.Module, rules: Rules) -> list[nn.Module]:

@@ -1,8 +1,8 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `checked_values`,
-`operator_traits`, `structures`, `statement`, `given_objects`, `trace`, `invariants`, `stand_ins`,
-`tracer`, `other_ways_in`, `tracing_attempts`, `programs`, `recorded`.
+`operator_traits`, `structures`, `given_arguments`, `statement`, `given_objects`, `trace`,
+`invariants`, `stand_ins`, `tracer`, `other_ways_in`, `tracing_attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.checked_values import Assumed, CheckedIdentity, checked_axes, checked_same
@@ -29,7 +29,16 @@ from reparam.capture.programs import STATE_KINDS, as_module, lifted_state, read_
 from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, recorded_values
 from reparam.capture.stand_ins import Kept, arrives_as_tensor, returns_a_tensor
 from reparam.capture.statement import EarlyReturnError, Returning, Statement, returned
-from reparam.capture.structures import Built, filled, nodes_in, outline, reached, written_into
+from reparam.capture.structures import (
+    Built,
+    filled,
+    has_outline,
+    is_same_constant,
+    nodes_in,
+    outline,
+    reached,
+    written_into,
+)
 from reparam.capture.trace import (
     Call,
     Trace,

@@ -7,7 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import fx
+
+from reparam.modules import is_dataclass
 
 _PLAIN = (tuple, list, dict, slice)
 
@@ -38,7 +41,7 @@ def without_proxies(value: Any) -> Any:
         return Built(type(value), {key: without_proxies(entry) for key, entry in value.items()})
     if isinstance(value, _PLAIN):
         return _rebuilt(value, without_proxies)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value):
         fields = {
             field.name: without_proxies(getattr(value, field.name))
             for field in dataclasses.fields(value)
@@ -123,17 +126,62 @@ def can_be_built(value: Any) -> bool:
     return all(map(can_be_built, _entries(value)))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Constant:
+    """A constant inside a structure: code may ask for it."""
+
+    value: Any
+
+
 def outline(value: Any) -> Any:
-    """The lengths and keys of a structure, without what it holds."""
+    """What code can tell of a structure of nodes: lengths, keys, classes, and constants in it."""
+    if isinstance(value, fx.Node):
+        return None
+    if isinstance(value, Built):
+        entries = outline(value.entries)
+        return entries if value.by_key else (value.kind.__qualname__, entries)
     if isinstance(value, tuple | list):
         return [outline(entry) for entry in value]
     if isinstance(value, dict):
         return {key: outline(entry) for key, entry in value.items()}
-    if isinstance(value, Built):
-        return outline(value.entries) if value.by_key else value.kind.__qualname__
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value).__qualname__
-    return None
+    return _Constant(value)
+
+
+def has_outline(value: Any, traced: Any) -> bool:
+    """Whether a structure of values is like the nodes that an outline was taken of."""
+    if isinstance(traced, _Constant):
+        return is_same_constant(value, traced.value)
+    if isinstance(traced, list):
+        alike = isinstance(value, tuple | list) and len(value) == len(traced)
+        return alike and all(map(has_outline, value, traced))
+    if isinstance(traced, dict):
+        alike = isinstance(value, dict) and value.keys() == traced.keys()
+        return alike and all(has_outline(value[key], traced[key]) for key in traced)
+    if isinstance(traced, tuple):
+        kind, fields = traced
+        alike = type(value).__qualname__ == kind
+        if isinstance(value, dict):  # which leaves out the fields that are None
+            alike = alike and value.keys() == fields.keys()
+        return alike and all(has_outline(getattr(value, name), fields[name]) for name in fields)
+    return value is not None and not isinstance(value, _PLAIN) and not is_dataclass(value)
+
+
+def is_same_constant(now: Any, traced: Any) -> bool:
+    """Whether a constant is what was traced, as far as that can be compared."""
+    if now is traced:
+        return True
+    if type(now) is not type(traced):  # 1 equals True, and code may tell them apart
+        return False
+    if type(traced) is dict:
+        same = now.keys() == traced.keys()
+        return same and all(is_same_constant(now[key], traced[key]) for key in traced)
+    if isinstance(traced, tuple | list | slice):
+        entries, others = [*_entries(now)], [*_entries(traced)]
+        return len(entries) == len(others) and all(map(is_same_constant, entries, others))
+    if is_dataclass(traced):
+        names = [field.name for field in dataclasses.fields(traced)]
+        return all(is_same_constant(getattr(now, name), getattr(traced, name)) for name in names)
+    return isinstance(traced, (int, float, str, torch.dtype, torch.device)) and bool(now == traced)
 
 
 def reached(

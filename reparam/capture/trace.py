@@ -132,12 +132,16 @@ def has_options(forward: Callable[..., Any]) -> bool:
 
 
 def surely_given(forward: Callable[..., Any]) -> dict[str, Any]:
-    """The first parameter, where all may be left out: with none at all there is nothing to do."""
+    """The first parameter, where all may be left out: with none at all there is nothing to do.
+
+    What it is given is not known: `inspect.Parameter.empty` stands for that.
+    """
     parameters = inspect.signature(forward).parameters.values()
     named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    unknown = inspect.Parameter.empty
     if named:
-        return {named[0].name: None} if all(p.default is not p.empty for p in named) else {}
-    return {p.name: (None,) for p in parameters if p.kind is p.VAR_POSITIONAL}
+        return {named[0].name: unknown} if all(p.default is not unknown for p in named) else {}
+    return {p.name: (unknown,) for p in parameters if p.kind is p.VAR_POSITIONAL}
 
 
 def knows_only_tensors(call: Call) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from reparam.capture.given_arguments import Reading, argument
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
@@ -112,6 +113,7 @@ class Tracer(fx.Tracer):
         inputs: Parameters of the forward that the user gives.
         making: Identities of modules of which what makes tensors of numbers is recorded.
         decided: What example inputs decided of the way that the forward takes.
+        reading: How these are read.
         notices_random: Whether to find out which module draws random numbers.
         twice: Whether the forward runs a second time, on what the first run left behind.
     """
@@ -127,6 +129,7 @@ class Tracer(fx.Tracer):
         making: Collection[int] = (),
         decided: Sequence[bool] = (),
         *,
+        reading: Reading,
         notices_random: bool,
         twice: bool,
     ) -> None:
@@ -134,6 +137,7 @@ class Tracer(fx.Tracer):
         self.rules = rules
         self.opaque = opaque
         self.inputs = inputs
+        self.reading = reading
         self.model = root
         self.names = names_of_tensors(root)
         self.registered = set(root.modules())
@@ -498,6 +502,14 @@ class Tracer(fx.Tracer):
             return ConstantProxy(node, self, attr_val)
         return attr_val
 
+    def _argument(self, name: str, value: Any, default: Any = inspect.Parameter.empty) -> Any:
+        """What stands for an argument of the root's forward."""
+
+        def placeholder(suffix: str) -> Any:
+            return self.create_proxy("placeholder", f"{name}{suffix}", (), {})
+
+        return argument(value, default, placeholder, self.reading)
+
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
@@ -508,21 +520,23 @@ class Tracer(fx.Tracer):
         keywords: dict[str, Any] = {}
         inputs = self.inputs or surely_given(forward)
         for parameter in inspect.signature(forward).parameters.values():
+            name, default = parameter.name, parameter.default
             if parameter.kind is parameter.VAR_POSITIONAL:
-                names = [
-                    f"{parameter.name}_{n}" for n in range(len(inputs.get(parameter.name, ())))
-                ]
-                positional.extend(self.create_proxy("placeholder", name, (), {}) for name in names)
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                for number, value in enumerate(inputs.get(name, ())):
+                    positional.append(self._argument(f"{name}_{number}", value))
                 continue
-            everything = isinstance(self.model, fx.GraphModule)
-            required = everything or parameter.default is parameter.empty
-            if required or parameter.name in inputs:
-                value: Any = self.create_proxy("placeholder", parameter.name, (), {})
+            if parameter.kind is parameter.VAR_KEYWORD:
+                for key, value in inputs.get(name, {}).items():
+                    keywords[key] = self._argument(key, value)
+                continue
+            value = inputs.get(name, default)
+            # Nothing but the graph of a graph module says what may be left out.
+            if isinstance(self.model, fx.GraphModule):
+                value = self.create_proxy("placeholder", name, (), {})
             else:
-                value = parameter.default
+                value = self._argument(name, value, default)
             if parameter.kind is parameter.KEYWORD_ONLY:
-                keywords[parameter.name] = value
+                keywords[name] = value
             else:
                 positional.append(value)
 

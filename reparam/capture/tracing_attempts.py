@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from reparam.capture.given_arguments import Reading, readings
 from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     MOST_DECISIONS,
@@ -61,18 +62,66 @@ def trace_forward(
     Raises:
         UntraceableError: If the module's own forward cannot be traced.
     """
+    given = given or {}
+    best: _Traced | None = None
+    problem: UntraceableError | None = None
+    for reading in readings(given):
+        if reading.whole and best is not None and not best.filling:
+            continue
+        try:
+            traced = _trace(root, rules, path, given, _Lessons(reading), decide)
+        except UntraceableError as error:
+            problem = problem or error
+            continue
+        if best is None or traced.left < best.left:
+            best = traced
+        if not best.left:
+            break
+    if best is None:
+        raise problem or UntraceableError("it cannot be traced")
+    return best.trace
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """What came of tracing.
+
+    Args:
+        trace: The trace.
+        filling: How many calls put something into containers that they are given.
+        left: How many calls and functions are left alone, those included.
+    """
+
+    trace: Trace
+    filling: int
+    left: int
+
+
+def _trace(
+    root: nn.Module,
+    rules: Rules,
+    path: str,
+    given: Mapping[str, Any],
+    lessons: _Lessons,
+    decide: Decide | None,
+) -> _Traced:
+    """Trace a forward in as many attempts as it takes.
+
+    Raises:
+        UntraceableError: If it cannot be traced.
+    """
     # torch's assertion is one node, too: run on proxies it asks whether its condition holds.
     functions = [torch._assert, *rules.functions()]
     ruled = [leaf for function in functions for leaf in found_in_modules(function)]
-    lessons = _Lessons()
     while True:
-        result, tracer = _attempt(root, rules, given or {}, ruled, lessons)
+        result, tracer = _attempt(root, rules, given, ruled, lessons)
         if isinstance(result, Exception):
             lessons = _learn_from_failure(result, tracer, lessons, decide)
         elif (further := _learn_from_run(tracer, lessons)) is not None:
             lessons = further
         else:
-            return _finished(result, tracer, path)
+            trace, filling = _finished(result, tracer, path), len(_filling(tracer))
+            return _Traced(trace, filling, len(lessons.opaque) + len(lessons.functions) + filling)
 
 
 @dataclass(frozen=True)
@@ -80,6 +129,7 @@ class _Lessons:
     """What earlier attempts tell of the next one.
 
     Args:
+        reading: How the arguments are read.
         opaque: Identities and types of the modules that have to be leaves.
         functions: The functions that have to be leaves.
         outlined: The functions pieces of whose code are called.
@@ -91,6 +141,7 @@ class _Lessons:
         twice: Whether the forward runs twice, to see whether it does the same again.
     """
 
+    reading: Reading
     opaque: frozenset[Any] = frozenset()
     functions: tuple[LeafFunction, ...] = ()
     outlined: tuple[Outlined, ...] = ()
@@ -133,6 +184,7 @@ def _attempt(
         inputs,
         making,
         lessons.decided,
+        reading=lessons.reading,
         notices_random=notices_random,
         twice=lessons.twice,
     )
@@ -215,7 +267,7 @@ def _learn_from_failure(
         return lessons.without_making(blamed)
     question = tracer.decisions.undecided
     if decide is not None and question is not None and len(lessons.decided) < MOST_DECISIONS:
-        answer = decide(tracer.graph, question)
+        answer = decide(tracer.calls[0].arguments, tracer.graph, question)
         if answer is not None:
             return replace(lessons, decided=(*lessons.decided, answer))
     if culprit is None or culprit is root:
@@ -275,7 +327,7 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     # What operators hold is changed by the code around them, and nobody knows it in the next call.
     around = {call for call in tracer.calls if _holds(call.module, operators)}
     changing = {call for call in tracer.calls if id(call.module) in changed}
-    filling = {call for call in tracer.put_into_objects if not _reads_all_put(call, tracer)}
+    filling = _filling(tracer)
     stateful = tracer.in_context | tracer.kept.readers | changing | around | filling
     settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
     return Trace(
@@ -291,6 +343,11 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         ways_in=_once(tracer.ways_in),
         left_behind=tracer.left_behind,
     )
+
+
+def _filling(tracer: Tracer) -> set[Call]:
+    """The calls that put something into objects of their caller's that the caller does not read."""
+    return {call for call in tracer.put_into_objects if not _reads_all_put(call, tracer)}
 
 
 def _left_unread(call: Call, caller: Mapping[fx.Node, Call]) -> list[fx.Node]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 from torch import nn
 
@@ -11,6 +13,7 @@ from reparam.cli.preparing import prepare
 from reparam.cli.printing import show, show_json
 from reparam.cli.progress import working
 from reparam.deployment import Latency, compare, cpu_threads, describe_machine
+from reparam.modules import Inputs
 
 
 @click.command()
@@ -32,10 +35,12 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
             form if isinstance(form, nn.Module) else form.module()
             for form in (prepared.model, fused)
         )
-        inputs = prepared.inputs or ()
+        given = prepared.inputs or Inputs()
+        plain, quick = (partial(form, **given.kwargs) for form in (model, fused))
         with working("Measuring", rounds) as progress:
-            found = compare(model, fused, *inputs, rounds=rounds, progress=progress)
+            found = compare(plain, quick, *given.args, rounds=rounds, progress=progress)
         machine = describe_machine()
+    inputs = *given.args, *given.kwargs.values()
     if as_json:
         values = {
             "model": request.model,

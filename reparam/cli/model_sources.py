@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from reparam.cli.input_shapes import InputShape
@@ -235,10 +235,10 @@ def _program(name: str, arguments: Arguments) -> Built:
         raise ReparamError(f"{name} is a program, which takes no --arg")
     program = load_program(Path(name))
     positional, keywords = program.example_inputs or ((), {})
-    known = positional and not keywords and all(hasattr(value, "dtype") for value in positional)
-    if not known:
+    given = [*(("", value) for value in positional), *keywords.items()]
+    if not given or not all(isinstance(value, Tensor) for _, value in given):
         return Built(program)
-    shapes = (InputShape(tuple(value.shape), value.dtype) for value in positional)
+    shapes = (InputShape(tuple(value.shape), value.dtype, name) for name, value in given)
     return Built(program, tuple(shapes))
 
 

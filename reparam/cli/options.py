@@ -129,8 +129,8 @@ _OPTIONS = (
         multiple=True,
         callback=read_by(read_shape),
         metavar="SHAPE",
-        help="Shape of an input, such as 1,3,224,224 or 1,16:int64; once for each input.  "
-        "[default: what MODEL is known to take]",
+        help="Shape of an input, such as 1,3,224,224 or 1,16:int64, or mask=1,16:bool for one that "
+        "is given by name; once for each input.  [default: what MODEL is known to take]",
     ),
     click.option(
         "--seed",

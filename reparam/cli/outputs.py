@@ -14,6 +14,7 @@ from reparam.deployment import SUFFIXES as PROGRAMS
 from reparam.deployment import program_error, record, write_files
 from reparam.errors import ReparamError
 from reparam.fusing import Plan
+from reparam.modules import Inputs
 
 _SUFFIXES = (*PROGRAMS, ".safetensors")
 
@@ -52,7 +53,7 @@ def needs_inputs(output: Path) -> bool:
 def write_model(
     model: nn.Module | ExportedProgram,
     output: Path,
-    inputs: tuple[Tensor, ...] | None,
+    inputs: Inputs | None,
     *,
     any_batch: bool = False,
 ) -> Written:
@@ -73,11 +74,11 @@ def write_model(
     """
     difference = None
     if output.suffix in PROGRAMS:
-        given = inputs or ()
+        given = inputs or Inputs()
         if any_batch:
             given = _two_samples(model, given)
         program = record(model, given, output.suffix, any_batch=any_batch)
-        cases = [given, tuple(one[:1] for one in given)] if any_batch else [given]
+        cases = [given, given.map(lambda one: one[:1])] if any_batch else [given]
         data, difference = program.data, program_error(model, program, cases)
     else:
         data = _weights(model)
@@ -98,15 +99,14 @@ def write_page(plan: Plan, path: Path) -> None:
     write_files(path.parent, {path.name: plan.to_html})
 
 
-def _two_samples(
-    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
+def _two_samples(model: nn.Module | ExportedProgram, inputs: Inputs) -> Inputs:
     """At least two samples: of one, a program would take that there is always one."""
     if isinstance(model, ExportedProgram):
         raise ReparamError("an exported program keeps its sizes; leave --any-batch out")
-    if not all(one.dim() for one in inputs) or len({len(one) for one in inputs}) != 1:
+    values = *inputs.args, *inputs.kwargs.values()
+    if not all(one.dim() for one in values) or len({len(one) for one in values}) != 1:
         raise ReparamError("--any-batch needs inputs whose first axes are equal")
-    return tuple(torch.cat([one, one]) if len(one) == 1 else one for one in inputs)
+    return inputs.map(lambda one: torch.cat([one, one]) if len(one) == 1 else one)
 
 
 def _weights(model: nn.Module | ExportedProgram) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from reparam.cli.input_shapes import make_inputs
@@ -16,6 +16,7 @@ from reparam.cli.progress import working
 from reparam.cli.randomising import is_untrained, randomise_batch_norm
 from reparam.cli.weights import load_weights
 from reparam.errors import ReparamError
+from reparam.modules import Inputs
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Prepared:
 
     Args:
         model: The model, in eval mode.
-        inputs: Its positional arguments; None where the command needs none.
+        inputs: Its arguments; None where the command needs none.
     """
 
     model: nn.Module | ExportedProgram
-    inputs: tuple[Tensor, ...] | None
+    inputs: Inputs | None
 
 
 def prepare(request: Request, *, needs_inputs: bool, randomise: bool = False) -> Prepared:
@@ -63,7 +64,7 @@ def prepare(request: Request, *, needs_inputs: bool, randomise: bool = False) ->
     return Prepared(model, inputs)
 
 
-def _inputs(request: Request, built: Built) -> tuple[Tensor, ...]:
+def _inputs(request: Request, built: Built) -> Inputs:
     shapes = request.inputs or built.inputs
     if not shapes:
         raise ReparamError(
@@ -73,24 +74,25 @@ def _inputs(request: Request, built: Built) -> tuple[Tensor, ...]:
     return make_inputs(shapes, request.seed)
 
 
-def _try(model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]) -> None:
+def _try(model: nn.Module | ExportedProgram, inputs: Inputs) -> None:
     """Runs the model once: the error of a wrong shape is then its own."""
     call = model if isinstance(model, nn.Module) else model.module()
     try:
         with torch.no_grad():
-            call(*inputs)
+            call(*inputs.args, **inputs.kwargs)
     except Exception as error:
-        shapes = " and ".join(str(tuple(value.shape)) for value in inputs)
+        values = *inputs.args, *inputs.kwargs.values()
+        shapes = " and ".join(str(tuple(value.shape)) for value in values)
         raise ReparamError(
             f"the model cannot be run on inputs of the shape {shapes} "
             f"({error_line(error)}); choose others by --input"
         ) from error
 
 
-def _several(inputs: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+def _several(inputs: Inputs | None) -> Inputs | None:
     """Twice as many samples, mirrored: networks normalised to a single image are chaotic."""
     if inputs is None:
         return None
-    return tuple(
-        torch.cat([value, value.flip(-1)]) if value.dim() > 1 else value for value in inputs
+    return inputs.map(
+        lambda value: torch.cat([value, value.flip(-1)]) if value.dim() > 1 else value
     )

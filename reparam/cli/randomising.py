@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.modules import Inputs, as_inputs
+
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether the module keeps running statistics, whatever its class."""
@@ -30,9 +32,7 @@ def is_untrained(model: nn.Module) -> bool:
     )
 
 
-def randomise_batch_norm(
-    model: nn.Module, seed: int, example_inputs: Sequence[Any] | None = None
-) -> nn.Module:
+def randomise_batch_norm(model: nn.Module, seed: int, example_inputs: Any = None) -> nn.Module:
     """Randomises, in place, batch norms and all parameters that still are constant.
 
     Args:
@@ -55,8 +55,8 @@ def randomise_batch_norm(
         for parameter in model.parameters():
             if id(parameter) not in of_norms and _is_constant(parameter):
                 _randomise_constant(parameter, generator)
-        if example_inputs is not None:
-            _calibrate(model, norms, generator, example_inputs)
+        if (inputs := as_inputs(model, example_inputs)) is not None:
+            _calibrate(model, norms, generator, inputs)
     return model
 
 
@@ -116,7 +116,7 @@ def _calibrate(
     model: nn.Module,
     norms: Sequence[nn.Module],
     generator: torch.Generator,
-    example_inputs: Sequence[Any],
+    inputs: Inputs,
 ) -> None:
     """Moves the statistics of each batch norm near to those of the values that it gets."""
     called: set[int] = set()
@@ -138,7 +138,8 @@ def _calibrate(
     hooks = [norm.register_forward_pre_hook(observe, with_kwargs=True) for norm in norms]
     try:
         with _attributes_kept(model):
-            model(*(x.clone() if isinstance(x, Tensor) else x for x in example_inputs))
+            copied = inputs.copied()
+            model(*copied.args, **copied.kwargs)
     finally:
         for hook in hooks:
             hook.remove()

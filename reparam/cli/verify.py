@@ -14,6 +14,7 @@ from reparam.cli.preparing import Prepared, prepare
 from reparam.cli.printing import show, show_json
 from reparam.cli.progress import working
 from reparam.errors import ReparamError
+from reparam.modules import in_float64
 
 _DIFFERENT = 3
 
@@ -85,6 +86,5 @@ def verify(
 def _in_float64(prepared: Prepared) -> Prepared:
     if not isinstance(prepared.model, nn.Module):
         raise ReparamError("an exported program keeps its types; leave --float64 out")
-    inputs = prepared.inputs or ()
-    doubled = (value.double() if value.is_floating_point() else value for value in inputs)
-    return Prepared(prepared.model.to(torch.float64), tuple(doubled))
+    inputs = prepared.inputs and prepared.inputs.map(in_float64)
+    return Prepared(prepared.model.to(torch.float64), inputs)

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from reparam.errors import ReparamError
+from reparam.modules import Inputs, as_inputs
 from reparam.verification import relative_error, runnable
 
 _BOUND = 1e-4
@@ -33,7 +35,7 @@ class Program:
 
 def record(
     model: nn.Module | ExportedProgram,
-    inputs: tuple[Tensor, ...],
+    inputs: Any,
     suffix: str,
     *,
     any_batch: bool = False,
@@ -44,7 +46,7 @@ def record(
 
     Args:
         model: The model.
-        inputs: What it is recorded with.
+        inputs: What it is recorded with: a tuple of its arguments, or a mapping of named ones.
         suffix: The format, one of `SUFFIXES`.
         any_batch: Whether it takes any number of samples, the first axis of each input.
         input_names: What inputs are called in ONNX.
@@ -56,10 +58,10 @@ def record(
     Raises:
         ReparamError: If a package is missing.
     """
-    batch = torch.export.Dim("batch")
-    axes = tuple({0: batch} for _ in inputs) if any_batch else None
+    given = as_inputs(model, inputs) or Inputs()
+    axes = _batches(model, given) if any_batch else None
     if suffix == ".pt2":
-        return _record_for_pytorch(model, inputs, axes)
+        return _record_for_pytorch(model, given, axes)
     for package in ("onnx", "onnxscript"):
         try:
             importlib.import_module(package)
@@ -72,7 +74,8 @@ def record(
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
         program = torch.onnx.export(
             model,
-            () if isinstance(model, ExportedProgram) else inputs,
+            () if isinstance(model, ExportedProgram) else given.args,
+            kwargs=None if isinstance(model, ExportedProgram) else dict(given.kwargs),
             dynamo=True,
             input_names=input_names,
             output_names=output_names,
@@ -86,7 +89,7 @@ def record(
 
 
 def program_error(
-    model: nn.Module | ExportedProgram, program: Program, cases: Iterable[tuple[Tensor, ...]]
+    model: nn.Module | ExportedProgram, program: Program, cases: Iterable[Any]
 ) -> float | None:
     """Runs a program on inputs and compares all its outputs with those of its model.
 
@@ -101,8 +104,10 @@ def program_error(
     call = runnable(model)
     worst = 0.0
     for inputs in cases:
+        given = as_inputs(model, inputs) or Inputs()
         with torch.no_grad():
-            expected, actual = _tensors(call(*inputs)), program.run(*inputs)
+            expected = _tensors(call(*given.args, **given.kwargs))
+            actual = program.run(*given.args, **given.kwargs)
         same = [tensor.shape for tensor in actual] == [tensor.shape for tensor in expected]
         for error in map(relative_error, actual, expected) if same else [float("inf")]:
             if not error <= _BOUND:
@@ -114,21 +119,24 @@ def program_error(
     return worst
 
 
-def _record_for_pytorch(
-    model: nn.Module | ExportedProgram,
-    inputs: tuple[Tensor, ...],
-    axes: tuple[dict[int, torch.export.Dim], ...] | None,
-) -> Program:
+def _batches(model: nn.Module | ExportedProgram, inputs: Inputs) -> Any:
+    """Which axes of the inputs are batches, for torch.export."""
+    batch = torch.export.Dim("batch")
+    axes = inputs.map(lambda value: {0: batch})
+    return axes.by_parameter(runnable(model).forward) if axes.kwargs else axes.args
+
+
+def _record_for_pytorch(model: nn.Module | ExportedProgram, inputs: Inputs, axes: Any) -> Program:
     program = (
         model
         if isinstance(model, ExportedProgram)
-        else torch.export.export(model, inputs, dynamic_shapes=axes)
+        else torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=axes)
     )
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     data = buffer.getvalue()
     read = torch.export.load(io.BytesIO(data)).module(check_guards=program is not model)
-    return Program(data, lambda *values: _tensors(read(*values)))
+    return Program(data, lambda *values, **named: _tensors(read(*values, **named)))
 
 
 def _in_onnxruntime(data: bytes) -> Callable[..., list[Tensor]] | None:
@@ -140,8 +148,10 @@ def _in_onnxruntime(data: bytes) -> Callable[..., list[Tensor]] | None:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 
-    def run(*values: Tensor) -> list[Tensor]:
-        feed = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    def run(*values: Tensor, **named: Tensor) -> list[Tensor]:
+        others = [name for name in names if name not in named]
+        given = {**dict(zip(others, values, strict=True)), **named}
+        feed = {name: value.numpy() for name, value in given.items()}
         return [torch.from_numpy(output) for output in session.run(None, feed)]
 
     return run

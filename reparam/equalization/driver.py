@@ -17,7 +17,8 @@ from reparam.errors import Refusal, warn
 from reparam.modules import (
     ALONE,
     AtWork,
-    as_arguments,
+    Inputs,
+    as_inputs,
     check_inplace,
     check_model,
     fetch,
@@ -62,8 +63,9 @@ def equalize(
 
     Args:
         model: Any module in eval mode, a graph module or an exported program.
-        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
-            needed, but with them shapes are known and the whole model is compared.
+        example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
+            of its keyword arguments; see `reparam.fuse`. Not needed, but with them shapes are known
+            and the whole model is compared.
         inplace: Change the model itself, not a copy of it.
         powers_of_two: Whether to round each scale to a power of two. No weight and no value is then
             rounded anew, so that outputs stay the same bit for bit, but each scale is up to a
@@ -94,7 +96,7 @@ def equalize(
     check_model(model)
     if inplace:
         check_inplace(model)
-    inputs = None if example_inputs is None else as_arguments(example_inputs)
+    inputs = as_inputs(model, example_inputs)
     load_rules()
     with ALONE, AtWork() as work, work:
         equalized: ModelT = _equalized(model, inputs, inplace, powers_of_two, verify)
@@ -103,7 +105,7 @@ def equalize(
 
 def _equalized(
     model: Any,
-    inputs: tuple[Any, ...] | None,
+    inputs: Inputs | None,
     inplace: bool,
     powers_of_two: bool,
     verify: bool,

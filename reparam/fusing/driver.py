@@ -19,7 +19,8 @@ from reparam.fusing.applying import apply_parts, apply_to_program
 from reparam.modules import (
     ALONE,
     AtWork,
-    as_arguments,
+    Inputs,
+    as_inputs,
     check_inplace,
     check_model,
     memory,
@@ -55,7 +56,7 @@ class Plan:
     report: Report
     _untraced: list[RefusedRow] = field(repr=False)
     _parts: list[PlannedPart] = field(repr=False)
-    _inputs: tuple[Any, ...] | None = field(repr=False)
+    _inputs: Inputs | None = field(repr=False)
     _modules: tuple[nn.Module, ...] = field(repr=False)
     _weights: list[Any] = field(repr=False)
     _again: Callable[[], Plan] = field(repr=False)
@@ -172,8 +173,9 @@ def plan(
 
     Args:
         model: Any module in eval mode, a graph module or an exported program.
-        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
-            needed, but with them shapes are known and the whole model is compared.
+        example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
+            of its keyword arguments; see `fuse`. Not needed, but with them shapes are known and the
+            whole model is compared.
         rules: Rules for this call only, by module type, function, method or ATen operator; None
             switches a rule off.
         cost: What must not rise, as must the number of operators not: ``"macs"``, the multiply-adds
@@ -187,7 +189,7 @@ def plan(
 
     Raises:
         ReparamError: If the model is no module, is in training mode, has a lazy module that was
-            never run, or if an argument is not understood.
+            never run, does not run on the inputs, or if an argument is not understood.
 
     Examples:
         >>> import torch
@@ -200,7 +202,7 @@ def plan(
     if rules is not None and not isinstance(rules, Mapping):
         raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
     measure = _measure(cost)
-    inputs = None if example_inputs is None else as_arguments(example_inputs)
+    inputs = as_inputs(model, example_inputs)
     load_rules()
     with ALONE, AtWork() as work, work:
         parts, untraced = find_parts(model, Rules(rules), inputs)
@@ -219,8 +221,7 @@ def plan(
     _add_rows(report, planned)
     again = partial(plan, model, example_inputs, rules=rules, cost=cost)
     modules = _modules(model)
-    weights = _weights(model, modules)
-    return Plan(model, report, rows, planned, inputs, modules, weights, again)
+    return Plan(model, report, rows, planned, inputs, modules, _weights(model, modules), again)
 
 
 def _add_rows(report: Report, planned: Iterable[PlannedPart]) -> None:
@@ -243,8 +244,12 @@ def fuse(
 
     Args:
         model: Any module in eval mode, a graph module or an exported program.
-        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``. Not
-            needed, but with them shapes are known and the whole model is compared.
+        example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
+            of its keyword arguments; for both at once,
+            ``inspect.signature(model.forward).bind(...)``. A mapping whose keys are no arguments of
+            ``forward`` is its one argument; so is the one in ``(mapping,)``, whatever its keys.
+            Arguments may be containers and dataclasses of tensors, flags and names. Not needed, but
+            with them shapes are known and the whole model is compared.
         inplace: Change the model itself, not a copy of it.
         rules: Rules for this call only; None switches a rule off.
         cost: What must not rise; see `plan`.
@@ -256,7 +261,7 @@ def fuse(
 
     Raises:
         ReparamError: If the model is no module, is in training mode, has a lazy module that was
-            never run, or if an argument is not understood.
+            never run, does not run on the inputs, or if an argument is not understood.
 
     Examples:
         >>> import torch

@@ -1,22 +1,29 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
 Files, in the order in which data flows: `tree`, `weight_hooks`, `copying`, `undoing`,
-`call_checks`, `silent_writes`, `positions`, `state`, `float64`, `example_inputs`.
+`nested_values`, `call_checks`, `silent_writes`, `positions`, `state`, `float64`,
+`example_inputs`.
 """
 
 from reparam.modules.call_checks import ALONE, AtWork, check_inplace, check_model
 from reparam.modules.copying import LateCopy, copy_apart, copy_model, own_registries
-from reparam.modules.example_inputs import as_arguments
+from reparam.modules.example_inputs import Inputs, as_inputs
 from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,
     Widened,
     call_exact,
     call_in_modes,
-    copied_values,
     in_float64,
     of_any_type,
     run_function,
     widen,
+)
+from reparam.modules.nested_values import (
+    copied_values,
+    flatten,
+    is_dataclass,
+    leaves_of,
+    map_leaves,
 )
 from reparam.modules.silent_writes import SILENT_WRITES, is_torchs, written_by
 from reparam.modules.state import (

@@ -6,14 +6,13 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.modules.state import undisturbed
 from reparam.modules.tree import has_hooks, join, own_tensors
@@ -124,16 +123,6 @@ def _recomputed(func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) ->
     except Exception:  # integers are more than numbers to it, such as positions
         return result.double()
     return recomputed
-
-
-def copied_values(structure: Any) -> Any:
-    """A structure with tensors of its own, of which those share memory that did before."""
-    leaves, layout = tree_flatten(structure)
-    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    tensors = deepcopy([leaves[place].detach() for place in places])
-    for place, tensor in zip(places, tensors, strict=True):
-        leaves[place] = tensor.requires_grad_(leaves[place].requires_grad)
-    return tree_unflatten(leaves, layout)
 
 
 def call_exact(

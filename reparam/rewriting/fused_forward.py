@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import EarlyReturnError, arrives_as_tensor, outline
+from reparam.capture import EarlyReturnError, arrives_as_tensor, has_outline, is_same_constant
 from reparam.errors import ReparamError
 from reparam.modules import TYPES_MAY_DIFFER, find, has_hooks, own_tensors
 
@@ -28,7 +28,7 @@ class Guards:
 
     Args:
         baked: Values of the parameters that tracing took as constants.
-        outlines: Lengths and keys of the parameters that are containers.
+        outlines: Lengths and keys of the parameters that are containers, and constants in them.
         tensors: What the code has to find to be tensors: parameters, or what keys name in them.
         lengths: How many values some parameters have to hold at least.
         types: Weights of the module whose type was taken for the type of a value.
@@ -50,10 +50,10 @@ class Guards:
     def hold(self, owner: nn.Module, arguments: Mapping[str, Any]) -> bool:
         """Whether a module and its arguments are such as were traced."""
         return (
-            all(_equal(arguments[name], value) for name, value in self.baked.items())
+            all(is_same_constant(arguments[name], value) for name, value in self.baked.items())
             and all(_is_tensor(arguments[name], keys) for name, *keys in self.tensors)
             and all(len(arguments[name]) >= count for name, count in self.lengths.items())
-            and all(outline(arguments[name]) == was for name, was in self.outlines.items())
+            and all(has_outline(arguments[name], was) for name, was in self.outlines.items())
             and all(_has_type(owner, name, dtype) for name, dtype in self.types.items())
             and not any(has_hooks(owner.get_submodule(path)) for path in self.unhooked)
         )
@@ -136,14 +136,20 @@ class FusedForward:
         keeps: bool = False,
     ) -> None:
         code = graph.python_code("self")
-        taken = list(inspect.signature(getattr(owner, name)).parameters.values())[: len(parameters)]
+        known = inspect.signature(getattr(owner, name)).parameters
+        taken = list(known.values())[: len(parameters)]
         one_by_one = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken)
+        # What a caller leaves out is not what another caller gave.
+        left_out = all(is_same_constant(_left_out(known[n]), guards.baked[n]) for n in guards.baked)
         self.owner = owner
         self.code = code.src
         self.names = {name: value for name, value in code.globals.items() if name in code.src}
         self.parameters = parameters
         self.positional = (
-            one_by_one and tuple(p.name for p in taken) == parameters and not guards.look_inside
+            one_by_one
+            and left_out
+            and tuple(p.name for p in taken) == parameters
+            and not guards.look_inside
         )
         self.guards = guards
         self.modal = modal
@@ -239,6 +245,13 @@ class FusedForward:
         self.function = _compile(self.code, self.names)
 
 
+def _left_out(parameter: inspect.Parameter) -> Any:
+    """What a parameter is if no caller gives it."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return ()
+    return {} if parameter.kind is parameter.VAR_KEYWORD else parameter.default
+
+
 def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
     """Whether values that go through a module with a weight have the type that was traced."""
     path, _, name = name.rpartition(".")
@@ -246,19 +259,6 @@ def _has_type(owner: nn.Module, name: str, dtype: torch.dtype) -> bool:
     if torch.is_autocast_enabled(weight.device.type):
         return False
     return weight.dtype == dtype or TYPES_MAY_DIFFER.get()
-
-
-def _equal(now: Any, traced: Any) -> bool:
-    """Whether a constant is what was traced, as far as that can be compared."""
-    if now is traced:
-        return True
-    if type(now) is not type(traced):  # 1 equals True, and code may tell them apart
-        return False
-    if type(traced) is dict:
-        return now.keys() == traced.keys() and all(_equal(now[key], traced[key]) for key in traced)
-    if isinstance(traced, tuple):
-        return len(now) == len(traced) and all(map(_equal, now, traced))
-    return isinstance(traced, (int, float, str, torch.dtype)) and bool(now == traced)
 
 
 def _replicate(owner: Any) -> nn.Module:

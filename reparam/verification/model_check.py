@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -12,18 +12,18 @@ from warnings import catch_warnings, simplefilter
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.capture import as_module
 from reparam.errors import ReparamError
 from reparam.modules import (
     ALONE,
     AtWork,
+    Inputs,
     Widened,
-    as_arguments,
-    copied_values,
+    as_inputs,
     copy_apart,
     in_float64,
+    leaves_of,
     of_any_type,
     tensors_held,
     undisturbed,
@@ -50,13 +50,11 @@ class Judge:
     on another batch and on another size, the changed one must do there what it does.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], *, inplace: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, *, inplace: bool) -> None:
         self.model = model
         self.trials = [_Trial("", torch.no_grad, inputs, _results(model, inputs))]
         for where, mode, change in _OTHERS:
-            others = tree_map(change, inputs)
+            others = inputs.map(change)
             with suppress(Exception):  # it need not run on these
                 before = _results(model, others, mode)
                 self.trials.append(_Trial(where, mode, others, before))
@@ -131,13 +129,13 @@ class _Trial:
     Args:
         where: How its inputs differ from the example, in words.
         mode: The mode of torch that it ran in.
-        inputs: The positional and the keyword arguments.
+        inputs: The arguments.
         before: All that was returned.
     """
 
     where: str
     mode: Callable[[], Any]
-    inputs: Any
+    inputs: Inputs
     before: list[Any]
 
 
@@ -162,11 +160,13 @@ _OTHERS: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
 ]
 
 
-def _results(model: nn.Module, inputs: Any, mode: Callable[[], Any] = torch.no_grad) -> list[Any]:
-    args, kwargs = copied_values(inputs)
+def _results(
+    model: nn.Module, inputs: Inputs, mode: Callable[[], Any] = torch.no_grad
+) -> list[Any]:
+    copied = inputs.copied()
     with mode(), undisturbed(model), catch_warnings():
         simplefilter("ignore")  # what the model warns of, it warns of when its user runs it
-        leaves = tree_leaves(model(*args, **kwargs))
+        leaves = leaves_of(model(*copied.args, **copied.kwargs))
     return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
@@ -225,7 +225,8 @@ def verify(
     Args:
         original: The model before fusion, in eval mode; an exported program will do.
         fused: The model after fusion.
-        example_inputs: One tensor, or a tuple of the positional arguments of ``forward``.
+        example_inputs: One tensor, a tuple of the positional arguments of ``forward``, or a mapping
+            of its keyword arguments; see `reparam.fuse`.
 
     Returns:
         The largest relative error of each output tensor.
@@ -242,7 +243,7 @@ def verify(
         >>> max(result.fused) < 1e-6
         True
     """
-    inputs: tuple[tuple[Any, ...], dict[str, Any]] = as_arguments(example_inputs), {}
+    inputs = as_inputs(original, example_inputs) or Inputs((None,))
     models = {"original": runnable(original), "fused model": runnable(fused)}
     notes: dict[str, None] = {}
     runs, exact = [], []
@@ -283,18 +284,19 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
     return difference / scale if scale else difference
 
 
-def _as_it_is(name: str, model: nn.Module, inputs: Any) -> list[Any]:
+def _as_it_is(name: str, model: nn.Module, inputs: Inputs) -> list[Any]:
     """What one of two models returns in its own type."""
     try:
         return _results(model, inputs)
     except Exception as error:
         raise ReparamError(
             f"the {name} does not run on example_inputs ({type(error).__name__}: {error})"
+            f"{inputs.remark}"
         ) from error
 
 
 def _in_float64(
-    name: str, model: nn.Module, inputs: Any, notes: dict[str, None]
+    name: str, model: nn.Module, inputs: Inputs, notes: dict[str, None]
 ) -> list[Tensor] | None:
     """What one of two models returns in float64; None if it does not run so."""
     try:
@@ -310,7 +312,7 @@ def _in_float64(
 
 
 def _exact_results(
-    model: nn.Module, inputs: Any, mode: Callable[[], Any] = torch.no_grad
+    model: nn.Module, inputs: Inputs, mode: Callable[[], Any] = torch.no_grad
 ) -> tuple[list[Any], Collection[str]]:
     """What a model returns in float64, also where its code asks for a smaller type.
 
@@ -319,7 +321,7 @@ def _exact_results(
     exact = copy_apart(model).double()
     widen(tensors_held(exact))
     with Widened() as widened:
-        leaves = _results(exact, tree_map(in_float64, inputs), mode)
+        leaves = _results(exact, inputs.map(in_float64), mode)
     return leaves, widened.narrow
 
 
@@ -329,9 +331,6 @@ def _tensors(leaves: Iterable[Any], notes: dict[str, None]) -> list[Tensor]:
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             tensors.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            held = tree_leaves([getattr(leaf, field.name) for field in fields(leaf)])
-            tensors.extend(_tensors(held, notes))
         elif leaf is not None and not isinstance(leaf, str):
             notes[f"an output of class {type(leaf).__name__} was not compared"] = None
     return tensors

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from reparam.errors import UntraceableError, warn
-from reparam.modules import all_or_nothing, copy_apart
+from reparam.modules import Inputs, all_or_nothing, copy_apart
 from reparam.rewriting import copy_program
 from reparam.verification.model_check import DifferenceError, Judge, runnable
 
@@ -32,7 +31,7 @@ class Transaction:
 
     model: Model
     inplace: bool
-    called: tuple[tuple[Any, ...], dict[str, Any]] | None
+    called: Inputs | None
     notes: list[str]
     refuse: Callable[[str], None]
 
@@ -61,13 +60,10 @@ class Transaction:
         return model if inplace else copied_model(model)
 
 
-def called_with(
-    model: Model, inputs: tuple[Any, ...] | None
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def called_with(model: Model, inputs: Inputs | None) -> Inputs | None:
     """What a model is called with: example inputs, or those that it was exported with."""
-    if inputs is not None:
-        return inputs, {}
-    return model.example_inputs if isinstance(model, ExportedProgram) else None
+    recorded = model.example_inputs if isinstance(model, ExportedProgram) else None
+    return inputs if inputs is not None or recorded is None else Inputs(*recorded)
 
 
 def copied_model(model: Model) -> Model:

@@ -37,6 +37,22 @@ def tied() -> nn.Module:
     return Tied()
 
 
+class Named(nn.Module):
+    """Takes one input by its place and others by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor, *, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.norm(self.first(values)) + x
+        return y if mask is None else y * mask
+
+
+def named() -> nn.Module:
+    return Named()
+
+
 def nothing_to_fuse() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 

@@ -27,7 +27,7 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-6}
 def model_as_built() -> nn.Module:
     torch.manual_seed(5)
     model = small().eval()
-    x = make_inputs([InputShape((2, 3, 8, 8))], 5)[0]
+    (x,) = make_inputs([InputShape((2, 3, 8, 8))], 5).args
     return randomise_batch_norm(model, 5, [torch.cat([x, x.flip(-1)])])
 
 
@@ -88,7 +88,7 @@ def test_several_inputs_and_outputs(run, tmp_path: Path, name: str) -> None:
     assert run(f"fuse {NETWORKS}:words {shapes} -o {name} --json").values["difference"] < 1e-5
     torch.manual_seed(0)
     model = words().eval()
-    first, second = make_inputs([InputShape((2, 5), torch.int64), InputShape((2, 5))], 1)
+    first, second = make_inputs([InputShape((2, 5), torch.int64), InputShape((2, 5))], 1).args
     with torch.no_grad():
         exact = list(model(first, second).values())
     if name.endswith(".pt2"):

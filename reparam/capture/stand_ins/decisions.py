@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -17,8 +17,10 @@ from torch import fx
 from reparam.capture.checked_values import decided
 from reparam.capture.statement import Statement
 
-Decide = Callable[[fx.Graph, fx.Node], bool | None]
-"""Tells the truth of a node of a graph on example inputs; None if that fails."""
+Decide = Callable[[Mapping[str, Any], fx.Graph, fx.Node], bool | None]
+"""Tells the truth of a node of a graph on example inputs; None if that fails.
+
+It gets the arguments of the forward, the graph as far as it is traced, and the node."""
 
 _METHODS = {"dim", "ndimension", "is_floating_point", "is_complex"}
 
