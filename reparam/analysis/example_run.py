@@ -84,17 +84,17 @@ def record_shapes(
     return recorder.shapes, recorder.dtypes
 
 
-def truth_on(
+def asked_on(
     root: nn.Module,
     inputs: Inputs,
     arguments: Mapping[str, Any],
     graph: fx.Graph,
     question: fx.Node,
-) -> bool | None:
-    """The truth of a value of a graph, which may not be complete, in one run on example inputs.
+) -> bool | int | None:
+    """A flag or a number of a graph, which may not be complete, in one run on example inputs.
 
     Returns:
-        The truth; None if what it depends on does not run.
+        Its value; None if what it depends on does not run.
     """
     needed = reached([question], lambda node: node.all_input_nodes)
     interpreter = fx.Interpreter(root, graph=graph)
@@ -105,7 +105,8 @@ def truth_on(
             for node in graph.nodes:
                 if node in needed and node not in interpreter.env:
                     interpreter.env[node] = interpreter.run_node(node)
-            return bool(interpreter.env[question])
+            value = interpreter.env[question]
+            return value if isinstance(value, bool | int) else None
     except Exception:  # whatever the user's code raises
         return None
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
-from reparam.analysis.example_run import record_calls, record_shapes, truth_on
+from reparam.analysis.example_run import asked_on, record_calls, record_shapes
 from reparam.analysis.facts import Facts, gather
 from reparam.analysis.lifting import lift
 from reparam.capture import (
@@ -177,7 +177,7 @@ def _capture(
         UntraceableError: If that cannot be.
     """
     given = None if inputs is None else inputs.by_parameter(module.forward)
-    decide = None if inputs is None else partial(truth_on, module, inputs)
+    decide = None if inputs is None else partial(asked_on, module, inputs)
     traced = recorded_trace(module, rules, path) or trace_forward(
         module, rules, path=path, given=given, decide=decide
     )

@@ -89,13 +89,13 @@ def checked_same(first: Any, second: Any, text: str) -> Any:
     return first
 
 
-def decided(value: Any, answer: bool, where: str) -> None:
-    """Check that code goes the way that example inputs decided.
+def decided(value: Any, answer: bool | int, where: str) -> None:
+    """Check that a value that code asks for is what example inputs decided.
 
     Raises:
         ReparamError: If it does not.
     """
-    if bool(value) is not answer:
+    if value != answer:
         raise ReparamError(
             f"{where} was fused for inputs of another kind (number of axes, type or device), for "
             "which its code goes another way; fuse the model with example_inputs like those that "

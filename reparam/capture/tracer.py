@@ -23,6 +23,7 @@ from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
 from reparam.capture.reading import functions_below
 from reparam.capture.stand_ins import (
+    Answer,
     Attribute,
     ConstantProxy,
     ConstantValues,
@@ -127,7 +128,7 @@ class Tracer(fx.Tracer):
         opaque: Collection[Any],
         inputs: Mapping[str, Any],
         making: Collection[int] = (),
-        decided: Sequence[bool] = (),
+        decided: Sequence[Answer] = (),
         *,
         reading: Reading,
         notices_random: bool,
@@ -289,8 +290,8 @@ class Tracer(fx.Tracer):
                 return equal == (node.target is operator.eq)
         if (truth := self.constants.number(node, bool)) is not None:
             return bool(truth)
-        if (answer := self.decisions.answer(obj)) is not None:
-            return answer
+        if (answer := self.decisions.truth(obj)) is not None:
+            return bool(answer)
         self.refuse()
         return super().to_bool(obj)
 

@@ -21,6 +21,7 @@ from reparam.capture.given_arguments import Reading, readings
 from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     MOST_DECISIONS,
+    Answer,
     Decide,
     LeafFunction,
     Originals,
@@ -147,7 +148,7 @@ class _Lessons:
     outlined: tuple[Outlined, ...] = ()
     making: frozenset[int] = frozenset()
     given_up: frozenset[int] = frozenset()
-    decided: tuple[bool, ...] = ()
+    decided: tuple[Answer, ...] = ()
     drew: bool = False
     keeping: bool = False
     twice: bool = False

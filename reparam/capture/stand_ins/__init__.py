@@ -5,7 +5,7 @@ Files, in the order in which data flows: `known_types`, `constant_values`, `rewr
 """
 
 from reparam.capture.stand_ins.constant_values import ConstantValues
-from reparam.capture.stand_ins.decisions import MOST_DECISIONS, Decide, Decisions
+from reparam.capture.stand_ins.decisions import MOST_DECISIONS, Answer, Decide, Decisions
 from reparam.capture.stand_ins.kept_values import Kept, KeptValues, settled_by
 from reparam.capture.stand_ins.known_types import KnownType, KnownTypes
 from reparam.capture.stand_ins.leaf_functions import (

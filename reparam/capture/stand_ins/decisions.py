@@ -17,8 +17,10 @@ from torch import fx
 from reparam.capture.checked_values import decided
 from reparam.capture.statement import Statement
 
-Decide = Callable[[Mapping[str, Any], fx.Graph, fx.Node], bool | None]
-"""Tells the truth of a node of a graph on example inputs; None if that fails.
+Answer = bool | int
+
+Decide = Callable[[Mapping[str, Any], fx.Graph, fx.Node], Answer | None]
+"""Tells what a node of a graph is on example inputs; None if that fails.
 
 It gets the arguments of the forward, the graph as far as it is traced, and the node."""
 
@@ -40,20 +42,30 @@ class Decisions:
         answers: What earlier attempts have found out.
     """
 
-    def __init__(self, tracer: Any, answers: Sequence[bool]) -> None:
+    def __init__(self, tracer: Any, answers: Sequence[Answer]) -> None:
         self.undecided: fx.Node | None = None
         """The first question that has no answer yet."""
         self._tracer = tracer
         self._answers = answers
         self._asked = 0
 
-    def answer(self, proxy: fx.Proxy) -> bool | None:
-        """The answer to a question, which the new code checks; None if there is none."""
+    def truth(self, proxy: fx.Proxy) -> Answer | None:
+        """Whether something is true, which the new code checks; None if that is not decided."""
+        return self._answer(proxy.node) if asks_kinds(proxy.node) else None
+
+    def length(self, proxy: fx.Proxy) -> Answer | None:
+        """The same of the length of a shape."""
+        if not _is_shape(proxy.node):
+            return None
+        of = proxy.node.all_input_nodes[:1]
+        return self._answer(self._tracer.create_node("call_method", "dim", tuple(of), {}))
+
+    def _answer(self, question: fx.Node) -> Answer | None:
         call = self._tracer.innermost()
-        if call is None or not asks_kinds(proxy.node):
+        if call is None:
             return None
         if self._asked == len(self._answers):
-            self.undecided = self.undecided or proxy.node
+            self.undecided = self.undecided or question
             return None
         answer = self._answers[self._asked]
         self._asked += 1
@@ -61,7 +73,7 @@ class Decisions:
         where = call.path or "the model"
         source = f"def statement(value):\n    decided(value, {answer!r}, {where!r})\n"
         check = Statement(source, decided.__module__, where, checks=True, writes=False)
-        self._tracer.create_node("call_function", check, (proxy.node,), {})
+        self._tracer.create_node("call_function", check, (question,), {})
         return answer
 
 

@@ -100,6 +100,18 @@ class _Reserved:
         proxy: Any = self
         return tracer.constants.number(proxy.node, kind)
 
+    def __len__(self) -> int:
+        proxy: Any = self
+        length = _length(proxy)
+        if length is not None:
+            return length
+        tracer: Any = vars(self)["tracer"]
+        decided = tracer.decisions.length(proxy)
+        if decided is not None:
+            return int(decided)
+        tracer.refuse()
+        return fx.Proxy.__len__(proxy)
+
     def __hash__(self) -> int:
         if user_asks(sys._getframe(1)):
             self._refuse("be the key of a dictionary")
@@ -163,14 +175,6 @@ class Proxy(_Reserved, fx.Proxy):
         """What an attribute tells of the shape, if parameters alone determine the value."""
         tracer: Any = self.tracer
         return tracer.constants.size(self.node, operator.attrgetter(name))
-
-    def __len__(self) -> int:
-        length = _length(self)
-        if length is not None:
-            return length
-        tracer: Any = self.tracer
-        tracer.refuse()
-        return super().__len__()
 
     @classmethod
     def __torch_function__(
