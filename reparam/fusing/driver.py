@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,7 @@ from reparam.modules import (
     memory,
     own_tensors,
 )
-from reparam.planning import MACS, MEMORY, CostFunction, Measure, PlannedPart, latency
+from reparam.planning import MACS, MEMORY, CostFunction, Folding, Measure, PlannedPart, latency
 from reparam.report import (
     FusedRow,
     RefusedRow,
@@ -167,6 +168,7 @@ def plan(
     *,
     rules: Mapping[Target, Rule | None] | None = None,
     cost: str | CostFunction = "macs",
+    fold_norms: bool = False,
 ) -> Plan:
     """Find out what can be fused, exactly and cheaper, without touching the model.
 
@@ -181,6 +183,9 @@ def plan(
             weights and, with example inputs, write; ``"latency"``, the time that each takes by
             itself here and now, on random values of the sizes that the example inputs lead to; or a
             function that gives a number for an `Operator`.
+        fold_norms: Also move the weight and the bias of layer norms, group norms and norms by the
+            root mean square into all that reads them, linear layers and convolutions without
+            padding. That saves no operator; quantisation by rotations needs it.
 
     Returns:
         The plan; print it.
@@ -201,6 +206,7 @@ def plan(
         raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
     measure = _measure(cost)
     inputs = None if example_inputs is None else as_arguments(example_inputs)
+    folding = Folding(_tied(model)) if fold_norms else None
     load_rules()
     with ALONE, AtWork() as work, work:
         parts, untraced = find_parts(model, Rules(rules), inputs)
@@ -210,14 +216,17 @@ def plan(
                 "cost='latency' is measured on the sizes of inputs: pass example_inputs"
             )
         planned = [
-            PlannedPart(part, frame_problems, measure if known else MACS).decided()
+            PlannedPart(
+                part, frame_problems, measure if known else MACS, folding=folding
+            ).decided()
             for part, known in zip(parts, sized, strict=True)
         ]
     rows = [untraced_row(module) for module in untraced]
     notes = [] if all(sized) else [_APART]
     report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
     _add_rows(report, planned)
-    again = partial(plan, model, example_inputs, rules=rules, cost=cost)
+    options: dict[str, Any] = {"rules": rules, "cost": cost, "fold_norms": fold_norms}
+    again = partial(plan, model, example_inputs, **options)
     modules = _modules(model)
     weights = _weights(model, modules)
     return Plan(model, report, rows, planned, inputs, modules, weights, again)
@@ -237,6 +246,7 @@ def fuse(
     inplace: bool = False,
     rules: Mapping[Target, Rule | None] | None = None,
     cost: str | CostFunction = "macs",
+    fold_norms: bool = False,
     verify: bool = True,
 ) -> ModelT:
     """Replace linear branches by the one convolution that computes the same.
@@ -248,6 +258,7 @@ def fuse(
         inplace: Change the model itself, not a copy of it.
         rules: Rules for this call only; None switches a rule off.
         cost: What must not rise; see `plan`.
+        fold_norms: Also move the weights of norms into what reads them; see `plan`.
         verify: Compare every region in float64 before it is replaced.
 
     Returns:
@@ -269,7 +280,7 @@ def fuse(
         )
     """
     with ALONE, AtWork() as work, work:
-        planned = plan(model, example_inputs, rules=rules, cost=cost)
+        planned = plan(model, example_inputs, rules=rules, cost=cost, fold_norms=fold_norms)
         if inplace:
             check_inplace(model)
         fused: ModelT = planned._carried_out(inplace=inplace, verify=verify)
@@ -294,6 +305,13 @@ def _weights(model: nn.Module | ExportedProgram, modules: Sequence[nn.Module]) -
         + (() if tensor.is_inference() else (tensor._version,))
         for name, tensor in tensors
     ]
+
+
+def _tied(model: nn.Module | ExportedProgram) -> frozenset[int]:
+    """Identities of the parameters and buffers that several modules of a model hold."""
+    held = (own_tensors(module).values() for module in _modules(model))
+    times = Counter(id(tensor) for tensor in chain.from_iterable(held))
+    return frozenset(tensor for tensor, count in times.items() if count > 1)
 
 
 def _measure(cost: Any) -> Measure:

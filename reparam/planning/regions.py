@@ -66,6 +66,27 @@ class Host:
 
 
 @dataclass(frozen=True, eq=False)
+class FoldedNorm:
+    """A norm whose weight and bias are taken in by all that reads it.
+
+    Args:
+        value: The value of the norm.
+        base: What the norm reads.
+        ending: Its weight and bias, as a form over what it has normalised.
+        bare: The values without them from now on: the norm's own, and views of it.
+        paths: The links of the norm, and of each of its readers.
+        mains: The values in whose places the new operators come.
+    """
+
+    value: fx.Node
+    base: fx.Node
+    ending: AffineConv
+    bare: frozenset[fx.Node]
+    paths: tuple[tuple[Link, ...], ...]
+    mains: frozenset[fx.Node]
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
     """One value that becomes one operator.
 
@@ -84,9 +105,10 @@ class Region:
         shared: The dying nodes that die for other regions too.
         adjustments: What the new operator does to the value besides, in order: it adds terms of the
             sum that the value is a term of, and scales what other regions scale, too.
-        together: The nodes that die for all regions that take in one scale.
+        together: The nodes that die for all regions that take in one scale, or one norm's weight.
         norm: The norm whose weight and bias take the form in, so that it becomes a norm; None if it
             becomes a convolution or a linear layer.
+        folded: The norm that it becomes, or reads, if the weight of that goes into its readers.
     """
 
     value: fx.Node
@@ -104,13 +126,15 @@ class Region:
     adjustments: tuple[Absorbed | Share, ...] = ()
     together: frozenset[fx.Node] = frozenset()
     norm: Norm | None = None
+    folded: FoldedNorm | None = None
 
     @property
     def key(self) -> Hashable:
         """What tells this region from others, also from one of another plan."""
         terms = tuple(absorbed.term for absorbed in self.absorbed)
         scales = tuple(share.link.value for share in self.shares)
-        return self.value, self.base, self.form.axes, terms, scales
+        folded = None if self.folded is None else self.folded.value
+        return self.value, self.base, self.form.axes, terms, scales, folded
 
     @property
     def source(self) -> fx.Node:

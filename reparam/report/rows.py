@@ -92,7 +92,8 @@ def _operator_name(region: Region) -> str:
     """What a new operator is, and of how many channels."""
     form = region.form
     if region.norm is not None:
-        return f"{region.norm.kind}, {region.norm.channels}"
+        bare = " without a weight" if region.norm.bare else ""
+        return f"{region.norm.kind}{bare}, {region.norm.channels}"
     sizes = f"{form.in_channels} -> {form.out_channels}"
     if not form.axes:
         return f"linear {sizes}"

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 from torch import fx, nn
 
@@ -39,7 +40,7 @@ _NOTHING = nn.Identity, nn.modules.dropout._DropoutNd
 
 _TELL_RANKS = (
     (nn.modules.conv._ConvNd, nn.BatchNorm2d, nn.BatchNorm3d, *_NOTHING),
-    (nn.Linear, *_NOTHING),
+    (nn.Linear, nn.LayerNorm, nn.RMSNorm, *_NOTHING),
 )
 """Modules of which several in turn do the same on values of any rank that all of them take."""
 
@@ -110,9 +111,11 @@ class Placer:
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
-        swaps = {link.value for link in region.links if self._may_swap(link, region)}
-        if region.converts or self.facts.rests_on_granted(region.own):
-            swaps.discard(region.main.value)  # code must make floats of what it reads, or check it
+        swaps = {link.value for link in _links(region) if self._may_swap(link, region)}
+        own = region.own if region.folded is None else region.own | region.together
+        if region.converts or self.facts.rests_on_granted(own):
+            # Code must make floats of what it reads, or check it.
+            swaps -= _mains(region)
         kept = self._parts_to_keep(region, frame, swaps)
         if kept is not None:
             return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
@@ -123,6 +126,7 @@ class Placer:
             swaps = set()  # code that stays as it is might run some of them without the others
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
+        if not _mains(region) <= swaps:
             # Beside a container that somebody runs by itself: it has to stay what it was.
             left = calls_between(frame, self._that_may_grow(frame))
             if any(self.trace.by_methods.get(id(call.module)) for call in left):
@@ -161,6 +165,8 @@ class Placer:
         """The calls through which a region's value depends on its base, dying or not."""
         facts, ends = self.facts, [region.value, *(absorbed.term for absorbed in region.absorbed)]
         first = facts.order[region.base]
+        if region.folded is not None:  # from what the norm reads to all that reads the norm
+            ends, first = [*ends, *region.together], facts.order[region.folded.base]
         above = reached(
             ends, lambda node: facts.operands(node) if facts.order[node] > first else ()
         )
@@ -168,7 +174,7 @@ class Placer:
 
     def _may_go_another_way(self, region: Region, whole: Call) -> bool:
         """Whether the numbers in some weight decide which of a region's operators run."""
-        joined = region.together.union(*(link.inner for link in region.links))
+        joined = region.together.union(*(link.inner for link in _links(region)))
         crossed = {*self._span(region), *(self.trace.caller[node] for node in joined)}
         around = {call for inner in crossed for call in calls_between(inner, whole)}
         return any(call.deciding for call in (whole, *around))
@@ -188,14 +194,15 @@ class Placer:
         needed = use.callers or use.serves or self._may_run(frame, use.methods)
         if use.serves or self._runs_apart(use, frame, region, swaps):
             return names if needed else set()
-        mixing = {
-            self.trace.caller[link.value]
-            for link in region.path
-            if link.form is not None and not link.form.diagonal
-        }
         # Where several mix channels, a part would return others, or another size, than it did. One
         # that does not collapse changes no part: it goes, or it stays.
-        return names if region.collapses and len(mixing) > 1 and needed else None
+        mixes = any(len(self._mixing(path)) > 1 for path in _paths(region))
+        return names if region.collapses and mixes and needed else None
+
+    def _mixing(self, path: Sequence[Link]) -> set[Call]:
+        """The calls in which the operators of a path are that mix channels."""
+        mixing = (link for link in path if link.form is not None and not link.form.diagonal)
+        return {self.trace.caller[link.value] for link in mixing}
 
     def _run_as_one(self, use: _Use, region: Region, swaps: Set[fx.Node]) -> bool:
         """Whether all code that runs a region's modules does so in turn, whichever way it takes."""
@@ -216,7 +223,9 @@ class Placer:
 
         Other ways in may bring another one, if the operators themselves do not tell.
         """
-        nodes = [node for node in region.inner | region.dying if node.op != "get_attr"]
+        together = frozenset[fx.Node]() if region.folded is None else region.together
+        joined = region.inner | region.dying | together
+        nodes = [node for node in joined if node.op != "get_attr"]
         return not any(all(self._takes_any(node, kinds) for node in nodes) for kinds in _TELL_RANKS)
 
     def _takes_any(self, node: fx.Node, kinds: tuple[type, ...]) -> bool:
@@ -230,7 +239,7 @@ class Placer:
 
     def _use(self, region: Region, frame: Call) -> _Use:
         """Who runs the operators of a region in the module that holds it."""
-        links = [link for link in region.links if link.form and not link.form.identity]
+        links = [link for link in _links(region) if link.form and not link.form.identity]
         joined = region.together.union(*(link.inner for link in links))
         prefix = f"{frame.path}." if frame.path else ""
         names: dict[str, None] = {}
@@ -255,6 +264,8 @@ class Placer:
         methods = methods_naming(frame.module, set(names))
         if not in_code and region.main.value.op == "call_module":
             kept = _name_in(frame, str(region.main.value.target))
+            if region.folded is not None:  # all of them stay where they are
+                kept = ""
             gone = self._reading_what_goes(frame, methods, kept)
             methods = {name: used for name, used in methods.items() if name not in gone}
         parts.update(id(call.module) for call in crossed)
@@ -384,8 +395,24 @@ class _Use:
 
 
 def _working(region: Region) -> set[fx.Node]:
-    """The operators of a region that do something."""
-    return {link.value for link in region.links if link.form and not link.form.identity}
+    """The operators of a region, and those that change with it, that do something."""
+    return {link.value for link in _links(region) if link.form and not link.form.identity}
+
+
+def _paths(region: Region) -> Sequence[Sequence[Link]]:
+    """The path of a region, and of those that change with it as one norm's weight moves."""
+    return (region.path,) if region.folded is None else region.folded.paths
+
+
+def _links(region: Region) -> Sequence[Link]:
+    """The links of a region, and of those that change with it."""
+    inner = () if region.folded is None else chain.from_iterable(region.folded.paths)
+    return tuple(dict.fromkeys((*region.links, *inner)))
+
+
+def _mains(region: Region) -> Set[fx.Node]:
+    """The values in whose places come a region's operator and those that change with it."""
+    return {region.main.value} if region.folded is None else region.folded.mains
 
 
 def _name_in(holder: Call, path: str) -> str:

@@ -74,6 +74,8 @@ def rewrite(
 def _altered(region: Region) -> set[fx.Node]:
     """The values inside a region, and between it and what else its operator does."""
     altered = set(region.inner)
+    if region.folded is not None:
+        return altered - {region.value} | region.folded.bare
     if region.adjustments:
         below = reached([region.value], lambda node: node.users)
         altered |= below & reached([region.kept], lambda node: node.all_input_nodes)

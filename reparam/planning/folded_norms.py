@@ -1,0 +1,310 @@
+"""The weight and the bias of a norm go into all that reads it, so that the norm has none.
+
+A norm by statistics of its input is not affine, but what it ends with is; linear layers and
+convolutions that read it take that in::
+
+    A(w * n(x) + b) = (A w) * n(x) + A b
+
+No operator is saved by this. It is done where somebody wishes it: a norm by the root mean square
+without a weight commutes with rotations (QuaRot, arXiv 2404.00456; SliceGPT, arXiv 2401.15024).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from torch import fx
+
+from reparam.algebra import AffineConv, Norm, ending, identity
+from reparam.analysis import Facts
+from reparam.capture import Trait, traits
+from reparam.errors import Refusal
+from reparam.modules import fetch
+from reparam.planning.appraiser import Appraiser
+from reparam.planning.dominators import Candidate, Link
+from reparam.planning.regions import FoldedNorm, Host, Region
+from reparam.rules import Commuting, Normalized
+
+
+@dataclass(frozen=True)
+class Folding:
+    """The wish that norms leave their weights to what reads them.
+
+    Args:
+        tied: Identities of the parameters that several modules hold: what they are in one of
+            these, they are in all.
+    """
+
+    tied: frozenset[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """What reads a norm and takes its weight in.
+
+    Args:
+        link: Its link; the base is the norm, or a view of it.
+        form: Its form over what the norm has normalised.
+    """
+
+    link: Link
+    form: AffineConv
+
+
+def folded_norms(
+    nodes: Sequence[fx.Node], appraiser: Appraiser, folding: Folding
+) -> tuple[list[Region], dict[fx.Node, Refusal]]:
+    """The regions of norms that become bare, and of what reads them; and why other norms stay."""
+    folded: dict[fx.Node, list[Region]] = {}
+    refused: dict[fx.Node, Refusal] = {}
+    for node in nodes:
+        regions = _folded(node, appraiser)
+        if isinstance(regions, Refusal):
+            refused[node] = regions
+        elif regions:
+            folded[node] = regions
+    refused |= _unshared(folded, appraiser.facts, folding)
+    return [*chain.from_iterable(folded.values())], refused
+
+
+def _folded(node: fx.Node, appraiser: Appraiser) -> list[Region] | Refusal:
+    """The regions of one norm and of what reads it; none if it is no norm with a weight."""
+    scaled = _scaled_norm(node, appraiser)
+    if scaled is None:
+        return []
+    norm, weights = scaled
+    bare = {node}
+    readers = _readers(node, weights, bare, appraiser)
+    if isinstance(readers, Refusal):
+        return readers
+    own = _bare(node, norm.stripped(), weights, appraiser)
+    if isinstance(own, Refusal):
+        return own
+    regions = [own]
+    for reader in readers:
+        region = _taking_in(reader, appraiser)
+        if isinstance(region, Refusal):
+            return Refusal(f"{reader.link.value} cannot take its weight in: {region.reason}")
+        regions.append(region)
+    together = frozenset[fx.Node]().union(*(region.inner | region.dying for region in regions))
+    if sum(len(region.inner | region.dying) for region in regions) > len(together):
+        return Refusal("what reads it depends on each other")
+    form = FoldedNorm(
+        node,
+        own.base,
+        weights,
+        frozenset(bare),
+        tuple(region.path for region in regions),
+        frozenset(region.main.value for region in regions),
+    )
+    return [
+        replace(region, folded=form, together=region.together | together) for region in regions
+    ]
+
+
+def _scaled_norm(node: fx.Node, appraiser: Appraiser) -> tuple[Norm, AffineConv] | None:
+    """The norm that a value is, with its weight and bias; None if it has none."""
+    if node in appraiser.dead:
+        return None
+    region = appraiser.fused.get(node)
+    if region is not None:
+        taken = region.norm is not None and not region.norm.affine
+        return (region.norm, region.form) if region.norm is not None and taken else None
+    step = appraiser.steps.get(node)
+    if not isinstance(step, Normalized) or not isinstance(step.ending.base, fx.Node):
+        return None
+    weighted = step.ending.like is not None or step.ending.has_bias
+    return (step.norm, step.ending) if weighted else None
+
+
+def _readers(
+    value: fx.Node, weights: AffineConv, bare: set[fx.Node], appraiser: Appraiser
+) -> list[_Reader] | Refusal:
+    """What reads a norm, directly or across views, which are noted; a refusal if one is not affine.
+
+    Args:
+        value: The norm.
+        weights: Its weight and bias.
+        bare: Takes the views.
+        appraiser: The graph as it stands.
+    """
+    readers: list[_Reader] = []
+    pending: list[tuple[fx.Node, tuple[Commuting, ...]]] = [(value, ())]
+    while pending:
+        node, crossed = pending.pop()
+        reading = appraiser.readers_of_value(node)
+        for reader in sorted(reading, key=appraiser.facts.order.__getitem__):
+            link = appraiser.forest.links.get(reader)
+            if reader.op == "output":
+                return Refusal("it is returned, or read by code that is not known")
+            if link is None or link.base is not node:
+                return _no_layer(reader)
+            commuting = _crossing(link, appraiser)
+            if commuting is not None:
+                bare.add(reader)
+                pending.append((reader, (*crossed, *commuting)))
+                continue
+            if link.form is None or link.form.diagonal:
+                return _no_layer(reader)
+            form = _weighted(weights, crossed, link.form)
+            if isinstance(form, Refusal):
+                return Refusal(f"{reader} cannot take its weight in: {form.reason}")
+            readers.append(_Reader(link, form))
+    return readers or Refusal("nothing reads it")
+
+
+def _no_layer(reader: fx.Node) -> Refusal:
+    return Refusal(
+        f"it is read by {reader}, which is no linear layer and no convolution that could take its "
+        "weight in"
+    )
+
+
+def _crossing(link: Link, appraiser: Appraiser) -> tuple[Commuting, ...] | None:
+    """How an operator that stays where it is lets a scale pass; None if none passes it."""
+    node, form = link.value, link.form
+    if node in appraiser.fused:
+        return None
+    if form is not None and form.identity:
+        return None if Trait.COMPUTES in traits(node) else ()
+    passing = appraiser.forest.passing.get(node, link)
+    return None if passing.commuting is None else (passing.commuting,)
+
+
+def _weighted(
+    weights: AffineConv, crossed: Sequence[Commuting], form: AffineConv
+) -> AffineConv | Refusal:
+    """The form of a reader after the weight and the bias of a norm, moved across views."""
+    axes = () if form.axes is None else form.axes
+    axis: int | Refusal = -1 - len(axes)
+    for commuting in reversed(crossed):
+        if weights.has_bias and not commuting.constants:
+            return Refusal("a bias does not pass what lies between")
+        if not commuting.copies:
+            axis = commuting.input_axis(axis, form.in_channels)
+        if isinstance(axis, Refusal):
+            return axis
+    if axis != -1 - len(weights.axes or ()):
+        return Refusal("it works along another axis")
+    moved = replace(weights, base=form.base, rank=form.rank).with_axes(len(axes))
+    return moved.then(form)
+
+
+def _bare(
+    node: fx.Node, norm: Norm, weights: AffineConv, appraiser: Appraiser
+) -> Region | Refusal:
+    """The region of a norm that becomes bare."""
+    region = appraiser.fused.get(node)
+    ones = ending(identity(), None, None, norm.channels, -1 - len(weights.axes or ()))
+    if isinstance(ones, Refusal):
+        return ones
+    ones = replace(ones, dtype=weights.dtype, like=weights.like)
+    if region is not None:
+        form = replace(ones, base=region.base)
+        return appraiser.banned.get((node, region.base)) or replace(
+            region, form=form, plain=form, norm=norm
+        )
+    base = weights.base
+    if not isinstance(base, fx.Node):
+        return Refusal("it reads no value of the graph")
+    inner = (*appraiser.forest.through(node, (base,)), node)
+    link = Link(node, base, weights, None, inner)
+    candidate = Candidate(base, replace(ones, base=base), (link,))
+    return _drafted(candidate, node, appraiser, Host(link, norm))
+
+
+def _taking_in(reader: _Reader, appraiser: Appraiser) -> Region | Refusal:
+    """The region of a reader that takes the weight of a norm in."""
+    link = reader.link
+    candidate = Candidate(link.base, replace(reader.form, base=link.base), (link,))
+    return _drafted(candidate, link.value, appraiser, None)
+
+
+def _drafted(
+    candidate: Candidate, value: fx.Node, appraiser: Appraiser, host: Host | None
+) -> Region | Refusal:
+    """A region that saves nothing, if it costs no more and is safe."""
+    gone = appraiser.dying([(value, candidate)], metadata=False)
+    region = appraiser.draft(candidate, value, gone, host=host)
+    if isinstance(region, Refusal):
+        return region
+    if region.gain.loses:
+        return Refusal("it would cost more")
+    if not region.collapses or not gone.issuperset(candidate.inner):
+        return Refusal("a part of it is also read elsewhere")
+    return appraiser.hazard_of(region) or region
+
+
+# -- Weights that are used elsewhere ------------------------------------------------------------
+
+
+def _unshared(
+    folded: dict[fx.Node, list[Region]], facts: Facts, folding: Folding
+) -> dict[fx.Node, Refusal]:
+    """Drop the norms whose readers have weights that are used without them; say why.
+
+    A block that is called several times uses them with the same norm in each call.
+    """
+    users = _users(facts)
+    refused: dict[fx.Node, Refusal] = {}
+    while True:
+        weights = {
+            reader.value: frozenset(_held(own.inner, facts))
+            for own, *readers in folded.values()
+            for reader in readers
+        }
+        dropped = {
+            norm: reason
+            for norm, (_, *readers) in folded.items()
+            if (reason := _used_elsewhere(readers, weights, users, facts, folding)) is not None
+        }
+        if not dropped:
+            return refused
+        refused |= dropped
+        for norm in dropped:
+            del folded[norm]
+
+
+def _used_elsewhere(
+    readers: Iterable[Region],
+    weights: Mapping[fx.Node, frozenset[int]],
+    users: Mapping[int, set[fx.Node]],
+    facts: Facts,
+    folding: Folding,
+) -> Refusal | None:
+    """Why readers of a norm cannot have other weights, if so.
+
+    For each reader of any norm ``weights`` tells the tensors of its norm, and for each tensor
+    ``users`` tells what uses it.
+    """
+    for region in readers:
+        held = set(_held((region.value,), facts))
+        sharing = set[fx.Node]().union(*(users[tensor] for tensor in held))
+        alike = all(weights.get(node) == weights[region.value] for node in sharing)
+        if not alike or not folding.tied.isdisjoint(held):
+            return Refusal(f"the weight of {region.value}, which reads it, is used elsewhere, too")
+    return None
+
+
+def _users(facts: Facts) -> dict[int, set[fx.Node]]:
+    """For each parameter and buffer the operators that use it."""
+    users: dict[int, set[fx.Node]] = defaultdict(set)
+    for node in facts.order:
+        if node.op.startswith("call_") and node not in facts.sources:
+            for tensor in _held((node,), facts):
+                users[tensor].add(node)
+    return users
+
+
+def _held(nodes: Iterable[fx.Node], facts: Facts) -> Iterator[int]:
+    """Identities of the parameters and buffers that operators use."""
+    for node in nodes:
+        if node.op == "call_module":
+            module = fetch(facts.root, str(node.target))
+            yield from map(id, chain(module.parameters(), module.buffers()))
+        read = (facts.sources.get(operand, ()) for operand in node.all_input_nodes)
+        for path in chain.from_iterable(read):
+            yield id(fetch(facts.root, path))
