@@ -92,16 +92,16 @@ def _folded(node: fx.Node, appraiser: Appraiser) -> list[Region] | Refusal:
     together = frozenset[fx.Node]().union(*(region.inner | region.dying for region in regions))
     if sum(len(region.inner | region.dying) for region in regions) > len(together):
         return Refusal("what reads it depends on each other")
-    form = FoldedNorm(
+    folded = FoldedNorm(
         node,
         own.base,
         weights,
         frozenset(bare),
         tuple(region.path for region in regions),
-        frozenset(region.main.value for region in regions),
+        tuple(region.main.value for region in regions),
     )
     return [
-        replace(region, folded=form, together=region.together | together) for region in regions
+        replace(region, folded=folded, together=region.together | together) for region in regions
     ]
 
 
@@ -293,7 +293,7 @@ def _users(facts: Facts) -> dict[int, set[fx.Node]]:
     """For each parameter and buffer the operators that use it."""
     users: dict[int, set[fx.Node]] = defaultdict(set)
     for node in facts.order:
-        if node.op.startswith("call_") and node not in facts.sources:
+        if node.op not in ("placeholder", "get_attr") and node not in facts.sources:
             for tensor in _held((node,), facts):
                 users[tensor].add(node)
     return users

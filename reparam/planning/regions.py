@@ -75,7 +75,7 @@ class FoldedNorm:
         ending: Its weight and bias, as a form over what it has normalised.
         bare: The values without them from now on: the norm's own, and views of it.
         paths: The links of the norm, and of each of its readers.
-        mains: The values in whose places the new operators come.
+        mains: For each of these the value in whose place the new operator comes.
     """
 
     value: fx.Node
@@ -83,7 +83,7 @@ class FoldedNorm:
     ending: AffineConv
     bare: frozenset[fx.Node]
     paths: tuple[tuple[Link, ...], ...]
-    mains: frozenset[fx.Node]
+    mains: tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,10 +112,7 @@ class Placer:
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
         swaps = {link.value for link in _links(region) if self._may_swap(link, region)}
-        own = region.own if region.folded is None else region.own | region.together
-        if region.converts or self.facts.rests_on_granted(own):
-            # Code must make floats of what it reads, or check it.
-            swaps -= _mains(region)
+        swaps -= self._in_code(region)
         kept = self._parts_to_keep(region, frame, swaps)
         if kept is not None:
             return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
@@ -133,6 +130,19 @@ class Placer:
                 return self._kept_in(frame, set(use.parts), frame, self._that_may_grow(frame))
         other_ways = bool(use.callers)
         return Placement(frame, owner, swaps=frozenset(swaps), other_ways=other_ways)
+
+    def _in_code(self, region: Region) -> set[fx.Node]:
+        """The places where code must make floats of what a new operator reads, or check it."""
+        if region.folded is None:
+            asks = region.converts or self.facts.rests_on_granted(region.own)
+            return {region.main.value} if asks else set()
+        pairs = zip(region.folded.mains, region.folded.paths, strict=True)
+        asking = (
+            main
+            for main, path in pairs
+            if self.facts.rests_on_granted({node for link in path for node in link.nodes})
+        )
+        return set(asking)
 
     def _kept_in(self, holder: Call, kept: Set[str], frame: Call, owner: Call) -> Placement:
         """A place that leaves some parts of a call's module what they are."""
@@ -412,7 +422,7 @@ def _links(region: Region) -> Sequence[Link]:
 
 def _mains(region: Region) -> Set[fx.Node]:
     """The values in whose places come a region's operator and those that change with it."""
-    return {region.main.value} if region.folded is None else region.folded.mains
+    return {region.main.value} if region.folded is None else {*region.folded.mains}
 
 
 def _name_in(holder: Call, path: str) -> str:
