@@ -90,8 +90,9 @@ def _folded(node: fx.Node, appraiser: Appraiser) -> list[Region] | Refusal:
             return Refusal(f"{reader.link.value} cannot take its weight in: {region.reason}")
         regions.append(region)
     together = frozenset[fx.Node]().union(*(region.inner | region.dying for region in regions))
-    if sum(len(region.inner | region.dying) for region in regions) > len(together):
-        return Refusal("what reads it depends on each other")
+    values = {region.value for region in regions}
+    if any(values & (region.inner | region.dying) - {region.value} for region in regions):
+        return Refusal("of what reads it, one operator is a part of another")
     folded = FoldedNorm(
         node,
         own.base,
