@@ -91,8 +91,7 @@ def batch_norm(
     channels = held["running_mean"].numel()
 
     def make(affine: bool) -> nn.Module:
-        settings = {"eps": eps, "momentum": momentum, "affine": affine, "device": "meta"}
-        module = _BATCH_NORMS[axes](channels, **settings)
+        module = _BATCH_NORMS[axes](channels, eps, momentum, affine, device="meta")
         module.register_buffer("num_batches_tracked", None)
         return module
 

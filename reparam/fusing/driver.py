@@ -216,9 +216,7 @@ def plan(
                 "cost='latency' is measured on the sizes of inputs: pass example_inputs"
             )
         planned = [
-            PlannedPart(
-                part, frame_problems, measure if known else MACS, folding=folding
-            ).decided()
+            PlannedPart(part, frame_problems, measure if known else MACS, folding=folding).decided()
             for part, known in zip(parts, sized, strict=True)
         ]
     rows = [untraced_row(module) for module in untraced]

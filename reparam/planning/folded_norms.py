@@ -180,23 +180,21 @@ def _weighted(
 ) -> AffineConv | Refusal:
     """The form of a reader after the weight and the bias of a norm, moved across views."""
     axes = () if form.axes is None else form.axes
-    axis: int | Refusal = -1 - len(axes)
+    axis = -1 - len(axes)
     for commuting in reversed(crossed):
         if weights.has_bias and not commuting.constants:
             return Refusal("a bias does not pass what lies between")
-        if not commuting.copies:
-            axis = commuting.input_axis(axis, form.in_channels)
-        if isinstance(axis, Refusal):
-            return axis
+        before = axis if commuting.copies else commuting.input_axis(axis, form.in_channels)
+        if isinstance(before, Refusal):
+            return before
+        axis = before
     if axis != -1 - len(weights.axes or ()):
         return Refusal("it works along another axis")
     moved = replace(weights, base=form.base, rank=form.rank).with_axes(len(axes))
     return moved.then(form)
 
 
-def _bare(
-    node: fx.Node, norm: Norm, weights: AffineConv, appraiser: Appraiser
-) -> Region | Refusal:
+def _bare(node: fx.Node, norm: Norm, weights: AffineConv, appraiser: Appraiser) -> Region | Refusal:
     """The region of a norm that becomes bare."""
     region = appraiser.fused.get(node)
     ones = ending(identity(), None, None, norm.channels, -1 - len(weights.axes or ()))

@@ -74,7 +74,7 @@ class FoldedNorm:
         base: What the norm reads.
         ending: Its weight and bias, as a form over what it has normalised.
         bare: The values without them from now on: the norm's own, and views of it.
-        paths: The links of the norm, and of each of its readers.
+        paths: The links of the norm, then of each of its readers.
         mains: For each of these the value in whose place the new operator comes.
     """
 
@@ -165,6 +165,21 @@ class Region:
         return (*self.path, *(share.link for share in self.shares))
 
     @property
+    def paths(self) -> tuple[tuple[Link, ...], ...]:
+        """The path, or those of a norm whose weight moves and of all that reads it."""
+        return (self.path,) if self.folded is None else self.folded.paths
+
+    @property
+    def changing(self) -> tuple[Link, ...]:
+        """All links of which none becomes an operator without the others."""
+        return tuple(dict.fromkeys(chain(self.links, *self.paths)))
+
+    @property
+    def mains(self) -> set[fx.Node]:
+        """The values in whose places the operators of these come."""
+        return {self.main.value} if self.folded is None else {*self.folded.mains}
+
+    @property
     def inner(self) -> frozenset[fx.Node]:
         """The nodes between the base and the value, the value included."""
         return frozenset(chain.from_iterable(link.nodes for link in self.path))
@@ -179,7 +194,9 @@ class Region:
             if self.collapses or link not in self.path
             for node in link.inner
         }
-        return {*self.inner, *self.dying} - nothing
+        own = {*self.inner, *self.dying} - nothing
+        # A norm's weight moves across the views of it.
+        return own if self.folded is None or self.norm is None else own | self.folded.bare
 
     @property
     def collapses(self) -> bool:

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 
 from torch import fx, nn
 
@@ -20,7 +19,6 @@ from reparam.capture import (
     knows_only_tensors,
     may_run_otherwise,
     nodes_in,
-    operator_name,
     reached,
 )
 from reparam.capture.reading import (
@@ -34,15 +32,8 @@ from reparam.capture.reading import (
 from reparam.modules import fetch, has_hooks, held_aside, read_from
 from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.ranks_told import rests_on_rank
 from reparam.rewriting.repeats import repeated_calls
-
-_NOTHING = nn.Identity, nn.modules.dropout._DropoutNd
-
-_TELL_RANKS = (
-    (nn.modules.conv._ConvNd, nn.BatchNorm2d, nn.BatchNorm3d, *_NOTHING),
-    (nn.Linear, nn.LayerNorm, nn.RMSNorm, *_NOTHING),
-)
-"""Modules of which several in turn do the same on values of any rank that all of them take."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ class Placer:
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
-        swaps = {link.value for link in _links(region) if self._may_swap(link, region)}
+        swaps = {link.value for link in region.changing if self._may_swap(link, region)}
         swaps -= self._in_code(region)
         kept = self._parts_to_keep(region, frame, swaps)
         if kept is not None:
@@ -123,7 +114,7 @@ class Placer:
             swaps = set()  # code that stays as it is might run some of them without the others
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
-        if not _mains(region) <= swaps:
+        if not region.mains <= swaps:
             # Beside a container that somebody runs by itself: it has to stay what it was.
             left = calls_between(frame, self._that_may_grow(frame))
             if any(self.trace.by_methods.get(id(call.module)) for call in left):
@@ -136,13 +127,11 @@ class Placer:
         if region.folded is None:
             asks = region.converts or self.facts.rests_on_granted(region.own)
             return {region.main.value} if asks else set()
-        pairs = zip(region.folded.mains, region.folded.paths, strict=True)
-        asking = (
-            main
-            for main, path in pairs
-            if self.facts.rests_on_granted({node for link in path for node in link.nodes})
-        )
-        return set(asking)
+        mains, paths = region.folded.mains, region.folded.paths
+        nodes = [{node for link in path for node in link.nodes} for path in paths]
+        nodes[0] |= region.folded.bare
+        pairs = zip(mains, nodes, strict=True)
+        return {main for main, inner in pairs if self.facts.rests_on_granted(inner)}
 
     def _kept_in(self, holder: Call, kept: Set[str], frame: Call, owner: Call) -> Placement:
         """A place that leaves some parts of a call's module what they are."""
@@ -184,7 +173,7 @@ class Placer:
 
     def _may_go_another_way(self, region: Region, whole: Call) -> bool:
         """Whether the numbers in some weight decide which of a region's operators run."""
-        joined = region.together.union(*(link.inner for link in _links(region)))
+        joined = region.together.union(*(link.inner for link in region.changing))
         crossed = {*self._span(region), *(self.trace.caller[node] for node in joined)}
         around = {call for inner in crossed for call in calls_between(inner, whole)}
         return any(call.deciding for call in (whole, *around))
@@ -206,7 +195,7 @@ class Placer:
             return names if needed else set()
         # Where several mix channels, a part would return others, or another size, than it did. One
         # that does not collapse changes no part: it goes, or it stays.
-        mixes = any(len(self._mixing(path)) > 1 for path in _paths(region))
+        mixes = any(len(self._mixing(path)) > 1 for path in region.paths)
         return names if region.collapses and mixes and needed else None
 
     def _mixing(self, path: Sequence[Link]) -> set[Call]:
@@ -218,7 +207,7 @@ class Placer:
         """Whether all code that runs a region's modules does so in turn, whichever way it takes."""
         return (
             _working(region) <= swaps
-            and not self.rests_on_rank(region)
+            and not rests_on_rank(region, self.facts)
             and region.base not in self.facts.ones
             and not explicit_padding(region.form)
             and not use.in_code
@@ -228,28 +217,9 @@ class Placer:
             and runs_by_name(use.module, use.parts)
         )
 
-    def rests_on_rank(self, region: Region) -> bool:
-        """Whether a form may be right only for the rank of what came the traced way.
-
-        Other ways in may bring another one, if the operators themselves do not tell.
-        """
-        together = frozenset[fx.Node]() if region.folded is None else region.together
-        joined = region.inner | region.dying | together
-        nodes = [node for node in joined if node.op != "get_attr"]
-        return not any(all(self._takes_any(node, kinds) for node in nodes) for kinds in _TELL_RANKS)
-
-    def _takes_any(self, node: fx.Node, kinds: tuple[type, ...]) -> bool:
-        """Whether an operator is a module of some kind, or adds values that depend on the input."""
-        if node.op == "call_module":
-            return isinstance(fetch(self.trace.root, str(node.target)), kinds)
-        plain = self.facts.sources.keys().isdisjoint(node.all_input_nodes)
-        return (
-            plain and operator_name(node) == "add" and len(node.all_input_nodes) == len(node.args)
-        )
-
     def _use(self, region: Region, frame: Call) -> _Use:
         """Who runs the operators of a region in the module that holds it."""
-        links = [link for link in _links(region) if link.form and not link.form.identity]
+        links = [link for link in region.changing if link.form and not link.form.identity]
         joined = region.together.union(*(link.inner for link in links))
         prefix = f"{frame.path}." if frame.path else ""
         names: dict[str, None] = {}
@@ -309,7 +279,7 @@ class Placer:
             return True
         running = methods_running(frame.module, methods) if use.callers else ()
         # Where an operator rests on that, no method gets new code: see `Slicer.run_by`.
-        by_rank = self.rests_on_rank(region) and not _working(region) <= swaps
+        by_rank = rests_on_rank(region, self.facts) and not _working(region) <= swaps
         bound = bool(use.callers) and (region.base in self.facts.ones or by_rank)
         return any(
             holder != id(frame.module)
@@ -406,23 +376,7 @@ class _Use:
 
 def _working(region: Region) -> set[fx.Node]:
     """The operators of a region, and those that change with it, that do something."""
-    return {link.value for link in _links(region) if link.form and not link.form.identity}
-
-
-def _paths(region: Region) -> Sequence[Sequence[Link]]:
-    """The path of a region, and of those that change with it as one norm's weight moves."""
-    return (region.path,) if region.folded is None else region.folded.paths
-
-
-def _links(region: Region) -> Sequence[Link]:
-    """The links of a region, and of those that change with it."""
-    inner = () if region.folded is None else chain.from_iterable(region.folded.paths)
-    return tuple(dict.fromkeys((*region.links, *inner)))
-
-
-def _mains(region: Region) -> Set[fx.Node]:
-    """The values in whose places come a region's operator and those that change with it."""
-    return {region.main.value} if region.folded is None else {*region.folded.mains}
+    return {link.value for link in region.changing if link.form and not link.form.identity}
 
 
 def _name_in(holder: Call, path: str) -> str:
