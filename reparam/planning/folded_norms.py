@@ -66,7 +66,7 @@ def folded_norms(
             refused[node] = regions
         elif regions:
             folded[node] = regions
-    refused |= _unshared(folded, appraiser.facts, folding)
+    refused |= _unshared(folded, appraiser, folding)
     return [*chain.from_iterable(folded.values())], refused
 
 
@@ -241,13 +241,13 @@ def _drafted(
 
 
 def _unshared(
-    folded: dict[fx.Node, list[Region]], facts: Facts, folding: Folding
+    folded: dict[fx.Node, list[Region]], appraiser: Appraiser, folding: Folding
 ) -> dict[fx.Node, Refusal]:
     """Drop the norms whose readers have weights that are used without them; say why.
 
     A block that is called several times uses them with the same norm in each call.
     """
-    users = _users(facts)
+    facts, users = appraiser.facts, _users(appraiser)
     refused: dict[fx.Node, Refusal] = {}
     while True:
         weights = {
@@ -258,7 +258,7 @@ def _unshared(
         dropped = {
             norm: reason
             for norm, (_, *readers) in folded.items()
-            if (reason := _used_elsewhere(readers, weights, users, facts, folding)) is not None
+            if (reason := _used_elsewhere(readers, weights, users, appraiser, folding)) is not None
         }
         if not dropped:
             return refused
@@ -271,7 +271,7 @@ def _used_elsewhere(
     readers: Iterable[Region],
     weights: Mapping[fx.Node, frozenset[int]],
     users: Mapping[int, set[fx.Node]],
-    facts: Facts,
+    appraiser: Appraiser,
     folding: Folding,
 ) -> Refusal | None:
     """Why readers of a norm cannot have other weights, if so.
@@ -280,7 +280,9 @@ def _used_elsewhere(
     ``users`` tells what uses it.
     """
     for region in readers:
-        held = set(_held((region.value,), facts))
+        if region.value in appraiser.fused:
+            continue  # it has weights of its own already
+        held = set(_held((region.value,), appraiser.facts))
         sharing = set[fx.Node]().union(*(users[tensor] for tensor in held))
         alike = all(weights.get(node) == weights[region.value] for node in sharing)
         if not alike or not folding.tied.isdisjoint(held):
@@ -288,11 +290,13 @@ def _used_elsewhere(
     return None
 
 
-def _users(facts: Facts) -> dict[int, set[fx.Node]]:
-    """For each parameter and buffer the operators that use it."""
+def _users(appraiser: Appraiser) -> dict[int, set[fx.Node]]:
+    """For each parameter and buffer the operators that use it and stay."""
     users: dict[int, set[fx.Node]] = defaultdict(set)
+    facts = appraiser.facts
+    left_out = appraiser.dead | facts.sources.keys()
     for node in facts.order:
-        if node.op not in ("placeholder", "get_attr") and node not in facts.sources:
+        if node.op not in ("placeholder", "get_attr") and node not in left_out:
             for tensor in _held((node,), facts):
                 users[tensor].add(node)
     return users
