@@ -11,7 +11,7 @@ from reparam.analysis import Part
 from reparam.capture import Call, hold
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, Measure
-from reparam.planning.folded_norms import Folding
+from reparam.planning.folding import Folding
 from reparam.planning.invariants import DECIDED
 from reparam.planning.planner import Decision, decide
 from reparam.planning.regions import Region

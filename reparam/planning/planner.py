@@ -27,7 +27,7 @@ from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
 from reparam.planning.distributed_scales import distributed_scales, why_not_distributed
 from reparam.planning.dominators import Candidate, Link
-from reparam.planning.folded_norms import Folding, folded_norms
+from reparam.planning.folding import Folding, folded_norms
 from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
 from reparam.planning.regrouped_sums import regrouped_sums

@@ -37,6 +37,10 @@ def tied() -> nn.Module:
     return Tied()
 
 
+def normed() -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6))
+
+
 def nothing_to_fuse() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 
