@@ -27,7 +27,7 @@ from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
 from reparam.planning.distributed_scales import distributed_scales, why_not_distributed
 from reparam.planning.dominators import Candidate, Link
-from reparam.planning.folding import Folding, folded_norms
+from reparam.planning.folding import Folding, folded_regions
 from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
 from reparam.planning.regrouped_sums import regrouped_sums
@@ -70,7 +70,7 @@ def decide(
             break
     refused = {**appraiser.forest.refused, **walk.refused}
     if folding is not None:
-        regions, reasons = folded_norms(nodes, appraiser, folding)
+        regions, reasons = folded_regions(nodes, appraiser, folding)
         appraiser.adopt_all(regions)
         refused |= reasons
     return Decision(

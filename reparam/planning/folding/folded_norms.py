@@ -40,7 +40,7 @@ class _Reader:
     form: AffineConv
 
 
-def folded_norms(
+def folded_regions(
     nodes: Sequence[fx.Node], appraiser: Appraiser, folding: Folding
 ) -> tuple[list[Region], dict[fx.Node, Refusal]]:
     """The regions of norms that become bare, and of what reads them; and why other norms stay."""
