@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.analysis import find_parts
+from reparam.analysis import Part, find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
 from reparam.modules import (
@@ -183,9 +183,8 @@ def plan(
             weights and, with example inputs, write; ``"latency"``, the time that each takes by
             itself here and now, on random values of the sizes that the example inputs lead to; or a
             function that gives a number for an `Operator`.
-        fold_norms: Also move the weight and the bias of layer norms, group norms and norms by the
-            root mean square into all that reads them, linear layers and convolutions without
-            padding. That saves no operator; quantisation by rotations needs it.
+        fold_norms: Also move the weights of layer, group and RMS norms into all that reads them,
+            which saves no operator; quantisation by rotations needs it.
 
     Returns:
         The plan; print it.
@@ -215,19 +214,24 @@ def plan(
             raise ReparamError(
                 "cost='latency' is measured on the sizes of inputs: pass example_inputs"
             )
-        planned = [
-            PlannedPart(part, frame_problems, measure if known else MACS, folding=folding).decided()
-            for part, known in zip(parts, sized, strict=True)
-        ]
+        planned = _decided(parts, [measure if known else MACS for known in sized], folding)
     rows = [untraced_row(module) for module in untraced]
     notes = [] if all(sized) else [_APART]
     report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
     _add_rows(report, planned)
-    options: dict[str, Any] = {"rules": rules, "cost": cost, "fold_norms": fold_norms}
-    again = partial(plan, model, example_inputs, **options)
+    again = partial(plan, model, example_inputs, rules=rules, cost=cost, fold_norms=fold_norms)
     modules = _modules(model)
-    weights = _weights(model, modules)
-    return Plan(model, report, rows, planned, inputs, modules, weights, again)
+    return Plan(model, report, rows, planned, inputs, modules, _weights(model, modules), again)
+
+
+def _decided(
+    parts: Iterable[Part], measures: Iterable[Measure], folding: Folding | None
+) -> list[PlannedPart]:
+    """What is to become of the parts of a model, each weighed by its measure."""
+    return [
+        PlannedPart(part, frame_problems, measure, folding=folding).decided()
+        for part, measure in zip(parts, measures, strict=True)
+    ]
 
 
 def _add_rows(report: Report, planned: Iterable[PlannedPart]) -> None:
