@@ -8,12 +8,16 @@ A batch norm is affine, so that it computes any scale and shift, whatever statis
 
     s * x + c = w * (x - mean) / sqrt(variance + eps) + b
         with  w = s sqrt(variance + eps),  b = c + s mean
+
+The other way round, a norm may leave its weight and bias to what reads it, and be bare::
+
+    A(w * n(x) + b) = (A w) * n(x) + A b
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,30 +34,38 @@ class Norm:
 
     Args:
         kind: What it is called.
-        make: Makes its module on the meta device.
+        make: Makes its module on the meta device, with a weight or without any.
         channels: How many channels it has.
         buffers: The statistics that it keeps and what else it holds, by name; none if it is no
             batch norm.
         takes_constant: Whether it has a bias.
+        bare: Whether it has neither weight nor bias, whatever it is given.
     """
 
     kind: str
-    make: Callable[[], nn.Module]
+    make: Callable[[bool], nn.Module]
     channels: int
     buffers: tuple[tuple[str, Tensor], ...] = ()
     takes_constant: bool = True
+    bare: bool = False
 
     @property
     def affine(self) -> bool:
         """Whether its value is affine over what it reads: it keeps its statistics."""
         return bool(self.buffers)
 
+    def stripped(self) -> Norm:
+        """The same norm without a weight and a bias."""
+        return replace(self, bare=True)
+
     def module(self, factor: Tensor, constant: Tensor | None) -> nn.Module:
         """Its module, in float64.
 
         If it is affine, it scales and shifts what it reads by these, else what it has normalised.
         """
-        module = self.make().eval()
+        module = self.make(not self.bare).eval()
+        if self.bare:
+            return module
         weight, bias = factor, constant
         for name, tensor in self.buffers:
             value = exact(tensor) if tensor.is_floating_point() else tensor.clone()
@@ -78,8 +90,8 @@ def batch_norm(
     """A batch norm with so many axes after its channels, that holds some statistics."""
     channels = held["running_mean"].numel()
 
-    def make() -> nn.Module:
-        module = _BATCH_NORMS[axes](channels, eps=eps, momentum=momentum, device="meta")
+    def make(affine: bool) -> nn.Module:
+        module = _BATCH_NORMS[axes](channels, eps, momentum, affine, device="meta")
         module.register_buffer("num_batches_tracked", None)
         return module
 
@@ -89,8 +101,8 @@ def batch_norm(
 def layer_norm(channels: int, eps: float) -> Norm:
     """A layer norm over the last axis."""
 
-    def make() -> nn.Module:
-        return nn.LayerNorm(channels, eps=eps, bias=False, device="meta")
+    def make(affine: bool) -> nn.Module:
+        return nn.LayerNorm(channels, eps, affine, bias=False, device="meta")
 
     return Norm("layer norm", make, channels)
 
@@ -98,8 +110,8 @@ def layer_norm(channels: int, eps: float) -> Norm:
 def rms_norm(channels: int, eps: float | None) -> Norm:
     """A norm by the root mean square over the last axis."""
 
-    def make() -> nn.Module:
-        return nn.RMSNorm(channels, eps=eps, device="meta")
+    def make(affine: bool) -> nn.Module:
+        return nn.RMSNorm(channels, eps, affine, device="meta")
 
     return Norm("RMS norm", make, channels, takes_constant=False)
 
@@ -107,8 +119,8 @@ def rms_norm(channels: int, eps: float | None) -> Norm:
 def group_norm(groups: int, channels: int, eps: float) -> Norm:
     """A norm over groups of channels."""
 
-    def make() -> nn.Module:
-        module = nn.GroupNorm(groups, channels, eps=eps, device="meta")
+    def make(affine: bool) -> nn.Module:
+        module = nn.GroupNorm(groups, channels, eps, affine, device="meta")
         module.register_parameter("bias", None)
         return module
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape, pooled_axes
 from reparam.capture import Trait, torch_name, traits
+from reparam.modules import fetch
 from reparam.rules import Commuting, Normalized, Selecting, Step
 
 
@@ -105,9 +106,13 @@ def _side_by_side(
 
 
 def _told_by_itself(node: fx.Node, axis: int, step: Step | None, facts: Facts) -> int | None:
-    """The size of an axis that an operator tells whatever it reads: a norm, a slice of one."""
+    """The size of an axis that an operator tells whatever it reads: a norm, a table, a slice."""
     if isinstance(step, Normalized) and axis == -1 - len(step.ending.axes or ()):
         return step.norm.channels
+    if axis == -1 and node.op == "call_module":
+        module = fetch(facts.root, str(node.target))
+        if type(module) is nn.Embedding:
+            return module.embedding_dim
     rank = facts.ranks.get(node)
     return 1 if rank is not None and _takes_one(node, axis + rank) else None
 

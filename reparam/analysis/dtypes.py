@@ -103,7 +103,9 @@ def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
     return any(READS_FLOATS.search(name_of_torchs(user, facts.root)) for user in users)
 
 
-_MAKES_FLOATS = re.compile(READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool")
+_MAKES_FLOATS = re.compile(
+    READS_FLOATS.pattern + "|sigmoid|softmax|tanh|gelu|silu|swish|avg_?pool|embedding"
+)
 
 
 def promotes(node: fx.Node, facts: Facts) -> bool:

@@ -16,8 +16,12 @@ from reparam.modules import fetch, read_from
 from reparam.rules import rank_of, terms_of
 
 _KEEPING_MODULES = (
-    nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout, nn.Softmax, nn.SyncBatchNorm,
+    nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Identity, nn.Dropout, nn.Softmax,
+    nn.SyncBatchNorm,
 )  # fmt: skip
+
+_SHAPED = ("Dropout", "LayerNorm", "GroupNorm", "RMSNorm")
+"""How the names of modules begin whose values have the shape of their operands."""
 
 _MATRIX = 2
 
@@ -45,7 +49,7 @@ def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node's value surely has the shape of its operand: activations and the like."""
     if node.op == "call_module":
         module = fetch(root, str(node.target))
-        return _is_activation(module) or type(module).__name__.startswith(("Dropout", "LayerNorm"))
+        return _is_activation(module) or type(module).__name__.startswith(_SHAPED)
     return Trait.KEEPS_SHAPE in traits(node)
 
 

@@ -27,7 +27,7 @@ from reparam.capture import (
 )
 from reparam.modules import fetch
 
-READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance)_?norm")
+READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance|rms)_?norm")
 
 
 @dataclass(frozen=True)

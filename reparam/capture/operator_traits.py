@@ -206,7 +206,7 @@ _TABLE = {
     "abs": _SHAPED | _T.NUMBERS | _T.POSITIVELY_HOMOGENEOUS,
     "absolute": _SHAPED | _T.POSITIVELY_HOMOGENEOUS,
     "relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh elu selu celu mish softplus "
-    "softmax log_softmax exp sqrt rsqrt normalize group_norm": _SHAPED,
+    "softmax log_softmax exp sqrt rsqrt normalize group_norm rms_norm": _SHAPED,
     "clamp": _SHAPED | _T.CLAMPS,
     "clip clamp_min": _T.CLAMPS,
     "layer_norm": _SHAPED | _T.LAYS_OUT_ANEW,

@@ -11,6 +11,7 @@ from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
     cost_option,
+    fold_norms_option,
     html_option,
     json_option,
     model_options,
@@ -40,6 +41,7 @@ from reparam.deployment import check_folder
     help="Let a program take any number of samples, not that of --input.",
 )
 @cost_option
+@fold_norms_option
 @json_option
 @html_option
 @require_option
@@ -48,6 +50,7 @@ def fuse(
     output: Path | None,
     any_batch: bool,
     cost: str,
+    fold_norms: bool,
     as_json: bool,
     html: Path | None,
     require_fused: bool,
@@ -65,7 +68,7 @@ def fuse(
     needed = cost == "latency" or (output is not None and needs_inputs(output))
     prepared = prepare(request, needs_inputs=needed)
     with working("Fusing"):
-        found = reparam.plan(prepared.model, prepared.inputs, cost=cost)
+        found = reparam.plan(prepared.model, prepared.inputs, cost=cost, fold_norms=fold_norms)
         if html is not None:
             write_page(found, html)
         fused = found.apply()

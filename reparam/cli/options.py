@@ -102,6 +102,13 @@ cost_option = click.option(
     help="What must not rise; latency is measured, on the sizes of the inputs.",
 )
 
+fold_norms_option = click.option(
+    "--fold-norms",
+    is_flag=True,
+    help="Move the weights of norms into what reads them, too: it saves no operator, but rotations "
+    "need it.",
+)
+
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=1, help="Number of CPU threads."
 )

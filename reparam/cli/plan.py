@@ -11,6 +11,7 @@ from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
     cost_option,
+    fold_norms_option,
     html_option,
     json_option,
     model_options,
@@ -26,10 +27,18 @@ from reparam.deployment import check_folder
 @click.command()
 @model_options
 @cost_option
+@fold_norms_option
 @json_option
 @html_option
 @require_option
-def plan(request: Request, cost: str, as_json: bool, html: Path | None, require_fused: bool) -> int:
+def plan(
+    request: Request,
+    cost: str,
+    fold_norms: bool,
+    as_json: bool,
+    html: Path | None,
+    require_fused: bool,
+) -> int:
     """Shows what fusing MODEL would do, and changes nothing.
 
     One row for each value that becomes a single operator, and one for each operator that stays,
@@ -49,7 +58,7 @@ def plan(request: Request, cost: str, as_json: bool, html: Path | None, require_
         check_folder(html.parent)
     prepared = prepare(request, needs_inputs=cost == "latency")
     with working("Planning"):
-        found = reparam.plan(prepared.model, prepared.inputs, cost=cost)
+        found = reparam.plan(prepared.model, prepared.inputs, cost=cost, fold_norms=fold_norms)
         if html is not None:
             write_page(found, html)
     if as_json:

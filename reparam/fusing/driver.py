@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.analysis import find_parts
+from reparam.analysis import Part, find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
 from reparam.modules import (
@@ -26,7 +27,7 @@ from reparam.modules import (
     memory,
     own_tensors,
 )
-from reparam.planning import MACS, MEMORY, CostFunction, Measure, PlannedPart, latency
+from reparam.planning import MACS, MEMORY, CostFunction, Folding, Measure, PlannedPart, latency
 from reparam.report import (
     FusedRow,
     RefusedRow,
@@ -168,6 +169,7 @@ def plan(
     *,
     rules: Mapping[Target, Rule | None] | None = None,
     cost: str | CostFunction = "macs",
+    fold_norms: bool = False,
 ) -> Plan:
     """Find out what can be fused, exactly and cheaper, without touching the model.
 
@@ -183,6 +185,8 @@ def plan(
             weights and, with example inputs, write; ``"latency"``, the time that each takes by
             itself here and now, on random values of the sizes that the example inputs lead to; or a
             function that gives a number for an `Operator`.
+        fold_norms: Also move the weights of layer, group and RMS norms into all that reads them,
+            which saves no operator; quantisation by rotations needs it.
 
     Returns:
         The plan; print it.
@@ -203,6 +207,7 @@ def plan(
         raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
     measure = _measure(cost)
     inputs = as_inputs(model, example_inputs)
+    folding = Folding(_tied(model)) if fold_norms else None
     load_rules()
     with ALONE, AtWork() as work, work:
         parts, untraced = find_parts(model, Rules(rules), inputs)
@@ -211,17 +216,24 @@ def plan(
             raise ReparamError(
                 "cost='latency' is measured on the sizes of inputs: pass example_inputs"
             )
-        planned = [
-            PlannedPart(part, frame_problems, measure if known else MACS).decided()
-            for part, known in zip(parts, sized, strict=True)
-        ]
+        planned = _decided(parts, [measure if known else MACS for known in sized], folding)
     rows = [untraced_row(module) for module in untraced]
     notes = [] if all(sized) else [_APART]
     report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
     _add_rows(report, planned)
-    again = partial(plan, model, example_inputs, rules=rules, cost=cost)
+    again = partial(plan, model, example_inputs, rules=rules, cost=cost, fold_norms=fold_norms)
     modules = _modules(model)
     return Plan(model, report, rows, planned, inputs, modules, _weights(model, modules), again)
+
+
+def _decided(
+    parts: Iterable[Part], measures: Iterable[Measure], folding: Folding | None
+) -> list[PlannedPart]:
+    """What is to become of the parts of a model, each weighed by its measure."""
+    return [
+        PlannedPart(part, frame_problems, measure, folding=folding).decided()
+        for part, measure in zip(parts, measures, strict=True)
+    ]
 
 
 def _add_rows(report: Report, planned: Iterable[PlannedPart]) -> None:
@@ -238,6 +250,7 @@ def fuse(
     inplace: bool = False,
     rules: Mapping[Target, Rule | None] | None = None,
     cost: str | CostFunction = "macs",
+    fold_norms: bool = False,
     verify: bool = True,
 ) -> ModelT:
     """Replace linear branches by the one convolution that computes the same.
@@ -253,6 +266,7 @@ def fuse(
         inplace: Change the model itself, not a copy of it.
         rules: Rules for this call only; None switches a rule off.
         cost: What must not rise; see `plan`.
+        fold_norms: Also move the weights of norms into what reads them; see `plan`.
         verify: Compare every region in float64 before it is replaced.
 
     Returns:
@@ -274,7 +288,7 @@ def fuse(
         )
     """
     with ALONE, AtWork() as work, work:
-        planned = plan(model, example_inputs, rules=rules, cost=cost)
+        planned = plan(model, example_inputs, rules=rules, cost=cost, fold_norms=fold_norms)
         if inplace:
             check_inplace(model)
         fused: ModelT = planned._carried_out(inplace=inplace, verify=verify)
@@ -299,6 +313,13 @@ def _weights(model: nn.Module | ExportedProgram, modules: Sequence[nn.Module]) -
         + (() if tensor.is_inference() else (tensor._version,))
         for name, tensor in tensors
     ]
+
+
+def _tied(model: nn.Module | ExportedProgram) -> frozenset[int]:
+    """Identities of the parameters and buffers that several modules of a model hold."""
+    held = (own_tensors(module).values() for module in _modules(model))
+    times = Counter(id(tensor) for tensor in chain.from_iterable(held))
+    return frozenset(tensor for tensor, count in times.items() if count > 1)
 
 
 def _measure(cost: Any) -> Measure:

@@ -2,7 +2,7 @@
 
 Files, in the order in which data flows: `dominators`, `cost_functions`, `regions`, `layouts`,
 `hazards`, `positions`, `appraiser`, `joint_readers`, `regrouped_sums`, `distributed_scales`,
-`scale_chains`, `planner`, `invariants`, `planned_parts`.
+`scale_chains`, `folding`, `planner`, `invariants`, `planned_parts`.
 """
 
 from reparam.planning.cost_functions import (
@@ -15,5 +15,6 @@ from reparam.planning.cost_functions import (
     latency,
 )
 from reparam.planning.dominators import Link
+from reparam.planning.folding import Folding
 from reparam.planning.planned_parts import PlannedPart
-from reparam.planning.regions import Absorbed, Region, Share
+from reparam.planning.regions import Absorbed, FoldedNorm, Region, Share

@@ -11,6 +11,7 @@ from reparam.analysis import Part
 from reparam.capture import Call, hold
 from reparam.errors import Refusal
 from reparam.planning.cost_functions import MACS, Measure
+from reparam.planning.folding import Folding
 from reparam.planning.invariants import DECIDED
 from reparam.planning.planner import Decision, decide
 from reparam.planning.regions import Region
@@ -37,6 +38,7 @@ class PlannedPart:
         banned: Regions, by value and base, that turned out not to be possible, and why.
         merged: The calls whose code will be a part of their caller's.
         unlike: Identities of the modules whose calls need different code.
+        folding: The wish that norms hand their weights to what reads them, if it is one.
         decision: What the planner decided.
     """
 
@@ -46,6 +48,7 @@ class PlannedPart:
     banned: Mapping[tuple[fx.Node, fx.Node], Refusal] = field(default_factory=dict)
     merged: frozenset[Call] = frozenset()
     unlike: frozenset[int] = frozenset()
+    folding: Folding | None = None
     decision: Decision = field(default_factory=Decision)
 
     def decided(self) -> PlannedPart:
@@ -53,7 +56,9 @@ class PlannedPart:
         part, banned = self.part, dict(self.banned)
         veto = self.vetoes(part, self.merged)
         while True:
-            decision = decide(part.trace.graph, part.steps, part.facts, banned, self.measure)
+            decision = decide(
+                part.trace.graph, part.steps, part.facts, banned, self.measure, self.folding
+            )
             hold("planning", DECIDED, decision, part.facts)
             vetoed = {
                 (region.value, region.base): reason

@@ -9,7 +9,7 @@ beforehand, from dynamic programming along the affine dominators::
 What was decided becomes one link, and the walk is repeated until it finds nothing more. Then values
 with several readers are weighed, all their readers together, and the walk begins again; then sums
 of several values, and what scales them; then chains of scales. At last comes what nobody reads,
-but code computes.
+but code computes; and, if somebody wishes it, norms hand their weights to what reads them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
 from reparam.planning.distributed_scales import distributed_scales, why_not_distributed
 from reparam.planning.dominators import Candidate, Link
+from reparam.planning.folding import Folding, folded_regions
 from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
 from reparam.planning.regrouped_sums import regrouped_sums
@@ -48,8 +49,12 @@ def decide(
     facts: Facts,
     banned: Mapping[tuple[fx.Node, fx.Node], Refusal],
     measure: Measure = MACS,
+    folding: Folding | None = None,
 ) -> Decision:
-    """Plan one graph, without the regions, by value and base, that are banned."""
+    """Plan one graph, without the regions, by value and base, that are banned.
+
+    The weights of norms go into what reads them if that is wished for.
+    """
     appraiser = Appraiser(graph, steps, facts, banned, measure)
     nodes = list(graph.nodes)
     while True:
@@ -64,6 +69,10 @@ def decide(
         if not any(map(appraiser.adopt_all, passes)) and not appraiser.revive():
             break
     refused = {**appraiser.forest.refused, **walk.refused}
+    if folding is not None:
+        regions, reasons = folded_regions(nodes, appraiser, folding)
+        appraiser.adopt_all(regions)
+        refused |= reasons
     return Decision(
         sorted(appraiser.fused.values(), key=lambda region: facts.order[region.value]),
         {

@@ -66,6 +66,27 @@ class Host:
 
 
 @dataclass(frozen=True, eq=False)
+class FoldedNorm:
+    """A norm whose weight and bias are taken in by all that reads it.
+
+    Args:
+        value: The value of the norm.
+        base: What the norm reads.
+        ending: Its weight and bias, as a form over what it has normalised.
+        bare: The values without them from now on: the norm's own, and views of it.
+        paths: The links of the norm, then of each of its readers.
+        mains: For each of these the value in whose place the new operator comes.
+    """
+
+    value: fx.Node
+    base: fx.Node
+    ending: AffineConv
+    bare: frozenset[fx.Node]
+    paths: tuple[tuple[Link, ...], ...]
+    mains: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
     """One value that becomes one operator.
 
@@ -84,9 +105,10 @@ class Region:
         shared: The dying nodes that die for other regions too.
         adjustments: What the new operator does to the value besides, in order: it adds terms of the
             sum that the value is a term of, and scales what other regions scale, too.
-        together: The nodes that die for all regions that take in one scale.
+        together: The nodes that die for all regions that take in one scale, or one norm's weight.
         norm: The norm whose weight and bias take the form in, so that it becomes a norm; None if it
             becomes a convolution or a linear layer.
+        folded: The norm that it becomes, or reads, if the weight of that goes into its readers.
     """
 
     value: fx.Node
@@ -104,13 +126,15 @@ class Region:
     adjustments: tuple[Absorbed | Share, ...] = ()
     together: frozenset[fx.Node] = frozenset()
     norm: Norm | None = None
+    folded: FoldedNorm | None = None
 
     @property
     def key(self) -> Hashable:
         """What tells this region from others, also from one of another plan."""
         terms = tuple(absorbed.term for absorbed in self.absorbed)
         scales = tuple(share.link.value for share in self.shares)
-        return self.value, self.base, self.form.axes, terms, scales
+        folded = None if self.folded is None else self.folded.value
+        return self.value, self.base, self.form.axes, terms, scales, folded
 
     @property
     def source(self) -> fx.Node:
@@ -141,6 +165,21 @@ class Region:
         return (*self.path, *(share.link for share in self.shares))
 
     @property
+    def paths(self) -> tuple[tuple[Link, ...], ...]:
+        """The path, or those of a norm whose weight moves and of all that reads it."""
+        return (self.path,) if self.folded is None else self.folded.paths
+
+    @property
+    def changing(self) -> tuple[Link, ...]:
+        """All links of which none becomes an operator without the others."""
+        return tuple(dict.fromkeys(chain(self.links, *self.paths)))
+
+    @property
+    def mains(self) -> set[fx.Node]:
+        """The values in whose places the operators of these come."""
+        return {self.main.value} if self.folded is None else {*self.folded.mains}
+
+    @property
     def inner(self) -> frozenset[fx.Node]:
         """The nodes between the base and the value, the value included."""
         return frozenset(chain.from_iterable(link.nodes for link in self.path))
@@ -155,7 +194,9 @@ class Region:
             if self.collapses or link not in self.path
             for node in link.inner
         }
-        return {*self.inner, *self.dying} - nothing
+        own = {*self.inner, *self.dying} - nothing
+        # A norm's weight moves across the views of it.
+        return own if self.folded is None or self.norm is None else own | self.folded.bare
 
     @property
     def collapses(self) -> bool:

@@ -92,14 +92,16 @@ def _operator_name(region: Region) -> str:
     """What a new operator is, and of how many channels."""
     form = region.form
     if region.norm is not None:
-        return f"{region.norm.kind}, {region.norm.channels}"
+        bare = " without a weight" if region.norm.bare else ""
+        return f"{region.norm.kind}{bare}, {region.norm.channels}"
     sizes = f"{form.in_channels} -> {form.out_channels}"
+    weight = "" if region.folded is None else ", with the weight of a norm"
     if not form.axes:
-        return f"linear {sizes}"
+        return f"linear {sizes}{weight}"
     taps = "x".join(str(axis.kernel) for axis in form.axes)
     kind = "transposed conv" if form.transposed else "conv"
     if form.depthwise:
         kind, sizes = f"depthwise {kind}", str(form.out_channels)
     elif form.groups != 1:
         sizes += f", {form.groups} groups"
-    return f"{kind} {taps}, {sizes}"
+    return f"{kind} {taps}, {sizes}{weight}"

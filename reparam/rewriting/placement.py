@@ -19,7 +19,6 @@ from reparam.capture import (
     knows_only_tensors,
     may_run_otherwise,
     nodes_in,
-    operator_name,
     reached,
 )
 from reparam.capture.reading import (
@@ -33,15 +32,8 @@ from reparam.capture.reading import (
 from reparam.modules import fetch, has_hooks, held_aside, read_from
 from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite
+from reparam.rewriting.ranks_told import rests_on_rank
 from reparam.rewriting.repeats import repeated_calls
-
-_NOTHING = nn.Identity, nn.modules.dropout._DropoutNd
-
-_TELL_RANKS = (
-    (nn.modules.conv._ConvNd, nn.BatchNorm2d, nn.BatchNorm3d, *_NOTHING),
-    (nn.Linear, *_NOTHING),
-)
-"""Modules of which several in turn do the same on values of any rank that all of them take."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +102,8 @@ class Placer:
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
-        swaps = {link.value for link in region.links if self._may_swap(link, region)}
-        if region.converts or self.facts.rests_on_granted(region.own):
-            swaps.discard(region.main.value)  # code must make floats of what it reads, or check it
+        swaps = {link.value for link in region.changing if self._may_swap(link, region)}
+        swaps -= self._in_code(region)
         kept = self._parts_to_keep(region, frame, swaps)
         if kept is not None:
             return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
@@ -123,12 +114,24 @@ class Placer:
             swaps = set()  # code that stays as it is might run some of them without the others
         if region.main.value not in swaps:
             owner = self._that_may_grow(owner)
+        if not region.mains <= swaps:
             # Beside a container that somebody runs by itself: it has to stay what it was.
             left = calls_between(frame, self._that_may_grow(frame))
             if any(self.trace.by_methods.get(id(call.module)) for call in left):
                 return self._kept_in(frame, set(use.parts), frame, self._that_may_grow(frame))
         other_ways = bool(use.callers)
         return Placement(frame, owner, swaps=frozenset(swaps), other_ways=other_ways)
+
+    def _in_code(self, region: Region) -> set[fx.Node]:
+        """The places where code must make floats of what a new operator reads, or check it."""
+        if region.folded is None:
+            asks = region.converts or self.facts.rests_on_granted(region.own)
+            return {region.main.value} if asks else set()
+        mains, paths = region.folded.mains, region.folded.paths
+        nodes = [{node for link in path for node in link.nodes} for path in paths]
+        nodes[0] |= region.folded.bare
+        pairs = zip(mains, nodes, strict=True)
+        return {main for main, inner in pairs if self.facts.rests_on_granted(inner)}
 
     def _kept_in(self, holder: Call, kept: Set[str], frame: Call, owner: Call) -> Placement:
         """A place that leaves some parts of a call's module what they are."""
@@ -161,6 +164,8 @@ class Placer:
         """The calls through which a region's value depends on its base, dying or not."""
         facts, ends = self.facts, [region.value, *(absorbed.term for absorbed in region.absorbed)]
         first = facts.order[region.base]
+        if region.folded is not None:  # from what the norm reads to all that reads the norm
+            ends, first = [*ends, *region.together], facts.order[region.folded.base]
         above = reached(
             ends, lambda node: facts.operands(node) if facts.order[node] > first else ()
         )
@@ -168,7 +173,7 @@ class Placer:
 
     def _may_go_another_way(self, region: Region, whole: Call) -> bool:
         """Whether the numbers in some weight decide which of a region's operators run."""
-        joined = region.together.union(*(link.inner for link in region.links))
+        joined = region.together.union(*(link.inner for link in region.changing))
         crossed = {*self._span(region), *(self.trace.caller[node] for node in joined)}
         around = {call for inner in crossed for call in calls_between(inner, whole)}
         return any(call.deciding for call in (whole, *around))
@@ -188,20 +193,21 @@ class Placer:
         needed = use.callers or use.serves or self._may_run(frame, use.methods)
         if use.serves or self._runs_apart(use, frame, region, swaps):
             return names if needed else set()
-        mixing = {
-            self.trace.caller[link.value]
-            for link in region.path
-            if link.form is not None and not link.form.diagonal
-        }
         # Where several mix channels, a part would return others, or another size, than it did. One
         # that does not collapse changes no part: it goes, or it stays.
-        return names if region.collapses and len(mixing) > 1 and needed else None
+        mixes = any(len(self._mixing(path)) > 1 for path in region.paths)
+        return names if region.collapses and mixes and needed else None
+
+    def _mixing(self, path: Sequence[Link]) -> set[Call]:
+        """The calls in which the operators of a path are that mix channels."""
+        mixing = (link for link in path if link.form is not None and not link.form.diagonal)
+        return {self.trace.caller[link.value] for link in mixing}
 
     def _run_as_one(self, use: _Use, region: Region, swaps: Set[fx.Node]) -> bool:
         """Whether all code that runs a region's modules does so in turn, whichever way it takes."""
         return (
             _working(region) <= swaps
-            and not self.rests_on_rank(region)
+            and not rests_on_rank(region, self.facts)
             and region.base not in self.facts.ones
             and not explicit_padding(region.form)
             and not use.in_code
@@ -211,26 +217,9 @@ class Placer:
             and runs_by_name(use.module, use.parts)
         )
 
-    def rests_on_rank(self, region: Region) -> bool:
-        """Whether a form may be right only for the rank of what came the traced way.
-
-        Other ways in may bring another one, if the operators themselves do not tell.
-        """
-        nodes = [node for node in region.inner | region.dying if node.op != "get_attr"]
-        return not any(all(self._takes_any(node, kinds) for node in nodes) for kinds in _TELL_RANKS)
-
-    def _takes_any(self, node: fx.Node, kinds: tuple[type, ...]) -> bool:
-        """Whether an operator is a module of some kind, or adds values that depend on the input."""
-        if node.op == "call_module":
-            return isinstance(fetch(self.trace.root, str(node.target)), kinds)
-        plain = self.facts.sources.keys().isdisjoint(node.all_input_nodes)
-        return (
-            plain and operator_name(node) == "add" and len(node.all_input_nodes) == len(node.args)
-        )
-
     def _use(self, region: Region, frame: Call) -> _Use:
         """Who runs the operators of a region in the module that holds it."""
-        links = [link for link in region.links if link.form and not link.form.identity]
+        links = [link for link in region.changing if link.form and not link.form.identity]
         joined = region.together.union(*(link.inner for link in links))
         prefix = f"{frame.path}." if frame.path else ""
         names: dict[str, None] = {}
@@ -255,6 +244,8 @@ class Placer:
         methods = methods_naming(frame.module, set(names))
         if not in_code and region.main.value.op == "call_module":
             kept = _name_in(frame, str(region.main.value.target))
+            if region.folded is not None:  # all of them stay where they are
+                kept = ""
             gone = self._reading_what_goes(frame, methods, kept)
             methods = {name: used for name, used in methods.items() if name not in gone}
         parts.update(id(call.module) for call in crossed)
@@ -288,7 +279,7 @@ class Placer:
             return True
         running = methods_running(frame.module, methods) if use.callers else ()
         # Where an operator rests on that, no method gets new code: see `Slicer.run_by`.
-        by_rank = self.rests_on_rank(region) and not _working(region) <= swaps
+        by_rank = rests_on_rank(region, self.facts) and not _working(region) <= swaps
         bound = bool(use.callers) and (region.base in self.facts.ones or by_rank)
         return any(
             holder != id(frame.module)
@@ -384,8 +375,8 @@ class _Use:
 
 
 def _working(region: Region) -> set[fx.Node]:
-    """The operators of a region that do something."""
-    return {link.value for link in region.links if link.form and not link.form.identity}
+    """The operators of a region, and those that change with it, that do something."""
+    return {link.value for link in region.changing if link.form and not link.form.identity}
 
 
 def _name_in(holder: Call, path: str) -> str:

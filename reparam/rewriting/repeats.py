@@ -29,6 +29,12 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     for share in region.shares:
         scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
         rows.append((share.channels, share.total, share.shifts, *scale))
+    if region.folded is not None:
+        value, base = region.folded.value, region.folded.base
+        norm = _rows((value,), base, {base: 0}, facts)
+        if norm is None:
+            return None
+        rows.append((region.norm is None, *norm))
     form, like = region.form, region.form.like
     shape = form.axes, form.in_channels, form.out_channels, form.groups, form.dtype, id(like)
     return _hashable((*rows, *(names[value] for value in values), shape, region.converts))

@@ -36,6 +36,7 @@ from reparam.rewriting.likeness import (
     take_attributes,
 )
 from reparam.rewriting.placement import Placement, Placer, frame_of, keep_for_methods
+from reparam.rewriting.ranks_told import rests_on_rank
 from reparam.rewriting.repeats import edited_alike
 
 Operators = list[tuple[Region, nn.Module]]
@@ -74,6 +75,8 @@ def rewrite(
 def _altered(region: Region) -> set[fx.Node]:
     """The values inside a region, and between it and what else its operator does."""
     altered = set(region.inner)
+    if region.folded is not None:
+        return altered - {region.value} | region.folded.bare
     if region.adjustments:
         below = reached([region.value], lambda node: node.users)
         altered |= below & reached([region.kept], lambda node: node.all_input_nodes)
@@ -161,7 +164,7 @@ class Rewriter:
     def _note_operator(self, new: fx.Node, region: Region) -> None:
         """Note what an operator stands for, and what of its base it takes for granted."""
         self.result.stand_for[new] = region.inner
-        if self.placer.rests_on_rank(region) or region.base in self.facts.ones:
+        if rests_on_rank(region, self.facts) or region.base in self.facts.ones:
             self.result.by_size.add(new)
 
     def _note_new(self, node: fx.Node, owner: Call) -> fx.Node:
@@ -190,7 +193,7 @@ class Rewriter:
         base, owner = self.result.current(link.base), self.trace.caller[link.value]
         swap = link.value in home.swaps
         assumed = self._assumed(link.base, link.inner, link.form)
-        if swap and assumed is None and home.other_ways and self.placer.rests_on_rank(region):
+        if swap and assumed is None and home.other_ways and rests_on_rank(region, self.facts):
             assumed = self._of_rank(link)
         # Also where modules are swapped: other regions may change the code that calls them.
         with self.result.graph.inserting_before(self.result.copy(link.value)):

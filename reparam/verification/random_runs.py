@@ -16,7 +16,7 @@ from reparam.algebra import AffineConv
 from reparam.analysis import Part, keeps_shape
 from reparam.capture import Trait, converts, has_known_name, traits
 from reparam.modules import fetch, has_hooks
-from reparam.rules import Commuting
+from reparam.rules import Commuting, Normalized
 from reparam.verification.exact_run import ExactRun
 
 _SIZES = {1: (64, 2048), 2: (32, 64), 3: (16, 32)}
@@ -57,6 +57,7 @@ def _layout(node: fx.Node, part: Part) -> tuple[int, dict[int, int]] | None:
         value = pending.pop(0)
         for reader in value.users:
             step = part.steps.get(reader)
+            step = step.ending if isinstance(step, Normalized) else step
             form = step if isinstance(step, AffineConv) and step.base is value else None
             if form is not None and form.axes is not None and form.in_channels is not None:
                 sizes.setdefault(-len(form.axes) - 1, form.in_channels)

@@ -52,13 +52,16 @@ def _error(region: Region, module: nn.Module, facts: Facts) -> float:
     remaining = _between(region.base, region.value, facts, replacements)
     generator = torch.Generator("cpu").manual_seed(0)
     problem: Exception | None = None
-    device = next(module.parameters()).device
+    like = next(module.parameters(), region.form.like)
+    device = torch.device("cpu") if like is None else like.device
     for shape in _input_shapes(region, facts):
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
-                expected = _adjusted(region.value, region.adjustments, x, region, facts)
+                weighted = x if region.norm is not None else _weighted(x, region)
+                expected = _adjusted(region.value, region.adjustments, weighted, region, facts)
                 actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
+                actual = actual if region.norm is None else _weighted(actual, region)
         except UnverifiableError:
             raise
         except Exception as error:  # a shape that some view or padding cannot take: try the next
@@ -183,6 +186,16 @@ def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Any:
         return scaled.narrow(axis, channels.start, len(channels))
 
     return scale(x) if share.shifts else scale(x) - scale(torch.zeros_like(x))
+
+
+def _weighted(x: Tensor, region: Region) -> Tensor:
+    """What a norm gave, if it is one that has left its weight and bias to its readers."""
+    if region.folded is None:
+        return x
+    factor, constant = region.folded.ending.weights.evaluate(x.device)
+    shape = (-1, *(1,) * len(region.plain.axes or ()))
+    scaled = x * factor.view(shape)
+    return scaled if constant is None else scaled + constant.view(shape)
 
 
 def _as_it_was(value: fx.Node, base: fx.Node, x: Tensor, facts: Facts) -> Any:

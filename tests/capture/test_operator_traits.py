@@ -159,9 +159,10 @@ def test_what_torch_marks_as_random_is_known_to_be() -> None:
 def test_what_keeps_its_shape_does() -> None:
     x = torch.rand(2, 3, 4, 4)
     more: dict[str, tuple[Any, ...]] = {
-        "group_norm": (3,), "layer_norm": ((4,),), "clamp": (0.0,), "softmax": (1,),
-        "log_softmax": (1,), "prelu": (torch.rand(3),), "type_as": (x,), "to": (torch.float64,),
-        "batch_norm": (torch.zeros(3), torch.ones(3)), "_prelu_kernel": (torch.rand(1),),
+        "group_norm": (3,), "layer_norm": ((4,),), "rms_norm": ((4,),), "clamp": (0.0,),
+        "softmax": (1,), "log_softmax": (1,), "prelu": (torch.rand(3),), "type_as": (x,),
+        "to": (torch.float64,), "batch_norm": (torch.zeros(3), torch.ones(3)),
+        "_prelu_kernel": (torch.rand(1),),
     }  # fmt: skip
     for name in having(Trait.KEEPS_SHAPE):
         homes = (F, Tensor, torch)

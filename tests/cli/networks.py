@@ -53,6 +53,10 @@ def named() -> nn.Module:
     return Named()
 
 
+def normed() -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6))
+
+
 def nothing_to_fuse() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 

@@ -271,3 +271,14 @@ def test_what_must_not_rise(run) -> None:
     assert "microseconds" in run(f"plan {SMALL} {SHAPE} --cost latency").out
     assert "nothing says which inputs" in run(f"fuse {SMALL} --cost latency", code=1).err
     run(f"plan {SMALL} --cost flops", code=2)
+
+
+def test_norms_are_folded_on_request(run) -> None:
+    normed = f"{NETWORKS}:normed"
+    assert not run(f"plan {normed} --json").values["fused"]
+    for command in ("plan", "fuse"):
+        rows = run(f"{command} {normed} --json --fold-norms").values["fused"]
+        assert [row["becomes"] for row in rows] == [
+            "layer norm without a weight, 6",
+            "linear 6 -> 6, with the weight of a norm",
+        ]

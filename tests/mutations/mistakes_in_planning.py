@@ -27,4 +27,28 @@ IN_PLANNING = [
         "    if form.has_bias and not step.norm.takes_constant:\n",
         "    if False:\n",
     ),
+    Mistake(
+        "a norm leaves its weight although somebody else reads it",
+        "planning/folding/folded_norms.py",
+        "                return _no_layer(reader)\n            commuting",
+        "                continue\n            commuting",
+    ),
+    Mistake(
+        "a norm leaves its weight to layers that others use",
+        "planning/folding/shared_weights.py",
+        "        alike = all(weights.get(node) == weights[region.value] for node in sharing)\n",
+        "        alike = True\n",
+    ),
+    Mistake(
+        "a bias crosses a padded pool",
+        "planning/folding/folded_norms.py",
+        "        if weights.has_bias and not commuting.constants:\n",
+        "        if False:\n",
+    ),
+    Mistake(
+        "the weight of a norm goes along any axis",
+        "planning/folding/folded_norms.py",
+        "    if axis != -1 - len(weights.axes or ()):\n",
+        "    if False:\n",
+    ),
 ]

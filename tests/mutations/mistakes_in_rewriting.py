@@ -12,7 +12,7 @@ IN_REWRITING = [
     Mistake(
         "the rank of what was traced is that of every way in",
         "rewriting/placement.py",
-        "            and not self.rests_on_rank(region)\n",
+        "            and not rests_on_rank(region, self.facts)\n",
         "",
     ),
     Mistake(

@@ -102,6 +102,9 @@ def formula(part: Part, region: Region) -> Formula:
     """
     joined = _adjusted(_ways(part, region.value, region.base), region.adjustments, part, region)
     ways = joined.ways[:_MOST_BRANCHES]
+    if region.folded is not None and region.norm is None:
+        weight = region.folded.ending.with_axes(len(region.plain.axes or ()))
+        ways = tuple(((region.folded.value, weight), *way) for way in ways)
     named = [
         tuple((operator_kind(part.trace, node), place(part.trace, node)) for node, _ in way)
         for way in ways
