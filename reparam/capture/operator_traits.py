@@ -259,6 +259,7 @@ _TABLE = {
     "getitem": _T.KEEPS_TYPE | _T.INDEXES | _T.NUMBERS | _T.ALIASES,
     "narrow slice": _T.INDEXES | _T.KEEPS_RANK,
     "flip fliplr index_select repeat_interleave": _T.KEEPS_RANK | _T.KEEPS_TYPE | _T.PASSES_TYPE,
+    "roll": _HANDS_ON,
     "chunk split": _T.KEEPS_TYPE | _T.SPLITS,
     "unbind tensor_split": _T.SPLITS,
     "unsafe_chunk unsafe_split unsafe_split_with_sizes": _T.ALIASES,

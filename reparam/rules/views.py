@@ -110,6 +110,25 @@ def move_axes(input: Any, source: Any, destination: Any) -> Step:
     return _permuted(input, [moved[to] if to in moved else next(others) for to in range(rank)])
 
 
+@register_rule(*spellings("roll"))
+def roll(input: Any, shifts: Any, dims: Any = None) -> Step:
+    """Positions moved in a circle, along axes that are not those of the channels."""
+    axes = dims if isinstance(dims, Sequence) else (dims,)
+    if dims is None or not axes:
+        return Refusal("all axes are rolled as one")
+    if not isinstance(input, AffineConv) or not all(isinstance(axis, int) for axis in axes):
+        return _UNKNOWN_SIZES
+    rank = input.rank
+    if rank is None and max(axes) >= 0:
+        return UNKNOWN_RANK
+    moved = {axis if rank is None else axis % rank - rank for axis in axes}
+
+    def input_axis(axis: int, _: int | None) -> int | Refusal:
+        return Refusal("its channels move in a circle") if axis in moved else axis
+
+    return _commuting(input, input_axis)
+
+
 @register_rule(*spellings("reshape view reshape_as view_as"))
 def reshape(input: Any, *shape: Any) -> Step:
     """Axes of new sizes; those of the same size at either end are the same axes."""
