@@ -27,7 +27,7 @@ CROSSED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Rolled(nn.Module):
-    """A norm, positions that move, and a linear layer over the channels, which are the last axis."""
+    """A norm, positions that move, and a linear layer over the last axis, the channels."""
 
     def __init__(self, roll: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
