@@ -247,8 +247,8 @@ MISTAKES = [
     Mistake(
         "parameters of different types are folded together",
         "algebra/laws.py",
-        "first.dtype is not None and second.dtype is not None and first.dtype != second.dtype:\n",
-        "first.dtype is not None and second.dtype is not None and False:\n",
+        "    if None not in dtypes and dtypes[0] != dtypes[1]:\n",
+        "    if False:\n",
     ),
     Mistake(
         "code that was not traced is taken to only call what it reaches inside of",
@@ -268,8 +268,8 @@ MISTAKES = [
     Mistake(
         "code that moves into its caller's is taken to stay",
         "rewriting/grafting.py",
-        "        return not knows_only_tensors(owner)\n",
-        "        return False\n",
+        "        if not knows_only_tensors(owner):\n            return True\n",
+        "",
     ),
     Mistake(
         "readers of one value take its path in or cross it, each as it likes",

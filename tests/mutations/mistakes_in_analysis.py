@@ -9,4 +9,10 @@ IN_ANALYSIS = [
         "any(self._is_read(n, first, ignoring) for n in others)\n",
         "False\n",
     ),
+    Mistake(
+        "a value has the sizes of any other of its rank",
+        "analysis/extents.py",
+        "            self.origin(value, axis) == self.origin(other, axis)\n",
+        "            True\n",
+    ),
 ]

@@ -69,4 +69,23 @@ IN_CAPTURE = [
         "indented=earlier is None",
         "indented=True",
     ),
+    Mistake(
+        "what a call left in an attribute is what the next one makes",
+        "capture/stand_ins/rewritten_weights.py",
+        'value.tracer.create_proxy("call_function", _left_by_a_run, (), {})\n'
+        "            self._left_by_first.append(left.node)\n",
+        "value.tracer.proxy(value.node)\n",
+    ),
+    Mistake(
+        "sizes of example inputs decide which layers run",
+        "capture/stand_ins/decisions.py",
+        "        return self._answer(proxy.node) if asks_kinds(proxy.node) else None\n",
+        "        return self._answer(proxy.node)\n",
+    ),
+    Mistake(
+        "what code decides of an entry of a container is asked of the container",
+        "capture/tracer.py",
+        "            call.tensors.add((name, *keys_after(call.arguments[name], chain)))\n",
+        "            call.tensors.add((name,))\n",
+    ),
 ]

@@ -39,4 +39,23 @@ IN_REWRITING = [
         "        _drop_tensors(module, kept)\n",
         "",
     ),
+    Mistake(
+        "what code decides is not checked where only its parts change",
+        "rewriting/grafting.py",
+        "edited |= {call for call in touched if call.decided}",
+        "edited |= set()",
+    ),
+    Mistake(
+        "a caller that gives one value twice always does",
+        "rewriting/grafting.py",
+        "        if is_given_twice(call) and not all(map(knows_only_tensors, around)):\n"
+        "            return False  # called otherwise, the code around it may give it two values\n",
+        "",
+    ),
+    Mistake(
+        "what does nothing goes although a method runs it",
+        "rewriting/rewriter.py",
+        'link.value.op == "call_module" and link.form is not None and link.form.identity:',
+        "False:",
+    ),
 ]

@@ -6,7 +6,13 @@ IN_VERIFICATION = [
     Mistake(
         "the untouched original is not run",
         "verification/module_check.py",
-        "            and (call not in able or not self._agrees(call, self._inner(call, able)))\n",
-        "            and call not in able\n",
+        "            if call not in able or not self._agrees(call, self._inner(call, able))\n",
+        "            if call not in able\n",
+    ),
+    Mistake(
+        "a part that did not run agrees",
+        "verification/call_samples.py",
+        "        if len(self.calls) != runs * len(self.samples):\n            return inf\n",
+        "",
     ),
 ]
