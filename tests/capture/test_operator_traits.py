@@ -162,7 +162,7 @@ def test_what_keeps_its_shape_does() -> None:
         "group_norm": (3,), "layer_norm": ((4,),), "rms_norm": ((4,),), "clamp": (0.0,),
         "softmax": (1,), "log_softmax": (1,), "prelu": (torch.rand(3),), "type_as": (x,),
         "to": (torch.float64,), "batch_norm": (torch.zeros(3), torch.ones(3)),
-        "_prelu_kernel": (torch.rand(1),),
+        "_prelu_kernel": (torch.rand(1),), "roll": (1, 2),
     }  # fmt: skip
     for name in having(Trait.KEEPS_SHAPE):
         homes = (F, Tensor, torch)
