@@ -47,6 +47,39 @@ def readings(given: Mapping[str, Any]) -> list[Reading]:
     ]
 
 
+def arguments_of(
+    forward: Callable[..., Any],
+    given: Mapping[str, Any],
+    stand_in: Callable[[str, Any, Any], Any],
+) -> tuple[list[Any], dict[str, Any]]:
+    """The positional and the keyword arguments with which a forward is traced.
+
+    Args:
+        forward: The forward.
+        given: What its parameters are given, by name; those that hold several hold them all.
+        stand_in: Makes what stands for an argument of a name, a value and a default.
+    """
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    nothing = inspect.Parameter.empty
+    for parameter in inspect.signature(forward).parameters.values():
+        name = parameter.name
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            for number, value in enumerate(given.get(name, ())):
+                positional.append(stand_in(f"{name}_{number}", value, nothing))
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            for key, value in given.get(name, {}).items():
+                keywords[key] = stand_in(key, value, nothing)
+        else:
+            value = given.get(name, parameter.default)
+            stands = stand_in(name, value, parameter.default)
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                keywords[name] = stands
+            else:
+                positional.append(stands)
+    return positional, keywords
+
+
 def argument(value: Any, default: Any, placeholder: Callable[[str], Any], reading: Reading) -> Any:
     """What stands for an argument.
 

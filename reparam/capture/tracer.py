@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from reparam.capture.given_arguments import Reading, argument
+from reparam.capture.given_arguments import Reading, argument, arguments_of
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
@@ -503,43 +503,27 @@ class Tracer(fx.Tracer):
             return ConstantProxy(node, self, attr_val)
         return attr_val
 
-    def _argument(self, name: str, value: Any, default: Any = inspect.Parameter.empty) -> Any:
-        """What stands for an argument of the root's forward."""
-
-        def placeholder(suffix: str) -> Any:
-            return self.create_proxy("placeholder", f"{name}{suffix}", (), {})
-
-        return argument(value, default, placeholder, self.reading)
-
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """What the root's forward is given."""
         del root_fn, is_module, concrete_args
         forward = self.model.forward
-        positional: list[Any] = []
-        keywords: dict[str, Any] = {}
-        inputs = self.inputs or surely_given(forward)
-        for parameter in inspect.signature(forward).parameters.values():
-            name, default = parameter.name, parameter.default
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                for number, value in enumerate(inputs.get(name, ())):
-                    positional.append(self._argument(f"{name}_{number}", value))
-                continue
-            if parameter.kind is parameter.VAR_KEYWORD:
-                for key, value in inputs.get(name, {}).items():
-                    keywords[key] = self._argument(key, value)
-                continue
-            value = inputs.get(name, default)
+
+        def stand_in(name: str, value: Any, default: Any) -> Any:
+            def placeholder(suffix: str) -> Any:
+                return self.create_proxy("placeholder", f"{name}{suffix}", (), {})
+
             # Nothing but the graph of a graph module says what may be left out.
-            if isinstance(self.model, fx.GraphModule):
-                value = self.create_proxy("placeholder", name, (), {})
-            else:
-                value = self._argument(name, value, default)
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                keywords[name] = value
-            else:
-                positional.append(value)
+            everything = isinstance(self.model, fx.GraphModule)
+            return (
+                placeholder("")
+                if everything
+                else argument(value, default, placeholder, self.reading)
+            )
+
+        given = self.inputs or surely_given(forward)
+        positional, keywords = arguments_of(forward, given, stand_in)
 
         def run(*args: Any) -> Any:
             again = partial(self._enter, "", self.model, forward, args, keywords)
