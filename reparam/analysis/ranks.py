@@ -133,6 +133,13 @@ def _rank_facts(node: fx.Node, axes: _Axes) -> _Facts:
     rank = _rank_of_both(node, name, axes)
     if rank is not None:
         return [(node, rank), (operand, rank)]
+    return _rank_of_either(node, name, operand, module, axes)
+
+
+def _rank_of_either(
+    node: fx.Node, name: str, operand: fx.Node, module: nn.Module | None, axes: _Axes
+) -> _Facts:
+    """What an operator tells of its value by its operand, or of its operand by its value."""
     other = _argument(node, 1)
     if name == "matmul" and isinstance(other, fx.Node) and axes.ranks.get(other) == _MATRIX:
         return _equal(node, operand, axes.ranks)  # row by row

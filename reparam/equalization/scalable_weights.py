@@ -135,9 +135,12 @@ def _readers(part: Part, found: Mapping[fx.Node, Weights]) -> dict[int, set[Any]
         elif node.op == "get_attr":
             value = fetch(root, str(node.target))
             tensors = list(value.parameters()) if isinstance(value, nn.Module) else [value]
-            others = [user for user in node.users if user not in numbers and user not in found]
             # As the input of an operator of this kind it is read like by any other.
-            others += [user for user in node.users if user in found and _is_input(node, user)]
+            others = [
+                user
+                for user in node.users
+                if (_is_input(node, user) if user in found else user not in numbers)
+            ]
             for tensor in tensors:
                 if isinstance(tensor, Tensor):
                     readers.setdefault(memory(tensor), set()).update(others)

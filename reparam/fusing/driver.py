@@ -213,9 +213,7 @@ def plan(
         parts, untraced = find_parts(model, Rules(rules), inputs)
         sized = [not measure.needs_sizes or bool(part.facts.shapes) for part in parts]
         if parts and inputs is None and not any(sized):
-            raise ReparamError(
-                "cost='latency' is measured on the sizes of inputs: pass example_inputs"
-            )
+            raise ReparamError(_NO_SIZES)
         planned = _decided(parts, [measure if known else MACS for known in sized], folding)
     rows = [untraced_row(module) for module in untraced]
     notes = [] if all(sized) else [_APART]
@@ -333,6 +331,8 @@ def _measure(cost: Any) -> Measure:
 
 
 _MEASURES = {"macs": lambda: MACS, "memory": lambda: MEMORY, "latency": latency}
+
+_NO_SIZES = "cost='latency' is measured on the sizes of inputs: pass example_inputs"
 
 _APART = (
     "parts of the model were traced apart, and the sizes in them are not known: they were weighed "
