@@ -22,6 +22,8 @@ from reparam.capture import (
     Statement,
     Trait,
     assign,
+    context,
+    end_of_context,
     has_known_name,
     is_in_place,
     is_of_torch,
@@ -177,6 +179,8 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
         return _VIEW
     if isinstance(target, torch._ops.OpOverload):
         return _schema_effects(target, node)
+    if target in (context, end_of_context):
+        return replace(_FRESH, acts=True)
     everything = Effects(True, tuple(node.all_input_nodes))
     if isinstance(target, Statement | Returning):
         return _code_effects(target if isinstance(target, Statement) else target.statement, node)

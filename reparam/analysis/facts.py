@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +15,16 @@ from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, effects_of
 from reparam.analysis.features import rows_of_features
 from reparam.analysis.ranks import certain_ranks, find_axes
-from reparam.capture import Call, Kept, Trace, Trait, nodes_in, reads_metadata, traits
+from reparam.capture import (
+    Call,
+    Kept,
+    Trace,
+    Trait,
+    contexts_around,
+    nodes_in,
+    reads_metadata,
+    traits,
+)
 from reparam.modules import fetch, has_hooks
 from reparam.rules import Rules
 
@@ -58,6 +68,7 @@ class Facts:
         by_layout: Nodes that do something else if their operand lies otherwise in memory.
         inner: Whether other code of the model, which is not known, reads what the graph returns.
         recorded: Whether shapes are a program's own, not only those of example inputs.
+        contexts: The contexts in which nodes run, from the outermost one.
         granted: What the forms of values rest on that is taken for granted of their operands.
     """
 
@@ -79,6 +90,7 @@ class Facts:
     by_layout: set[fx.Node]
     inner: bool
     recorded: bool
+    contexts: Mapping[fx.Node, tuple[Any, ...]]
     granted: Granted = NOTHING_GRANTED
 
     @cached_property
@@ -165,6 +177,7 @@ def gather(
         by_layout={node for node in nodes if _minds_layout(node, root, memory)},
         inner=bool(trace.path),
         recorded=bool(ranks),
+        contexts=contexts_around(nodes),
     )
 
 

@@ -27,7 +27,15 @@ from reparam.capture.operator_traits import (
 )
 from reparam.capture.programs import STATE_KINDS, as_module, lifted_state, read_program
 from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, recorded_values
-from reparam.capture.stand_ins import Kept, arrives_as_tensor, returns_a_tensor
+from reparam.capture.stand_ins import (
+    Kept,
+    arrives_as_tensor,
+    context,
+    contexts_around,
+    end_of_context,
+    returns_a_tensor,
+    with_blocks,
+)
 from reparam.capture.statement import EarlyReturnError, Returning, Statement, returned
 from reparam.capture.structures import (
     Built,

@@ -27,6 +27,7 @@ from reparam.capture.stand_ins import (
     Attribute,
     ConstantProxy,
     ConstantValues,
+    Contexts,
     Decisions,
     KeptValues,
     KnownType,
@@ -148,6 +149,7 @@ class Tracer(fx.Tracer):
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.in_context: set[Call] = set()
+        self.contexts = Contexts(self)
         self.random_modules: list[nn.Module] = []
         self.writing_modules: list[nn.Module] = []
         self.refused: dict[int, str] = {}

@@ -7,6 +7,7 @@ and a module that writes, draws random numbers, or cannot be traced becomes a le
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
@@ -199,7 +200,7 @@ def _attempt(
             tracer.watch,
             tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),
             torch.no_grad(),
-            _noticing(tracer.note_context),
+            _noticing(tracer),
             answering_for_proxies(tracer),
             as_leaves(leaves, tracer),
             noting_ways_in(tracer, homes),
@@ -210,14 +211,16 @@ def _attempt(
 
 
 @contextmanager
-def _noticing(entered: Callable[[], None]) -> Iterator[None]:
+def _noticing(tracer: Tracer) -> Iterator[None]:
     """Say when this thread's code enters a context such as ``torch.autocast``; refuse some calls.
 
     Those add a hook, or put a value in the place of a buffer.
     """
+    contexts = tracer.contexts
     places: list[tuple[Any, str, Callable[[tuple[Any, ...]], None]]] = [
-        *((kind, "__enter__", lambda args: entered()) for kind in _CONTEXTS),
-        (torch.set_grad_enabled, "__init__", lambda args: entered()),
+        *((kind, "__enter__", lambda args: contexts.entered(args[0])) for kind in _CONTEXTS),
+        *((kind, "__exit__", lambda args: contexts.left(args[0])) for kind in _CONTEXTS),
+        (torch.set_grad_enabled, "__init__", lambda args: _note_mode(tracer)),
         (nn.Module, "register_forward_hook", _refuse_hook),
         (nn.Module, "register_forward_pre_hook", _refuse_hook),
         (nn.Module, "register_buffer", _refuse_buffer),
@@ -230,6 +233,13 @@ def _noticing(entered: Callable[[], None]) -> Iterator[None]:
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
+
+
+def _note_mode(tracer: Tracer) -> None:
+    """Note that code sets whether gradients are computed; ``torch.no_grad`` does so inside."""
+    asking = sys._getframe(3).f_globals.get("__name__")
+    if asking != torch.no_grad.__module__:
+        tracer.note_context()
 
 
 def _preceded(

@@ -312,7 +312,7 @@ def _fix_seen_values(scaling: Scaling, model: nn.Module) -> None:
             method = by_methods.get(id(fetch(trace.root, str(node.target))))
             if method is not None:
                 scaling.fix([node, *node.all_input_nodes], _method_reason(method))
-    stateful = "changes its own attributes when it runs, or enters a context such as torch.no_grad"
+    stateful = "changes its own attributes when it runs, or enters a context such as torch.autocast"
     reasons = [(call, stateful) for call in trace.stateful]
     reasons += [(call, "takes options, and may use its values otherwise") for call in varying]
     for call, reason in reasons:

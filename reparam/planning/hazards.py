@@ -15,7 +15,7 @@ from reparam.planning.regions import Region
 
 
 def hazard(region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> Refusal | None:
-    """Why a region is not safe; the first of seven hazards tells.
+    """Why a region is not safe; the first of eight hazards tells.
 
     The terms of settled sums have left them already: other values stand for these.
     """
@@ -27,7 +27,19 @@ def hazard(region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> 
         or layout_is_read(region, facts)
         or _alias_is_lost(region, facts)
         or _gradient_is_lost(region, facts)
+        or _context_is_left(region, facts)
     )
+
+
+def _context_is_left(region: Region, facts: Facts) -> Refusal | None:
+    """Of operators in ``torch.no_grad`` and others outside one would run where the other does."""
+    if not facts.contexts:
+        return None
+    nodes = [node for node in region.own if node.op != "get_attr" and node not in facts.sources]
+    around = {facts.contexts.get(node, ()) for node in (region.value, *nodes)}
+    if len(around) == 1:
+        return None
+    return Refusal("a part of it runs in a context such as torch.no_grad, and a part outside")
 
 
 def _integers_overflow(region: Region, facts: Facts) -> Refusal | None:

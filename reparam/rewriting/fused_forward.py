@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import EarlyReturnError, arrives_as_tensor, has_outline, is_same_constant
+from reparam.capture import (
+    EarlyReturnError,
+    arrives_as_tensor,
+    has_outline,
+    is_same_constant,
+    with_blocks,
+)
 from reparam.errors import ReparamError
 from reparam.modules import TYPES_MAY_DIFFER, find, has_hooks, own_tensors
 
@@ -142,7 +148,7 @@ class FusedForward:
         # What a caller leaves out is not what another caller gave.
         left_out = all(is_same_constant(_left_out(known[n]), guards.baked[n]) for n in guards.baked)
         self.owner = owner
-        self.code = code.src
+        self.code = with_blocks(code.src, graph)
         self.names = {name: value for name, value in code.globals.items() if name in code.src}
         self.parameters = parameters
         self.positional = (

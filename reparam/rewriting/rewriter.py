@@ -391,7 +391,7 @@ def _frame_problem(placer: Placer, region: Region) -> Refusal | None:
     frame = frame_of(trace, region)
     refusal = Refusal(
         f"{frame.path or 'the model'} changes its own attributes when it runs, or enters a context "
-        "such as torch.no_grad"
+        "such as torch.autocast"
     )
     around = set(frame.ancestry())
     crossed = _calls_around(region.dying, trace) - around

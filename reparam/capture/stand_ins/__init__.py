@@ -1,10 +1,18 @@
 """What a model's code meets while it is traced, in place of values and of Python's own answers.
 
 Files, in the order in which data flows: `known_types`, `constant_values`, `rewritten_weights`,
-`decisions`, `leaf_functions`, `outlining`, `originals`, `proxies`, `questions`, `kept_values`.
+`decisions`, `contexts`, `leaf_functions`, `outlining`, `originals`, `proxies`, `questions`,
+`kept_values`.
 """
 
 from reparam.capture.stand_ins.constant_values import ConstantValues
+from reparam.capture.stand_ins.contexts import (
+    Contexts,
+    context,
+    contexts_around,
+    end_of_context,
+    with_blocks,
+)
 from reparam.capture.stand_ins.decisions import MOST_DECISIONS, Answer, Decide, Decisions
 from reparam.capture.stand_ins.kept_values import Kept, KeptValues, settled_by
 from reparam.capture.stand_ins.known_types import KnownType, KnownTypes
