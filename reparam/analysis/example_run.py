@@ -148,7 +148,7 @@ def _run(model: nn.Module, inputs: Inputs) -> Any:
     copied = inputs.copied()
     try:
         with torch.no_grad(), undisturbed(model):
-            return model(*copied.args, **copied.kwargs)
+            return copied.given_to(model)
     except UntraceableError:
         raise
     except Exception as error:

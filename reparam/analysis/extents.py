@@ -11,6 +11,7 @@ from torch import fx
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape
+from reparam.capture import reads_shape
 from reparam.rules import UNKNOWN, Commuting, Extent, Step, Unknown
 
 _Place = tuple[fx.Node, int]
@@ -63,7 +64,7 @@ class Extents:
         if method == "size" and len(reader.args) == 2:
             place = self._place(*reader.args)
             return None if place is None else {place[1]}
-        if attribute != "shape" and (method != "size" or reader.kwargs):
+        if not reads_shape(reader):
             return None
         rank = self.facts.ranks[value]
         axes: set[int] = set()
@@ -84,9 +85,7 @@ class Extents:
         if number.target is not operator.getitem or not isinstance(number.args[0], fx.Node):
             return None
         source, position = number.args[0], number.args[1]
-        shape = source.target is getattr and source.args[1] == "shape"
-        size = source.op == "call_method" and source.target == "size" and len(source.args) == 1
-        return self._place(source.args[0], position) if shape or size else None
+        return self._place(source.args[0], position) if reads_shape(source) else None
 
     def _place(self, value: Any, position: Any) -> _Place | None:
         rank = self.facts.ranks.get(value) if isinstance(value, fx.Node) else None

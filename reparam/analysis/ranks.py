@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from reparam.capture import Trait, checked_axes, torch_name, traits, traits_of
 from reparam.modules import fetch, read_from
-from reparam.rules import rank_of, terms_of
+from reparam.rules import rank_of, terms_of, unpacked
 
 _KEEPING_MODULES = (
     nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Identity, nn.Dropout, nn.Softmax,
@@ -169,7 +169,7 @@ def _takes_no_batch(name: str) -> bool:
 def _named_by_equation(node: fx.Node) -> _Facts:
     """An equation names every axis of its operands and of its result."""
     parsed = terms_of(node.args[0] if node.args else None)
-    operands = _spread(node.args[1:])
+    operands = unpacked(node.args[1:])
     if parsed is None or len(parsed[0]) != len(operands):
         return []
     named = [(node, rank_of(parsed[1])), *zip(operands, map(rank_of, parsed[0]), strict=True)]
@@ -273,18 +273,12 @@ def _argument(node: fx.Node, position: int, name: str = "", default: Any = None)
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _spread(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Sizes or axes, however a call packs them."""
-    packed = len(sizes) == 1 and isinstance(sizes[0], tuple | list)
-    return tuple(sizes[0]) if packed else sizes
-
-
 def _rank_of_both(node: fx.Node, name: str, axes: _Axes) -> int | None:
     """The rank that an operator tells of its operand and its value alike."""
     if spatial := _SPATIAL.fullmatch(name.lower()):
         return int(spatial[1]) + 2
     if name == "permute":
-        return len(_spread(node.args[1:])) or None
+        return len(unpacked(node.args[1:])) or None
     weight = _argument(node, 1)
     if name == "batch_norm" and isinstance(weight, fx.Node) and weight.op == "get_attr":
         # Statistics are taken for those of values like their norm's own; fused code checks it.
@@ -300,7 +294,7 @@ def _rank_of_value(
 ) -> int | None:
     """The rank of a value whose operand has another one, which may not be known."""
     if name in ("view", "reshape"):
-        sizes = _spread(node.args[1:])
+        sizes = unpacked(node.args[1:])
         one_value = len(sizes) == 1 and isinstance(sizes[0], fx.Node)  # a size, or a whole shape
         return None if one_value else len(sizes) or None
     if name in ("flatten", "Flatten"):

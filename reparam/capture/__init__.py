@@ -18,6 +18,7 @@ from reparam.capture.operator_traits import (
     is_of_torch,
     operator_name,
     reads_metadata,
+    reads_shape,
     reads_shape_only,
     returns_what_it_wrote,
     torch_name,

@@ -50,29 +50,38 @@ def readings(given: Mapping[str, Any]) -> list[Reading]:
 def arguments_of(
     forward: Callable[..., Any],
     given: Mapping[str, Any],
-    stand_in: Callable[[str, Any, Any], Any],
+    placeholder: Callable[[str], Any],
+    reading: Reading | None,
 ) -> tuple[list[Any], dict[str, Any]]:
     """The positional and the keyword arguments with which a forward is traced.
 
     Args:
         forward: The forward.
-        given: What its parameters are given, by name; those that hold several hold them all.
-        stand_in: Makes what stands for an argument of a name, a value and a default.
+        given: What its parameters are given, by name; those that hold several hold them all. Where
+            that is not known it is `inspect.Parameter.empty`.
+        placeholder: Makes a value of the graph, of a name.
+        reading: How arguments are read; if it is None, each is a value of the graph.
     """
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     nothing = inspect.Parameter.empty
+
+    def stand_in(name: str, value: Any, default: Any = nothing) -> Any:
+        if reading is None:
+            return placeholder(name)
+        return _stand_in(value, default, lambda suffix: placeholder(f"{name}{suffix}"), reading)
+
     for parameter in inspect.signature(forward).parameters.values():
         name = parameter.name
         if parameter.kind is parameter.VAR_POSITIONAL:
             for number, value in enumerate(given.get(name, ())):
-                positional.append(stand_in(f"{name}_{number}", value, nothing))
+                positional.append(stand_in(f"{name}_{number}", value))
         elif parameter.kind is parameter.VAR_KEYWORD:
-            for key, value in given.get(name, {}).items():
-                keywords[key] = stand_in(key, value, nothing)
+            keywords.update(
+                {key: stand_in(key, value) for key, value in given.get(name, {}).items()}
+            )
         else:
-            value = given.get(name, parameter.default)
-            stands = stand_in(name, value, parameter.default)
+            stands = stand_in(name, given.get(name, parameter.default), parameter.default)
             if parameter.kind is parameter.KEYWORD_ONLY:
                 keywords[name] = stands
             else:
@@ -80,7 +89,7 @@ def arguments_of(
     return positional, keywords
 
 
-def argument(value: Any, default: Any, placeholder: Callable[[str], Any], reading: Reading) -> Any:
+def _stand_in(value: Any, default: Any, placeholder: Callable[[str], Any], reading: Reading) -> Any:
     """What stands for an argument.
 
     Args:
@@ -98,12 +107,12 @@ def argument(value: Any, default: Any, placeholder: Callable[[str], Any], readin
     numbers = range(len(leaves_of(value)))
     suffixes = iter([""] if _is_leaf(value) else [f"_{number}" for number in numbers])
 
-    def stand_in(leaf: Any) -> Any:
+    def of_leaf(leaf: Any) -> Any:
         suffix = next(suffixes)
         constant = isinstance(leaf, _DECIDE) or (reading.numbers_decide and _is_number(leaf))
         return leaf if constant else placeholder(suffix)
 
-    return map_leaves(stand_in, value)
+    return map_leaves(of_leaf, value)
 
 
 def _is_leaf(value: Any) -> bool:

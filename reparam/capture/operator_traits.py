@@ -394,6 +394,13 @@ def reads_metadata(node: fx.Node) -> bool:
     return Trait.METADATA in traits(node)
 
 
+def reads_shape(node: fx.Node) -> bool:
+    """Whether a node asks for the whole shape of a value: ``x.shape``, or ``x.size()``."""
+    if node.op == "call_method":
+        return node.target == "size" and len(node.args) == 1 and not node.kwargs
+    return node.target is getattr and node.args[1] == "shape"
+
+
 def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
     """Whether a reader of a value only asks for its shape or type."""
     if reads_metadata(reader):

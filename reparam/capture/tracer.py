@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from reparam.capture.given_arguments import Reading, argument, arguments_of
+from reparam.capture.given_arguments import Reading, arguments_of
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
@@ -512,20 +512,13 @@ class Tracer(fx.Tracer):
         del root_fn, is_module, concrete_args
         forward = self.model.forward
 
-        def stand_in(name: str, value: Any, default: Any) -> Any:
-            def placeholder(suffix: str) -> Any:
-                return self.create_proxy("placeholder", f"{name}{suffix}", (), {})
-
-            # Nothing but the graph of a graph module says what may be left out.
-            everything = isinstance(self.model, fx.GraphModule)
-            return (
-                placeholder("")
-                if everything
-                else argument(value, default, placeholder, self.reading)
-            )
+        def placeholder(name: str) -> Any:
+            return self.create_proxy("placeholder", name, (), {})
 
         given = self.inputs or surely_given(forward)
-        positional, keywords = arguments_of(forward, given, stand_in)
+        # Nothing but the graph of a graph module says what may be left out.
+        reading = None if isinstance(self.model, fx.GraphModule) else self.reading
+        positional, keywords = arguments_of(forward, given, placeholder, reading)
 
         def run(*args: Any) -> Any:
             again = partial(self._enter, "", self.model, forward, args, keywords)

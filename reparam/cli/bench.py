@@ -40,7 +40,7 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
         with working("Measuring", rounds) as progress:
             found = compare(plain, quick, *given.args, rounds=rounds, progress=progress)
         machine = describe_machine()
-    inputs = *given.args, *given.kwargs.values()
+    inputs = given.values
     if as_json:
         values = {
             "model": request.model,

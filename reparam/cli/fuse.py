@@ -10,13 +10,9 @@ import reparam
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
-    cost_option,
-    fold_norms_option,
-    html_option,
-    json_option,
     model_options,
+    planning_options,
     read_by,
-    require_option,
 )
 from reparam.cli.outputs import Written, needs_inputs, read_output, write_model, write_page
 from reparam.cli.preparing import prepare
@@ -40,11 +36,7 @@ from reparam.deployment import check_folder
     is_flag=True,
     help="Let a program take any number of samples, not that of --input.",
 )
-@cost_option
-@fold_norms_option
-@json_option
-@html_option
-@require_option
+@planning_options
 def fuse(
     request: Request,
     output: Path | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -172,7 +172,19 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         return command(Request(model, dict(arguments), weights, inputs, seed, randomise), **others)
 
-    decorated: Callable[..., Any] = collected
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+    return _with_options(collected, _OPTIONS)
+
+
+def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds how to plan, and what to show of a plan."""
+    options = cost_option, fold_norms_option, json_option, html_option, require_option
+    return _with_options(command, options)
+
+
+def _with_options(
+    command: Callable[..., Any], options: Sequence[Callable[..., Any]]
+) -> Callable[..., Any]:
+    """A command with some options, in the order in which its help shows them."""
+    for option in reversed(options):
+        command = option(command)
+    return command

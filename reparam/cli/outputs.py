@@ -103,7 +103,7 @@ def _two_samples(model: nn.Module | ExportedProgram, inputs: Inputs) -> Inputs:
     """At least two samples: of one, a program would take that there is always one."""
     if isinstance(model, ExportedProgram):
         raise ReparamError("an exported program keeps its sizes; leave --any-batch out")
-    values = *inputs.args, *inputs.kwargs.values()
+    values = inputs.values
     if not all(one.dim() for one in values) or len({len(one) for one in values}) != 1:
         raise ReparamError("--any-batch needs inputs whose first axes are equal")
     return inputs.map(lambda one: torch.cat([one, one]) if len(one) == 1 else one)

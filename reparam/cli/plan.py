@@ -10,12 +10,8 @@ import reparam
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
-    cost_option,
-    fold_norms_option,
-    html_option,
-    json_option,
     model_options,
-    require_option,
+    planning_options,
 )
 from reparam.cli.outputs import write_page
 from reparam.cli.preparing import prepare
@@ -26,11 +22,7 @@ from reparam.deployment import check_folder
 
 @click.command()
 @model_options
-@cost_option
-@fold_norms_option
-@json_option
-@html_option
-@require_option
+@planning_options
 def plan(
     request: Request,
     cost: str,

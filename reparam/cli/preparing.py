@@ -79,10 +79,9 @@ def _try(model: nn.Module | ExportedProgram, inputs: Inputs) -> None:
     call = model if isinstance(model, nn.Module) else model.module()
     try:
         with torch.no_grad():
-            call(*inputs.args, **inputs.kwargs)
+            inputs.given_to(call)
     except Exception as error:
-        values = *inputs.args, *inputs.kwargs.values()
-        shapes = " and ".join(str(tuple(value.shape)) for value in values)
+        shapes = " and ".join(str(tuple(value.shape)) for value in inputs.values)
         raise ReparamError(
             f"the model cannot be run on inputs of the shape {shapes} "
             f"({error_line(error)}); choose others by --input"

@@ -138,8 +138,7 @@ def _calibrate(
     hooks = [norm.register_forward_pre_hook(observe, with_kwargs=True) for norm in norms]
     try:
         with _attributes_kept(model):
-            copied = inputs.copied()
-            model(*copied.args, **copied.kwargs)
+            inputs.copied().given_to(model)
     finally:
         for hook in hooks:
             hook.remove()

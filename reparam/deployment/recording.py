@@ -106,8 +106,7 @@ def program_error(
     for inputs in cases:
         given = as_inputs(model, inputs) or Inputs()
         with torch.no_grad():
-            expected = _tensors(call(*given.args, **given.kwargs))
-            actual = program.run(*given.args, **given.kwargs)
+            expected, actual = _tensors(given.given_to(call)), given.given_to(program.run)
         same = [tensor.shape for tensor in actual] == [tensor.shape for tensor in expected]
         for error in map(relative_error, actual, expected) if same else [float("inf")]:
             if not error <= _BOUND:

@@ -28,6 +28,15 @@ class Inputs:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""
 
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """All arguments in order, those by position first."""
+        return (*self.args, *self.kwargs.values())
+
+    def given_to(self, call: Callable[..., Any]) -> Any:
+        """What a call with these arguments returns."""
+        return call(*self.args, **self.kwargs)
+
     def map(self, change: Callable[[Any], Any]) -> Inputs:
         """The same with other leaves of the containers that they are."""
         args, kwargs = map_leaves(change, (self.args, dict(self.kwargs)))

@@ -125,13 +125,7 @@ class Appraiser:
 
     def region(self, candidate: Candidate, value: fx.Node) -> Region | Refusal:
         """Turn a candidate into a region, or say why it is not worth it or not safe."""
-        # Whichever link the new operator takes the place of, the values between are the base's or
-        # the new one's; that holds if all links go.
-        ends = {link.value: (candidate.base, value) for link in candidate.path}
-        metadata, ways = candidate.moves_kernels, [(value, candidate)]
-        gone = self.dying(ways, metadata=metadata, replaced_by=ends)
-        if not gone.issuperset(ends):
-            gone = self.dying(ways, metadata=metadata)
+        gone = self._gone(candidate, value)
         region = self.draft(candidate, value, gone)
         if isinstance(region, Refusal):
             return region
@@ -147,6 +141,18 @@ class Appraiser:
             f"one operator instead would cost more: {ratio} {self.weigher.measure.unit}, "
             f"{after.operators} instead of {current.operators} operators"
         )
+
+    def _gone(self, candidate: Candidate, value: fx.Node) -> set[fx.Node]:
+        """The nodes that nobody reads once a candidate is taken."""
+        ways, links = [(value, candidate)], {link.value for link in candidate.path}
+        gone = self.dying(ways, metadata=candidate.moves_kernels)
+        if not candidate.moves_kernels or gone >= links:
+            return gone
+        # If all links go, the values between are the base's or the new one's, whichever link the
+        # new operator takes the place of: who asks for sizes that both have may ask these.
+        ends = dict.fromkeys(links, (candidate.base, value))
+        without_sizes = self.dying(ways, metadata=True, replaced_by=ends)
+        return without_sizes if without_sizes >= links else gone
 
     def hazard_of(self, region: Region) -> Refusal | None:
         """Why a region is not safe, if it is not."""

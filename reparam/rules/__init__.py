@@ -55,4 +55,5 @@ from reparam.rules.steps import (
     Stacked,
     Step,
     Unknown,
+    unpacked,
 )

@@ -166,7 +166,7 @@ def _results(
     copied = inputs.copied()
     with mode(), undisturbed(model), catch_warnings():
         simplefilter("ignore")  # what the model warns of, it warns of when its user runs it
-        leaves = leaves_of(model(*copied.args, **copied.kwargs))
+        leaves = leaves_of(copied.given_to(model))
     return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 

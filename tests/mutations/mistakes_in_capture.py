@@ -71,7 +71,7 @@ IN_CAPTURE = [
     ),
     Mistake(
         "what a call left in an attribute is what the next one makes",
-        "capture/stand_ins/rewritten_weights.py",
+        "capture/stand_ins/set_attributes.py",
         'value.tracer.create_proxy("call_function", _left_by_a_run, (), {})\n'
         "            self._left_by_first.append(left.node)\n",
         "value.tracer.proxy(value.node)\n",

@@ -1,8 +1,8 @@
 """What a model's code meets while it is traced, in place of values and of Python's own answers.
 
 Files, in the order in which data flows: `known_types`, `constant_values`, `rewritten_weights`,
-`decisions`, `contexts`, `leaf_functions`, `outlining`, `originals`, `proxies`, `questions`,
-`kept_values`.
+`set_attributes`, `decisions`, `contexts`, `leaf_functions`, `outlining`, `originals`, `proxies`,
+`questions`, `kept_values`.
 """
 
 from reparam.capture.stand_ins.constant_values import ConstantValues
@@ -41,4 +41,5 @@ from reparam.capture.stand_ins.proxies import (
     returns_a_tensor,
 )
 from reparam.capture.stand_ins.questions import answering_for_proxies, is_caught, unanswerable
-from reparam.capture.stand_ins.rewritten_weights import RewrittenWeights, SetAttributes
+from reparam.capture.stand_ins.rewritten_weights import RewrittenWeights
+from reparam.capture.stand_ins.set_attributes import SetAttributes

@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx
 
 from reparam.capture.checked_values import decided
+from reparam.capture.operator_traits import reads_shape
 from reparam.capture.statement import Statement
 
 Answer = bool | int
@@ -55,7 +56,7 @@ class Decisions:
 
     def length(self, proxy: fx.Proxy) -> Answer | None:
         """The same of the length of a shape."""
-        if not _is_shape(proxy.node):
+        if not reads_shape(proxy.node):
             return None
         of = proxy.node.all_input_nodes[:1]
         return self._answer(self._tracer.create_node("call_method", "dim", tuple(of), {}))
@@ -91,14 +92,6 @@ def asks_kinds(node: fx.Node) -> bool:
     return named and bool(operands) and all(map(asks_kinds, operands))
 
 
-def _is_shape(node: Any) -> bool:
-    """Whether a node is the shape of a value, of which only the length may be asked."""
-    if not isinstance(node, fx.Node):
-        return False
-    method = node.op == "call_method" and node.target == "size" and len(node.args) == 1
-    return method or (node.target is getattr and node.args[1] == "shape")
-
-
 _PARTS = (
     ast.FunctionDef, ast.Return, ast.Assign, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.IfExp,
     ast.Tuple, ast.List,
@@ -117,12 +110,9 @@ class _Code:
         nodes = list(ast.walk(code))
         names = [node.arg for node in nodes if isinstance(node, ast.arg)]
         arguments = dict(zip(names, given, strict=False))
-        self.shapes = {name for name, value in arguments.items() if _is_shape(value)}
-        numbers = {
-            name
-            for name, value in arguments.items()
-            if not isinstance(value, fx.Node) or asks_kinds(value)
-        }
+        nodes_given = {n: value for n, value in arguments.items() if isinstance(value, fx.Node)}
+        self.shapes = {name for name, node in nodes_given.items() if reads_shape(node)}
+        numbers = arguments.keys() - {n for n, node in nodes_given.items() if not asks_kinds(node)}
         stored = {
             node.id
             for node in nodes
@@ -140,10 +130,10 @@ class _Code:
         if isinstance(code, ast.Call):
             return self._asks_by_call(code)
         if isinstance(code, ast.Attribute):
-            named = isinstance(code.value, ast.Name)
-            of_torch = isinstance(code.value, ast.Name) and code.value.id == "torch"
             asked = code.attr in _ATTRIBUTES | _OF_DEVICES
-            return of_torch or (asked and (named or self._asks(code.value)))
+            if isinstance(code.value, ast.Name):
+                return asked or code.value.id == "torch"
+            return asked and self._asks(code.value)
         if isinstance(code, _PARTS):
             return all(map(self._asks, ast.iter_child_nodes(code)))
         return isinstance(code, _LEAVES)
