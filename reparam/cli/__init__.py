@@ -1,7 +1,6 @@
 """The command line: `reparam`, or `python -m reparam`, with one file per command.
 
-Files, in the order in which data flows: `input_shapes`, `outputs`, `printing`, `progress`,
-`randomising`, `weights`, `program_checks`, `program_loading`, `model_sources`, `options`,
+Files, in the order in which data flows: `outputs`, `printing`, `progress`, `models`, `options`,
 `preparing`, `rules`, `bench`, `fuse`, `plan`, `verify`.
 """
 

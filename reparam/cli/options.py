@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from reparam.cli.input_shapes import InputShape, read_shape
-from reparam.cli.model_sources import FORMS, is_known_form, read_argument
+from reparam.cli.models import FORMS, InputShape, is_known_form, read_argument, read_shape
 
 NOTHING_FUSED = 3
 """Exit code where nothing was fused although it had to be."""
@@ -33,7 +32,7 @@ class Request:
     """Which model a command is about.
 
     Args:
-        model: Its name, in one of the forms of `reparam.cli.model_sources`.
+        model: Its name, in one of the forms of `reparam.cli.models`.
         arguments: What is passed to the function that builds it.
         weights: A file of weights.
         inputs: Shapes of inputs; empty for those that the model is known to take.

@@ -8,13 +8,17 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam.cli.input_shapes import make_inputs
-from reparam.cli.model_sources import Built, build_model
+from reparam.cli.models import (
+    Built,
+    build_model,
+    is_untrained,
+    load_weights,
+    make_inputs,
+    randomise_batch_norm,
+)
 from reparam.cli.options import Request
 from reparam.cli.printing import error_line
 from reparam.cli.progress import working
-from reparam.cli.randomising import is_untrained, randomise_batch_norm
-from reparam.cli.weights import load_weights
 from reparam.errors import ReparamError
 from reparam.modules import Inputs
 

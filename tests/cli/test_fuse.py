@@ -14,8 +14,8 @@ from torch import nn
 
 import reparam
 import reparam.deployment.recording
-from reparam.cli.input_shapes import InputShape, make_inputs
-from reparam.cli.randomising import is_untrained, randomise_batch_norm
+from reparam.cli.models.input_shapes import InputShape, make_inputs
+from reparam.cli.models.randomising import is_untrained, randomise_batch_norm
 from tests.cli.networks import small, tied, words
 
 NETWORKS = "tests.cli.networks"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reparam.cli.input_shapes import InputShape, make_inputs, read_shape
+from reparam.cli.models.input_shapes import InputShape, make_inputs, read_shape
 
 NAMED = "tests.cli.networks:named"
 SHAPES = "--input 5,8 --input values=5,6 --input mask=5,8:bool"

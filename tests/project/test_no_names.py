@@ -12,7 +12,7 @@ import pytest
 import reparam
 
 PACKAGE = Path(reparam.__file__).parent
-SOURCES = PACKAGE / "cli" / "model_sources.py"
+SOURCES = PACKAGE / "cli" / "models" / "model_sources.py"
 """The command line builds models of the libraries that the user names, in this one file."""
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != SOURCES)
 NAMES = re.compile(

@@ -83,7 +83,7 @@ def test_rooms_stay_small(package: str) -> None:
         entries = [path for path in folder.iterdir() if path.name != "__pycache__"]
         assert len(entries) <= 20, folder
         modules = [path for path in entries if path.suffix == ".py" and path.name not in ABOVE]
-        assert len(modules) <= (20 if folder.name == "cli" else 14), folder
+        assert len(modules) <= 14, folder
 
 
 @pytest.mark.parametrize("package", PACKAGES)

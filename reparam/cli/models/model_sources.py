@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.cli.input_shapes import InputShape
+from reparam.cli.models.input_shapes import InputShape
+from reparam.cli.models.program_loading import load_program
 from reparam.cli.printing import error_line
-from reparam.cli.program_loading import load_program
 from reparam.errors import ReparamError
 
 Arguments = Mapping[str, Any]

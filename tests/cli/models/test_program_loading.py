@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from reparam.cli.program_checks import is_size
-from reparam.cli.program_loading import load_program
+from reparam.cli.models.program_checks import is_size
+from reparam.cli.models.program_loading import load_program
 from reparam.errors import ReparamError
 from tests.cli.networks import small
 

@@ -1,8 +1,8 @@
 """Exported programs, read from a file without running code that it brings.
 
 `torch.export.load` unpickles parts of an archive, loads the compiled libraries in it, and makes
-code of what it says (`reparam.cli.program_checks`). So an archive is looked at first, and one that
-would need any of that is refused.
+code of what it says (`program_checks`). So an archive is looked at first, and one that would need
+any of that is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from reparam.cli.models.program_checks import LONGEST, refused
 from reparam.cli.printing import error_line
-from reparam.cli.program_checks import LONGEST, refused
 from reparam.errors import ReparamError
 
 _DATA = ("data/weights/", "data/constants/", "data/sample_inputs/")
