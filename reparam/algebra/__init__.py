@@ -1,11 +1,11 @@
 """Affine forms, their laws, and the torch module of a form: tensors, no graph.
 
-Files, in the order in which data flows: `kernels`, `axes`, `forms`, `selection`, `laws`, `affine`,
-`norms`, `lowering`.
+Files, in the order in which data flows: `kernels`, `axis_composition`, `forms`, `selection`,
+`laws`, `affine`, `norms`, `lowering`.
 """
 
 from reparam.algebra.affine import Affine, AffineConv, AffineStack, AffineSum, identity
-from reparam.algebra.axes import Axis, PaddingMode
+from reparam.algebra.axis_composition import Axis, PaddingMode
 from reparam.algebra.forms import Columns, weights_dtype
 from reparam.algebra.laws import kernel_shape
 from reparam.algebra.lowering import (

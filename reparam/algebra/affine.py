@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from reparam.algebra.forms import Columns, Form
 from reparam.algebra.kernels import Lazy, Weights, exact
 from reparam.algebra.laws import parallel, sequence, stacked

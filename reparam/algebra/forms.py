@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from reparam.algebra.kernels import Lazy, Weights
 from reparam.errors import Refusal
 

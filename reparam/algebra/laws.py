@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import kernels
-from reparam.algebra.axes import Axis, add_axes, common_mode, compose_axes, pads_value
+from reparam.algebra.axis_composition import Axis, add_axes, common_mode, compose_axes, pads_value
 from reparam.algebra.forms import Columns, Form
 from reparam.algebra.kernels import Lazy
 from reparam.algebra.selection import in_order, own_channels, partition, taken

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.axes import pads_value
+from reparam.algebra.axis_composition import pads_value
 from reparam.algebra.norms import Norm
 from reparam.errors import Refusal
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from reparam.algebra.kernels import Lazy, Weights, exact
 from reparam.errors import Refusal
 

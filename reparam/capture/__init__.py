@@ -2,7 +2,7 @@
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `checked_values`,
 `operator_traits`, `structures`, `given_arguments`, `statement`, `given_objects`, `trace`,
-`invariants`, `stand_ins`, `tracer`, `other_ways_in`, `tracing_attempts`, `programs`, `recorded`.
+`invariants`, `stand_ins`, `tracer`, `public_methods`, `tracing_attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.checked_values import Assumed, CheckedIdentity, checked_axes, checked_same

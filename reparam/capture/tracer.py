@@ -30,8 +30,8 @@ from reparam.capture.stand_ins import (
     Contexts,
     Decisions,
     KeptValues,
-    KnownType,
-    KnownTypes,
+    KnownDtype,
+    KnownDtypes,
     Proxy,
     RewrittenWeights,
     SetAttributes,
@@ -156,7 +156,7 @@ class Tracer(fx.Tracer):
         self.tried: tuple[Any, frozenset[int]] = None, frozenset()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
-        self.types = KnownTypes()
+        self.types = KnownDtypes()
         self.constants = ConstantValues(self)
         self.rewritten = RewrittenWeights(self.constants)
         self.failed: nn.Module | None = None
@@ -297,7 +297,7 @@ class Tracer(fx.Tracer):
         self.refuse()
         return super().to_bool(obj)
 
-    def _are_equal(self, *types: KnownType | None) -> bool | None:
+    def _are_equal(self, *types: KnownDtype | None) -> bool | None:
         """Whether types are equal; None where that is not certain, or cannot be checked again.
 
         Whoever's code depends on the answer has to check it when the new code is called.

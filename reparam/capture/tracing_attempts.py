@@ -19,14 +19,14 @@ import torch
 from torch import fx, nn
 
 from reparam.capture.given_arguments import Reading, readings
-from reparam.capture.other_ways_in import classes_with_ways_in, noting_ways_in
+from reparam.capture.public_methods import classes_with_ways_in, noting_ways_in
 from reparam.capture.stand_ins import (
     MOST_DECISIONS,
     Answer,
     Decide,
     LeafFunction,
-    Originals,
     Outlined,
+    UndonePatches,
     answering_for_proxies,
     as_leaves,
     failing_function,
@@ -195,7 +195,7 @@ def _attempt(
     homes = classes_with_ways_in(root)
     try:
         with (
-            Originals(root, kinds | homes.keys(), leaves, lessons.outlined),
+            UndonePatches(root, kinds | homes.keys(), leaves, lessons.outlined),
             running_outlined(lessons.outlined),
             tracer.watch,
             tracer.kept.standing_in(tracer.watch) if lessons.keeping else nullcontext(),

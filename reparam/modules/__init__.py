@@ -1,7 +1,7 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
 Files, in the order in which data flows: `tree`, `weight_hooks`, `copying`, `undoing`,
-`nested_values`, `call_checks`, `silent_writes`, `positions`, `state`, `float64`,
+`nested_values`, `call_checks`, `silent_writes`, `stateful_objects`, `state`, `float64`,
 `example_inputs`.
 """
 

@@ -19,7 +19,8 @@ from torch import Tensor, UntypedStorage, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reparam.modules.positions import (
+from reparam.modules.silent_writes import is_torchs, written_by
+from reparam.modules.stateful_objects import (
     draws,
     has_state,
     is_iterator,
@@ -28,7 +29,6 @@ from reparam.modules.positions import (
     stand_in,
     state_of,
 )
-from reparam.modules.silent_writes import is_torchs, written_by
 from reparam.modules.tree import is_plain, memory
 from reparam.modules.undoing import fulfil, promise
 

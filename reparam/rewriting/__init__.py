@@ -1,6 +1,6 @@
 """A decision carried out: the graph edited, put back into the module tree or a program.
 
-Files, in the order in which data flows: `changes`, `invariants`, `likeness`, `repeats`,
+Files, in the order in which data flows: `changes`, `invariants`, `copied_metadata`, `repeats`,
 `ranks_told`, `placement`, `rewriter`, `new_code`, `fused_forward`, `other_methods`, `pruning`,
 `grafting`, `frozen_parts`, `program_writing`.
 """

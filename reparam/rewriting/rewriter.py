@@ -26,8 +26,7 @@ from reparam.errors import Refusal
 from reparam.modules import all_names, fetch, join
 from reparam.planning import Link, Region
 from reparam.rewriting.changes import Rewrite, begun, unedited
-from reparam.rewriting.invariants import REWRITTEN
-from reparam.rewriting.likeness import (
+from reparam.rewriting.copied_metadata import (
     describe_helper,
     describe_operator,
     describe_value,
@@ -35,6 +34,7 @@ from reparam.rewriting.likeness import (
     set_by_class,
     take_attributes,
 )
+from reparam.rewriting.invariants import REWRITTEN
 from reparam.rewriting.placement import Placement, Placer, frame_of, keep_for_methods
 from reparam.rewriting.ranks_told import rests_on_rank
 from reparam.rewriting.repeats import edited_alike

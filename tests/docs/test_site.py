@@ -43,7 +43,7 @@ def test_what_the_build_adds_is_there(site: Path) -> None:
     assert laws.count('<svg xmlns="http://www.w3.org/2000/svg" viewBox') >= 7
     assert "<!-- figure" not in laws
     tour = (site / "code-tour" / "index.html").read_text(encoding="utf-8")
-    assert "<code>algebra/axes.py</code>" in tour
+    assert "<code>algebra/axis_composition.py</code>" in tour
     assert not [path for path in site.rglob("*") if path.suffix in (".py", ".pyc")]
 
 

@@ -11,25 +11,25 @@ from tests.mutations.mistakes_in_verification import IN_VERIFICATION
 MISTAKES = [
     Mistake(
         "a sequence pads with zeros behind a bias",
-        "algebra/axes.py",
+        "algebra/axis_composition.py",
         "        if inner_constant:\n",
         "        if False:\n",
     ),
     Mistake(
         "a sequence pads between two kernels of several taps",
-        "algebra/axes.py",
+        "algebra/axis_composition.py",
         "    needs_before, needs_after = inner.reach - inner.stride + 1, inner.reach\n",
         "    needs_before, needs_after = 0, 0\n",
     ),
     Mistake(
         "the inner stride is forgotten where paddings are composed",
-        "algebra/axes.py",
+        "algebra/axis_composition.py",
         "        before + inner.stride * outer.before,\n",
         "        before + outer.before,\n",
     ),
     Mistake(
         "branches of different size add up",
-        "algebra/axes.py",
+        "algebra/axis_composition.py",
         "    if excess != other:\n",
         "    if False:\n",
     ),
@@ -84,7 +84,7 @@ MISTAKES = [
     ),
     Mistake(
         "padding modes that differ from axis to axis become one",
-        "algebra/axes.py",
+        "algebra/axis_composition.py",
         "    if len(modes) > 1:\n",
         "    if False:\n",
     ),

@@ -29,7 +29,7 @@ IN_CAPTURE = [
     ),
     Mistake(
         "a global variable that a forward sets is its own",
-        "capture/stand_ins/questions.py",
+        "capture/stand_ins/type_queries.py",
         "        if _sets_a_global(code):\n",
         "        if False:\n",
     ),
@@ -78,7 +78,7 @@ IN_CAPTURE = [
     ),
     Mistake(
         "sizes of example inputs decide which layers run",
-        "capture/stand_ins/decisions.py",
+        "capture/stand_ins/decided_by_inputs.py",
         "        return self._answer(proxy.node) if asks_kinds(proxy.node) else None\n",
         "        return self._answer(proxy.node)\n",
     ),

@@ -37,7 +37,7 @@ TESTS = [
     "tests/rewriting/test_attributes_kept.py",
     "tests/rewriting/test_arguments_given_twice.py",
     "tests/rewriting/test_values_that_leave.py",
-    "tests/rewriting/test_likeness.py",
+    "tests/rewriting/test_copied_metadata.py",
     "tests/rewriting/test_methods.py",
     "tests/rewriting/test_other_ways_in.py",
     "tests/rewriting/test_ways_hard_to_see.py",

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from reparam.planning.positions import least_ratio, most_ratio
 
 SETTINGS = list(product((1, 2, 3, 5), (1, 2, 3), (1, 2), (0, 1, 2, 3)))

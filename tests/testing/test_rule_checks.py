@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from reparam.testing.rule_checks import RuleCheckError, rulecheck
 
 EXACT = 1e-12

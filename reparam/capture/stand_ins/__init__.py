@@ -1,8 +1,8 @@
 """What a model's code meets while it is traced, in place of values and of Python's own answers.
 
-Files, in the order in which data flows: `known_types`, `constant_values`, `rewritten_weights`,
-`set_attributes`, `decisions`, `contexts`, `leaf_functions`, `outlining`, `originals`, `proxies`,
-`questions`, `kept_values`.
+Files, in the order in which data flows: `known_dtypes`, `constant_values`, `rewritten_weights`,
+`set_attributes`, `decided_by_inputs`, `contexts`, `leaf_functions`, `outlining`, `patches`,
+`proxies`, `type_queries`, `kept_values`.
 """
 
 from reparam.capture.stand_ins.constant_values import ConstantValues
@@ -13,22 +13,22 @@ from reparam.capture.stand_ins.contexts import (
     end_of_context,
     with_blocks,
 )
-from reparam.capture.stand_ins.decisions import MOST_DECISIONS, Answer, Decide, Decisions
+from reparam.capture.stand_ins.decided_by_inputs import MOST_DECISIONS, Answer, Decide, Decisions
 from reparam.capture.stand_ins.kept_values import Kept, KeptValues, settled_by
-from reparam.capture.stand_ins.known_types import KnownType, KnownTypes
+from reparam.capture.stand_ins.known_dtypes import KnownDtype, KnownDtypes
 from reparam.capture.stand_ins.leaf_functions import (
     LeafFunction,
     as_leaves,
     failing_function,
     found_in_modules,
 )
-from reparam.capture.stand_ins.originals import Originals
 from reparam.capture.stand_ins.outlining import (
     Outlined,
     place_of_failure,
     running_outlined,
     with_failing_outlined,
 )
+from reparam.capture.stand_ins.patches import UndonePatches
 from reparam.capture.stand_ins.proxies import (
     Attribute,
     ConstantProxy,
@@ -40,6 +40,6 @@ from reparam.capture.stand_ins.proxies import (
     made_of_one_value,
     returns_a_tensor,
 )
-from reparam.capture.stand_ins.questions import answering_for_proxies, is_caught, unanswerable
 from reparam.capture.stand_ins.rewritten_weights import RewrittenWeights
 from reparam.capture.stand_ins.set_attributes import SetAttributes
+from reparam.capture.stand_ins.type_queries import answering_for_proxies, is_caught, unanswerable

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reparam import AffineConv, Refusal
 from reparam.algebra.affine import identity
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 MODES = ("reflect", "circular", "replicate")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reparam import AffineConv
 from reparam.algebra.affine import identity
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from tests.algebra.laws.forms import Operator, apply, close, random_tensor, seeds
 
 SAME = (Axis(3, 1, 1, 1, 1), Axis(3, 1, 1, 1, 1))

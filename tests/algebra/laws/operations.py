@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reparam import AffineConv
 from reparam.algebra.affine import identity
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from reparam.algebra.lowering import explicit_padding, lower, take_after, unsupported
 from tests.algebra.laws.forms import (
     MODES,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reparam import AffineConv
 from reparam.algebra.affine import AffineSum, identity
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from tests.algebra.laws.forms import (
     Operator,
     apply,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reparam import AffineConv, Refusal
 from reparam.algebra.affine import identity
-from reparam.algebra.axes import Axis
+from reparam.algebra.axis_composition import Axis
 from tests.algebra.laws.forms import (
     MODES,
     Operator,

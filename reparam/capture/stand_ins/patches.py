@@ -17,7 +17,7 @@ from reparam.capture.stand_ins.outlining import Outlined
 from reparam.modules import forget, fulfil, promise
 
 
-class Originals:
+class UndonePatches:
     """A context after which torch and Python are as before, also where an interruption ends it.
 
     Whoever replaces something inside puts it back by itself. But one that is interrupted while it

@@ -21,7 +21,7 @@ _ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.neg}
 
 
 @dataclass(frozen=True)
-class KnownType:
+class KnownDtype:
     """A type, and the weight whose type it is.
 
     Args:
@@ -33,7 +33,7 @@ class KnownType:
     weight: str | None = None
 
 
-class KnownTypes:
+class KnownDtypes:
     """What is known of the types of values while a model's code runs on proxies.
 
     A convolution or a linear layer fails on values of another type than its weight's. So where it
@@ -41,7 +41,7 @@ class KnownTypes:
     """
 
     def __init__(self) -> None:
-        self._known: dict[fx.Node, KnownType] = {}
+        self._known: dict[fx.Node, KnownDtype] = {}
 
     def passed(self, module: nn.Module, path: str, values: Iterable[Any]) -> None:
         """Note what a module that has run tells of the values that it read and returned."""
@@ -49,7 +49,7 @@ class KnownTypes:
             return
         weight = module._parameters["weight"]
         if type(weight) is nn.Parameter:
-            dtype = KnownType(weight.dtype, join(path, "weight"))
+            dtype = KnownDtype(weight.dtype, join(path, "weight"))
             nodes = (value.node for value in values if isinstance(value, fx.Proxy))
             self._known.update(dict.fromkeys(nodes, dtype))
 
@@ -67,14 +67,14 @@ class KnownTypes:
         if old in self._known:
             self._known[new] = self._known[old]
 
-    def of(self, value: fx.Node) -> KnownType | None:
+    def of(self, value: fx.Node) -> KnownDtype | None:
         """The type of a value."""
         return self._known.get(value)
 
-    def named_by(self, value: Any) -> KnownType | None:
+    def named_by(self, value: Any) -> KnownDtype | None:
         """The type that ``x.dtype`` is, or a constant."""
         if isinstance(value, torch.dtype):
-            return KnownType(value)
+            return KnownDtype(value)
         if isinstance(value, fx.Node) and value.target is getattr and value.args[1] == "dtype":
             return self._known.get(value.args[0])  # type: ignore[arg-type]
         return None

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.ao.quantization import default_dynamic_qconfig, default_qconfig
 
 import reparam
-from reparam.rewriting.likeness import (
+from reparam.rewriting.copied_metadata import (
     describe_operator,
     replaced_operator,
     set_by_class,
