@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from reparam.capture import (
+    CodeStatement,
     Returning,
-    Statement,
     Trait,
     assign,
     context,
@@ -182,8 +182,10 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     if target in (context, end_of_context):
         return replace(_FRESH, acts=True)
     everything = Effects(True, tuple(node.all_input_nodes))
-    if isinstance(target, Statement | Returning):
-        return _code_effects(target if isinstance(target, Statement) else target.statement, node)
+    if isinstance(target, CodeStatement | Returning):
+        return _code_effects(
+            target if isinstance(target, CodeStatement) else target.statement, node
+        )
     if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
         overloads = [getattr(target, name) for name in target.overloads()]
         mutable = any(overload._schema.is_mutable for overload in overloads)
@@ -200,7 +202,7 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     return _named_effects(node, F) if node.kwargs.get("out") is None else everything
 
 
-def _code_effects(statement: Statement, node: fx.Node) -> Effects:
+def _code_effects(statement: CodeStatement, node: fx.Node) -> Effects:
     """What a piece of a model's own code does."""
     effects = Effects(True, tuple(node.all_input_nodes)) if statement.writes else _VIEW
     return replace(effects, acts=statement.checks)

@@ -1,11 +1,12 @@
 """From a model or a program to a flat graph that knows whose code made each node.
 
 Files, in the order in which data flows: `reading`, `item_assignment`, `checked_values`,
-`operator_traits`, `structures`, `given_arguments`, `statement`, `given_objects`, `trace`,
+`operator_traits`, `structures`, `given_arguments`, `code_statement`, `given_objects`, `trace`,
 `invariants`, `stand_ins`, `tracer`, `public_methods`, `tracing_attempts`, `programs`, `recorded`.
 """
 
 from reparam.capture.checked_values import Assumed, CheckedIdentity, checked_axes, checked_same
+from reparam.capture.code_statement import CodeStatement, EarlyReturnError, Returning, returned
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.item_assignment import assign, assignments
 from reparam.capture.operator_traits import (
@@ -37,7 +38,6 @@ from reparam.capture.stand_ins import (
     returns_a_tensor,
     with_blocks,
 )
-from reparam.capture.statement import EarlyReturnError, Returning, Statement, returned
 from reparam.capture.structures import (
     Built,
     filled,

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from reparam.capture.code_statement import returned
 from reparam.capture.given_arguments import Reading, arguments_of
 from reparam.capture.given_objects import GivenObjects
 from reparam.capture.item_assignment import assign
@@ -43,7 +44,6 @@ from reparam.capture.stand_ins import (
     settled_by,
     unanswerable,
 )
-from reparam.capture.statement import returned
 from reparam.capture.structures import proxies_in, without_proxies
 from reparam.capture.trace import Call, WayIn, bound, has_options, surely_given
 from reparam.errors import MadeTensorError, UntraceableError

@@ -7,7 +7,7 @@ from collections import Counter
 from torch import fx
 
 from reparam.analysis import Part, Untraced, target_of
-from reparam.capture import Statement, Trace, reached
+from reparam.capture import CodeStatement, Trace, reached
 from reparam.modules import fetch, join
 from reparam.planning import PlannedPart, Region
 from reparam.report.tables import FusedRow, RefusedRow
@@ -41,7 +41,7 @@ def refused_rows(planned: PlannedPart) -> list[RefusedRow]:
     # What code chooses between is in no graph, and joins with nothing.
     for node in trace.graph.nodes:
         code = node.target
-        if isinstance(code, Statement) and code.chooses and node not in planned.part.facts.idle:
+        if isinstance(code, CodeStatement) and code.chooses and node not in planned.part.facts.idle:
             reason = f"only a run tells which way it goes ({code.line})"
             rows.append(RefusedRow(place(trace, node), "code", reason))
     return rows

@@ -1,10 +1,10 @@
 """The command line: `python -m repvgg`, with one file per command.
 
-A command (`convert`) stands beside what it does (`conversion`); likewise `bench` and `benchmark`,
-`demo` and `demonstration`, `evaluate` and `evaluating`.
+A command (`convert`) stands beside what it does (`weight_conversion`); likewise `bench` and
+`latencies`, `demo` and `demo_run`, `evaluate` and `accuracy`.
 
-Files, in the order in which data flows: `options`, `benchmark`, `bench`, `conversion`, `convert`,
-`evaluating`, `evaluate`, `operations`, `picture`, `demonstration`, `demo`, `train`.
+Files, in the order in which data flows: `options`, `latencies`, `bench`, `weight_conversion`,
+`convert`, `accuracy`, `evaluate`, `operations`, `picture`, `demo_run`, `demo`, `train`.
 """
 
 from __future__ import annotations

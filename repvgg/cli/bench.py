@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from reparam.deployment import cpu_threads
-from repvgg.cli.benchmark import run_benchmark
+from repvgg.cli.latencies import run_benchmark
 from repvgg.cli.options import model_argument
 
 

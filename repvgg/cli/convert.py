@@ -7,8 +7,8 @@ from typing import get_args
 
 import click
 
-from repvgg.cli.conversion import convert_weights
 from repvgg.cli.options import model_argument, weights_option
+from repvgg.cli.weight_conversion import convert_weights
 from repvgg.weights import Layout
 
 

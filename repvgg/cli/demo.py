@@ -40,7 +40,7 @@ def demo(output: Path, epochs: int, seed: int, threads: int) -> None:
     Nothing is downloaded. The folder gets trained.safetensors, fused.safetensors, demo.png and
     demo.svg; until everything has succeeded it is left as it was.
     """
-    from repvgg.cli.demonstration import run_demo  # which needs matplotlib
+    from repvgg.cli.demo_run import run_demo  # which needs matplotlib
 
     with cpu_threads(threads):
         run_demo(output, epochs=epochs, seed=seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from reparam.deployment import cpu_threads
-from repvgg.cli.evaluating import evaluate_weights
+from repvgg.cli.accuracy import evaluate_weights
 from repvgg.cli.options import (
     data_option,
     device_option,

@@ -35,7 +35,7 @@ IN_CAPTURE = [
     ),
     Mistake(
         "code that sizes decide may fill a list of its caller's",
-        "capture/statement.py",
+        "capture/code_statement.py",
         "        changed = _CHANGEABLE if self.writes else nn.Module\n",
         "        changed = nn.Module\n",
     ),

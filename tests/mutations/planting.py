@@ -54,7 +54,7 @@ TESTS = [
     "tests/cases/test_hostile_classes.py",
     "tests/cases/test_earlier_calls.py",
     "tests/random_networks/test_findings.py",
-    "tests/cli/test_program_loading.py",
+    "tests/cli/models/test_program_loading.py",
     "tests/uses/test_precision.py",
     "tests/cases/test_writing.py",
     "tests/random_networks/test_random_networks.py",

@@ -15,8 +15,8 @@ from typing import Any
 from torch import fx
 
 from reparam.capture.checked_values import decided
+from reparam.capture.code_statement import CodeStatement
 from reparam.capture.operator_traits import reads_shape
-from reparam.capture.statement import Statement
 
 Answer = bool | int
 
@@ -73,7 +73,7 @@ class Decisions:
         call.decided = True
         where = call.path or "the model"
         source = f"def statement(value):\n    decided(value, {answer!r}, {where!r})\n"
-        check = Statement(source, decided.__module__, where, checks=True, writes=False)
+        check = CodeStatement(source, decided.__module__, where, checks=True, writes=False)
         self._tracer.create_node("call_function", check, (question,), {})
         return answer
 
@@ -86,7 +86,7 @@ def asks_kinds(node: fx.Node) -> bool:
     if target is getattr:
         attribute = node.args[1]
         return attribute in _ATTRIBUTES or (attribute in _OF_DEVICES and asks_kinds(operands[0]))
-    if isinstance(target, Statement):
+    if isinstance(target, CodeStatement):
         return _Code(ast.parse(target.source).body[0], node.args).names_kinds()
     named = getattr(operator, str(getattr(target, "__name__", "")), None) is target
     return named and bool(operands) and all(map(asks_kinds, operands))
@@ -103,7 +103,7 @@ _LEAVES = (
 
 
 class _Code:
-    """The code of a `Statement`, and what its parameters are given."""
+    """The code of a `CodeStatement`, and what its parameters are given."""
 
     def __init__(self, code: ast.stmt, given: Sequence[Any]) -> None:
         self.code = code

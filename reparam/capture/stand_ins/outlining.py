@@ -1,7 +1,7 @@
 """Pieces of code that only a run decides, taken out of a function while it is traced.
 
 Code such as ``if h % 8: x = F.pad(x, ...)`` or ``assert l == 196, f"got {l}"`` asks a proxy what it
-cannot tell. The function runs other code for a while, which calls a `Statement` there.
+cannot tell. The function runs other code for a while, which calls a `CodeStatement` there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from reparam.capture.code_statement import CodeStatement
 from reparam.capture.reading import (
     PIECES,
     Piece,
@@ -33,7 +34,6 @@ from reparam.capture.reading import (
     root_of,
     span_of,
 )
-from reparam.capture.statement import Statement
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def _without(function: FunctionType, pieces: tuple[Piece, ...]) -> Outlined | No
     tree, original = definition(function), function.__code__
     if not isinstance(tree, ast.FunctionDef):
         return None
-    statements: dict[str, Statement] = {}
+    statements: dict[str, CodeStatement] = {}
     calls: dict[Span, ast.AST] = {}
     for number, piece in enumerate(pieces):
         key = f"statement {number} of {__name__}"  # stands for it until the code is compiled
@@ -150,7 +150,7 @@ def _without(function: FunctionType, pieces: tuple[Piece, ...]) -> Outlined | No
     return Outlined(function, original, pieces, code.replace(co_consts=tuple(constants)))
 
 
-def _statement(piece: Piece, function: FunctionType) -> tuple[Statement, list[ast.expr]]:
+def _statement(piece: Piece, function: FunctionType) -> tuple[CodeStatement, list[ast.expr]]:
     """What a piece of code does, as a function, and what that is given."""
     reading = _Reading(piece, function)
     own = reading.visit(copy.deepcopy(piece.node))
@@ -165,7 +165,7 @@ def _statement(piece: Piece, function: FunctionType) -> tuple[Statement, list[as
     defined = ast.FunctionDef("statement", _parameters(reading.parameters), body, [])
     source = ast.unparse(ast.fix_missing_locations(defined))
     line = piece.node.lineno + function.__code__.co_firstlineno - 1
-    statement = Statement(
+    statement = CodeStatement(
         source,
         home=str(function.__module__),
         place=f"{function.__code__.co_filename}:{line}",

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import repvgg.__main__
-import repvgg.cli.demonstration
+import repvgg.cli.demo_run
 from reparam import ReparamError
 from repvgg.cli import main
 from repvgg.training.recipes import DIGITS, Recipe
@@ -28,7 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def run_demo(output: Path, **options: Any) -> None:
         record.append({"output": output, **options, "threads": torch.get_num_threads()})
 
-    monkeypatch.setattr(repvgg.cli.demonstration, "run_demo", run_demo)
+    monkeypatch.setattr(repvgg.cli.demo_run, "run_demo", run_demo)
     return record
 
 
@@ -36,7 +36,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run_demo(output: Path, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(repvgg.cli.demonstration, "run_demo", run_demo)
+    monkeypatch.setattr(repvgg.cli.demo_run, "run_demo", run_demo)
 
 
 def test_the_demo_has_defaults(calls: list[dict[str, Any]]) -> None:

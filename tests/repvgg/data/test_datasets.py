@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from reparam import ReparamError
-from repvgg.cli.evaluating import evaluate_weights
+from repvgg.cli.accuracy import evaluate_weights
 from repvgg.data.datasets import check_same_classes, held_out_samples, training_samples
 from repvgg.data.digits import split_digits
 from repvgg.data.samples import Samples

@@ -15,7 +15,7 @@ import torch
 
 import repvgg.training.loop
 from reparam import ReparamError
-from repvgg.cli.evaluating import evaluate_weights
+from repvgg.cli.accuracy import evaluate_weights
 from repvgg.training.networks import build_network, network_of
 from repvgg.training.processes import Processes
 from repvgg.training.run import Habits

@@ -13,7 +13,7 @@ from torch import Tensor
 import reparam.deployment.recording
 import repvgg
 from reparam import ReparamError
-from repvgg.cli.conversion import convert_weights
+from repvgg.cli.weight_conversion import convert_weights
 from repvgg.training.networks import build_network, network_of
 from repvgg.weights.layouts import find_layout
 from tests.support.randomise import randomise_batch_norm

@@ -25,7 +25,7 @@ _CHANGEABLE = (nn.Module, MutableSequence, MutableMapping, MutableSet)
 
 
 @dataclass(frozen=True)
-class Statement:
+class CodeStatement:
     """A function made of a statement, or an expression, of a model's code.
 
     Args:
@@ -92,11 +92,11 @@ class Statement:
         made = tracer.create_proxy("call_function", target, values, {})
         return None if self.returns else made
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Statement:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CodeStatement:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Statement, (
+        return CodeStatement, (
             self.source,
             self.home,
             self.place,
@@ -122,7 +122,7 @@ class Returning:
         statement: What decides that.
     """
 
-    statement: Statement
+    statement: CodeStatement
     __name__ = "returning"
 
     def __call__(self, *values: Any) -> None:

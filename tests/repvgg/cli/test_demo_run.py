@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import reparam
-import repvgg.cli.demonstration
-from repvgg.cli.demonstration import DemoResult, check_float64, check_predictions, run_demo
+import repvgg.cli.demo_run
+from repvgg.cli.demo_run import DemoResult, check_float64, check_predictions, run_demo
 from repvgg.data.digits import predict, split_digits
 from repvgg.training.networks import small_repvgg
 from tests.support.randomise import randomise_batch_norm
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_written_to_fails_before_training(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(
-        repvgg.cli.demonstration, "train", lambda *args, **kwargs: pytest.fail("trained")
+        repvgg.cli.demo_run, "train", lambda *args, **kwargs: pytest.fail("trained")
     )
     with pytest.raises(reparam.ReparamError, match="is a file"):
         demo(tmp_path / "file")
@@ -172,9 +172,9 @@ def test_an_interruption_leaves_nothing(
 
     if name != "train":
         monkeypatch.setattr(
-            repvgg.cli.demonstration, "train", lambda model, *args, **kwargs: model.eval()
+            repvgg.cli.demo_run, "train", lambda model, *args, **kwargs: model.eval()
         )
-    monkeypatch.setattr(repvgg.cli.demonstration, name, interrupt)
+    monkeypatch.setattr(repvgg.cli.demo_run, name, interrupt)
     with pytest.raises(KeyboardInterrupt):
         demo(tmp_path / "output")
     assert list(tmp_path.iterdir()) == []
