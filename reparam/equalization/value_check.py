@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from reparam.analysis import Part
 from reparam.capture import operator_name
 from reparam.equalization.new_weights import Rescaling
-from reparam.modules import fetch
+from reparam.modules import fetch, random_numbers_kept
 from reparam.report import described
 from reparam.verification import REGION_BOUND, ExactRun, random_inputs, relative_error, try_to_run
 
@@ -34,7 +34,7 @@ def check_scales(rescaling: Rescaling) -> bool:
     new = {path: tensor for layer in changed for path, tensor in rescaling.tensors(layer).items()}
     for inputs in _inputs(part):
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with random_numbers_kept(), torch.no_grad():
                 reached = _compare(part, inputs, new, rescaling)
         except ScaleError:
             raise

@@ -1,8 +1,8 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
 Files, in the order in which data flows: `tree`, `weight_hooks`, `copying`, `undoing`,
-`nested_values`, `call_checks`, `silent_writes`, `stateful_objects`, `state`, `float64`,
-`example_inputs`.
+`nested_values`, `call_checks`, `silent_writes`, `stateful_objects`, `random_numbers`,
+`state`, `float64`, `example_inputs`.
 """
 
 from reparam.modules.call_checks import ALONE, AtWork, check_inplace, check_model
@@ -25,12 +25,12 @@ from reparam.modules.nested_values import (
     leaves_of,
     map_leaves,
 )
+from reparam.modules.random_numbers import random_numbers_kept, random_state
 from reparam.modules.silent_writes import SILENT_WRITES, is_torchs, written_by
 from reparam.modules.state import (
     Watch,
     all_or_nothing,
     overwrite,
-    random_state,
     tensors_held,
     undisturbed,
 )

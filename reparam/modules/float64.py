@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from reparam.modules.random_numbers import start_random_numbers
 from reparam.modules.state import undisturbed
 from reparam.modules.tree import has_hooks, join, own_tensors
 
@@ -166,9 +165,7 @@ def call_in_modes(
     results = []
     with _on_trial(module), of_any_type():
         for seed, mode in enumerate((torch.enable_grad, torch.inference_mode)):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
+            start_random_numbers(seed)
             # Autocast leaves float64 alone: what comes out otherwise was asked for.
             with mode(), torch.autocast(device, torch.bfloat16, enabled=not seed):
                 args, kwargs = inputs()

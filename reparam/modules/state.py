@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import operator
-import pickle
-import random
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,12 +11,12 @@ from functools import partial
 from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, UntypedStorage, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reparam.modules.random_numbers import random_state, set_random_state
 from reparam.modules.silent_writes import is_torchs, written_by
 from reparam.modules.stateful_objects import (
     draws,
@@ -54,15 +52,6 @@ def undisturbed(model: nn.Module) -> Iterator[Watch]:
     inference = any(tensor.is_inference() for tensor in tensors)  # they are written in that mode
     with Watch(model) as watch, torch.inference_mode() if inference else nullcontext():
         yield watch
-
-
-def random_state() -> tuple[bytes, Any, bytes]:
-    """The states of torch's, Python's and numpy's random numbers, to compare and to restore."""
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        random.getstate(),
-        pickle.dumps(np.random.get_state()),
-    )
 
 
 def tensors_held(root: nn.Module) -> list[Tensor]:
@@ -160,10 +149,7 @@ class Watch(TorchDispatchMode):
 
     def put_back(self) -> None:
         """Put everything back, and note whose it is that changed."""
-        torch_state, python_state, numpy_state = self.random
-        torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
-        random.setstate(python_state)
-        np.random.set_state(pickle.loads(numpy_state))
+        set_random_state(self.random)
         for storage, original in self._originals.values():
             storage.copy_(original)
         for owner, holder, content, used in self._contents:

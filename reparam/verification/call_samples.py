@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from reparam.analysis import Part
 from reparam.capture import Call, filled
-from reparam.modules import call_exact, call_in_modes, copied_values, fetch
+from reparam.modules import call_exact, call_in_modes, copied_values, fetch, random_numbers_kept
 from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
 from reparam.verification.random_runs import random_inputs, try_to_run
@@ -45,7 +45,7 @@ def sample_calls(part: Part, calls: Collection[Call]) -> dict[Call, Sample]:
     """
     for inputs in random_inputs(part):
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with random_numbers_kept(), torch.no_grad():
                 return _sampled(part, inputs, calls)
         except Exception:  # another size, perhaps
             continue
@@ -254,7 +254,7 @@ def _called(
 ) -> Any:
     """What a module returns in float64, for inputs of which it gets a copy."""
     args, kwargs = copied_values(inputs)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with random_numbers_kept(), torch.no_grad():
         return call_exact(module, args, kwargs, exact, without)
 
 
