@@ -8,14 +8,15 @@ kind said that it replaces.
 from __future__ import annotations
 
 import copy
-import dis
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable
+from itertools import chain
 from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from reparam.capture import torch_name
+from reparam.capture.reading import attributes_set
 
 _OF_OPERATORS = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack", "custom")
 
@@ -85,36 +86,21 @@ def _is_like(name: str, function: str) -> bool:
     return name.replace("_", "") == function.replace("_", "") or name == "convolution"
 
 
-def take_attributes(
-    new: nn.Module,
-    replaced: Sequence[nn.Module],
-    set_by: Callable[[type], Collection[str]],
-) -> None:
-    """Give a new module what users set on those that it replaces; the first that has it decides.
-
-    Args:
-        new: The new module.
-        replaced: Those that it replaces.
-        set_by: The attributes that the code of a class sets: `set_by_class`.
-    """
+def take_attributes(new: nn.Module, replaced: Iterable[nn.Module]) -> None:
+    """Give a new module what users set on those that it replaces; the first that has it decides."""
     for old in replaced:
-        for name in vars(old).keys() - vars(new).keys() - set(set_by(type(old))):
+        for name in vars(old).keys() - vars(new).keys() - _set_by_class(type(old)):
             value = vars(old)[name]
             if not isinstance(value, Tensor | nn.Module | FunctionType | MethodType):
                 vars(new)[name] = _copied(value)
 
 
-def set_by_class(kind: type) -> set[str]:
+def _set_by_class(kind: type) -> set[str]:
     """The attributes that the methods of a class of modules set."""
     bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
     methods = (value for base in bases for value in vars(base).values())
-    return {
-        instruction.argval
-        for method in methods
-        if isinstance(method, FunctionType)
-        for instruction in dis.get_instructions(method)
-        if instruction.opname == "STORE_ATTR"
-    }
+    codes = (value.__code__ for value in methods if isinstance(value, FunctionType))
+    return set(chain.from_iterable(map(attributes_set, codes)))
 
 
 def _copied(value: Any) -> Any:

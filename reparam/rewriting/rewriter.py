@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Set
-from functools import cache, partial
+from functools import partial
 
 from torch import fx, nn
 
@@ -31,7 +31,6 @@ from reparam.rewriting.copied_metadata import (
     describe_operator,
     describe_value,
     replaced_operator,
-    set_by_class,
     take_attributes,
 )
 from reparam.rewriting.invariants import REWRITTEN
@@ -104,7 +103,6 @@ class Rewriter:
         """How many of the regions that are still to come a node of the trace belongs to."""
         self.likened: set[fx.Node] = set()
         """The operators whose descriptions new ones have taken over."""
-        self.set_by = cache(set_by_class)
 
     def apply(self, region: Region, module: nn.Module) -> None:
         """Edit the graph so that one region becomes its operator."""
@@ -186,7 +184,7 @@ class Rewriter:
         describe_operator(new, module, old, self.result.copy(region.value))
         stay = home.swaps - {region.main.value}  # what takes their place takes after them
         modules = [node for node in dying if node.op == "call_module" and node not in stay]
-        take_attributes(module, [fetch(root, str(node.target)) for node in modules], self.set_by)
+        take_attributes(module, (fetch(root, str(node.target)) for node in modules))
 
     def _skip(self, link: Link, region: Region, home: Placement) -> None:
         """Make one link of a path the identity, which checks what the link took for granted."""
@@ -201,7 +199,7 @@ class Rewriter:
         if swap:
             identity = (nn.Identity() if assumed is None else CheckedIdentity(assumed)).eval()
             old = fetch(self.trace.root, str(link.value.target))
-            take_attributes(identity, [old], self.set_by)
+            take_attributes(identity, [old])
             self.result.swapped[region.value] = home.frame
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity

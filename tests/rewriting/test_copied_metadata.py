@@ -12,7 +12,6 @@ import reparam
 from reparam.rewriting.copied_metadata import (
     describe_operator,
     replaced_operator,
-    set_by_class,
     take_attributes,
 )
 from tests.support.randomise import randomise_batch_norm
@@ -143,7 +142,7 @@ def test_modules_take_nothing_that_classes_set() -> None:
     new, old = nn.Conv2d(3, 8, 3), Subclass(3, 8, 3)
     plain = set(vars(new))
     old.tag = "stem"
-    take_attributes(new, [old, nn.BatchNorm2d(8), nn.ConvTranspose1d(3, 8, 3)], set_by_class)
+    take_attributes(new, [old, nn.BatchNorm2d(8), nn.ConvTranspose1d(3, 8, 3)])
     assert vars(new).keys() - plain == {"tag"}
 
 

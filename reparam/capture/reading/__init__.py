@@ -28,6 +28,7 @@ from reparam.capture.reading.pieces import (
 )
 from reparam.capture.reading.possible_callers import CallSites
 from reparam.capture.reading.source import (
+    attributes_set,
     codes_in,
     definition,
     forget_classes,

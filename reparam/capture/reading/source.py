@@ -127,10 +127,17 @@ def _set_by(codes: tuple[CodeType, ...]) -> frozenset[str]:
     """Names of the attributes that code may set, or fill if they are lists."""
     names: set[str] = set()
     for code in codes:
-        names.update(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
+        names |= attributes_set(code)
         if not _FILLS.isdisjoint(code.co_names):
             names.update(code.co_names)
     return frozenset(names)
+
+
+@cache
+def attributes_set(code: CodeType) -> frozenset[str]:
+    """Names of the attributes that code assigns to."""
+    steps = dis.get_instructions(code)
+    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR")
 
 
 _FILLS = {"append", "extend", "insert", "setattr", "__setattr__", "__dict__"}

@@ -7,16 +7,14 @@ it does the same whatever it finds, which a second run, on what the first one le
 
 from __future__ import annotations
 
-import dis
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, cached_property
-from types import CodeType
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reparam.capture.reading import functions_below
+from reparam.capture.reading import attributes_set, functions_below
 from reparam.capture.stand_ins.proxies import ConstantProxy
 from reparam.capture.structures import proxies_in, without_proxies
 from reparam.capture.trace import Call
@@ -161,14 +159,7 @@ def _assigned_by(module: nn.Module) -> Iterator[str]:
                 getters.append(value.fget)
     for getter in getters:
         for function in functions_below(module, getter):
-            yield from _assigned(function.__code__)
-
-
-@cache
-def _assigned(code: CodeType) -> frozenset[str]:
-    """The names of the attributes that code assigns to."""
-    instructions = dis.get_instructions(code)
-    return frozenset(entry.argval for entry in instructions if entry.opname == "STORE_ATTR")
+            yield from attributes_set(function.__code__)
 
 
 def settled_by(tracer: Any, again: Callable[[], Any], result: Any) -> set[int]:
