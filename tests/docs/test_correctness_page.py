@@ -1,14 +1,20 @@
 """The page of results is what its command writes."""
 
 import json
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
 
 from tests.mutations.mistakes import MISTAKES
+from tests.support import correctness_page
 from tests.support.correctness_page import (
     FAILURES,
     MUTATIONS,
     OPERATORS,
     PAGE,
-    RANDOM_NETWORKS,
+    keep_random_networks,
+    kept_random_networks,
     mutations_text,
     page,
     random_networks_text,
@@ -27,12 +33,28 @@ def test_every_mistake_has_a_result() -> None:
 
 
 def test_every_kind_of_failure_and_operator_is_shown() -> None:
-    data = json.loads(RANDOM_NETWORKS.read_text(encoding="utf-8"))
-    assert data["failed"].keys() == FAILURES.keys()
-    assert data["operators"].keys() == OPERATORS.keys()
-    for kind in FAILURES:
-        data["failed"][kind] = 4321
-    assert random_networks_text(data).count("4,321") == len(FAILURES)
+    runs = kept_random_networks()
+    for run in runs:
+        assert run["failed"].keys() == FAILURES.keys()
+        assert run["operators"].keys() == OPERATORS.keys()
+    runs = [*runs[:1], *deepcopy(runs[:1])]
+    for run, failed in zip(runs, (1234, 3087), strict=True):
+        run["failed"] = dict.fromkeys(FAILURES, failed)
+    assert random_networks_text(runs).count("4,321") == len(FAILURES)
+
+
+def test_runs_of_other_seeds_are_kept_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = kept_random_networks()[0]
+    results, written = tmp_path / "random_networks.json", tmp_path / "correctness.md"
+    results.write_text("[]", encoding="utf-8")
+    monkeypatch.setattr(correctness_page, "RANDOM_NETWORKS", results)
+    monkeypatch.setattr(correctness_page, "PAGE", written)
+    for first, last in ((10, 19), (0, 4), (20, 29), (15, 25)):
+        keep_random_networks({**run, "seeds": [first, last]})
+    assert [each["seeds"] for each in kept_random_networks()] == [[0, 4], [15, 25]]
+    assert "seeds 0 to 4 (" in written.read_text(encoding="utf-8")
 
 
 def test_a_missed_mistake_is_shown() -> None:

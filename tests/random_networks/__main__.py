@@ -1,6 +1,5 @@
 """Tries any number of random networks: `python -m tests.random_networks --networks 10000`."""
 
-import json
 import time
 
 import click
@@ -9,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.random_networks.campaign import Result, summary, try_in_processes
 from tests.random_networks.checking import smallest_failing
-from tests.support.correctness_page import RANDOM_NETWORKS, random_networks_text, write_page
+from tests.support.correctness_page import keep_random_networks, random_networks_text
 
 
 @click.command()
@@ -17,7 +16,7 @@ from tests.support.correctness_page import RANDOM_NETWORKS, random_networks_text
 @click.option("--first-seed", default=0, show_default=True, help="The seed of the first one.")
 @click.option("--jobs", default=2, show_default=True, help="Over how many processes.")
 @click.option("--shrink", default=0, show_default=True, help="How many failing networks to show.")
-@click.option("--keep", is_flag=True, help="Keep the result in docs/.")
+@click.option("--keep", is_flag=True, help="Keep the result in docs/, beside those of other seeds.")
 def main(networks: int, first_seed: int, jobs: int, shrink: int, keep: bool) -> None:
     """Fuse random networks and assert that each is exact, never dearer and explained.
 
@@ -34,9 +33,8 @@ def main(networks: int, first_seed: int, jobs: int, shrink: int, keep: bool) -> 
             progress.update(task, advance=result.networks, failed=len(total.failures))
     data = summary(total, seeds, time.monotonic() - start)
     if keep:
-        RANDOM_NETWORKS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        write_page()
-    console.print(random_networks_text(data), markup=False)
+        keep_random_networks(data)
+    console.print(random_networks_text([data]), markup=False)
     for failure in data["failures"]:
         console.print(f"seed {failure['seed']}: {failure['message']}", markup=False)
     for failure in data["failures"][:shrink]:

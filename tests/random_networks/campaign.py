@@ -124,14 +124,7 @@ def summary(result: Result, seeds: range, seconds: float) -> dict[str, Any]:
         "networks": result.networks,
         "seeds": [seeds.start, seeds.stop - 1],
         "failed": {kind: kinds[kind] for kind in KINDS},
-        "operators": {
-            kind: {
-                "before": before[kind],
-                "after": after[kind],
-                "remaining": round(after[kind] / before[kind], 3) if before[kind] else None,
-            }
-            for kind in before
-        },
+        "operators": {kind: {"before": before[kind], "after": after[kind]} for kind in before},
         "reasons": dict(result.reasons.most_common(15)),
         "failures": [asdict(f) for f in sorted(result.failures, key=lambda f: f.seed)],
         **run_versions(seconds),

@@ -37,7 +37,7 @@ def results() -> Iterator[list[Passed]]:
     original = sum((one.original for one in passed), OperatorCounts())
     fused = sum((one.fused for one in passed), OperatorCounts())
     total = Result(len(passed), original, fused)
-    print(f"\n{random_networks_text(summary(total, SEEDS, 0))}")
+    print(f"\n{random_networks_text([summary(total, SEEDS, 0)])}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -3,6 +3,8 @@
 import json
 import platform
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,28 +63,57 @@ def versions(data: dict[str, Any]) -> str:
     return f"{names}; {data['date']}; {data['seconds']:,} s"
 
 
-def random_networks_text(data: dict[str, Any]) -> str:
-    first, last = data["seeds"]
+def random_networks_text(runs: Sequence[dict[str, Any]]) -> str:
+    """What came out of several runs together, each of other seeds."""
     failed = table(
         ["of these networks", "number"],
-        [[text, f"{data['failed'][kind]:,}"] for kind, text in FAILURES.items()],
+        [
+            [text, f"{sum(run['failed'][kind] for run in runs):,}"]
+            for kind, text in FAILURES.items()
+        ],
     )
     operators = table(
         ["executed in one forward", "before", "after", "remaining"],
-        [
-            [text, f"{row['before']:,}", f"{row['after']:,}", _share(row["remaining"])]
-            for kind, text in OPERATORS.items()
-            for row in [data["operators"][kind]]
-        ],
+        [[text, *_remaining(runs, kind)] for kind, text in OPERATORS.items()],
     )
+    times = sum((Counter(run["reasons"]) for run in runs), Counter[str]())
     reasons = table(
         ["reason why an operator stayed", "times"],
-        [[reason, f"{count:,}"] for reason, count in data["reasons"].items()],
+        [[reason, f"{count:,}"] for reason, count in times.most_common(15)],
     )
-    return (
-        f"{data['networks']:,} networks, seeds {first:,} to {last:,} ({versions(data)}).\n\n"
-        f"{failed}\n{operators}\n{reasons}"
+    tried = f"{sum(run['networks'] for run in runs):,} networks: {', '.join(map(_seeds, runs))}."
+    return f"{tried}\n\n{failed}\n{operators}\n{reasons}"
+
+
+def _remaining(runs: Sequence[dict[str, Any]], kind: str) -> list[str]:
+    """How often an operator is executed before and after fusing, and which share remains."""
+    before, after = (
+        sum(run["operators"][kind][form] for run in runs) for form in ("before", "after")
     )
+    return [f"{before:,}", f"{after:,}", f"{after / before:.0%}" if before else ""]
+
+
+def _seeds(run: dict[str, Any]) -> str:
+    first, last = run["seeds"]
+    return f"seeds {first:,} to {last:,} ({versions(run)})"
+
+
+def keep_random_networks(run: dict[str, Any]) -> None:
+    """Keep what came out of some seeds, beside the runs of others, and write the page."""
+    runs = [
+        kept
+        for kept in kept_random_networks()
+        if kept["seeds"][1] < run["seeds"][0] or run["seeds"][1] < kept["seeds"][0]
+    ]
+    runs = sorted([*runs, run], key=lambda each: each["seeds"])
+    RANDOM_NETWORKS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    write_page()
+
+
+def kept_random_networks() -> list[dict[str, Any]]:
+    """The runs whose results are kept, in the order of their seeds."""
+    runs: list[dict[str, Any]] = json.loads(RANDOM_NETWORKS.read_text(encoding="utf-8"))
+    return runs
 
 
 def mutations_text(data: dict[str, Any]) -> str:
@@ -108,10 +139,6 @@ def page() -> str:
 
 def write_page() -> None:
     PAGE.write_text(page(), encoding="utf-8")
-
-
-def _share(remaining: float | None) -> str:
-    return "" if remaining is None else f"{remaining:.0%}"
 
 
 def _caught(row: dict[str, Any]) -> str:
