@@ -40,15 +40,7 @@ def rooms(package: str) -> list[Room]:
         ValueError: If a docstring does not list what is in its folder.
     """
     names = _entries(ROOT / package)
-    return [
-        Room(
-            name,
-            first_line(ROOT / package / name),
-            tuple(files(package, name)),
-            tuple(other for other in names if other != name and _enters(package, name, other)),
-        )
-        for name in names
-    ]
+    return [_room(package, name, [other for other in names if other != name]) for name in names]
 
 
 def files(package: str, room: str = "") -> list[str]:
@@ -118,10 +110,12 @@ def _docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
 
 
-def _enters(package: str, room: str, other: str) -> bool:
-    """Whether a room imports from another one."""
-    used = {path for file in files(package, room) for path in imports(package, file)}
-    return any(path.startswith(other) for path in used)
+def _room(package: str, name: str, others: list[str]) -> Room:
+    """A room, and which of the others it imports from."""
+    inside = files(package, name)
+    used = {path for file in inside for path in imports(package, file)}
+    entered = (other for other in others if any(path.startswith(other) for path in used))
+    return Room(name, first_line(ROOT / package / name), tuple(inside), tuple(entered))
 
 
 def _file_of(module: str, package: str) -> str | None:
