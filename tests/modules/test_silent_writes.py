@@ -35,7 +35,8 @@ def samples() -> Iterator[tuple[Any, Any]]:
     common = pytest.importorskip("torch.testing._internal.common_methods_invocations")
     for operator in common.op_db:
         try:
-            inputs = operator.sample_inputs("cpu", torch.float32, requires_grad=False)
+            # Below `sample_inputs`, which looks at the whole stack for each sample.
+            inputs = operator.sample_inputs_func(operator, "cpu", torch.float32, False)
             for sample, _ in zip(inputs, range(SAMPLES), strict=False):
                 yield operator.op, (sample.input, *sample.args, sample.kwargs)
         except Exception:  # it has no samples of this type
