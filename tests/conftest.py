@@ -24,7 +24,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # `pytest --hypothesis-profile thorough` searches longer, and differently each time.
 _slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, suppress_health_check=_slow_is_fine
+    "repeatable",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=_slow_is_fine,
 )
 settings.register_profile(
     "thorough",

@@ -276,7 +276,7 @@ def test_an_interruption_anywhere_leaves_the_model_alone(inplace: bool) -> None:
     for _ in range(2):  # the first time it also fills caches
         whole = lines_of(lambda: reparam.fuse(network(), x, rules=RULES, inplace=inplace), -1)
     total = whole.lines
-    for stop in range(1, total, total // 40):
+    for stop in range(1, total, total // 20):
         model = network()
         expected, before = answers(network_like(model), x), Snapshot(model)
         done = lines_of(lambda m=model: reparam.fuse(m, x, rules=RULES, inplace=inplace), stop)
@@ -409,7 +409,7 @@ def process() -> dict[str, Any]:
 # What was suspended in torch.fx ends when it is collected, after all was put back.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_while_things_are_put_back_leaves_torch_whole() -> None:
-    """Ctrl-C at each line of what puts torch and Python back."""
+    """Ctrl-C at every third line of what puts torch and Python back."""
 
     def network() -> nn.Module:
         return ready(nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), Plain()))
@@ -419,7 +419,7 @@ def test_an_interruption_while_things_are_put_back_leaves_torch_whole() -> None:
     lines = InterrupterOfUndoing().run(lambda: reparam.plan(model, x)).lines
     assert len(lines) > 100
     whole = process()
-    for line in lines:
+    for line in list(lines)[::3]:
         done = InterrupterOfUndoing(line).run(lambda: reparam.plan(model, x))
         assert done.raised, line
         assert process() == whole, line

@@ -24,7 +24,7 @@ from tests.random_networks.reasons import assert_explained, assert_reasons
 from tests.support.correctness_page import random_networks_text
 from tests.support.counting import OperatorCounts
 
-SEEDS = range(200)
+SEEDS = range(100)
 
 program_of = cache(random_program)
 

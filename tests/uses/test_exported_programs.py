@@ -4,6 +4,7 @@ import copy
 import io
 import operator
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -58,17 +59,30 @@ def assert_sound(program: ExportedProgram) -> None:
     assert {*program.state_dict} <= held
 
 
-@pytest.mark.parametrize("name", ["repvgg", "resnet"])
-@pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
-@pytest.mark.parametrize("dialect", [lambda p: p, core, loaded], ids=["training", "core", "loaded"])
-def test_a_program_gives_a_program(
-    name: str, strict: bool, dynamic: bool, dialect: Callable[[ExportedProgram], ExportedProgram]
-) -> None:
+DIALECTS = {"training": lambda program: program, "core": core, "loaded": loaded}
+
+QUICK = {
+    ("repvgg", "lenient", "dynamic", "training"), ("repvgg", "strict", "fixed", "core"),
+    ("resnet", "lenient", "fixed", "loaded"), ("resnet", "strict", "dynamic", "training"),
+}  # fmt: skip
+"""Each value of each parameter; `pytest -m corpus` takes all others."""
+
+
+@pytest.mark.parametrize(
+    ("name", "strictness", "sizes", "dialect"),
+    [
+        pytest.param(*values, marks=() if values in QUICK else pytest.mark.corpus)
+        for values in product(
+            ["repvgg", "resnet"], ["lenient", "strict"], ["fixed", "dynamic"], DIALECTS
+        )
+    ],
+)
+def test_a_program_gives_a_program(name: str, strictness: str, sizes: str, dialect: str) -> None:
+    strict, dynamic = strictness == "strict", sizes == "dynamic"
     case = fused_network(name)
     model, x = case.model.double(), case.x.double()
     shapes = ({0: Dim("batch", min=2, max=64)},) if dynamic else None
-    program = dialect(export(model, (x,), strict=strict, dynamic_shapes=shapes))
+    program = DIALECTS[dialect](export(model, (x,), strict=strict, dynamic_shapes=shapes))
     text, state = str(program), dict(program.state_dict)
     fused = reparam.fuse(program)
     assert str(program) == text
@@ -139,7 +153,7 @@ def test_structures_and_state(dialect: Callable[[ExportedProgram], ExportedProgr
     model = ready(Structured())
     args = ({"x": images(2, 4, 6, 6), "y": images(2, 4, 6, 6) + 1},)
     kwargs = {"factor": images(1)}
-    program = dialect(export(model, args, kwargs))
+    program = DIALECTS[dialect](export(model, args, kwargs))
     fused = reparam.fuse(program)
     assert_sound(fused)
     for again in (fused, loaded(fused)):
@@ -172,7 +186,7 @@ def test_a_buffer_that_changes_goes_on_changing(
     dialect: Callable[[ExportedProgram], ExportedProgram],
 ) -> None:
     model, x = ready(Counting()), images(2, 3, 6, 6)
-    program = dialect(export(copy.deepcopy(model), (x,)))
+    program = DIALECTS[dialect](export(copy.deepcopy(model), (x,)))
     fused = reparam.fuse(program)
     assert len(fused.reparam_report.fused) == 1
     assert_sound(fused)

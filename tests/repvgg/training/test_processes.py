@@ -27,6 +27,7 @@ def test_two_processes_have_the_losses_of_one_with_frozen_batch_norms(tmp_path: 
     assert alone[-1]["top5"] == shared[-1]["top5"]
 
 
+@pytest.mark.corpus
 def test_two_processes_train_with_statistics_of_their_own_and_go_on(tmp_path: Path) -> None:
     words = "train --epochs 2 --output".split()
     finish(start(*words, str(tmp_path / "run"), processes=2))

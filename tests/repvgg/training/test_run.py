@@ -85,6 +85,7 @@ def test_a_run_is_the_same_after_interruptions_of_its_writing(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.corpus
 def test_a_run_is_the_same_after_its_process_was_killed(tmp_path: Path) -> None:
     words = "train --epochs 2 --save-every 3 --log-every 4 --output".split()
     finish(start(*words, str(tmp_path / "whole")))
