@@ -81,7 +81,7 @@ class CodeStatement:
             return self.function(*values)
         tracer: Any = proxy.tracer
         if self.returns:
-            tracer.may_return_early(sys._getframe(1))
+            tracer.doubts.may_return_early(sys._getframe(1))
         changed = _CHANGEABLE if self.writes else nn.Module
         if any(isinstance(value, changed) for value in values):
             # A graph hands on what lists hold, and not the lists.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from threading import get_ident
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,22 +23,19 @@ from reparam.capture.operator_traits import is_of_torch, returns_what_it_wrote
 from reparam.capture.reading import functions_below
 from reparam.capture.stand_ins import (
     Answer,
-    Attribute,
     ConstantProxy,
     ConstantValues,
     Contexts,
     Decisions,
+    Doubts,
     KeptValues,
+    Kinds,
     KnownDtype,
     KnownDtypes,
     Proxy,
     RewrittenWeights,
     SetAttributes,
     comes_of_tensors,
-    is_caught,
-    is_tensor,
-    keys_after,
-    made_of_one_value,
     settled_by,
     unanswerable,
 )
@@ -50,7 +45,6 @@ from reparam.errors import MadeTensorError, UntraceableError
 from reparam.modules import (
     Watch,
     computes_its_weights,
-    fetch,
     has_hooks,
     has_own_call,
     names_of_tensors,
@@ -59,34 +53,10 @@ from reparam.modules import (
 )
 from reparam.rules import Rules
 
-_TENSOR_IN_TENSOR_OUT = (
-    "activation batchnorm channelshuffle conv dropout flatten fold instancenorm linear "
-    "normalization padding pixelshuffle pooling sparse upsampling"
-)
-
-_RETURN_A_TENSOR = {
-    kind
-    for name in _TENSOR_IN_TENSOR_OUT.split()
-    for kind in vars(getattr(nn.modules, name)).values()
-    if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.MultiheadAttention
-}
-
-CAUGHT = "its forward catches that a proxy has no value"
-
-CATCHES = "its forward catches exceptions: which way it goes shows when it runs"
-
 
 def _is_observed(module: nn.Module) -> bool:
     """Whether hooks see the values of a module, or change them."""
     return has_hooks(module) and not computes_its_weights(module)
-
-
-_ATTRIBUTES: dict[str, type] = {
-    "shape": torch.Size,
-    "dtype": torch.dtype,
-    "device": torch.device,
-    "ndim": int,
-}
 
 
 def _returned(result: Any) -> Any:
@@ -148,12 +118,11 @@ class Tracer(fx.Tracer):
         self.device = devices.pop() if len(devices) == 1 else None
         self.calls: list[Call] = []
         self.stack: list[Call] = []
-        self.in_context: set[Call] = set()
+        self.doubts = Doubts(self, Tracer._enter.__code__)
+        self.kinds = Kinds(self)
         self.contexts = Contexts(self)
         self.random_modules: list[nn.Module] = []
         self.writing_modules: list[nn.Module] = []
-        self.refused: dict[int, str] = {}
-        self.tried: tuple[Any, frozenset[int]] = None, frozenset()
         self.thread = get_ident()
         self.caller: dict[fx.Node, Call] = {}
         self.types = KnownDtypes()
@@ -170,7 +139,6 @@ class Tracer(fx.Tracer):
         self.settled: set[int] = set()
         self.left_behind: list[tuple[nn.Module, str, Any]] = []
         self.ways_in: list[WayIn] = []
-        self.returning_early: set[Call] = set()
         self.put_into_objects: dict[Call, list[fx.Node]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -253,7 +221,7 @@ class Tracer(fx.Tracer):
         writes = self.watch.writes
         try:
             result = self.kept.handed_on(run(*args, **kwargs))
-            if call in self.returning_early:
+            if call in self.doubts.returning_early:
                 result = _returned(result)
             call.result = without_proxies(result)
             changed, fresh = objects.put()
@@ -294,7 +262,7 @@ class Tracer(fx.Tracer):
             return bool(truth)
         if (answer := self.decisions.truth(obj)) is not None:
             return bool(answer)
-        self.refuse()
+        self.doubts.refuse()
         return super().to_bool(obj)
 
     def _are_equal(self, *types: KnownDtype | None) -> bool | None:
@@ -339,7 +307,7 @@ class Tracer(fx.Tracer):
         Values of a caller stay as they are: its code cannot name what another's code made.
         """
         old, new = written.node, result.node
-        call, tensor = self.caller.get(old), comes_of_tensors(old, self.is_tensor)
+        call, tensor = self.caller.get(old), comes_of_tensors(old, self.kinds.is_tensor)
         here = call is not None and self.stack[-1:] and self.stack[-1] in call.ancestry()
         if here and old.op not in ("placeholder", "get_attr") and (anything or tensor):
             if tensor:
@@ -349,91 +317,8 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         """The values in a value, whose number is not known."""
-        self.refuse()
+        self.doubts.refuse()
         return super().iter(obj)
-
-    def refuse(self, frame: FrameType | None = None, reason: str = CAUGHT) -> None:
-        """Remember whose code asked a proxy what it cannot tell: it may swallow the exception."""
-        fresh = {id(call.module): reason for call in self.stack[-1:]}
-        fresh = {key: reason for key, reason in fresh.items() if key not in self.refused}
-        self.refused |= fresh
-        if frame is not None:
-            place = frame, frame.f_lasti
-            tried = self.tried[1] if self.tried[0] == place else frozenset()
-            self.tried = place, tried | fresh.keys()
-
-    def _note_caught(self, frame: FrameType | None) -> None:
-        """Remember whose code would catch what fails in a run: it chooses its way by that."""
-        depth = 1
-        while frame is not None and depth <= len(self.stack):
-            if is_caught(frame):
-                self.refused.setdefault(id(self.stack[-depth].module), CATCHES)
-            depth += frame.f_code is Tracer._enter.__code__
-            frame = frame.f_back
-
-    def forgive(self, frame: FrameType) -> None:
-        """Forget what one of torch's functions asked before it found that it got a proxy."""
-        place, fresh = self.tried
-        if place == (frame, frame.f_lasti):
-            for key in fresh:
-                self.refused.pop(key, None)
-
-    def may_return_early(self, frame: FrameType) -> None:
-        """Remember that the forward that runs may end early, if it is its own code that decides."""
-        while str(frame.f_globals.get("__name__")).startswith("reparam.") and frame.f_back:
-            frame = frame.f_back
-        forward = inspect.unwrap(self.stack[-1].module.forward)
-        if getattr(forward, "__code__", None) is not frame.f_code:
-            raise UntraceableError("code that its forward runs decides whether that returns early")
-        self.returning_early.add(self.stack[-1])
-
-    def note_context(self) -> None:
-        """Remember whose code enters a context: a graph has none."""
-        self.in_context.update(self.stack[-1:])
-
-    def class_of(self, proxy: fx.Proxy) -> type:
-        """The class that a value has for code that asks for it, if that is certain."""
-        node = proxy.node if type(proxy) is not Attribute else None
-        if isinstance(proxy, ConstantProxy):
-            return proxy.kind
-        if isinstance(proxy, Attribute) and proxy.attr in _ATTRIBUTES:
-            return _ATTRIBUTES[proxy.attr]
-        if node is not None and comes_of_tensors(node, self.is_tensor):
-            return Tensor
-        if node is not None and (kind := self.constants.size(node, type)) is not None:
-            return Tensor if issubclass(kind, Tensor) else kind
-        chain = [] if node is None else made_of_one_value(node)
-        named = self._named_in_all_calls(chain)
-        for call, name in named:
-            call.tensors.add((name, *keys_after(call.arguments[name], chain)))
-        if named:
-            return Tensor
-        self.refuse()
-        raise fx.proxy.TraceError("what a value is cannot be told")
-
-    def _named_in_all_calls(self, nodes: Sequence[fx.Node]) -> list[tuple[Call, str]]:
-        """The parameters by which a value came here; none if one call hid it in a container.
-
-        Whatever is assumed of its value can then be checked when the new code is called.
-        """
-        named = [
-            (call, name)
-            for call in self.stack
-            for name, value in call.arguments.items()
-            if any(value is node for node in nodes)
-        ]
-        return named if {call for call, _ in named} == set(self.stack) else []
-
-    def first_of(self, proxy: fx.Proxy, count: int) -> list[fx.Proxy]:
-        """The first values of a container, all that ``zip`` with something shorter takes."""
-        placeholder = type(proxy) is Proxy and proxy.node.op == "placeholder"
-        named = self._named_in_all_calls([proxy.node]) if placeholder else []
-        if not named:
-            return list(self.iter(proxy))
-        for call, name in named:
-            call.lengths[name] = max(count, call.lengths.get(name, 0))
-        value: Any = proxy
-        return [value[index] for index in range(count)]
 
     def made(
         self, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, value: Any
@@ -448,14 +333,6 @@ class Tracer(fx.Tracer):
         recorded = self.create_proxy("call_function", factory, args, kwargs)
         recorded.node.meta["tensor"] = True
         return ConstantProxy(recorded.node, self, value)
-
-    def is_tensor(self, node: fx.Node) -> bool:
-        """Whether the value of a node is a tensor, whatever the model's input is."""
-        if node.op != "call_module":
-            return is_tensor(node)
-        module = fetch(self.model, str(node.target))
-        returns = type(module) in _RETURN_A_TENSOR or self.rules.find(type(module)) is not None
-        return returns and not getattr(module, "return_indices", False)
 
     def create_arg(self, a: Any) -> fx.node.Argument:
         """An argument as a graph holds it."""
@@ -484,7 +361,7 @@ class Tracer(fx.Tracer):
         if self.stack:
             self.caller[node] = self.stack[-1]
             if node.op.startswith("call_"):
-                self._note_caught(sys._getframe(1))
+                self.doubts.note_caught(sys._getframe(1))
         self.types.computed(node)
         self.constants.created(node)
         return node

@@ -239,7 +239,7 @@ def _note_mode(tracer: Tracer) -> None:
     """Note that code sets whether gradients are computed; ``torch.no_grad`` does so inside."""
     asking = sys._getframe(3).f_globals.get("__name__")
     if asking != torch.no_grad.__module__:
-        tracer.note_context()
+        tracer.doubts.note_context()
 
 
 def _preceded(
@@ -291,11 +291,11 @@ def _learn_from_failure(
 def _learn_from_run(tracer: Tracer, lessons: _Lessons) -> _Lessons | None:
     """What to leave alone after a run that did what no graph shows; None if it did nothing."""
     root, drew = tracer.model, tracer.watch.drew
-    refused = frozenset(tracer.refused)
+    refused = frozenset(tracer.doubts.refused)
     if refused & lessons.making:
         return lessons.without_making(refused & lessons.making)
     if refused:
-        reason = tracer.refused.get(id(root), next(iter(tracer.refused.values())))
+        reason = tracer.doubts.refused.get(id(root), next(iter(tracer.doubts.refused.values())))
         return lessons.with_leaves(refused, root, reason)
     if rewriting := tracer.rewritten.read_before(tracer.graph, root):
         reason = "its forward puts other values into weights that it reads"
@@ -339,7 +339,7 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
     around = {call for call in tracer.calls if _holds(call.module, operators)}
     changing = {call for call in tracer.calls if id(call.module) in changed}
     filling = _filling(tracer)
-    stateful = tracer.in_context | tracer.kept.readers | changing | around | filling
+    stateful = tracer.doubts.in_context | tracer.kept.readers | changing | around | filling
     settled = {call for call in stateful if not changed or id(call.module) in tracer.settled}
     return Trace(
         tracer.model,
@@ -348,8 +348,8 @@ def _finished(graph: fx.Graph, tracer: Tracer, path: str) -> Trace:
         tracer.calls,
         tracer.caller,
         stateful,
-        returning_early=frozenset(tracer.returning_early),
-        settled=settled - tracer.in_context - around,
+        returning_early=frozenset(tracer.doubts.returning_early),
+        settled=settled - tracer.doubts.in_context - around,
         kept=frozenset(tracer.kept.paths),
         ways_in=_once(tracer.ways_in),
         left_behind=tracer.left_behind,

@@ -42,12 +42,12 @@ IN_CAPTURE = [
     Mistake(
         "what follows a forward that may end early joins what is in it",
         "capture/tracer.py",
-        "            if call in self.returning_early:\n",
+        "            if call in self.doubts.returning_early:\n",
         "            if False:\n",
     ),
     Mistake(
         "code that a forward runs ends that forward",
-        "capture/tracer.py",
+        "capture/stand_ins/doubts.py",
         '        if getattr(forward, "__code__", None) is not frame.f_code:\n',
         "        if False:\n",
     ),
@@ -84,7 +84,7 @@ IN_CAPTURE = [
     ),
     Mistake(
         "what code decides of an entry of a container is asked of the container",
-        "capture/tracer.py",
+        "capture/stand_ins/kinds.py",
         "            call.tensors.add((name, *keys_after(call.arguments[name], chain)))\n",
         "            call.tensors.add((name,))\n",
     ),

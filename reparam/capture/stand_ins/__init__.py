@@ -2,7 +2,7 @@
 
 Files, in the order in which data flows: `known_dtypes`, `constant_values`, `rewritten_weights`,
 `set_attributes`, `decided_by_inputs`, `contexts`, `leaf_functions`, `outlining`, `patches`,
-`proxies`, `type_queries`, `kept_values`.
+`proxies`, `type_queries`, `doubts`, `kinds`, `kept_values`.
 """
 
 from reparam.capture.stand_ins.constant_values import ConstantValues
@@ -14,7 +14,9 @@ from reparam.capture.stand_ins.contexts import (
     with_blocks,
 )
 from reparam.capture.stand_ins.decided_by_inputs import MOST_DECISIONS, Answer, Decide, Decisions
+from reparam.capture.stand_ins.doubts import Doubts
 from reparam.capture.stand_ins.kept_values import Kept, KeptValues, settled_by
+from reparam.capture.stand_ins.kinds import Kinds
 from reparam.capture.stand_ins.known_dtypes import KnownDtype, KnownDtypes
 from reparam.capture.stand_ins.leaf_functions import (
     LeafFunction,

@@ -47,7 +47,7 @@ class Contexts:
         if call is None:
             return
         if type(manager) not in _KINDS:
-            self._tracer.note_context()
+            self._tracer.doubts.note_context()
             return
         kind = type(manager)
         options = [getattr(manager, name) for name in _KINDS[kind]]

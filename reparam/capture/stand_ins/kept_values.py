@@ -170,9 +170,9 @@ def settled_by(tracer: Any, again: Callable[[], Any], result: Any) -> set[int]:
         run did anything else than the first.
     """
     first, calls = list(tracer.graph.nodes), len(tracer.calls)
-    noted = set(tracer.refused), set(tracer.in_context), tracer.failed, len(tracer.random_modules)
+    failed, drew = tracer.failed, len(tracer.random_modules)
     try:
-        with Watch(tracer.model) as watch:
+        with tracer.doubts.forgotten(), Watch(tracer.model) as watch:
             repeated = again()
     except Exception:  # whatever the user's forward raises on what it left behind
         repeated = None
@@ -185,7 +185,7 @@ def settled_by(tracer: Any, again: Callable[[], Any], result: Any) -> set[int]:
     for call in tracer.calls[calls:]:
         tracer.put_into_objects.pop(call, None)
     del tracer.calls[calls:]
-    tracer.refused, tracer.in_context, tracer.failed, drew = noted
+    tracer.failed = failed
     del tracer.random_modules[drew:]
     if not alike:
         return set()

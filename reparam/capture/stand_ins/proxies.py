@@ -53,7 +53,7 @@ class _Reserved:
         if not user_asks(frame) or not _reads_attribute(frame):
             return type(self)
         tracer: Any = vars(self)["tracer"]
-        kind: type = tracer.class_of(self)
+        kind: type = tracer.kinds.class_of(self)
         return kind
 
     @__class__.setter
@@ -62,7 +62,7 @@ class _Reserved:
 
     def _refuse(self, what: str, frame: FrameType | None = None) -> NoReturn:
         tracer: Any = vars(self)["tracer"]
-        tracer.refuse(frame)
+        tracer.doubts.refuse(frame)
         raise UnknownValueError(f"a value that only a run of the model tells cannot {what}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -109,7 +109,7 @@ class _Reserved:
         decided = tracer.decisions.length(proxy)
         if decided is not None:
             return int(decided)
-        tracer.refuse()
+        tracer.doubts.refuse()
         return fx.Proxy.__len__(proxy)
 
     def __hash__(self) -> int:
@@ -154,7 +154,7 @@ class Proxy(_Reserved, fx.Proxy):
                 self._refuse(f"tell its {k}")  # code compares it with None, unseen
             if not _reads_attribute(frame):  # it asks whether there is one
                 tracer: Any = self.tracer
-                tracer.class_of(self)
+                tracer.kinds.class_of(self)
         return Attribute(self, k)
 
     @property
@@ -166,9 +166,9 @@ class Proxy(_Reserved, fx.Proxy):
     def _absent(self, name: str, frame: FrameType) -> None:
         """Say what is true of a value that is a tensor: it has no attribute of some name."""
         tracer: Any = self.tracer
-        surely = tracer.is_tensor(self.node) or self.node.op == "placeholder"
+        surely = tracer.kinds.is_tensor(self.node) or self.node.op == "placeholder"
         if user_asks(frame) and (surely or not _reads_attribute(frame)):
-            tracer.class_of(self)
+            tracer.kinds.class_of(self)
             raise AttributeError(f"a tensor has no attribute {name!r}")
 
     def _known_size(self, name: str) -> Any:
@@ -185,7 +185,7 @@ class Proxy(_Reserved, fx.Proxy):
         kwargs: dict[str, Any] | None = None,
     ) -> fx.Proxy:
         tracer: Any = next(proxies_in((args, kwargs))).tracer
-        tracer.forgive(sys._getframe(1))
+        tracer.doubts.forgive(sys._getframe(1))
         return super().__torch_function__(orig_method, types, args, kwargs)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -279,7 +279,7 @@ def arrives_as_tensor(value: Any) -> bool:
     """Whether a value is a tensor, also where it is one that code is traced with."""
     if isinstance(value, fx.Proxy):
         tracer: Any = value.tracer
-        return issubclass(tracer.class_of(value), Tensor)
+        return issubclass(tracer.kinds.class_of(value), Tensor)
     return isinstance(value, Tensor)
 
 

@@ -94,7 +94,8 @@ def _refused(asks_mode: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
         # torch itself asks, to put back what a context has set.
         asking = str(sys._getframe(1).f_globals.get("__name__", ""))
         if asking.partition(".")[0] not in ("torch", "reparam"):
-            tracer.refuse(reason=f"its forward asks torch.{asks_mode.__name__}(), which may change")
+            reason = f"its forward asks torch.{asks_mode.__name__}(), which may change"
+            tracer.doubts.refuse(reason=reason)
         return asks_mode(*args, **kwargs)
 
     return refused
@@ -122,7 +123,7 @@ def _builtins() -> Iterator[Callable[..., Any]]:
         if not is_asked(value):
             return is_a(value, kinds)
         tracer: Any = value.tracer
-        return issubclass(tracer.class_of(value), kinds)
+        return issubclass(tracer.kinds.class_of(value), kinds)
 
     def callable(value: Any, /) -> bool:
         return is_callable(value) and not is_asked(value)  # no tensor is
@@ -132,7 +133,7 @@ def _builtins() -> Iterator[Callable[..., Any]]:
         if not values:
             return sorted(sys._getframe(1).f_locals)
         tracer: Any = getattr(values[0], "tracer", None)
-        return names(tracer.class_of(values[0]) if is_asked(values[0]) else values[0])
+        return names(tracer.kinds.class_of(values[0]) if is_asked(values[0]) else values[0])
 
     def zip(*several: Any, strict: bool = False) -> Any:
         proxies = [value for value in several if is_a(value, fx.Proxy)]
@@ -141,7 +142,7 @@ def _builtins() -> Iterator[Callable[..., Any]]:
         ]
         if proxies and sized and not strict and user_asks(sys._getframe(1)):
             several = tuple(
-                value.tracer.first_of(value, min(sized)) if is_a(value, fx.Proxy) else value
+                value.tracer.kinds.first_of(value, min(sized)) if is_a(value, fx.Proxy) else value
                 for value in several
             )
         return zip_up(*several, strict=strict)
