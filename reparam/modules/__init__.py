@@ -25,7 +25,7 @@ from reparam.modules.nested_values import (
     leaves_of,
     map_leaves,
 )
-from reparam.modules.random_numbers import random_numbers_kept, random_state
+from reparam.modules.random_numbers import random_numbers_kept, random_state, torch_random_state
 from reparam.modules.silent_writes import SILENT_WRITES, is_torchs, written_by
 from reparam.modules.state import (
     Watch,

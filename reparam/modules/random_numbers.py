@@ -20,11 +20,12 @@ RandomState = tuple[tuple[bytes, ...], Any, bytes]
 
 def random_state() -> RandomState:
     """The states of torch's, Python's and numpy's random numbers, to compare and to restore."""
-    return (
-        tuple(generator.get_state().numpy().tobytes() for generator in _generators()),
-        random.getstate(),
-        pickle.dumps(np.random.get_state()),
-    )
+    return torch_random_state(), random.getstate(), pickle.dumps(np.random.get_state())
+
+
+def torch_random_state() -> tuple[bytes, ...]:
+    """The states of torch's random numbers alone, which torch's own operators draw."""
+    return tuple(generator.get_state().numpy().tobytes() for generator in _generators())
 
 
 def set_random_state(state: RandomState) -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from reparam.algebra import AffineConv
 from reparam.analysis import Part, keeps_shape
 from reparam.capture import Trait, converts, has_known_name, traits
-from reparam.modules import fetch, has_hooks, random_state
+from reparam.modules import fetch, has_hooks, torch_random_state
 from reparam.rules import Commuting, Normalized
 from reparam.verification.exact_run import ExactRun
 
@@ -78,9 +78,9 @@ def try_to_run(node: fx.Node, run: ExactRun, part: Part) -> bool:
         return False
     if not run.knows((node.args, node.kwargs)) or not _runs_alone(node, part):
         return False
-    before = random_state()
+    before = torch_random_state()
     run.run(node)
-    is_random = random_state() != before
+    is_random = torch_random_state() != before
     tensors = [leaf for leaf in tree_leaves(run.values[node]) if isinstance(leaf, Tensor)]
     if is_random or any(t.is_floating_point() and t.dtype != torch.float64 for t in tensors):
         del run.values[node]
