@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from reparam.analysis import Part
-from reparam.capture import Call, filled
+from reparam.capture import Call, filled, nodes_in
 from reparam.modules import call_exact, call_in_modes, copied_values, fetch, random_numbers_kept
 from reparam.verification.exact_run import ExactRun
 from reparam.verification.model_check import relative_error
@@ -65,18 +66,27 @@ def _sampled(
     run = ExactRun(part.facts, dict(inputs))
     inputs_of: dict[Call, Any] = {}
     samples: dict[Call, Sample] = {}
-    for node in part.facts.order:
+    order = part.facts.order
+    for node in order:
         for call in starting.get(node, ()):  # what follows may write to what it is given
             if run.knows((call.args, call.kwargs)):
-                inputs_of[call] = copied_values(filled((call.args, call.kwargs), run.read))
+                inputs_of[call] = _now(part, run, (call.args, call.kwargs), order[node] - 1)
         try_to_run(node, run, part)
         for call in ending.get(node, ()):
             # Nothing in it may be unknown, even what does not reach its result.
             if call in inputs_of and run.knows((inside[call], call.result)):
-                result = copied_values(filled(call.result, run.read))
+                result = _now(part, run, call.result, order[node])
                 if _is_usual(result):
                     samples[call] = Sample(inputs_of[call], result)
     return samples
+
+
+def _now(part: Part, run: ExactRun, structure: Any, position: int) -> Any:
+    """What the values in a structure are, also once what is after a position has run."""
+    memory, last = part.facts.memory, len(part.facts.order)
+    values = filled(structure, run.read)
+    written = any(memory.write_between(node, position, last) for node in nodes_in(structure))
+    return copied_values(values) if written else values
 
 
 def _nodes_inside(part: Part, calls: Collection[Call]) -> dict[Call, list[fx.Node]]:
@@ -207,28 +217,23 @@ class _Replay:
 
 @dataclass(frozen=True)
 class _Witness:
-    """Lets a part run, and remembers what it was given and returned in each call."""
+    """Lets a part run, and remembers how far each call is from its sample."""
 
     samples: Sequence[Sample]
     forward: Callable[..., Any]
-    calls: list[Sample]
+    errors: list[float]
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the part returns."""
-        inputs = copied_values((args, kwargs))
+        sample = self.samples[len(self.errors) % len(self.samples)]
+        given = _difference(sample.inputs, (args, kwargs))
         result = self.forward(*args, **kwargs)
-        self.calls.append(Sample(inputs, copied_values(result)))
+        self.errors.append(max(given, _difference(sample.result, result)))
         return result
 
     def error(self, runs: int) -> float:
         """The largest relative difference from the samples after some runs of all their calls."""
-        if len(self.calls) != runs * len(self.samples):
-            return inf
-        pairs = zip(self.calls, [*self.samples] * runs, strict=True)
-        return max(
-            _difference((sample.inputs, sample.result), (call.inputs, call.result))
-            for call, sample in pairs
-        )
+        return max(self.errors) if len(self.errors) == runs * len(self.samples) else inf
 
 
 def error_of_rounding(module: nn.Module, sample: Sample, exact: Mapping[int, Tensor]) -> float:
@@ -264,7 +269,9 @@ def _difference(before: Any, after: Any) -> float:
     if layout != other or list(map(_kind, expected)) != list(map(_kind, actual)):
         return inf
     pairs = [pair for pair in zip(actual, expected, strict=True) if isinstance(pair[0], Tensor)]
-    return max((relative_error(*pair) for pair in pairs), default=0.0)
+    # The user's code may be running: what is compared is no part of it.
+    with torch.no_grad(), _disable_current_modes():
+        return max((relative_error(*pair) for pair in pairs), default=0.0)
 
 
 def _kind(leaf: Any) -> Any:
