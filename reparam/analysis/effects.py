@@ -175,21 +175,9 @@ def _method_effects(node: fx.Node) -> Effects:
 
 def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     target: Any = node.target
-    if target in (getattr, returned) or (isinstance(target, type) and issubclass(target, tuple)):
-        return _VIEW
-    if isinstance(target, torch._ops.OpOverload):
-        return _schema_effects(target, node)
-    if target in (context, end_of_context):
-        return replace(_FRESH, acts=True)
+    if (effects := _unnamed_effects(target, node)) is not None:
+        return effects
     everything = Effects(True, tuple(node.all_input_nodes))
-    if isinstance(target, CodeStatement | Returning):
-        return _code_effects(
-            target if isinstance(target, CodeStatement) else target.statement, node
-        )
-    if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
-        overloads = [getattr(target, name) for name in target.overloads()]
-        mutable = any(overload._schema.is_mutable for overload in overloads)
-        return everything if mutable else _declared_effects(target)
     if not has_known_name(target):
         return _VIEW if rules.find(target) is not None else everything
     if target.__module__ == "builtins":
@@ -200,6 +188,26 @@ def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     if node.kwargs.get("inplace", False) is not False or _positional_inplace(target, node):
         return Effects(True, _first(node))
     return _named_effects(node, F) if node.kwargs.get("out") is None else everything
+
+
+def _unnamed_effects(target: Any, node: fx.Node) -> Effects | None:
+    """What a target does of which something else tells than its name; None if nothing does."""
+    if target in (getattr, returned) or (isinstance(target, type) and issubclass(target, tuple)):
+        return _VIEW
+    if target in (context, end_of_context):
+        return replace(_FRESH, acts=True)
+    if isinstance(target, Returning):
+        return _code_effects(target.statement, node)
+    if isinstance(target, CodeStatement):
+        return _code_effects(target, node)
+    if isinstance(target, torch._ops.OpOverload):
+        return _schema_effects(target, node)
+    if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
+        overloads = [getattr(target, name) for name in target.overloads()]
+        if any(overload._schema.is_mutable for overload in overloads):
+            return Effects(True, tuple(node.all_input_nodes))
+        return _declared_effects(target)
+    return None
 
 
 def _code_effects(statement: CodeStatement, node: fx.Node) -> Effects:

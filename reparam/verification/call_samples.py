@@ -265,7 +265,9 @@ def _called(
 
 def _difference(before: Any, after: Any) -> float:
     """The largest relative difference of any tensor; infinite if they are built in another way."""
-    (expected, layout), (actual, other) = tree_flatten(before), tree_flatten(after)
+    # Made anew, a `torch.Size` is a tuple: a graph that builds what is returned knows no other.
+    anew = (tree_map(lambda leaf: leaf, structure) for structure in (before, after))
+    (expected, layout), (actual, other) = map(tree_flatten, anew)
     if layout != other or list(map(_kind, expected)) != list(map(_kind, actual)):
         return inf
     pairs = [pair for pair in zip(actual, expected, strict=True) if isinstance(pair[0], Tensor)]

@@ -153,7 +153,7 @@ def test_structures_and_state(dialect: Callable[[ExportedProgram], ExportedProgr
     model = ready(Structured())
     args = ({"x": images(2, 4, 6, 6), "y": images(2, 4, 6, 6) + 1},)
     kwargs = {"factor": images(1)}
-    program = DIALECTS[dialect](export(model, args, kwargs))
+    program = dialect(export(model, args, kwargs))
     fused = reparam.fuse(program)
     assert_sound(fused)
     for again in (fused, loaded(fused)):
@@ -186,7 +186,7 @@ def test_a_buffer_that_changes_goes_on_changing(
     dialect: Callable[[ExportedProgram], ExportedProgram],
 ) -> None:
     model, x = ready(Counting()), images(2, 3, 6, 6)
-    program = DIALECTS[dialect](export(copy.deepcopy(model), (x,)))
+    program = dialect(export(copy.deepcopy(model), (x,)))
     fused = reparam.fuse(program)
     assert len(fused.reparam_report.fused) == 1
     assert_sound(fused)
