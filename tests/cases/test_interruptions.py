@@ -269,14 +269,15 @@ def lines_of(function: Callable[[], Any], stop: int) -> Interrupter:
     return interrupter
 
 
+@pytest.mark.parametrize("stops", [10, pytest.param(40, marks=pytest.mark.corpus)])
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
-def test_an_interruption_anywhere_leaves_the_model_alone(inplace: bool) -> None:
+def test_an_interruption_anywhere_leaves_the_model_alone(inplace: bool, stops: int) -> None:
     """Ctrl-C at some lines of the library, from the first to the last."""
     x = images()
     for _ in range(2):  # the first time it also fills caches
         whole = lines_of(lambda: reparam.fuse(network(), x, rules=RULES, inplace=inplace), -1)
     total = whole.lines
-    for stop in range(1, total, total // 20):
+    for stop in range(1, total, total // stops):
         model = network()
         expected, before = answers(network_like(model), x), Snapshot(model)
         done = lines_of(lambda m=model: reparam.fuse(m, x, rules=RULES, inplace=inplace), stop)
@@ -408,8 +409,9 @@ def process() -> dict[str, Any]:
 
 # What was suspended in torch.fx ends when it is collected, after all was put back.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interruption_while_things_are_put_back_leaves_torch_whole() -> None:
-    """Ctrl-C at every third line of what puts torch and Python back."""
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.corpus)])
+def test_an_interruption_while_things_are_put_back_leaves_torch_whole(every: int) -> None:
+    """Ctrl-C at each line of what puts torch and Python back, or at some."""
 
     def network() -> nn.Module:
         return ready(nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), Plain()))
@@ -419,7 +421,7 @@ def test_an_interruption_while_things_are_put_back_leaves_torch_whole() -> None:
     lines = InterrupterOfUndoing().run(lambda: reparam.plan(model, x)).lines
     assert len(lines) > 100
     whole = process()
-    for line in list(lines)[::3]:
+    for line in list(lines)[::every]:
         done = InterrupterOfUndoing(line).run(lambda: reparam.plan(model, x))
         assert done.raised, line
         assert process() == whole, line

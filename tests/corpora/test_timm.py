@@ -33,16 +33,9 @@ class TestTimm(NetworkTests):
         assert relative_error(features, exact) <= 10 * FLOAT64_BOUND
 
 
-QUICK_BY_HAND = {"repvgg_a0"}
-
-
 @pytest.mark.parametrize(
     "network",
-    [
-        pytest.param(m, id=m.name, marks=() if m.name in QUICK_BY_HAND else pytest.mark.corpus)
-        for m in TIMM_MODELS
-        if m.hand
-    ],
+    [pytest.param(m, id=m.name, marks=pytest.mark.corpus) for m in TIMM_MODELS if m.hand],
 )
 def test_float32_error_is_that_of_the_hand_written_form(network: TimmModel) -> None:
     ratios = []

@@ -8,6 +8,7 @@ import queue
 import random
 import types
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import reparam
 from tests.refusals.checking import images, ready
 from tests.support.errors import relative_error
+from tests.support.thinning import thinned
 
 C = 4
 
@@ -118,28 +120,29 @@ class Uses(nn.Module):
         return self.pair(self.norm(self.conv(x) * self.kind.use(self.held))).relu()
 
 
-@pytest.mark.parametrize("inputs", [False, True], ids=["", "inputs"])
-@pytest.mark.parametrize("inner", [False, True], ids=["root", "inner"])
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_goes_on_is_where_it_was(kind: str, place: str, inner: bool, inputs: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "place", "around", "given"),
+    thinned(product(KINDS, PLACES, ("root", "inner"), ("nothing", "inputs")), 5),
+)
+def test_what_goes_on_is_where_it_was(kind: str, place: str, around: str, given: str) -> None:
+    inner, inputs = around == "inner", given == "inputs"
     user, x = Uses(kind, place), images()
     pair = nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)
     model = ready(nn.Sequential(*pair, user) if inner else user)
     held, see = user.held, user.kind.see
-    before, given = see(held), (x,) if inputs else ()
+    before, examples = see(held), (x,) if inputs else ()
 
     def is_there() -> bool:
         return user.held is held and see(held) == before
 
-    assert len(reparam.plan(model, *given).fused) == 1 + inner
+    assert len(reparam.plan(model, *examples).fused) == 1 + inner
     assert is_there()
     if kind in UNCOPYABLE:
         with pytest.raises(reparam.ReparamError, match="cannot be copied"):
-            reparam.fuse(model, *given)
+            reparam.fuse(model, *examples)
         assert is_there()
         return
-    fused = reparam.fuse(model, *given)
+    fused = reparam.fuse(model, *examples)
     assert is_there()
     reparam.verify(model, fused, x)
     assert is_there()

@@ -138,7 +138,7 @@ def chains(count: int, longest: int = 3) -> st.SearchStrategy[list[Call]]:
 
 @EVEN
 @given(st.sampled_from((1, 1, 2)), st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_any_operators_in_a_row(count: int, data: st.DataObject) -> None:
     chain = data.draw(chains(count))
     assume(agrees(form(chain, count), count, lambda x: value(chain, x)))
@@ -165,7 +165,7 @@ def branches(draw: Any) -> tuple[int, list[Call], list[Call]]:
 
 @EVEN
 @given(branches())
-@settings(max_examples=120)
+@settings(max_examples=60)
 def test_any_two_branches(case: tuple[int, list[Call], list[Call]]) -> None:
     count, *both = case
     parts = [form(branch, count) for branch in both]

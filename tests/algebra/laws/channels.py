@@ -41,7 +41,7 @@ def stacked(forms: list[Any], count: int) -> AffineConv | Refusal:
 
 
 @given(side_by_side())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_branches_side_by_side(case: tuple[int, list[Operator]]) -> None:
     c0, operators = case
     count = len(operators[0].axes)
@@ -91,7 +91,7 @@ def test_groups_come_in_the_order_of_the_channels_that_they_read(order: list[int
 
 
 @given(counts, channels, channels, dtypes, st.data())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_a_part_of_the_channels_of_a_value(
     count: int, c0: int, c1: int, dtype: torch.dtype, data: st.DataObject
 ) -> None:

@@ -96,13 +96,13 @@ def assert_crosses(model: nn.Module, *, crosses: bool = True) -> None:
 
 
 @given(st.one_of(averages(), extensions(), interpolations()), st.booleans(), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_scales_and_shifts_cross(spatial: Spatial, scaled: bool, before: bool) -> None:
     assert_crosses(Sandwich(spatial, scaled, before))
 
 
 @given(zeros(), st.booleans())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_only_scales_cross_zeros(spatial: Spatial, before: bool) -> None:
     assert_crosses(Sandwich(spatial, True, before))
     assert_crosses(Sandwich(spatial, False, before), crosses=False)

@@ -50,7 +50,7 @@ def any_convolution(draw: Any) -> tuple[int, Operator]:
 
 
 @given(any_convolution(), dtypes, seeds)
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_scale_and_shift(case: tuple[int, Operator], dtype: torch.dtype, seed: int) -> None:
     c0, operator = case
     form = operator.form()
@@ -77,7 +77,7 @@ def test_scale_and_shift_by_numbers(
 
 
 @given(any_convolution(), seeds, st.booleans(), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_normalize(case: tuple[int, Operator], seed: int, weighted: bool, shifted: bool) -> None:
     c0, operator = case
     c1 = operator.form().out_channels
@@ -106,7 +106,7 @@ def test_a_norm_without_a_scale_gives_its_type() -> None:
 
 
 @given(channels, counts, seeds, st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_scale_before_a_convolution(c: int, count: int, seed: int, data: st.DataObject) -> None:
     operator, factor = data.draw(convolutions(c, 4, count)), random_tensor((c,), seed)
     form = operator.form(identity().scale(factor))
@@ -115,7 +115,7 @@ def test_scale_before_a_convolution(c: int, count: int, seed: int, data: st.Data
 
 
 @given(channels, counts, seeds, st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_shift_before_an_unpadded_convolution(
     c: int, count: int, seed: int, data: st.DataObject
 ) -> None:
@@ -139,14 +139,14 @@ def pools(draw: Any, count: int) -> tuple[list[Axis], Any]:
 
 
 @given(channels, counts, st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_pool(c: int, count: int, data: st.DataObject) -> None:
     axes, pool = data.draw(pools(count))
     assert_same(resolved(identity().pool(axes), c, count), c, pool)
 
 
 @given(channels, counts, st.data())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_pool_around_a_convolution(c: int, count: int, data: st.DataObject) -> None:
     axes, pool = data.draw(pools(count))
     operator = data.draw(convolutions(c, 3, count))
@@ -159,7 +159,7 @@ def test_pool_around_a_convolution(c: int, count: int, data: st.DataObject) -> N
 
 
 @given(channels, counts, st.sampled_from(("zeros", *MODES)), st.data())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_pad_before_an_unpadded_convolution(
     c: int, count: int, mode: str, data: st.DataObject
 ) -> None:
@@ -179,7 +179,7 @@ def test_pad_before_an_unpadded_convolution(
 
 
 @given(channels, counts, st.data())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_pointwise_kernels_around_a_transposed_one(
     c0: int, count: int, data: st.DataObject
 ) -> None:
@@ -193,7 +193,7 @@ def test_pointwise_kernels_around_a_transposed_one(
 
 
 @given(channels, channels, counts, st.data())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_a_form_is_a_torch_module(c0: int, c1: int, count: int, data: st.DataObject) -> None:
     """Whatever `unsupported` lets pass, a module and explicit padding compute."""
     operator = data.draw(

@@ -37,7 +37,7 @@ def branches(draw: Any, **options: Any) -> tuple[int, Operator, Operator]:
 
 
 @given(branches())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_branches_of_equal_size_add_up(case: tuple[int, Operator, Operator]) -> None:
     c0, first, second = case
     form = first.form().plus(second.form())
@@ -46,7 +46,7 @@ def test_branches_of_equal_size_add_up(case: tuple[int, Operator, Operator]) -> 
 
 
 @given(counts, channels, channels, st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_a_sum_that_is_a_form_has_equal_sizes(
     count: int, c0: int, c1: int, data: st.DataObject
 ) -> None:
@@ -64,7 +64,7 @@ def test_a_sum_that_is_a_form_has_equal_sizes(
 
 
 @given(branches())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_addition_commutes(case: tuple[int, Operator, Operator]) -> None:
     _, first, second = case
     one, two = first.form().plus(second.form()), second.form().plus(first.form())
@@ -75,7 +75,7 @@ def test_addition_commutes(case: tuple[int, Operator, Operator]) -> None:
 
 
 @given(branches(), st.data())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_composition_distributes_over_addition(
     case: tuple[int, Operator, Operator], data: st.DataObject
 ) -> None:
@@ -105,7 +105,7 @@ def centred(draw: Any, c: int, count: int) -> Operator:
 
 
 @given(channels, counts, st.data())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_a_residual_is_one_more_tap(c: int, count: int, data: st.DataObject) -> None:
     operator = data.draw(centred(c, count))
     form = identity().plus(operator.form())
@@ -114,7 +114,7 @@ def test_a_residual_is_one_more_tap(c: int, count: int, data: st.DataObject) -> 
 
 
 @given(channels, counts, st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_a_branch_may_be_subtracted(c: int, count: int, data: st.DataObject) -> None:
     first, second = data.draw(centred(c, count)), data.draw(centred(c, count))
     form = first.form().plus(second.form().scale(-1))
@@ -156,7 +156,7 @@ def test_branches_over_different_values_are_a_sum_of_forms() -> None:
 
 
 @given(channels, counts, st.data())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_transposed_branches_add_up(c0: int, count: int, data: st.DataObject) -> None:
     first = data.draw(transposed_convolutions(c0, data.draw(channels), count))
     second = data.draw(branch_beside(first, dtype=torch.float64))

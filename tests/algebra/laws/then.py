@@ -54,7 +54,7 @@ def in_channels(operator: Operator) -> int:
 
 
 @given(sequences())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_convolutions_compose(stages: list[Operator]) -> None:
     inner, outer = stages
     form = composed(inner, outer)
@@ -63,7 +63,7 @@ def test_convolutions_compose(stages: list[Operator]) -> None:
 
 
 @given(sequences(length=3, modes=("zeros",)))
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_three_convolutions_compose(stages: list[Operator]) -> None:
     one, two, three = stages
     form = composed(one, two, three)
@@ -80,7 +80,7 @@ def unpadded_outer(draw: Any) -> list[Operator]:
 
 
 @given(unpadded_outer())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_an_unpadded_kernel_composes_with_anything(stages: list[Operator]) -> None:
     inner, outer = stages
     form = composed(inner, outer)
@@ -102,7 +102,7 @@ def full_padding(draw: Any) -> list[Operator]:
 
 
 @given(full_padding())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_zero_padding_composes_where_the_inner_formula_is_zero(stages: list[Operator]) -> None:
     inner, outer = stages
     form = composed(inner, outer)
@@ -111,7 +111,7 @@ def test_zero_padding_composes_where_the_inner_formula_is_zero(stages: list[Oper
 
 
 @given(counts, channels, channels, channels, st.sampled_from(MODES), st.data())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_other_padding_composes_after_a_pointwise_kernel(
     count: int, c0: int, c1: int, c2: int, mode: str, data: st.DataObject
 ) -> None:
@@ -123,7 +123,7 @@ def test_other_padding_composes_after_a_pointwise_kernel(
 
 
 @given(channels, channels, channels, st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_padding_with_the_folded_bias_composes(
     c0: int, c1: int, c2: int, data: st.DataObject
 ) -> None:
@@ -160,7 +160,7 @@ def test_the_padded_bias_may_be_rounded(dtype: torch.dtype, units: int, accepted
 
 
 @given(sequences(modes=("zeros",), stride=1), st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_a_refused_border_would_differ(stages: list[Operator], data: st.DataObject) -> None:
     """The law does not refuse too much: what it calls different at the border, is."""
     inner, outer = stages
@@ -185,7 +185,7 @@ def test_a_refused_border_would_differ(stages: list[Operator], data: st.DataObje
 
 
 @given(sequences(length=3))
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_composition_is_associative(stages: list[Operator]) -> None:
     one, two, three = (stage.form() for stage in stages)
     first, last = one.then(two), two.then(three)
