@@ -30,7 +30,7 @@ from reparam.capture.reading import (
     runs_by_name,
 )
 from reparam.modules import fetch, has_hooks, held_aside, read_from
-from reparam.planning import Link, Region
+from reparam.planning import FoldedNorm, Link, Region
 from reparam.rewriting.changes import Rewrite
 from reparam.rewriting.ranks_told import rests_on_rank
 from reparam.rewriting.repeats import repeated_calls
@@ -81,6 +81,7 @@ class Placer:
         self.repeated = repeated_calls(trace)
         self.held = held_aside(trace.root)
         self.sites = sites_of_calls()
+        self.folds: dict[FoldedNorm | None, set[fx.Node]] = {}
         self.read_directly = {
             id(read_from(trace.root, str(node.target)))
             for node in trace.graph.nodes
@@ -102,8 +103,7 @@ class Placer:
         if not knows_only_tensors(whole):
             # Called otherwise, its parts may get values that do not depend on the base like this.
             frame = whole
-        swaps = {link.value for link in region.changing if self._may_swap(link, region)}
-        swaps -= self._in_code(region)
+        swaps = self._swaps(region)
         kept = self._parts_to_keep(region, frame, swaps)
         if kept is not None:
             return self._kept_in(frame, kept, frame, self._that_may_grow(frame))
@@ -121,6 +121,21 @@ class Placer:
                 return self._kept_in(frame, set(use.parts), frame, self._that_may_grow(frame))
         other_ways = bool(use.callers)
         return Placement(frame, owner, swaps=frozenset(swaps), other_ways=other_ways)
+
+    def _swaps(self, region: Region) -> set[fx.Node]:
+        """The values of a region's links that are modules which may be replaced in their place.
+
+        The regions of one norm, which are edited one after the other, agree: with a norm without
+        its weight stand the readers that have it, also for code that stays as it was.
+        """
+        if region.folded in self.folds:
+            return set(self.folds[region.folded])
+        swaps = {link.value for link in region.changing if self._may_swap(link, region)}
+        swaps -= self._in_code(region)
+        if region.folded is None:
+            return swaps
+        self.folds[region.folded] = swaps if region.mains <= swaps else set()
+        return set(self.folds[region.folded])
 
     def _in_code(self, region: Region) -> set[fx.Node]:
         """The places where code must make floats of what a new operator reads, or check it."""

@@ -92,15 +92,20 @@ def span_of(node: ast.stmt | ast.expr) -> Span:
     return node.lineno, node.end_lineno or 0, node.col_offset, node.end_col_offset or 0
 
 
-def place_of(function: FunctionType, span: Span, *, indented: bool) -> Span:
-    """A place in a file as one in the source of a function.
+def place_of(function: FunctionType, span: Span, *, indented: bool) -> Span | None:
+    """A place in a file as one in the source of a function; None if that is not at hand.
 
     Args:
         function: The function.
         span: The place.
         indented: Whether its columns are those of the file.
     """
-    lines, _ = inspect.getsourcelines(function)
+    if definition(function) is None:
+        return None
+    try:
+        lines, _ = inspect.getsourcelines(function)
+    except OSError:  # it was, and its file has gone meanwhile
+        return None
     above = function.__code__.co_firstlineno - 1
     indent = len(lines[0]) - len(lines[0].lstrip()) if indented else 0
     first, last, start, end = span

@@ -85,7 +85,8 @@ def with_failing_outlined(
         return None
     pieces = earlier.pieces if earlier else ()
     # The code of one that was changed before comes of its own source, without its class around it.
-    piece = piece_around(function, place_of(function, span, indented=earlier is None))
+    place = place_of(function, span, indented=earlier is None)
+    piece = None if place is None else piece_around(function, place)
     if piece is None or any(piece.node is other.node for other in pieces):
         return None
     outlined = _without(function, (*pieces, piece))

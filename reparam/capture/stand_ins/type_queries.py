@@ -199,10 +199,13 @@ def is_caught(frame: FrameType) -> bool:
 
 @cache
 def _caught_lines(code: CodeType) -> tuple[tuple[int, int], ...]:
-    """The first and the last lines of what code tries and goes on after if it fails."""
+    """The first and the last lines of what code tries and goes on after if it fails.
+
+    That may be all of it where its source is not at hand; what is in parentheses tries nothing.
+    """
     tree = syntax_tree(code)
     if tree is None:
-        return ()
+        return () if code.co_name.startswith("<") else ((0, sys.maxsize),)
     before = code.co_firstlineno - 1
     tried = (node.body for node in ast.walk(tree) if _goes_on(node))
     return tuple((body[0].lineno + before, (body[-1].end_lineno or 0) + before) for body in tried)

@@ -423,3 +423,56 @@ def test_other_costs(cost: str) -> None:
     assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
     if cost == "memory":
         assert folded(fused.reparam_report) == 2
+
+
+class Optional(nn.Module):
+    """A norm and its reader in code that options, and other kinds of inputs, take another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.reader = nn.LayerNorm(C), nn.Linear(C, C)
+        self.kept: Any = None
+
+    def forward(self, x: Any, scale: bool = False, **options: Any) -> Tensor:
+        if isinstance(x, dict):
+            x = x["x"] if "mask" not in x else x["x"] * x["mask"]
+        y = (torch.stack(x) if isinstance(x, list) else x).softmax(-1)
+        if scale:
+            y = y * 2
+        if options.get("keep"):
+            self.kept = y
+        return y + self.reader(self.norm(y)).relu()
+
+
+def test_code_that_stays_as_it_was_runs_all_of_a_fold_or_nothing() -> None:
+    """Found by a reviewer: the norm had no weight where its reader was still the old one."""
+    model, x = randomised(Optional()), tokens()
+    for example_inputs in (None, x):
+        fused = reparam.fuse(model, example_inputs, fold_norms=True)
+        assert folded(fused.reparam_report) == 1
+        for arguments, options in (
+            ((x,), {}), ((x,), {"scale": True}), ((x,), {"other": 1}), ((x,), {"keep": True}),
+            (([x, x],), {}), (({"x": x},), {}), (({"x": x, "mask": x},), {}),
+        ):  # fmt: skip
+            with torch.no_grad():
+                result, expected = (m(*arguments, **options) for m in (fused, model))
+            assert relative_error(result, expected) <= EXACT
+
+
+def test_a_block_of_which_calls_differ_is_right_by_itself() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Optional(), Optional()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for index, block in enumerate(self.blocks):
+                x = block(x, scale=index == 0)
+            return x
+
+    model, x = randomised(Stack()), tokens()
+    fused = reparam.fuse(model, fold_norms=True)
+    assert folded(fused.reparam_report) == 2
+    assert relative_error(run(fused, (x,)), run(model, (x,))) <= EXACT
+    for mine, original in zip(fused.blocks, model.blocks, strict=True):
+        assert relative_error(run(mine, (x,)), run(original, (x,))) <= EXACT
