@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator, Mapping
-from types import MethodType
-from typing import Any
+from types import CellType, FunctionType, MethodType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,6 +38,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
             "itself: pass inplace=True"
         ) from error
     copied = _with_own_modules(copied, model)
+    _close_over_copies(copied, memo)
     # Some modules that copy themselves wake up in training mode.
     modes = {path: module.training for path, module in model.named_modules()}
     for path, module in copied.named_modules():
@@ -109,6 +110,65 @@ def _with_own_modules(copied: nn.Module, model: nn.Module) -> nn.Module:
                 alike = holder if type(owner) is type(holder) else owner
                 vars(holder)[name] = _of_another(value, twins.get(owner, alike))
     return twins.get(copied, copied)
+
+
+def _close_over_copies(copied: nn.Module, memo: Mapping[int, Any]) -> None:
+    """Let the functions that a copy holds, such as its hooks, read the copy, not the model.
+
+    A deep copy hands functions on, with the variables around them: a hook that keeps what it sees
+    in an attribute of its model would go on to keep it in that of the original.
+    """
+    made: dict[int, Any] = {}
+    for module in copied.modules():
+        for holder in (vars(module), *vars(module).values()):
+            entries = enumerate(holder) if isinstance(holder, list) else ()
+            for key, value in list(holder.items() if isinstance(holder, dict) else entries):
+                if _reads_copied(value, memo, set()):
+                    holder[key] = _over_copies(value, memo, made)
+
+
+def _reads_copied(value: Any, memo: Mapping[int, Any], seen: set[int]) -> bool:
+    """Whether a value is a function around which a variable holds what was copied."""
+    if not isinstance(value, FunctionType) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_is_of_model(cell, memo, seen) for cell in value.__closure__ or ())
+
+
+def _is_of_model(cell: CellType, memo: Mapping[int, Any], seen: set[int]) -> bool:
+    """Whether a variable holds what was copied, or a function that reads such."""
+    if cell == CellType():
+        return False
+    held = cell.cell_contents
+    return memo.get(id(held), held) is not held or _reads_copied(held, memo, seen)
+
+
+def _over_copies(
+    function: FunctionType, memo: Mapping[int, Any], made: dict[int, Any]
+) -> FunctionType:
+    """The same function, with the copies of what was copied in the variables around it.
+
+    Its other variables, a counter say, stay those that all copies share.
+    """
+    if id(function) in made:
+        return cast("FunctionType", made[id(function)])
+    closure = function.__closure__ or ()
+    changing = [cell for cell in closure if _is_of_model(cell, memo, set())]
+    fresh = [cell for cell in changing if id(cell) not in made]
+    made.update((id(cell), CellType()) for cell in fresh)
+    cells = tuple(made.get(id(cell), cell) for cell in closure)
+    code, variables, name = function.__code__, function.__globals__, function.__name__
+    over = FunctionType(code, variables, name, function.__defaults__, cells)
+    over.__kwdefaults__, over.__qualname__ = function.__kwdefaults__, function.__qualname__
+    vars(over).update(vars(function))
+    made[id(function)] = over
+    for cell in fresh:  # now, since a function may be among the variables around itself
+        held = cell.cell_contents
+        read = _reads_copied(held, memo, set())
+        made[id(cell)].cell_contents = (
+            _over_copies(held, memo, made) if read else memo.get(id(held), held)
+        )
+    return over
 
 
 def _twin(module: nn.Module) -> nn.Module:

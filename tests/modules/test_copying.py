@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from reparam.modules import copy_model
 from tests.refusals.checking import images, ready
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error
@@ -214,3 +216,86 @@ def test_a_rule_is_checked_on_weights_of_its_own() -> None:
     rules = {Alike: lambda module, x: x.scale(module.scale)}
     reparam.testing.rulecheck(module, (2, 8, 5, 5), rules=rules)
     assert seen(module) == before
+
+
+class Hooked(nn.Module):
+    """Hooks and attributes that are functions, and close over the model or parts of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.last = nn.Conv2d(4, 4, 1)
+        self.seen: dict[str, Tensor] = {}
+        calls, seen, weight = 0, self.seen, self.last.weight
+
+        def count(module: nn.Module, *_: Any) -> None:
+            nonlocal calls
+            calls += 1
+            self.seen["calls"] = torch.tensor(calls)
+
+        def again(depth: int) -> nn.Module:
+            return again(depth - 1) if depth else self.first
+
+        self.first.register_forward_hook(count)
+        self.last.register_forward_hook(lambda *a: seen.update(last=a[-1]))
+        self.steps = [lambda x: again(2)(x).relu(), lambda x: F.conv2d(x, weight)]
+        self.counted = lambda: calls
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.last(self.steps[0](x))
+        return {"y": y, "z": self.steps[1](y), **self.seen}
+
+
+def test_functions_of_a_copy_read_the_copy() -> None:
+    """Found by a reviewer: features that hooks collect were those of the original."""
+    model = ready(Hooked())
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    for copied in (copy_model(model), reparam.fuse(model), reparam.fuse(model, x)):
+        with torch.no_grad():
+            result = copied(x)
+            assert model.seen == {}
+            expected = model(x)
+        model.seen.clear()
+        assert result.keys() == expected.keys() == {"y", "z", "calls", "last"}
+        for name in ("y", "z", "last"):
+            assert relative_error(result[name], expected[name]) <= 1e-9
+        for parameter in copied.parameters():  # nothing of the original is left in it
+            parameter.data.zero_()
+        assert not copied(x)["y"].any()
+        model.seen.clear()
+    # What is no part of the model goes on to be one for all.
+    assert copied.counted() == model.counted() > 3
+
+
+class Collecting(nn.Module):
+    """Keeps what its parts return in an attribute, by hooks that close over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        self.last = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.features: dict[str, Tensor] = {}
+        for name in ("first", "last"):
+            self.get_submodule(name).register_forward_hook(self.keep(name))
+
+    def keep(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            self.features[name] = output
+
+        return hook
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.last(self.first(x).relu()), **self.features}
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_what_hooks_collect_is_collected_in_the_fused_model(with_inputs: bool) -> None:
+    model, x = ready(Collecting()), images()
+    fused = reparam.fuse(model, x if with_inputs else None)
+    assert len(fused.reparam_report.fused) == 2
+    with torch.no_grad():
+        result = fused(x)
+        assert model.features == {}
+        expected = model(x)
+    assert result.keys() == expected.keys()
+    assert all(relative_error(result[name], expected[name]) <= 1e-9 for name in result)
