@@ -105,11 +105,4 @@ IN_VERIFICATION = [
         "            with nullcontext() if itself is None else all_or_nothing(itself, written):\n",
         "            with nullcontext():\n",
     ),
-    Mistake(
-        "what a check notes is put back as the model's",
-        "verification/call_samples.py",
-        "            _let_run(fetch(module, path), _Replay(sample, errors).run, stack)\n",
-        "            run = _Replay(sample, errors).run\n"
-        "            _let_run(fetch(module, path), lambda *a, **k: run(*a, **k), stack)\n",
-    ),
 ]
