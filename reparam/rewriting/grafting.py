@@ -186,8 +186,26 @@ class _Graft:
     def _settle(self) -> None:
         """Find the calls that cannot stay calls, and those that stay and have new code.
 
-        Whoever takes in the code of another call has new code, too.
+        Whoever takes in the code of another call has new code, too. A value that leaves a call by
+        an attribute, say, goes on to do so where neither end has new code.
         """
+        ends = {call: self._other_ends(call) for call in self.trace.calls[1:]}
+        leaking = set[Call]()
+        while True:
+            self.inlined, self.edited = self._settled(leaking)
+            changed = self.inlined | self.edited
+            more = {
+                call
+                for call, others in ends.items()
+                if others and (call in changed or not changed.isdisjoint(others))
+            }
+            if more <= leaking:
+                break
+            leaking |= more
+        self.slicer = Slicer(self.rewrite, self.inside, self.inlined, self.paths)
+
+    def _settled(self, leaking: Set[Call]) -> tuple[set[Call], set[Call]]:
+        """The calls that become code of others, these included, and those that have new code."""
         changes = self.rewrite.changes
         inlined, edited = set[Call](), set[Call]().union(*changes.values())
         touched = {call for value in changes for call in self.trace.caller[value].ancestry()}
@@ -203,7 +221,7 @@ class _Graft:
                 call in self.rewrite.inlined
                 or (call in edited and not self._can_change_alone(call))
                 or (call in edited and call in self.reaching_out)
-                or self._leaks(call)
+                or call in leaking
                 or any(
                     node.op != "get_attr" and self.rewrite.current(node) not in present
                     for node in nodes_in((call.args, call.kwargs))
@@ -212,8 +230,7 @@ class _Graft:
                 inlined.add(call)
                 edited.add(call.parent)
                 edited.discard(call)
-        self.inlined, self.edited = inlined, edited
-        self.slicer = Slicer(self.rewrite, self.inside, inlined, self.paths)
+        return inlined, edited
 
     def _can_change_alone(self, call: Call) -> bool:
         """Whether a module can have new code: for all its calls, and it sees all that it needs."""
@@ -228,20 +245,23 @@ class _Graft:
             if node.op in ("call_module", "get_attr")
         )
 
-    def _leaks(self, call: Call) -> bool:
-        """Whether values pass in or out otherwise than as the call's arguments and its result."""
+    def _other_ends(self, call: Call) -> set[Call]:
+        """The calls that a call shares values with otherwise than by its arguments and result."""
         inside = set(self.inside[call])
         results = {self.rewrite.current(node) for node in nodes_in(call.result)}
         arguments = {self.rewrite.current(node) for node in nodes_in(call.arguments)}
         # The graph also holds on to what calls return for nobody: see `tracing_attempts`.
         escaping = (
-            node
+            user
             for node in inside - results
             for user in node.users
-            if user not in inside and (user.op != "output" or node in self.returned)
+            if node.op != "get_attr"
+            and user not in inside
+            and (user.op != "output" or node in self.returned)
         )
         read = results.union(*(node.all_input_nodes for node in inside)) - inside - arguments
-        return any(node.op != "get_attr" for node in (*escaping, *read))
+        met = (*escaping, *(node for node in read if node.op != "get_attr"))
+        return {self.rewrite.caller.get(node, self.trace.calls[0]) for node in met}
 
     def _check(self) -> None:
         """Raise a GraftError if code would change that must stay."""

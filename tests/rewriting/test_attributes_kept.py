@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 import reparam
-from tests.refusals.checking import EXACT, ready
+from tests.refusals.checking import EXACT, images, ready
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error
+
+C = 4
 
 
 class Block(nn.Module):
@@ -192,3 +194,84 @@ def test_an_option_decides_what_is_kept() -> None:
     with torch.no_grad():
         assert relative_error(fused(x, keep=False), model(x, keep=False)) < EXACT
     assert not kept(fused)
+
+
+class Gated(nn.Module):
+    """A gate that keeps a loss, which the code around it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.point(x.mean((2, 3), keepdim=True)).sigmoid()
+        self.loss = weight.pow(2).mean()
+        return x * weight
+
+
+def _pair() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C))
+
+
+class ReadsOfAPart(nn.Module):
+    """Reads an attribute of a part, between pairs that have nothing to do with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = _pair(), Gated(), _pair()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.gate(self.first(x))), self.gate.loss
+
+
+class AddsInItsCode(ReadsOfAPart):
+    """The same with branches in the code that reads the attribute."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x) + self.last(x)
+        return self.gate(x), self.gate.loss
+
+
+class KeepsWhatItReturns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.conv(x)
+        return self.kept.relu()
+
+
+class ScalesWhatAPartKeeps(nn.Module):
+    """A norm of what a part has kept: the pair lies in the code of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.norm, self.last = KeepsWhatItReturns(), nn.BatchNorm2d(C), _pair()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.part(x)), self.norm(self.part.kept)
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "norms"), [(ReadsOfAPart, 0), (AddsInItsCode, 2), (ScalesWhatAPartKeeps, 1)]
+)
+def test_what_a_part_keeps_for_the_code_around_it(
+    kind: type[nn.Module], norms: int, with_inputs: bool
+) -> None:
+    """Found by a reviewer: one such attribute kept every pair of the network apart."""
+    model, x = ready(kind()), images()
+    fused = reparam.fuse(model, x if with_inputs else None)
+    for _ in range(2):
+        with torch.no_grad():
+            result, expected = fused(x), model(x)
+        for mine, original in zip(result, expected, strict=True):
+            assert relative_error(mine, original) <= EXACT
+        for path, part in model.named_modules():
+            for name in ("loss", "kept"):
+                if name in vars(part):
+                    kept = vars(fused.get_submodule(path))[name]
+                    assert relative_error(kept, vars(part)[name]) <= EXACT
+    left = [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(left) <= norms, fused.reparam_report
