@@ -8,11 +8,11 @@ import dis
 import inspect
 import operator
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import cache, reduce
 from types import CodeType, FunctionType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -167,19 +167,27 @@ def _compiles_to(node: Definition, code: CodeType) -> bool:
     codes = list(codes_in(code))
     if any("@pytest_ar" in inner.co_names for inner in codes):
         return True  # pytest takes the place of `assert`, which does the same
-    plain = copy(node)
-    plain.decorator_list = []
-    body: ast.stmt = plain
+    body: Definition | ast.ClassDef = copy(node)
+    body.decorator_list = []
     *_, holder = ("", *code.co_qualname.split(".")[:-1])
     if holder not in ("", "<locals>"):  # private names take the name of the class
-        body = _template(f"class {holder}: pass", body)
+        body = cast("ast.ClassDef", _template(f"class {holder}: pass", body))
     free = [name for name in code.co_freevars if name not in ("__class__", holder)]
     around = _template(f"def around({', '.join(free)}): pass", body)
-    if isinstance(body, ast.ClassDef) and holder not in code.co_freevars:
-        around.body.insert(0, ast.Global([holder]))  # its methods find it among the globals
-    module = ast.fix_missing_locations(ast.Module([around], []))
-    compiled = compile(module, "", "exec", flags=code.co_flags & _FUTURE, dont_inherit=True)
-    made = next(inner for inner in codes_in(compiled) if inner.co_name == code.co_name)
+    if body.name not in code.co_freevars:
+        around.body.insert(0, ast.Global([body.name]))  # where code finds itself, and its class
+    names = sorted(set().union(*(inner.co_names for inner in codes)))
+    imports: list[ast.stmt] = [ast.Import([ast.alias(name)]) for name in names]
+    # A call of what the same file imports is compiled in another way than any other.
+    return any(_makes([*above, around], codes) for above in ([], imports))
+
+
+def _makes(statements: list[ast.stmt], codes: Sequence[CodeType]) -> bool:
+    """Whether statements compile to some code, with what is nested in it."""
+    module = ast.fix_missing_locations(ast.Module(statements, []))
+    flags = codes[0].co_flags & _FUTURE
+    compiled = compile(module, "", "exec", flags=flags, dont_inherit=True)
+    made = next(inner for inner in codes_in(compiled) if inner.co_name == codes[0].co_name)
     return len(codes) == len([*codes_in(made)]) and all(map(_are_alike, codes_in(made), codes))
 
 
@@ -199,15 +207,17 @@ def _are_alike(first: CodeType, second: CodeType) -> bool:
 def _steps(code: CodeType) -> Iterator[tuple[str, str]]:
     """What code does in turn.
 
-    A call of what the same file imports is compiled in another way than any other, which only the
-    whole file tells; and strings of several lines lose their indents with the code around them.
+    Strings of several lines lose their indents with the code around them.
     """
     jumps = {*dis.hasjrel, *dis.hasjabs}
     for step in dis.get_instructions(code):
         if step.opname not in _LEFT_OUT:
             goes = step.opcode in jumps or isinstance(step.argval, CodeType)
             name = "LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname
-            yield name, "" if goes else " ".join(repr(step.argval).split())
+            value = step.argval
+            if isinstance(value, frozenset):  # of constants: it has no order of its own
+                value = sorted(map(repr, value))
+            yield name, "" if goes else " ".join(repr(value).split())
 
 
 _LEFT_OUT = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}

@@ -46,7 +46,7 @@ def test_branches_of_equal_size_add_up(case: tuple[int, Operator, Operator]) -> 
 
 
 @given(counts, channels, channels, st.data())
-@settings(max_examples=50)
+@settings(max_examples=100)
 def test_a_sum_that_is_a_form_has_equal_sizes(
     count: int, c0: int, c1: int, data: st.DataObject
 ) -> None:

@@ -137,6 +137,15 @@ def around(__hidden: int) -> type:
     return Holder
 
 
+def calls_itself(times: int) -> int:
+    return calls_itself(times - 1) if times else 0
+
+
+def test_source_is_that_of_a_function_that_calls_itself() -> None:
+    assert definition(calls_itself) is not None
+    assert definition(torch._assert) is not None
+
+
 @pytest.mark.parametrize("name", ["forward", "waits"])
 def test_source_is_that_of_the_code_in_whatever_place_it_stands(name: str) -> None:
     function = vars(around(1))[name]
