@@ -113,8 +113,7 @@ def _trace(
         UntraceableError: If it cannot be traced.
     """
     # torch's assertion is one node, too: run on proxies it asks whether its condition holds.
-    functions = [torch._assert, *rules.functions()]
-    ruled = [leaf for function in functions for leaf in found_in_modules(function)]
+    ruled = list(found_in_modules([torch._assert, *rules.functions()]))
     while True:
         result, tracer = _attempt(root, rules, given, ruled, lessons)
         if isinstance(result, Exception):

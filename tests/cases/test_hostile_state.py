@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import random
 from collections.abc import Callable
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.cases.checking import assert_exact
 from tests.refusals.checking import Network, images, ready
 from tests.support.errors import run
 from tests.support.snapshot import Snapshot
+from tests.support.thinning import thinned
 
 C = 4
 
@@ -367,8 +369,9 @@ def gradients_stay_on() -> Any:
     torch.set_grad_enabled(True)
 
 
-@pytest.mark.parametrize("where", ["model", "part", "merging"])
-@pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
+@pytest.mark.parametrize(
+    ("forward", "where"), thinned(product(FORWARDS, ("model", "part", "merging")), 2)
+)
 def test_a_forward_that_changes_something(forward: Callable[..., Any], where: str) -> None:
     """A counter, a cache, an average, weights or randomness in forward (tracing by torch.fx)."""
     model = changing(forward)

@@ -9,6 +9,7 @@ import random
 import sys
 import types
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.refusals.checking import images, ready
 from tests.support.counting import count_operators
 from tests.support.errors import relative_error
 from tests.support.snapshot import Snapshot
+from tests.support.thinning import thinned
 
 C = 4
 
@@ -139,9 +141,9 @@ def assert_as_before(model: nn.Module, before: Snapshot, expected: Any, x: Tenso
     assert relative_error(answers(model, x), expected) == 0
 
 
-@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
-@pytest.mark.parametrize("call", [1, 2, 3])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    ("point", "call", "inplace"), thinned(product(POINTS, (1, 2, 3), (False, True)), 5)
+)
 def test_an_interruption_leaves_the_model_alone(
     point: str, call: int, inplace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import reparam
 from tests.support.counting import count_operators
 from tests.support.errors import run
+from tests.support.thinning import thinned
 from tests.uses.networks import TRACED, fused_network, same
 
 
@@ -35,9 +37,9 @@ def run_compiled(model: Any, x: Tensor) -> Tensor:
         return model(x)
 
 
-@pytest.mark.parametrize("name", TRACED)
-@pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize(
+    ("name", "strict", "dynamic"), thinned(product(TRACED, (False, True), (False, True)), 3)
+)
 def test_export(name: str, strict: bool, dynamic: bool) -> None:
     case = fused_network(name)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)},) if dynamic else None

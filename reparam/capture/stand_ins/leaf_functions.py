@@ -11,7 +11,7 @@ import inspect
 import itertools
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -38,13 +38,14 @@ class LeafFunction:
     home: dict[str, Any]
 
 
-def found_in_modules(function: Callable[..., Any]) -> Iterator[LeafFunction]:
-    """Where Python modules hold a function under its own name."""
-    name = getattr(function, "__name__", "")
+def found_in_modules(functions: Iterable[Callable[..., Any]]) -> Iterator[LeafFunction]:
+    """Where Python modules hold some functions under their own names."""
+    named = [(getattr(function, "__name__", ""), function) for function in functions]
     for home in list(sys.modules.values()):
         variables = getattr(home, "__dict__", {})
-        if variables.get(name) is function:
-            yield LeafFunction(function, name, variables)
+        for name, function in named:
+            if variables.get(name) is function:
+                yield LeafFunction(function, name, variables)
 
 
 def failing_function(error: BaseException) -> LeafFunction | None:

@@ -57,6 +57,7 @@ def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError
 
 
+@pytest.mark.corpus
 def test_a_batch_that_cannot_be_shared_out_is_an_error(tmp_path: Path) -> None:
     words = ["train", "--batch-size", "63", "--output", str(tmp_path)]
     process = start(*words, processes=2)
