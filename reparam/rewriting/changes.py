@@ -24,8 +24,8 @@ class Rewrite:
         changes: The calls whose own code changed, by the value of the region for which it changed.
         replaced: For each node of the copy that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
-        swapped: The calls that regions lie in, by their values, whose modules are replaced where
-            they are registered.
+        swapped: The calls that regions lie in, by their values, of which a part is another one: a
+            module is replaced where it is registered, or the code of a part has the operator.
         names: Where each region's operator is registered.
         joined: Where the operator is registered that stands for a module, by the module's path.
         protected: For each call the parts that other methods of its module run by themselves.

@@ -124,8 +124,9 @@ class Rewriter:
         for node in region.dying:
             if node.op == "call_module":
                 result.joined[str(node.target)] = path
-        if swap:
+        if swap or (owner is not home.frame and home.frame in owner.ancestry()):
             result.swapped[value] = home.frame
+        if swap:
             for other in self.paths[path]:
                 result.modules[other] = module
         with graph.inserting_before(result.copy(place)):

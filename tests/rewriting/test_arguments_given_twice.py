@@ -122,3 +122,49 @@ def test_a_caller_with_options_may_give_two_values(kind: Callable[[], nn.Module]
     assert fused.reparam_report.fused
     assert relative_error(fused(x), model(x)) < EXACT
     assert relative_error(fused(x, -0.5), model(x, -0.5)) < EXACT
+
+
+class ScalesItsPart(nn.Module):
+    """The operator belongs into the code of a part, and what scales it is in the code around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Residual(nn.Conv2d(4, 4, 3, padding=1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        scaled: Tensor = self.part(y) * self.part.conv.weight.mean()
+        return scaled
+
+
+class Residual(nn.Module):
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = x + self.conv(x)
+        return total
+
+
+class WithOption(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = ScalesItsPart()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x.relu()
+        result: Tensor = self.part(x, x)
+        return result
+
+
+def test_a_part_with_new_code_is_run_by_new_code_alone() -> None:
+    """Random network 740799: what the part does already was done again with an option."""
+    model, x = ready(WithOption()), images()
+    fused = reparam.fuse(model)
+    with torch.no_grad():
+        expected = model(x)
+        assert relative_error(fused(x), expected) <= EXACT
+        assert relative_error(fused(x, mask=x), expected) <= EXACT
+        assert relative_error(fused.part(x, 2 * x), model.part(x, 2 * x)) <= EXACT
+        assert relative_error(fused.part.part(x), model.part.part(x)) <= EXACT
+    assert fused.reparam_report.fused
