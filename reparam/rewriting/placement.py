@@ -211,7 +211,9 @@ class Placer:
         # Where several mix channels, a part would return others, or another size, than it did. One
         # that does not collapse changes no part: it goes, or it stays.
         mixes = any(len(self._mixing(path)) > 1 for path in region.paths)
-        return names if region.collapses and mixes and needed else None
+        # Where code has to change, that of a method which `forward` does not call does not.
+        in_code = bool(use.callers) and not _working(region) <= swaps
+        return names if region.collapses and (mixes or in_code) and needed else None
 
     def _mixing(self, path: Sequence[Link]) -> set[Call]:
         """The calls in which the operators of a path are that mix channels."""

@@ -506,3 +506,29 @@ def test_what_does_nothing_stays_for_other_methods(inner: Callable[[], nn.Module
     with torch.no_grad():
         assert relative_error(fused(x), model(x)) < EXACT
         assert relative_error(fused.forward_features(x), model.forward_features(x)) < EXACT
+
+
+class NormTwice(nn.Module):
+    """One norm under two names, twice in a row, which a method runs that forward does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.same = self.norm
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        result: Tensor = self.same(self.norm(x))
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.same(self.norm(x))
+        return result
+
+
+def test_a_norm_that_another_method_runs_twice_stays() -> None:
+    """Random network 750088: the method found nothing where the norm was."""
+    model, x = ready(NormTwice()), images()
+    fused = reparam.fuse(model)
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) <= EXACT
+        assert relative_error(fused.forward_features(x), model.forward_features(x)) <= EXACT
