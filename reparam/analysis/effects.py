@@ -150,7 +150,7 @@ def writes_to_itself(module: nn.Module) -> bool:
 
 
 def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
-    everything = Effects(True, tuple(node.all_input_nodes))
+    everything = _everything(node)
     kind, inplace = type(module), getattr(module, "inplace", False)
     if kind.__module__ == "torch.export._unlift":
         return _FRESH  # it checks the sizes of the inputs
@@ -167,17 +167,22 @@ def _module_effects(node: fx.Node, module: nn.Module, rules: Rules) -> Effects:
 def _method_effects(node: fx.Node) -> Effects:
     name = str(node.target)
     if not hasattr(torch.Tensor, name):
-        return Effects(True, tuple(node.all_input_nodes))  # a list, a dictionary, anything
+        return _everything(node)  # a list, a dictionary, anything
     if Trait.WRITES in traits(node):
         return Effects(True, _first(node))
     return _named_effects(node, torch.Tensor)
+
+
+def _everything(node: fx.Node) -> Effects:
+    """What an operator does of which nothing is known."""
+    return Effects(True, tuple(node.all_input_nodes))
 
 
 def _function_effects(node: fx.Node, rules: Rules) -> Effects:
     target: Any = node.target
     if (effects := _unnamed_effects(target, node)) is not None:
         return effects
-    everything = Effects(True, tuple(node.all_input_nodes))
+    everything = _everything(node)
     if not has_known_name(target):
         return _VIEW if rules.find(target) is not None else everything
     if target.__module__ == "builtins":
@@ -205,14 +210,14 @@ def _unnamed_effects(target: Any, node: fx.Node) -> Effects | None:
     if isinstance(target, torch._ops.OpOverloadPacket) and target.__module__ != "torch._ops.aten":
         overloads = [getattr(target, name) for name in target.overloads()]
         if any(overload._schema.is_mutable for overload in overloads):
-            return Effects(True, tuple(node.all_input_nodes))
+            return _everything(node)
         return _declared_effects(target)
     return None
 
 
 def _code_effects(statement: CodeStatement, node: fx.Node) -> Effects:
     """What a piece of a model's own code does."""
-    effects = Effects(True, tuple(node.all_input_nodes)) if statement.writes else _VIEW
+    effects = _everything(node) if statement.writes else _VIEW
     return replace(effects, acts=statement.checks)
 
 

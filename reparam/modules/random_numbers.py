@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from reparam.modules.stateful_objects import set_state, state_of
+
 RandomState = tuple[tuple[bytes, ...], Any, bytes]
 
 
@@ -25,15 +27,15 @@ def random_state() -> RandomState:
 
 def torch_random_state() -> tuple[bytes, ...]:
     """The states of torch's random numbers alone, which torch's own operators draw."""
-    return tuple(generator.get_state().numpy().tobytes() for generator in _generators())
+    return tuple(map(state_of, _generators()))
 
 
 def set_random_state(state: RandomState) -> None:
     """Put all random numbers back where they were."""
     torch_states, python_state, numpy_state = state
     # An accelerator that has come into use since then has no state to go back to.
-    for generator, numbers in zip(_generators(), torch_states, strict=False):
-        generator.set_state(torch.frombuffer(bytearray(numbers), dtype=torch.uint8))
+    for generator, torch_state in zip(_generators(), torch_states, strict=False):
+        set_state(generator, torch_state)
     random.setstate(python_state)
     np.random.set_state(pickle.loads(numpy_state))
 

@@ -189,7 +189,8 @@ class _Graft:
         Whoever takes in the code of another call has new code, too. A value that leaves a call by
         an attribute, say, goes on to do so where neither end has new code.
         """
-        ends = {call: self._other_ends(call) for call in self.trace.calls[1:]}
+        calls = self.trace.calls[1:]
+        ends = {call: others for call in calls if (others := self._other_ends(call))}
         leaking = set[Call]()
         while True:
             self.inlined, self.edited = self._settled(leaking)
@@ -197,7 +198,7 @@ class _Graft:
             more = {
                 call
                 for call, others in ends.items()
-                if others and (call in changed or not changed.isdisjoint(others))
+                if call in changed or not changed.isdisjoint(others)
             }
             if more <= leaking:
                 break

@@ -129,13 +129,13 @@ class Placer:
         its weight stand the readers that have it, also for code that stays as it was.
         """
         if region.folded in self.folds:
-            return set(self.folds[region.folded])
+            return self.folds[region.folded]
         swaps = {link.value for link in region.changing if self._may_swap(link, region)}
         swaps -= self._in_code(region)
-        if region.folded is None:
-            return swaps
-        self.folds[region.folded] = swaps if region.mains <= swaps else set()
-        return set(self.folds[region.folded])
+        if region.folded is not None:
+            swaps = swaps if region.mains <= swaps else set()
+            self.folds[region.folded] = swaps
+        return swaps
 
     def _in_code(self, region: Region) -> set[fx.Node]:
         """The places where code must make floats of what a new operator reads, or check it."""

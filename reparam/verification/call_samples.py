@@ -146,7 +146,7 @@ def original_errors(
     """
     with _standing_in(module, inner) as errors:
         results = call_in_modes(module, lambda: copied_values(sample.inputs), inner)
-    first, second = map(copied_values, results)  # as the sample was
+    first, second = results
     error = max(_difference(sample.result, first), *errors, 0.0)
     return error, _difference(first, second)
 
@@ -180,7 +180,7 @@ def errors_in_one_run(
         else:
             results = [_called(module, sample.inputs, exact)]
     errors = {path: witness.error(len(results)) for path, witness in witnesses.items()}
-    own = max(_difference(sample.result, copied_values(result)) for result in results)
+    own = max(_difference(sample.result, result) for result in results)
     return {**errors, "": own}
 
 
@@ -211,7 +211,7 @@ class _Replay:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the part did, and note how far what it is given is from what it was."""
-        self.errors.append(_difference(self.sample.inputs, copied_values((args, kwargs))))
+        self.errors.append(_difference(self.sample.inputs, (args, kwargs)))
         return copied_values(self.sample.result)
 
 

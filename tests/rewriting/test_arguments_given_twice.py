@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 import reparam
 from reparam import ReparamError
+from tests.models.parts import Residual
 from tests.refusals.checking import EXACT, images, ready
 from tests.support.errors import relative_error
 
@@ -132,18 +133,8 @@ class ScalesItsPart(nn.Module):
         self.part = Residual(nn.Conv2d(4, 4, 3, padding=1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        scaled: Tensor = self.part(y) * self.part.conv.weight.mean()
+        scaled: Tensor = self.part(y) * self.part.part.weight.mean()
         return scaled
-
-
-class Residual(nn.Module):
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        total: Tensor = x + self.conv(x)
-        return total
 
 
 class WithOption(nn.Module):

@@ -171,7 +171,7 @@ def _compiles_to(node: Definition, code: CodeType) -> bool:
     body.decorator_list = []
     *_, holder = ("", *code.co_qualname.split(".")[:-1])
     if holder not in ("", "<locals>"):  # private names take the name of the class
-        body = cast("ast.ClassDef", _template(f"class {holder}: pass", body))
+        body = _template(f"class {holder}: pass", body)
     free = [name for name in code.co_freevars if name not in ("__class__", holder)]
     around = _template(f"def around({', '.join(free)}): pass", body)
     if body.name not in code.co_freevars:
@@ -188,31 +188,24 @@ def _makes(statements: list[ast.stmt], codes: Sequence[CodeType]) -> bool:
     flags = codes[0].co_flags & _FUTURE
     compiled = compile(module, "", "exec", flags=flags, dont_inherit=True)
     made = next(inner for inner in codes_in(compiled) if inner.co_name == codes[0].co_name)
-    return len(codes) == len([*codes_in(made)]) and all(map(_are_alike, codes_in(made), codes))
+    return [list(_steps(code)) for code in codes_in(made)] == [list(_steps(c)) for c in codes]
 
 
 def _template(text: str, body: ast.stmt) -> ast.ClassDef | ast.FunctionDef:
     """A class or a function with another body."""
-    (holder,) = ast.parse(text).body
-    assert isinstance(holder, ast.ClassDef | ast.FunctionDef)
+    holder = cast("ast.ClassDef | ast.FunctionDef", ast.parse(text).body[0])
     holder.body = [body]
     return holder
 
 
-def _are_alike(first: CodeType, second: CodeType) -> bool:
-    """Whether two pieces of code do the same, but for what is nested in them."""
-    return list(_steps(first)) == list(_steps(second))
-
-
 def _steps(code: CodeType) -> Iterator[tuple[str, str]]:
-    """What code does in turn.
+    """What code does in turn, but for what is nested in it.
 
     Strings of several lines lose their indents with the code around them.
     """
-    jumps = {*dis.hasjrel, *dis.hasjabs}
     for step in dis.get_instructions(code):
         if step.opname not in _LEFT_OUT:
-            goes = step.opcode in jumps or isinstance(step.argval, CodeType)
+            goes = step.opcode in _JUMPS or isinstance(step.argval, CodeType)
             name = "LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname
             value = step.argval
             if isinstance(value, frozenset):  # of constants: it has no order of its own
@@ -222,6 +215,7 @@ def _steps(code: CodeType) -> Iterator[tuple[str, str]]:
 
 _LEFT_OUT = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
 
+_JUMPS = {*dis.hasjrel, *dis.hasjabs}
 
 _FUTURE = reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import sympy
@@ -37,7 +37,7 @@ def refused(content: Any) -> str | None:
 
 
 def _refused(content: Any) -> str | None:
-    for entry in _dictionaries(content):
+    for entry in dictionaries(content, _CHECKS):
         for key, value in entry.items():
             check = _CHECKS.get(key)
             if not _is_plain(key) or not (check(value) if check else _is_plain(value)):
@@ -48,13 +48,14 @@ def _refused(content: Any) -> str | None:
     return "a number without end" if not _is_bounded(content) else None
 
 
-def _dictionaries(content: Any) -> Iterator[dict[str, Any]]:
+def dictionaries(content: Any, closed: Container[str] = ()) -> Iterator[dict[str, Any]]:
+    """All dictionaries in a file's content, but for those under keys that are closed."""
     pending = [content]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
             yield value
-            pending.extend(held for key, held in value.items() if key not in _CHECKS)
+            pending.extend(held for key, held in value.items() if key not in closed)
         elif isinstance(value, list):
             pending.extend(value)
 
@@ -207,7 +208,7 @@ def _makes_size(name: str) -> bool:
 def _is_bounded(content: Any) -> bool:
     """Whether the numbers that a program computes of numbers stay short."""
     bits: dict[str, int] = {}
-    for entry in _dictionaries(content):
+    for entry in dictionaries(content, _CHECKS):
         for node in entry.get("nodes") or ():
             target = str(node.get("target"))
             if not target.startswith(("_operator.", "math.", "torch.")):
@@ -215,7 +216,7 @@ def _is_bounded(content: Any) -> bool:
             longest = _bits_of(target, node, bits)
             if longest > _MOST_BITS:
                 return False
-            for made in _dictionaries(node.get("outputs")):
+            for made in dictionaries(node.get("outputs"), _CHECKS):
                 bits.update((str(name), longest) for name in made.values())
     return True
 
@@ -224,7 +225,9 @@ def _bits_of(target: str, node: dict[str, Any], bits: dict[str, int]) -> int:
     """How many bits the value of an operator on sizes has at most."""
     operands = []
     for operand in node.get("inputs") or ():
-        held = [value for entry in _dictionaries(operand["arg"]) for value in entry.values()]
+        held = [
+            value for entry in dictionaries(operand["arg"], _CHECKS) for value in entry.values()
+        ]
         longest = [bits.get(value, 64) for value in held if isinstance(value, str)]
         longest += [abs(value).bit_length() for value in held if isinstance(value, int)]
         operands.append(max(longest, default=0))

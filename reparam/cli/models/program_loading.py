@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from reparam.cli.models.program_checks import LONGEST, refused
+from reparam.cli.models.program_checks import LONGEST, dictionaries, refused
 from reparam.cli.printing import error_line
 from reparam.errors import ReparamError
 
@@ -68,7 +68,7 @@ def _check_archive(path: Path) -> None:
         if name.startswith("data/") and not name.startswith(_DATA):
             _refuse(path, name)
     for name, content in contents.items():
-        for entry in _dictionaries(content):
+        for entry in dictionaries(content):
             if entry.get("use_pickle") or str(entry.get("path_name", "")).startswith(_PICKLED):
                 _refuse(path, str(entry.get("path_name")))
         what = refused(content)
@@ -103,17 +103,6 @@ def _refuse(path: Path, what: str) -> None:
         f"{path} would run code of its own when it is read ({what}), and no such code is run; "
         "where you trust the file, use reparam.fuse on what torch.export.load returns"
     )
-
-
-def _dictionaries(content: Any) -> Iterator[dict[str, Any]]:
-    pending = [content]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            yield value
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
 
 
 @contextmanager
