@@ -19,4 +19,4 @@ from reparam.algebra.lowering import (
     unsupported,
 )
 from reparam.algebra.norms import Norm, batch_norm, ending, group_norm, layer_norm, rms_norm
-from reparam.algebra.selection import taken, without_constant
+from reparam.algebra.selection import spread, taken, without_constant

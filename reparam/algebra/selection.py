@@ -5,6 +5,7 @@ v[i] = x[index[i]], so a kernel before it loses rows and keeps its columns, unle
     (select . K)[i, j] = K[index[i], j]        (select . diag(k))[i] = k[index[i]] * x[index[i]]
 
 and a kernel after it that reads a channel several times has the sum of these columns for it.
+Where a reshape splits an axis, several of its channels may have one factor: `spread`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,25 @@ def without_constant(form: F) -> F:
     """The same form without its constant."""
     return replace(
         form, weights=Lazy(lambda weights: (weights[0], None), (form.weights,)), has_bias=False
+    )
+
+
+def spread(form: F, size: int, run: int) -> F:
+    """A scale and a shift of channels each of which a run of neighbours shares, all over again."""
+    channels = form.out_channels or 1
+    times = size // (run * channels)
+
+    def repeat(weights: Weights) -> Weights:
+        kernel, bias = weights
+        kernel = kernel.repeat_interleave(run, 0).repeat(times, *(1,) * (kernel.dim() - 1))
+        return kernel, None if bias is None else bias.repeat_interleave(run).repeat(times)
+
+    return replace(
+        form,
+        weights=Lazy(repeat, (form.weights,)),
+        in_channels=size,
+        out_channels=size,
+        groups=size,
     )
 
 

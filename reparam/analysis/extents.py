@@ -11,8 +11,9 @@ from torch import fx
 from reparam.algebra import AffineConv, AffineStack, AffineSum
 from reparam.analysis.facts import Facts
 from reparam.analysis.ranks import keeps_shape
-from reparam.capture import reads_shape
-from reparam.rules import UNKNOWN, Commuting, Extent, Step, Unknown
+from reparam.capture import Trait, chooses_by_kinds, reads_rank, reads_shape, torch_name, traits
+from reparam.modules import run_function
+from reparam.rules import UNKNOWN, Commuting, Extent, Step, Unknown, unpacked
 
 _Place = tuple[fx.Node, int]
 
@@ -31,17 +32,53 @@ class Extents:
         self._origins: dict[_Place, _Place] = {}
 
     def of(self, number: fx.Node, node: fx.Node) -> Extent | Unknown:
-        """Which axis of a node's first operand surely has the size that a number is, if any."""
-        read = self._read(number)
+        """Which axes of a node's first operand surely have the size that a number is, if any."""
         first = node.args[0] if node.args else None
         rank = self.facts.ranks.get(first) if isinstance(first, fx.Node) else None
-        if read is None or rank is None or not isinstance(first, fx.Node):
+        if rank is None or not isinstance(first, fx.Node):
             return UNKNOWN
-        origin = self.origin(*read)
-        for axis in range(-rank, 0):
-            if self.origin(first, axis) == origin:
-                return Extent(axis)
-        return UNKNOWN
+        origins = {self.origin(first, axis): axis for axis in range(-1, -rank - 1, -1)}
+        axes: list[int] = []
+        for factor in _factors(number):
+            read = self.read(factor)
+            axis = None if read is None else origins.pop(self.origin(*read), None)
+            if axis is None:
+                return UNKNOWN
+            axes.append(axis)
+        return Extent(tuple(sorted(axes)))
+
+    def by_axes(self, number: fx.Node, reader: fx.Node) -> Any:
+        """What numbers of axes alone make of a number: ``x.dim() - 2``; UNKNOWN if that is not all.
+
+        The reader, which asks for it, is checked to get a value of the number of axes that is taken
+        for granted. Others' values must surely have theirs.
+        """
+        result = self._by_axes(number, reader)
+        entries = result if isinstance(result, tuple) else (result,)
+        return result if all(type(entry) is int for entry in entries) else UNKNOWN
+
+    def _by_axes(self, number: fx.Node, reader: fx.Node) -> Any:
+        asks, facts = reads_rank(number), self.facts
+        if asks or reads_shape(number):
+            value = number.all_input_nodes[0]
+            granted = any(value in ranks for ranks in facts.other_ranks)
+            rank = facts.ranks.get(value)
+            if rank is None or (granted and value not in reader.all_input_nodes):
+                return UNKNOWN
+            return rank if asks else _Length(rank)
+        computed = number in facts.numbers and Trait.NUMBERS in traits(number)
+        operands = {
+            operand: self._by_axes(operand, reader)
+            for operand in number.all_input_nodes
+            if computed or chooses_by_kinds(number)
+        }
+        if not operands or any(value is UNKNOWN for value in operands.values()):
+            return UNKNOWN
+        args, kwargs = fx.map_arg((number.args, number.kwargs), operands.__getitem__)
+        try:
+            return run_function(number, args, kwargs)
+        except Exception:  # it asks for more than numbers of axes
+            return UNKNOWN
 
     def asks_alike(self, reader: fx.Node, value: fx.Node, others: Sequence[fx.Node]) -> bool:
         """Whether all that a reader asks of a value is the same of others: axes, sizes, device."""
@@ -59,7 +96,7 @@ class Extents:
         """The axes whose sizes a reader asks for, and no more than those; None if it does."""
         attribute = reader.args[1] if reader.target is getattr else None
         method = reader.target if reader.op == "call_method" else None
-        if attribute in ("ndim", "device") or method == "dim":
+        if reads_rank(reader) or attribute == "device":
             return set()
         if method == "size" and len(reader.args) == 2:
             place = self._place(*reader.args)
@@ -78,8 +115,8 @@ class Extents:
                 return None
         return axes
 
-    def _read(self, number: fx.Node) -> _Place | None:
-        """The value and the axis that a number is the size of."""
+    def read(self, number: fx.Node) -> _Place | None:
+        """The value and the axis that a number is the size of, if it is one."""
         if number.op == "call_method" and number.target == "size" and len(number.args) == 2:
             return self._place(*number.args)
         if number.target is not operator.getitem or not isinstance(number.args[0], fx.Node):
@@ -118,10 +155,18 @@ class Extents:
         operands = self.facts.operands(value)
         if isinstance(step, Commuting) and operands:
             operand = step.input_axis(axis, None)
-            return (operands[0], operand) if isinstance(operand, int) else None
+            return (operands[0], operand) if isinstance(operand, int) else self._asked(value, axis)
         if operands and keeps_shape(value, self.facts.root):
             return operands[0], axis
         return None
+
+    def _asked(self, value: fx.Node, axis: int) -> _Place | None:
+        """Whose axis has the size that a reshape asks for: ``x.reshape(-1, other.size(2))``."""
+        if torch_name(value) not in ("view", "reshape"):
+            return None
+        sizes = unpacked(value.args[1:])
+        size = sizes[axis] if -axis <= len(sizes) else None
+        return self.read(size) if isinstance(size, fx.Node) else None
 
     def _across(self, form: AffineConv, axis: int) -> _Place | None:
         """The same axis of a form's base, if the form leaves its size alone."""
@@ -139,3 +184,33 @@ class Extents:
             along = form.axes[axis]
             kept = not form.transposed and along.stride == 1 and along.excess == 0
         return (base, axis) if kept else None
+
+
+class _Length:
+    """A shape of which nothing is known but how many axes it is of."""
+
+    def __init__(self, axes: int) -> None:
+        self.axes = axes
+
+    def __len__(self) -> int:
+        return self.axes
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("a shape whose sizes are not known")
+
+
+def _factors(number: fx.Node) -> list[fx.Node]:
+    """The numbers that a number is the product of: ``height * width``."""
+    factors: list[fx.Node] = []
+    pending: list[Any] = [number]
+    while pending:
+        factor = pending.pop()
+        if not isinstance(factor, fx.Node):
+            return [number]
+        if factor.target is operator.mul:
+            pending.extend(factor.args)
+        else:
+            factors.append(factor)
+    return factors

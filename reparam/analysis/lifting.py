@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from reparam.analysis.dtypes import conversion
 from reparam.analysis.effects import reads_layout
 from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
-from reparam.capture import assign, operator_name, torch_name
+from reparam.capture import assign, chooses_by_kinds, operator_name, torch_name
 from reparam.errors import Refusal
 from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
 from reparam.rules import (
@@ -95,7 +96,8 @@ def _outline(step: Lifted) -> Any:
     if isinstance(step, Normalized):
         return _outline(step.ending)
     if isinstance(step, Commuting):
-        return [step.input_axis(axis, None) for axis in range(-_MOST_AXES, 0)]
+        places = [step.input_axis(axis, None) for axis in range(-_MOST_AXES, 0)]
+        return places, step.runs and [step.runs(axis) for axis in range(-_MOST_AXES, 0)]
     return step
 
 
@@ -176,6 +178,10 @@ class _Lifting:
             step = self._selected(node, self.facts.operands(node)[0], step)
         if isinstance(step, AffineStack):
             step = of_known_channels(step, self.facts, self.steps)
+        if isinstance(step, Commuting) and step.runs is not None:
+            operand = self.facts.operands(node)[0]
+            size = partial(known_channels, operand, taken=None, steps=self.steps, facts=self.facts)
+            step = replace(step, size=size)
         if isinstance(step, Commuting) and step.copies and _is_free(node, self.facts):
             step = identity(node.all_input_nodes[0])
         if node in self.facts.memory.written and not isinstance(step, Refusal | None):
@@ -237,9 +243,11 @@ class _Lifting:
         facts = self.facts
         if operand in facts.sources:
             return facts.constants.exact(operand)
-        if operand in facts.numbers:
-            reshapes = operator_name(reader) in _RESHAPES
-            return self.extents.of(operand, reader) if reshapes else UNKNOWN
+        if operand in facts.numbers or chooses_by_kinds(operand):
+            number = self.extents.by_axes(operand, reader)
+            if number is not UNKNOWN or operator_name(reader) not in _RESHAPES:
+                return number
+            return self.extents.of(operand, reader)
         step = self.steps.get(operand)
         if isinstance(step, Stacked):
             return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 
 import torch
@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
 from reparam.analysis.example_run import asked_on, record_calls, record_shapes
+from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, gather
 from reparam.analysis.lifting import lift
 from reparam.capture import (
@@ -53,6 +54,11 @@ class Part:
     rules: Rules
     elsewhere: frozenset[str] = frozenset()
     shared: frozenset[int] = frozenset()
+
+    @cached_property
+    def extents(self) -> Extents:
+        """Which axes of its values have the same size."""
+        return Extents(self.steps, self.facts)
 
     def shares(self, nodes: Collection[fx.Node]) -> bool:
         """Whether some nodes lie in modules that two parts use, each traced without the other."""

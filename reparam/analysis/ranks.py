@@ -358,6 +358,9 @@ def _find_trailing_ones(
         count = _averaged_axes(node, root, rank)
         if count == 0 and operand in ones and _keeps_ones(node, root):
             count = ones[operand]
+        elif torch_name(node) in ("view", "reshape"):
+            sizes = unpacked(node.args[1:])
+            count = len(list(takewhile(lambda size: size == 1, reversed(sizes))))
         elif rank is not None and (axes := _left_axes(node, rank, ones.get(operand, 0))):
             count = len(list(takewhile(bool, reversed(axes))))
         if count:

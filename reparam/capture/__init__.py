@@ -19,6 +19,7 @@ from reparam.capture.operator_traits import (
     is_of_torch,
     operator_name,
     reads_metadata,
+    reads_rank,
     reads_shape,
     reads_shape_only,
     returns_what_it_wrote,
@@ -32,6 +33,7 @@ from reparam.capture.recorded import RecordedTrace, as_trace, recorded_trace, re
 from reparam.capture.stand_ins import (
     Kept,
     arrives_as_tensor,
+    chooses_by_kinds,
     context,
     contexts_around,
     end_of_context,

@@ -401,6 +401,13 @@ def reads_shape(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] == "shape"
 
 
+def reads_rank(node: fx.Node) -> bool:
+    """Whether a node asks a value for its number of axes: ``x.ndim``, or ``x.dim()``."""
+    if node.op == "call_method":
+        return node.target in ("dim", "ndimension")
+    return node.target is getattr and node.args[1] == "ndim"
+
+
 def reads_shape_only(reader: fx.Node, node: fx.Node) -> bool:
     """Whether a reader of a value only asks for its shape or type."""
     if reads_metadata(reader):

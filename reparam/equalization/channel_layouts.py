@@ -101,7 +101,7 @@ def flattens(node: fx.Node, operand: fx.Node, axis: int, part: Part) -> bool:
         return False
     extents = Extents(part.steps, facts)
     return all(
-        isinstance(size, fx.Node) and extents.of(size, node) == Extent(at - rank)
+        isinstance(size, fx.Node) and extents.of(size, node) == Extent((at - rank,))
         for at, size in enumerate(sizes[:-1])
     )
 

@@ -61,7 +61,7 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
         module = lower(form, *form.weights.evaluate(device), region.norm)
         error: float | None = None
         if verify:
-            checked = compared(region, module, part.facts)
+            checked = compared(region, module, part)
             if isinstance(checked, Refusal):
                 return checked
             error = checked

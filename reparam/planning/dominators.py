@@ -14,7 +14,7 @@ from itertools import chain, islice
 
 from torch import fx
 
-from reparam.algebra import AffineConv, AffineStack, AffineSum
+from reparam.algebra import AffineConv, AffineStack, AffineSum, spread
 from reparam.analysis import Facts
 from reparam.capture import assign, assignments
 from reparam.errors import Refusal
@@ -22,6 +22,9 @@ from reparam.rules import Commuting, Normalized, Several, Stacked, Step
 
 _LONGEST = 8
 """How many links that do something a candidate spans; what is fused becomes one and extends it."""
+
+_MOST_CROSSED = 24
+"""How many views and the like it crosses: windows are made of six, and of as many to undo them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +243,12 @@ class Forest:
     def _within_reach(self, value: fx.Node) -> list[Link]:
         """The links above a value that its forms may span."""
         links: list[Link] = []
-        spanned = 0
+        spanned = crossed = 0
         for link in self._up(value):
             links.append(link)
-            spanned += link.form is None or not link.form.identity
-            if spanned == _LONGEST:
+            crossed += link.form is None
+            spanned += link.form is not None and not link.form.identity
+            if spanned == _LONGEST or crossed == _MOST_CROSSED:
                 break
         return links
 
@@ -353,7 +357,14 @@ def _cross(crossed: Iterable[Commuting], form: AffineConv | None) -> AffineConv 
             return Refusal("a kernel with several taps after a view")
         if form.axes is None:
             continue
-        axis = commuting.input_axis(-len(form.axes) - 1, form.in_channels)
+        channel_axis = -len(form.axes) - 1
+        shared = form.diagonal and form.columns is None
+        places = commuting.spread(channel_axis, form.in_channels) if shared else None
+        if places is not None:
+            form = spread(form, places.size, places.run)
+        axis = (
+            commuting.input_axis(channel_axis, form.in_channels) if places is None else places.axis
+        )
         if isinstance(axis, Refusal):
             return axis
         form = form.with_axes(-axis - 1)

@@ -67,7 +67,7 @@ def prune(
     needed = kept.union(*parts.values())
     for root, relative in going:
         _remove(root, relative, needed)
-    return [path for path in staying if parts[path] and kept.isdisjoint(parts[path])]
+    return [idle for path in staying for idle in _idle(target, path, parts[path], kept)]
 
 
 def _is_computed_with(root: nn.Module, path: Sequence[str], released: Collection[str]) -> bool:
@@ -91,6 +91,15 @@ def _kept(target: nn.Module, rewrite: Rewrite) -> set[int]:
         used = fetch(target, path)
         kept |= _parts(used) if isinstance(used, nn.Module) else {id(used)}
     return kept
+
+
+def _idle(target: nn.Module, path: str, parts: set[int], kept: set[int]) -> list[str]:
+    """What the edited graph does not use of what stays at a path: all of it, or some parameters."""
+    if kept.isdisjoint(parts):
+        return [path] if parts else []
+    there = find(target, path)
+    parameters = there.named_parameters(path) if isinstance(there, nn.Module) else ()
+    return [name for name, parameter in parameters if id(parameter) not in kept]
 
 
 def _parts_at(target: nn.Module, path: str) -> set[int]:

@@ -208,7 +208,7 @@ def expand(input: Any, *sizes: Any, implicit: Any = False) -> Any:
     """One channel, several times."""
 
     def kept(axis: int, size: Any) -> bool:
-        return bool(size == -1 or size == Extent(axis))
+        return bool(size == -1 or size == Extent((axis,)))
 
     place = _along_one_axis(input, unpacked(sizes), kept)
     if place is None:

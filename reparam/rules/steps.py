@@ -11,6 +11,24 @@ from reparam.errors import Refusal
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Where the channels of a value lie in the operand that was reshaped.
+
+    Entry c of the operand's axis belongs to channel ``(c // run) % channels``. That is so for every
+    position if runs of all channels fill the axis without a rest.
+
+    Args:
+        axis: The operand's axis, counted from the end.
+        size: Its size.
+        run: How many neighbours share a channel.
+    """
+
+    axis: int
+    size: int
+    run: int
+
+
+@dataclass(frozen=True)
 class Commuting:
     """What a rule returns for an operator that any affine map of the channels may cross.
 
@@ -26,6 +44,10 @@ class Commuting:
         copies: Whether the value is the operand itself, in another place of memory.
         constants: Whether a constant may cross too, not only a factor: not where zeros are padded.
         refusal: Why the operator is no convolution itself, where that is not plain.
+        runs: From the channel axis of the value to the axes of the operand along which a run of
+            neighbours may share a channel of the value, each with the length of the run: a split
+            of channels into several axes, some of which may have joined others.
+        size: From an axis of the operand to its size, where known; the lifting tells it.
     """
 
     input_axis: Callable[[int, int | None], int | Refusal]
@@ -33,6 +55,18 @@ class Commuting:
     copies: bool = False
     constants: bool = True
     refusal: Refusal | None = None
+    runs: Callable[[int], Sequence[tuple[int, int]]] | None = None
+    size: Callable[[int], int | None] | None = None
+
+    def spread(self, axis: int, channels: int | None) -> Spread | None:
+        """Where the channels of a value lie in the operand, if that is known."""
+        if self.runs is None or self.size is None or not channels:
+            return None
+        for before, run in self.runs(axis):
+            size = self.size(before)
+            if size and size % (run * channels) == 0:
+                return Spread(before, size, run)
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +121,12 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a rule sees in place of the size of one axis, from the end, of its first operand."""
+    """What a rule sees in place of the size of one axis, from the end, of its first operand.
 
-    axis: int
+    Or of the product of the sizes of several axes, which are in order.
+    """
+
+    axes: tuple[int, ...]
 
 
 UNKNOWN = Unknown()

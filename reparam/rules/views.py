@@ -131,15 +131,24 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Step:
 
 @register_rule(*spellings("reshape view reshape_as view_as"))
 def reshape(input: Any, *shape: Any) -> Step:
-    """Axes of new sizes; those of the same size at either end are the same axes."""
+    """Axes of new sizes; those of the same size at either end are the same axes.
+
+    The entries after an axis make a block, which both values have in the same order. If a block of
+    the value is ``run`` blocks of the operand, then so many neighbours share a channel::
+
+        channel of the value = (position // block) % channels
+                             = (entry of the operand's axis // run) % channels
+    """
+    if not isinstance(input, AffineConv):
+        return Refusal("its input is a constant or not a tensor")
     sizes = unpacked(shape)
-    rank = input.rank if isinstance(input, AffineConv) else None
+    rank = input.rank
 
     def input_axis(axis: int, channels: int | None) -> int | Refusal:
         def same(position: int, operand: int) -> bool:
             if position == axis and isinstance(sizes[position], int):
                 return bool(sizes[position] == channels)
-            return bool(sizes[position] == Extent(operand))
+            return bool(sizes[position] == Extent((operand,)))
 
         if -len(sizes) <= axis < 0:
             if all(same(position, position) for position in range(axis, 0)):
@@ -149,7 +158,34 @@ def reshape(input: Any, *shape: Any) -> Step:
                 return axis + len(sizes) - rank
         return Refusal("its channels cannot be followed through a reshape")
 
-    return _commuting(input, input_axis, scales_only=True)
+    def runs(axis: int) -> list[tuple[int, int]]:
+        block = _block(sizes, axis, input.ones)
+        if block is None or rank is None:
+            return []
+        run, unknown = block
+        return [
+            (before, run)
+            for before in range(-1, -rank - 1, -1)
+            if sorted(range(before + 1, -input.ones)) == unknown
+        ]
+
+    return Commuting(input_axis, scales_only=True, runs=runs)
+
+
+def _block(sizes: Sequence[Any], axis: int, ones: int) -> tuple[int, list[int]] | None:
+    """How many entries lie after an axis: a number, times the sizes of some axes of the operand."""
+    if not -len(sizes) <= axis < 0:
+        return None
+    number = 1
+    unknown: list[int] = []
+    for size in sizes[axis + 1 :] if axis < -1 else ():
+        if isinstance(size, Extent):
+            unknown.extend(axis for axis in size.axes if axis < -ones)
+        elif isinstance(size, int) and size > 0:
+            number *= size
+        else:
+            return None
+    return number, sorted(unknown)
 
 
 @register_rule(*spellings("unflatten", "torch Tensor"))

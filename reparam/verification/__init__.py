@@ -1,7 +1,7 @@
 """Does it compute the same: one operator, one module, the model, which else is put back.
 
-Files, in the order in which data flows: `exact_run`, `region_check`, `random_runs`, `model_check`,
-`call_samples`, `module_check`, `transactions`.
+Files, in the order in which data flows: `exact_run`, `outside_sizes`, `region_check`,
+`random_runs`, `model_check`, `call_samples`, `module_check`, `transactions`.
 """
 
 from reparam.verification.exact_run import ExactRun

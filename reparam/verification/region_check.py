@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.algebra import Axis, run_operator
-from reparam.analysis import Facts
+from reparam.analysis import Part
 from reparam.capture import reached
 from reparam.errors import Refusal
 from reparam.planning import Absorbed, Region, Share
 from reparam.verification.exact_run import ExactRun
+from reparam.verification.outside_sizes import OutsideSizes, UnverifiableError
 
 REGION_BOUND = 1e-9
 """Largest relative difference of a region, in float64."""
@@ -25,45 +26,40 @@ REGION_BOUND = 1e-9
 NOT_FINITE = Refusal("a weight is NaN or infinite")
 
 
-class UnverifiableError(Exception):
-    """A region cannot be run by itself."""
-
-
-def compared(region: Region, module: nn.Module, facts: Facts) -> float | Refusal:
+def compared(region: Region, module: nn.Module, part: Part) -> float | Refusal:
     """Run a region as it was and as one module, still in float64, on the same random input.
 
     Returns:
         The largest difference, relative to how much its channel varies, or why there is none.
     """
     try:
-        error = _error(region, module, facts)
+        error = _error(region, module, part)
     except UnverifiableError as problem:
         return Refusal(f"it could not be verified by itself: {problem}")
     return error if error <= REGION_BOUND or is_finite(module) else NOT_FINITE
 
 
-def _error(region: Region, module: nn.Module, facts: Facts) -> float:
+def _error(region: Region, module: nn.Module, part: Part) -> float:
     """The error of `compared`.
 
     Raises:
         UnverifiableError: If the region depends on values from outside, for example sizes.
     """
     replacements = _replacements(region, module)
-    remaining = _between(region.base, region.value, facts, replacements)
     generator = torch.Generator("cpu").manual_seed(0)
     problem: Exception | None = None
     like = next(module.parameters(), region.form.like)
     device = torch.device("cpu") if like is None else like.device
-    for shape in _input_shapes(region, facts):
+    ones = part.facts.ones.get(region.base, 0)
+    for shape in _input_shapes(region, part):
+        shape = (*shape[: len(shape) - ones], *(1,) * ones)
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
                 weighted = x if region.norm is not None else _weighted(x, region)
-                expected = _adjusted(region.value, region.adjustments, weighted, region, facts)
-                actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
+                expected = _adjusted(region.value, region.adjustments, weighted, region, part)
+                actual = _run(region.value, region.base, x, part, replacements)
                 actual = actual if region.norm is None else _weighted(actual, region)
-        except UnverifiableError:
-            raise
         except Exception as error:  # a shape that some view or padding cannot take: try the next
             problem = error
             continue
@@ -101,18 +97,18 @@ def _difference(expected: Tensor, actual: Tensor, region: Region) -> float:
     return float((difference / scale.clamp_min(1e-300)).max())
 
 
-def _input_shapes(region: Region, facts: Facts) -> Iterator[tuple[int, ...]]:
+def _input_shapes(region: Region, part: Part) -> Iterator[tuple[int, ...]]:
     """The smallest input that has a border, an interior and a second stride; then larger ones."""
     forms = (link.form for link in region.path if link.form and link.form.axes is not None)
     axes = next(forms, region.form).axes or ()
     channels = region.form.in_channels or 1
-    seen = facts.shapes.get(region.base)
+    seen = part.facts.shapes.get(region.base)
     if seen is not None and region.path[0].form is None:
         yield tuple(seen)  # a view may be one for this shape alone
         return
     shape = list(seen or ())
     if seen is None:
-        rank = facts.ranks.get(region.base, max(len(axes) + 2, 2))
+        rank = part.facts.ranks.get(region.base, max(len(axes) + 2, 2))
         shape = [2 if axes else 4] * rank
         shape[-len(axes) - 1] = channels
     small = _smallest(shape, axes, region.form.axes or ())
@@ -158,31 +154,31 @@ def _adjusted(
     adjustments: Sequence[Absorbed | Share],
     x: Tensor,
     region: Region,
-    facts: Facts,
+    part: Part,
 ) -> Any:
     """What a value was, with the terms and the scales that join it."""
-    result = _as_it_was(value, region.base, x.clone(), facts)
+    result = _as_it_was(value, region.base, x.clone(), part)
     for joined in adjustments:
         if isinstance(joined, Share):
-            result = _scaled(result, joined, region, facts)
+            result = _scaled(result, joined, region, part)
         else:
-            result = result + _adjusted(joined.term, joined.adjustments, x, region, facts)
+            result = result + _adjusted(joined.term, joined.adjustments, x, region, part)
     return result
 
 
-def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Any:
+def _scaled(x: Tensor, share: Share, region: Region, part: Part) -> Any:
     """What a scale makes of one operand of what it scales, the others being zero."""
     link, channels = share.link, share.channels
     axis = x.dim() - len(region.form.axes or ()) - 1
 
-    def scale(part: Tensor) -> Any:
+    def scale(operand: Tensor) -> Any:
         if channels is None or share.total is None:
-            return _as_it_was(link.value, link.base, part, facts)
-        shape = list(part.shape)
+            return _as_it_was(link.value, link.base, operand, part)
+        shape = list(operand.shape)
         shape[axis] = share.total
-        whole = part.new_zeros(shape)
-        whole.narrow(axis, channels.start, len(channels)).copy_(part)
-        scaled = _as_it_was(link.value, link.base, whole, facts)
+        whole = operand.new_zeros(shape)
+        whole.narrow(axis, channels.start, len(channels)).copy_(operand)
+        scaled = _as_it_was(link.value, link.base, whole, part)
         return scaled.narrow(axis, channels.start, len(channels))
 
     return scale(x) if share.shifts else scale(x) - scale(torch.zeros_like(x))
@@ -198,18 +194,23 @@ def _weighted(x: Tensor, region: Region) -> Tensor:
     return scaled if constant is None else scaled + constant.view(shape)
 
 
-def _as_it_was(value: fx.Node, base: fx.Node, x: Tensor, facts: Facts) -> Any:
+def _as_it_was(value: fx.Node, base: fx.Node, x: Tensor, part: Part) -> Any:
     """What the original graph makes of a value of the base."""
-    return _run(value, _between(base, value, facts, {}), {base: x}, facts, {})
+    return _run(value, base, x, part, {})
 
 
 def _between(
-    base: fx.Node, value: fx.Node, facts: Facts, replacements: Mapping[fx.Node, Any]
+    base: fx.Node,
+    value: fx.Node,
+    part: Part,
+    replacements: Mapping[fx.Node, Any],
+    sizes: OutsideSizes,
 ) -> list[fx.Node]:
     """The nodes to run, in order, from one value to another."""
+    facts = part.facts
 
     def operands(node: fx.Node) -> Iterable[fx.Node]:
-        if node is base or node in facts.sources:
+        if node is base or node in facts.sources or sizes.tells(node):
             return ()
         if node.op in ("placeholder", "output") or (facts.order[node] < facts.order[base]):
             raise UnverifiableError(f"it depends on {node.name}, which comes from outside")
@@ -236,17 +237,20 @@ def _replacements(region: Region, module: nn.Module) -> Mapping[fx.Node, Any]:
 
 def _run(
     value: fx.Node,
-    nodes: Sequence[fx.Node],
-    values: dict[fx.Node, Any],
-    facts: Facts,
+    base: fx.Node,
+    x: Tensor,
+    part: Part,
     replacements: Mapping[fx.Node, Any],
 ) -> Any:
-    """The value of a node, once those before it ran, some of them replaced."""
-    run = ExactRun(facts, values)
-    for node in nodes:
+    """What the graph makes of a value of the base, with some operators replaced."""
+    sizes = OutsideSizes(part, base, value)
+    run = ExactRun(part.facts, {base: x})
+    for node in _between(base, value, part, replacements, sizes):
         if node in replacements:
             source, function = replacements[node]
             run.values[node] = function(run.values[source])
+        elif sizes.tells(node):
+            run.values[node] = sizes.value(node, x.shape)
         else:
             run.run(node)
     return run.values[value]

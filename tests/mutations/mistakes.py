@@ -28,6 +28,18 @@ MISTAKES = [
         "        before + outer.before,\n",
     ),
     Mistake(
+        "a reshape makes no runs of neighbours",
+        "rules/views.py",
+        "            number *= size\n",
+        "            number *= 1\n",
+    ),
+    Mistake(
+        "channels need not fill the axis that they are split from",
+        "rules/steps.py",
+        "            if size and size % (run * channels) == 0:\n",
+        "            if size:\n",
+    ),
+    Mistake(
         "branches of different size add up",
         "algebra/axis_composition.py",
         "    if excess != other:\n",

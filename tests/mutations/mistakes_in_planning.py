@@ -51,4 +51,10 @@ IN_PLANNING = [
         "    if axis != -1 - len(weights.axes or ()):\n",
         "    if False:\n",
     ),
+    Mistake(
+        "a scale goes on across a reshape as if it split nothing",
+        "planning/dominators.py",
+        "            form = spread(form, places.size, places.run)\n",
+        "            form = spread(form, places.size, 1)\n",
+    ),
 ]

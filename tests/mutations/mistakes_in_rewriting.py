@@ -58,4 +58,10 @@ IN_REWRITING = [
         'link.value.op == "call_module" and link.form is not None and link.form.identity:',
         "False:",
     ),
+    Mistake(
+        "what forward does not read of a part that stays goes on being trained",
+        "rewriting/pruning.py",
+        "    return [name for name, parameter in parameters if id(parameter) not in kept]\n",
+        "    return []\n",
+    ),
 ]

@@ -19,6 +19,7 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     motifs.scaled_tree: 2,
     motifs.assigned_border: 6,
     motifs.view: 5,
+    motifs.regrouped: 2,
     motifs.channels_last_linear: 2,
     motifs.chunks: 2,
     motifs.concatenated: 2,

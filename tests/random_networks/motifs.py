@@ -180,6 +180,25 @@ def view(s: Scope) -> str:
     return s.assign(s.choice(forms).format(x=x))
 
 
+def regrouped(s: Scope) -> str:
+    """A convolution whose channels a reshape splits, as heads, and a norm of one of the parts."""
+    x = s.pick(3, 4)
+    batch, _, *sizes = s.shape(x)
+    heads, width = s.choice([2, 3]), s.choice([2, 4])
+    layer = f"nn.Conv{len(sizes)}d({s.shape(x)[1]}, {heads * width}, 1)"
+    y = call(s, s.attribute(layer), x)
+    if len(sizes) == 1:
+        (length,) = s.unpack(f"{x}.shape[2:]", 1)
+        z = s.assign(f"{y}.reshape(-1, {width}, {length})")
+    else:
+        height, side = s.unpack(f"{x}.shape[2:]", 2)
+        row = f"{height} * {side}" if s.chance(0.6) else "-1"
+        z = s.assign(f"{y}.view({x}.shape[0], {heads}, {width}, {row})")
+    z = normalised(s, z)
+    shape = (batch, heads * width, *sizes)
+    return s.assign(f"{z}.reshape({', '.join(map(str, shape))})") if s.chance(0.7) else z
+
+
 def channels_last_linear(s: Scope) -> str:
     x = s.pick(4)
     channels = s.shape(x)[1]

@@ -121,6 +121,35 @@ def test_all_ways_in_agree_before_and_after_training(
     assert apart(other(fused, images()), forward(fused, images())) < EXACT
 
 
+class WritesItsBias(nn.Module):
+    """Of a convolution that only other methods run, forward reads the bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return F.pad(self.conv(x), (1, 2, 1, 0))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        x.mul_(2)
+        x[:, :, :, -2:] = self.conv.bias.view(-1, 1, 1)  # type: ignore[union-attr]
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def test_of_a_part_that_stays_what_forward_does_not_read_is_frozen() -> None:
+    model = ready(WritesItsBias())
+    fused = reparam.fuse(model)
+    assert apart(fused(images()), model(images())) < EXACT
+    (row,) = fused.reparam_report.frozen
+    assert row.parameters == ("conv.weight",)
+    assert not fused.conv.weight.requires_grad
+    assert fused.conv.bias.requires_grad
+
+
 def test_a_replica_and_a_copy_run_the_new_code_of_methods_on_their_own_parts() -> None:
     fused = reparam.fuse(ready(Branches()))
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):

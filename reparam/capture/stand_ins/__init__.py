@@ -13,7 +13,13 @@ from reparam.capture.stand_ins.contexts import (
     end_of_context,
     with_blocks,
 )
-from reparam.capture.stand_ins.decided_by_inputs import MOST_DECISIONS, Answer, Decide, Decisions
+from reparam.capture.stand_ins.decided_by_inputs import (
+    MOST_DECISIONS,
+    Answer,
+    Decide,
+    Decisions,
+    chooses_by_kinds,
+)
 from reparam.capture.stand_ins.doubts import Doubts
 from reparam.capture.stand_ins.kept_values import Kept, KeptValues, settled_by
 from reparam.capture.stand_ins.kinds import Kinds

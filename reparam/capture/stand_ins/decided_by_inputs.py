@@ -92,6 +92,11 @@ def asks_kinds(node: fx.Node) -> bool:
     return named and bool(operands) and all(map(asks_kinds, operands))
 
 
+def chooses_by_kinds(node: fx.Node) -> bool:
+    """Whether a node is code that makes a value of kinds alone: ``1 if x.ndim == 4 else 2``."""
+    return isinstance(node.target, CodeStatement) and node.target.chooses and asks_kinds(node)
+
+
 _PARTS = (
     ast.FunctionDef, ast.Return, ast.Assign, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.IfExp,
     ast.Tuple, ast.List,

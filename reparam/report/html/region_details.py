@@ -115,7 +115,7 @@ def _compute(part: Part, region: Region, written: Formula, *, verify: bool) -> C
     after = picture(kernel, depthwise=form.depthwise)
     if not verify or unsupported(form) is not None:
         return Computed(None, "not verified", after, (*before,))
-    error = compared(region, lower(form, kernel, bias, region.norm), part.facts)
+    error = compared(region, lower(form, kernel, bias, region.norm), part)
     if isinstance(error, Refusal):
         return Computed(None, f"it will be left alone: {error.reason}", after, (*before,))
     said = "verified in float64 on a random input"
