@@ -19,14 +19,14 @@ from reparam.capture import (
     type_named_by,
 )
 from reparam.errors import Refusal
-from reparam.modules import fetch
+from reparam.modules import layer_at
 from reparam.rules import Commuting, Step
 
 
 def keeps_type(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node's value is of a floating-point type if an operand is."""
     if node.op == "call_module":
-        name = type(fetch(root, str(node.target))).__name__
+        name = type(layer_at(root, str(node.target))).__name__
         return keeps_shape(node, root) or name.startswith(
             ("MaxPool", "Flatten", "Unflatten", "Identity", "Upsampl", "PixelShuffle")
         )

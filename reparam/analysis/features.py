@@ -7,13 +7,14 @@ each row one vector, is what almost everybody means; a fused model checks it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from reparam.analysis.ranks import keeps_shape
 from reparam.capture import Trait, torch_name, traits
-from reparam.modules import fetch, read_from
+from reparam.modules import layer_at, read_from
 
 _ROWS = 2
 
@@ -43,9 +44,8 @@ def rows_of_features(
 def _channels(node: fx.Node, root: nn.Module, constants: Shapes) -> int | None:
     """How many channels a batch norm counts along the second axis; None for other operators."""
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
-        normalizes = isinstance(module, nn.BatchNorm1d)
-        return module.num_features if normalizes else None
+        module = layer_at(root, str(node.target))
+        return module.num_features if isinstance(module, nn.BatchNorm1d) else None
     if torch_name(node) != "batch_norm":
         return None
     # A function may normalise anything: what its statistics belong to tells.
@@ -85,14 +85,15 @@ def _nearest(
 
 def _is_linear(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(fetch(root, str(node.target)), nn.Linear)
+        return isinstance(layer_at(root, str(node.target)), nn.Linear)
     return torch_name(node) in ("linear", *_PRODUCTS)
 
 
 def _sizes(node: fx.Node, root: nn.Module, constants: Shapes) -> tuple[int, ...]:
     """The sizes of an operator's first parameter: of a linear layer, features out and in."""
     if node.op == "call_module":
-        return tuple(fetch(root, str(node.target)).weight.shape)
+        layer: Any = layer_at(root, str(node.target))
+        return tuple(layer.weight.shape)
     if torch_name(node) in _PRODUCTS:  # by a matrix of features in and out
         matrix = constants.get(node.args[-1], ()) if isinstance(node.args[-1], fx.Node) else ()
         return tuple(reversed(matrix)) if len(matrix) == _ROWS else ()

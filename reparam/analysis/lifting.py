@@ -22,7 +22,7 @@ from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
 from reparam.capture import assign, chooses_by_kinds, operator_name, torch_name
 from reparam.errors import Refusal
-from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
+from reparam.modules import fetch, has_hooks, join, layer_at, special_tensor, undisturbed
 from reparam.rules import (
     UNKNOWN,
     Commuting,
@@ -79,7 +79,7 @@ def _ignores_rank(node: fx.Node, facts: Facts) -> bool:
     if node.op != "call_module":
         return torch_name(node).startswith(("conv", "linear"))
     kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-    module = fetch(facts.root, str(node.target))
+    module = layer_at(facts.root, str(node.target))
     return isinstance(module, kinds) and type(module).__module__.startswith("torch.nn.modules")
 
 
@@ -305,7 +305,8 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
 
 def _counts_channels(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether an operator raises unless its input has as many channels as its parameters."""
-    name = operator_name(node) if module is None else type(module).__name__
+    layer = None if module is None else getattr(module, "main_layer", module)
+    name = operator_name(node) if layer is None else type(layer).__name__
     return any(part in name.lower() for part in ("conv", "linear", "batch_norm", "batchnorm"))
 
 

@@ -31,7 +31,7 @@ from reparam.capture import (
 )
 from reparam.capture.reading import Reach, called_by_methods, forget_classes
 from reparam.errors import UntraceableError
-from reparam.modules import Inputs, fetch, has_hooks, read_from
+from reparam.modules import Inputs, fetch, has_hooks, is_as_made, read_from
 from reparam.rules import Rules, Step
 
 
@@ -216,7 +216,8 @@ def _inner(model: nn.Module, rules: Rules) -> list[nn.Module]:
 def _is_operator(module: nn.Module, rules: Rules) -> bool:
     """Whether a module is one operator that a rule knows: there is nothing inside to fuse."""
     plain = "forward" not in vars(module) and not parametrize.is_parametrized(module)
-    return plain and rules.find(type(module)) is not None
+    inner = (part for part in module.modules() if part is not module)
+    return plain and rules.find(type(module)) is not None and all(map(is_as_made, inner))
 
 
 def _alone(model: nn.Module, reach: Reach, rules: Rules) -> Iterator[Untraced]:

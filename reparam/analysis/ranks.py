@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from reparam.capture import Trait, checked_axes, torch_name, traits, traits_of
-from reparam.modules import fetch, read_from
+from reparam.modules import layer_at, read_from
 from reparam.rules import rank_of, terms_of, unpacked
 
 _KEEPING_MODULES = (
@@ -48,7 +48,7 @@ class _Axes:
 def keeps_shape(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node's value surely has the shape of its operand: activations and the like."""
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
+        module = layer_at(root, str(node.target))
         return _is_activation(module) or type(module).__name__.startswith(_SHAPED)
     return Trait.KEEPS_SHAPE in traits(node)
 
@@ -58,7 +58,7 @@ _POOL = re.compile("(?:adaptive_?|fractional_?)?(?:avg|max|lp)_?pool([123])d", r
 
 def pooled_axes(node: fx.Node, root: nn.Module) -> float:
     """How many last axes a pool pools over, and leaves those before alone; of others infinity."""
-    module = fetch(root, str(node.target)) if node.op == "call_module" else None
+    module = layer_at(root, str(node.target)) if node.op == "call_module" else None
     pool = _POOL.fullmatch(torch_name(node) if module is None else _torch_name(module))
     return int(pool[1]) if pool else inf
 
@@ -125,7 +125,7 @@ def _rank_facts(node: fx.Node, axes: _Axes) -> _Facts:
         return []
     if "length" in node.meta and (name == "size" or node.args[1:] == ("shape",)):
         return [(operand, int(node.meta["length"]))]
-    module = fetch(axes.root, str(node.target)) if node.op == "call_module" else None
+    module = layer_at(axes.root, str(node.target)) if node.op == "call_module" else None
     if module is not None:
         name = _torch_name(module)
     if axes.certain and _takes_no_batch(name):
@@ -216,7 +216,7 @@ def _origin(node: fx.Node, root: nn.Module, depth: int = 16) -> fx.Node:
         origins = {_origin(operand, root, depth - 1) for operand in node.all_input_nodes}
         return origins.pop() if len(origins) == 1 else node
     if node.op == "call_module":
-        keeps = _keeps_axes(fetch(root, str(node.target)))
+        keeps = _keeps_axes(layer_at(root, str(node.target)))
     else:
         keeps = Trait.KEEPS_RANK in traits(node)
     return _origin(first, root, depth - 1) if keeps and isinstance(first, fx.Node) else node
@@ -372,7 +372,7 @@ def _keeps_ones(node: fx.Node, root: nn.Module) -> bool:
     """Whether axes of size 1 after the channels surely stay so."""
     if node.op != "call_module":
         return keeps_shape(node, root)
-    module = fetch(root, str(node.target))
+    module = layer_at(root, str(node.target))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         taps = {*module.kernel_size, *module.dilation}
         return taps == {1} and module.padding in (0, (0,) * len(module.kernel_size), "valid")
@@ -384,7 +384,7 @@ def _averaged_axes(node: fx.Node, root: nn.Module, rank: int | None) -> int:
     """How many last axes a node averages over and keeps with size 1."""
     name, size = torch_name(node), _argument(node, 1)
     if node.op == "call_module":
-        module = fetch(root, str(node.target))
+        module = layer_at(root, str(node.target))
         name, size = type(module).__name__, getattr(module, "output_size", None)
     pool = re.match(r"(?:AdaptiveAvgPool|adaptive_avg_pool)([123])d$", name)
     if pool:

@@ -25,7 +25,7 @@ from reparam.capture import (
     reached,
     traits,
 )
-from reparam.modules import fetch
+from reparam.modules import layer_at
 
 READS_FLOATS = re.compile(r"conv|linear|(batch|layer|group|instance|rms)_?norm")
 
@@ -107,7 +107,7 @@ def _read_first(node: fx.Node) -> list[fx.Node]:
 def name_of_torchs(node: fx.Node, root: nn.Module) -> str:
     """The name of torch's own operators in small letters; nothing for others."""
     if node.op == "call_module":
-        kind = type(fetch(root, str(node.target)))
+        kind = type(layer_at(root, str(node.target)))
         return kind.__name__.lower() if is_of_torch(kind) else ""
     if node.op == "call_method" or (node.op == "call_function" and has_known_name(node.target)):
         return operator_name(node)

@@ -47,6 +47,7 @@ from reparam.modules import (
     computes_its_weights,
     has_hooks,
     has_own_call,
+    is_as_made,
     names_of_tensors,
     random_state,
     weights_of_hooks,
@@ -156,7 +157,7 @@ class Tracer(fx.Tracer):
         if type(m).__module__.startswith("torch.nn.utils"):
             return False  # what computes a parametrized weight
         if self.rules.find(type(m)) is not None:
-            return True
+            return all(is_as_made(part) for part in m.modules() if part is not m)
         if self.rules.switched_off(type(m)) and type(m).forward.__module__.startswith("torch.nn."):
             return True  # another name of one of torch's, whose forward would show what it is
         return super().is_leaf_module(m, module_qualified_name)

@@ -84,21 +84,24 @@ def check_inplace(model: Any) -> None:
         )
 
 
-def check_model(model: Any) -> None:
-    """Raise unless the model can be planned; an exported program has no training mode."""
-    if isinstance(model, ExportedProgram):
-        return
+def check_module(model: Any, expected: str = "a torch.nn.Module") -> None:
+    """Raise unless something is a module all of whose tensors there are."""
     if not isinstance(model, nn.Module):
-        raise ReparamError(
-            "expected a torch.nn.Module or a torch.export.ExportedProgram, found "
-            f"{type(model).__name__}"
-        )
+        raise ReparamError(f"expected {expected}, found {type(model).__name__}")
     for name, module in model.named_modules():
         if any(map(is_lazy, own_tensors(module).values())):
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is lazy and was never run; run "
                 "the model once on an input first"
             )
+
+
+def check_model(model: Any) -> None:
+    """Raise unless the model can be planned; an exported program has no training mode."""
+    if isinstance(model, ExportedProgram):
+        return
+    check_module(model, "a torch.nn.Module or a torch.export.ExportedProgram")
+    for name, module in model.named_modules():
         kind = type(module)
         # What torch.fx and torch.export make may say that it trains, whatever it was made of.
         made = kind.__module__.startswith(("torch.fx", "torch.export", "torch._export"))

@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 
 def fetch(root: nn.Module, path: str) -> Any:
@@ -19,6 +20,13 @@ def fetch(root: nn.Module, path: str) -> Any:
         plain = name in children and not hasattr(type(value), name)
         value = children[name] if plain else getattr(value, name)
     return value
+
+
+def layer_at(root: nn.Module, path: str) -> nn.Module:
+    """The layer at a path; of one that was expanded the layer that the branches stand beside."""
+    module = fetch(root, path)
+    layer: nn.Module = module.main_layer if hasattr(type(module), "main_layer") else module
+    return layer
 
 
 def find(root: nn.Module, path: str) -> Any:
@@ -88,6 +96,12 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def is_as_made(module: nn.Module) -> bool:
+    """Whether a module runs its class's forward on weights of its own, and nobody listens."""
+    own = "forward" not in vars(module) and not parametrize.is_parametrized(module)
+    return own and not has_hooks(module)
 
 
 def has_own_call(module: nn.Module) -> bool:

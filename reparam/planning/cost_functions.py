@@ -170,7 +170,14 @@ class Weigher:
         amount = multiply_adds
         if self.measure is not MACS:
             amount = self._ask(self._operator_of(node, form, multiply_adds))
-        return Cost(amount, 0 if free else 1, multiply_adds)
+        return Cost(amount, 0 if free else self._operators_in(node), multiply_adds)
+
+    def _operators_in(self, node: fx.Node) -> int:
+        """How many operators a node is: a module with a rule may hold several layers."""
+        if node.op != "call_module":
+            return 1
+        module = fetch(self.facts.root, str(node.target))
+        return max(1, sum(not any(m.children()) for m in module.modules() if m is not module))
 
     def form(self, form: AffineConv, positions: float, operand: fx.Node) -> Cost:
         """What a form costs once it is an operator; the operand has the size of what that reads.
@@ -211,7 +218,7 @@ class Weigher:
         held: list[Any] = [self.facts.constants.as_it_runs(constant) for constant in constants]
         if node.op == "call_module":
             module = fetch(self.facts.root, str(node.target))
-            held.extend(own_tensors(module).values())
+            held.extend(t for part in module.modules() for t in own_tensors(part).values())
         weights = (value for value in held if isinstance(value, Tensor))
         return Operator(
             operator_name(node) if module is None else type(module).__name__,

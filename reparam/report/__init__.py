@@ -15,6 +15,8 @@ from reparam.report.rows import (
 from reparam.report.tables import (
     EqualizationReport,
     EqualizedRow,
+    ExpandedRow,
+    ExpansionReport,
     FrozenRow,
     FusedRow,
     RefusedRow,
@@ -22,4 +24,13 @@ from reparam.report.tables import (
     refuse_all,
 )
 
-__all__ = ["EqualizationReport", "EqualizedRow", "FrozenRow", "FusedRow", "RefusedRow", "Report"]
+__all__ = [
+    "EqualizationReport",
+    "EqualizedRow",
+    "ExpandedRow",
+    "ExpansionReport",
+    "FrozenRow",
+    "FusedRow",
+    "RefusedRow",
+    "Report",
+]

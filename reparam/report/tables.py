@@ -220,6 +220,59 @@ class EqualizationReport(_Printed):
         yield _refusals(self.refused, "is not scaled")
 
 
+@dataclass(frozen=True)
+class ExpandedRow:
+    """One layer that became a sum of branches.
+
+    Args:
+        place: Where in the model it is.
+        operator: What it was.
+        branches: How many branches it has, its own kernel counted.
+        parameters: Its number of parameters before and after.
+    """
+
+    place: str
+    operator: str
+    branches: int
+    parameters: tuple[int, int]
+
+
+@dataclass
+class ExpansionReport(_Printed):
+    """What one call of `expand` did.
+
+    Args:
+        model: The class of the model.
+        block: The name of the block.
+        expanded: One row per layer that has branches now.
+        refused: One row per layer that stays.
+        notes: What else a user should know.
+    """
+
+    model: str
+    block: str
+    expanded: list[ExpandedRow] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The result in one line."""
+        return (
+            f"{self.model}: {_many(len(self.expanded), 'layer')} with the branches of "
+            f"{self.block}; refused: {len(self.refused)}"
+        )
+
+    def _tables(self) -> Iterator[Columns]:
+        rows = self.expanded
+        yield {
+            "where": [row.place for row in rows],
+            "layer": [row.operator for row in rows],
+            "branches": [str(row.branches) for row in rows],
+            "parameters": [change(*row.parameters) for row in rows],
+        }
+        yield _refusals(self.refused, "is not expanded")
+
+
 def _refusals(rows: list[RefusedRow], verb: str) -> Columns:
     return {
         "where": [row.place for row in rows],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from reparam.algebra import explicit_padding
 from reparam.analysis import Facts
@@ -199,6 +200,9 @@ class Placer:
         A method that runs some of a region, ``forward_features`` say, must go on finding those
         parts as they were.
         """
+        working = _working(region)
+        if len(working) == 1 and working <= swaps and not explicit_padding(region.form):
+            return None  # a module becomes another one, which whoever calls it finds the same
         use = self._use(region, frame)
         names = set(use.parts)
         # With other arguments the code as it was runs, and calls them.
@@ -352,11 +356,12 @@ class Placer:
             self.uses[id(old)] == self.traced_through[id(caller.module)]
             and reader.args == (self.result.current(link.base),)
             and not reader.kwargs
-            and id(old) not in self.read_directly
             and not self._serves_others(caller)
             and not has_hooks(old)
-            and not any(old.children())  # parametrized: these compute its weights
+            and not parametrize.is_parametrized(old)
             and id(old) not in self.held
+            and self.read_directly.isdisjoint(map(id, old.modules()))
+            and not any(self.uses[id(part)] for part in old.modules() if part is not old)
         )
 
     def _sees(self, call: Call, node: fx.Node) -> bool:

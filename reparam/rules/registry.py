@@ -147,7 +147,7 @@ def describe_rule(rule: Rule) -> str:
 
 def is_built_in(rule: Rule) -> bool:
     """Whether a rule is one of the library's own."""
-    return str(getattr(rule, "__module__", "")).startswith("reparam.rules.")
+    return str(getattr(rule, "__module__", "")).startswith("reparam.")
 
 
 _OPERATORS_OF = {"torch", "_operator", "None"}  # the methods of tensors have no module

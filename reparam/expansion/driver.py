@@ -1,0 +1,156 @@
+"""The public call that expands layers into branches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from reparam.errors import Refusal, ReparamError
+from reparam.expansion.blocks import Block
+from reparam.expansion.building import expanded, trains_alike
+from reparam.expansion.choosing import LAYERS, Candidates
+from reparam.expansion.expanded_layers import ExpandedLayer
+from reparam.expansion.norms import add_norms
+from reparam.modules import ALONE, AtWork, Choice, check_module, chosen, copy_model
+from reparam.report import ExpandedRow, ExpansionReport, RefusedRow
+from reparam.rules import load_rules
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_BOUND = 1e-9
+"""The largest relative difference of an expanded layer from what it was, in float64."""
+
+
+def expand(
+    model: ModelT,
+    branches: Block,
+    *,
+    where: Choice = None,
+    norm: Literal["each"] | None = None,
+    calibrate: Iterable[Any] | None = None,
+) -> ModelT:
+    """Give convolutions and linear layers branches to be trained with.
+
+    The result computes what the model does, in eval and in training mode: the kernel of each layer
+    becomes what is left of it without the branches. Train it, and `reparam.fuse` makes of each
+    expanded layer one of the kind, the shape and the name that it had. The model may be one that
+    was fused: so weights that are deployed are trained on.
+
+    Args:
+        model: Any module; it is not changed.
+        branches: The branches, as a block of `reparam.blocks` or one of your own.
+        where: Which layers: their paths, with wildcards or not, their types, or a function of path
+            and module. By default all that the block fits.
+        norm: ``"each"`` puts a batch norm at the end of every branch. In training mode these
+            normalise by their batches: the model then computes the same in eval mode only.
+        calibrate: Batches, each as example inputs are given to `reparam.fuse`, from which those
+            norms have their statistics.
+
+    Returns:
+        A copy with expanded layers. What was expanded and what was not, and why, is its attribute
+        ``reparam_report``.
+
+    Raises:
+        ReparamError: If the model is no module or cannot be copied, ``where`` means no module, no
+            layer can be expanded, or the norms have no batches.
+
+    Examples:
+        >>> import torch
+        >>> import reparam
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> trained = reparam.expand(model, reparam.blocks.acnet())
+        >>> x = torch.randn(1, 3, 7, 7)
+        >>> torch.allclose(trained(x), model(x), atol=1e-5)
+        True
+        >>> fused = reparam.fuse(trained.eval())
+        >>> fused.state_dict().keys() == model.state_dict().keys()
+        True
+    """
+    check_module(model)
+    if not isinstance(branches, Block):
+        raise ReparamError(f"branches={branches!r}: expected a block, such as reparam.blocks.dbb()")
+    if norm not in (None, "each"):
+        raise ReparamError(f"norm={norm!r}: expected None or 'each'")
+    if norm == "each" and calibrate is None:
+        raise ReparamError(
+            "norm='each' needs calibrate: batches from which the norms have their statistics"
+        )
+    load_rules()
+    with ALONE, AtWork() as work, work:
+        target: Any = copy_model(model)
+        report = ExpansionReport(type(model).__name__, branches.name)
+        layers = _replace(target, branches, where, report, normed=norm is not None)
+        if not layers:
+            raise ReparamError(f"no layer can be expanded\n{report}")
+        if norm == "each":
+            add_norms(target, layers, calibrate or ())
+    for layer in layers.values():
+        weight = layer.main[0].weight
+        layer.requires_grad_(isinstance(weight, Tensor) and weight.requires_grad)
+    vars(target)["reparam_report"] = report
+    result: ModelT = target
+    return result
+
+
+def _replace(
+    target: nn.Module, block: Block, where: Choice, report: ExpansionReport, *, normed: bool
+) -> dict[str, ExpandedLayer]:
+    """Expand the layers of a copy where that may be, and take down what was done."""
+    modes = {module: module.training for module in target.modules()}
+    candidates = Candidates(target.eval())
+    for module, mode in modes.items():
+        module.training = mode
+    layers: dict[str, ExpandedLayer] = {}
+    for path, layer in chosen(target, where, "where").items():
+        if not isinstance(layer, LAYERS) or not path:
+            continue
+        made: Any = candidates.refusal(layer)
+        if made is None:
+            made = expanded(layer, block)
+        if isinstance(made, ExpandedLayer):
+            made = _differs(layer, made) or made
+        if where is None and not normed and isinstance(made, ExpandedLayer) and trains_alike(made):
+            made = Refusal("each branch would be the layer again, and all would train like one")
+        if isinstance(made, Refusal):
+            report.refused.append(RefusedRow(path, type(layer).__name__, made.reason))
+            continue
+        holder, _, name = path.rpartition(".")
+        setattr(target.get_submodule(holder), name, made)
+        layers[path] = made
+        report.expanded.append(_row(path, layer, made))
+    return layers
+
+
+def _row(path: str, layer: nn.Module, made: ExpandedLayer) -> ExpandedRow:
+    counts = [sum(p.numel() for p in module.parameters()) for module in (layer, made)]
+    return ExpandedRow(path, type(layer).__name__, len(made.branches) + 1, (counts[0], counts[1]))
+
+
+def _differs(layer: Any, made: ExpandedLayer) -> Refusal | None:
+    """Why an expanded layer is no other form of a layer: they are run on a random input."""
+    if layer.weight.is_meta:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    shape = [3, getattr(layer, "in_features", None) or layer.in_channels]
+    for k, d, s in zip(
+        *(getattr(layer, name, ()) for name in ("kernel_size", "dilation", "stride")), strict=True
+    ):
+        shape.append(d * (k - 1) + 2 * s + 2)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(layer.weight.device)
+    exact, own = _exact(layer, x), _exact(made, x)
+    if own.shape != exact.shape:
+        return Refusal(f"the block makes another shape, {tuple(own.shape)}")
+    rounding = 64 * torch.finfo(layer.weight.dtype).eps
+    bound = _BOUND if layer.weight.dtype == torch.float64 else rounding
+    error = float((own - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
+    return Refusal(f"the block computes something else, by {error:.1e}") if error > bound else None
+
+
+def _exact(module: nn.Module, x: Tensor) -> Tensor:
+    """What a module computes in float64."""
+    result: Tensor = copy.deepcopy(module).double().eval()(x)
+    return result
