@@ -5,7 +5,7 @@ Train with many linear branches, deploy with one convolution that computes exact
 cheaper.
 
 Rooms, in the order in which data flows: `errors`, `modules`, `algebra`, `rules`, `capture`,
-`analysis`, `planning`, `rewriting`, `verification`, `report`, `fusing`, `expansion`,
+`analysis`, `planning`, `rewriting`, `verification`, `report`, `expansion`, `fusing`,
 `equalization`, `testing`, `deployment`, `cli`.
 """
 

@@ -1,7 +1,7 @@
 """One layer becomes many that are trained: the public call `expand`, and the blocks it knows.
 
-Files, in the order in which data flows: `blocks`, `expanded_layers`, `building`, `norms`,
-`choosing`, `driver`.
+Files, in the order in which data flows: `blocks`, `expanded_layers`, `collapsing`, `building`,
+`norms`, `choosing`, `driver`.
 """
 
 from reparam.expansion.blocks import (
@@ -19,5 +19,6 @@ from reparam.expansion.blocks import (
     rep_lk,
     rep_vgg,
 )
+from reparam.expansion.collapsing import collapsed
 from reparam.expansion.driver import expand
 from reparam.expansion.expanded_layers import ChannelScale, ExpandedLayer

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from reparam.algebra import AffineConv, identity
 from reparam.errors import Refusal, ReparamError
 from reparam.expansion.blocks import Block, Kernel, Pool, Scale, Size, Skip, Step
-from reparam.expansion.expanded_layers import ChannelScale, ExpandedLayer, sum_of_branches
+from reparam.expansion.collapsing import forms_of
+from reparam.expansion.expanded_layers import ChannelScale, ExpandedLayer
 
 Layer = _ConvNd | nn.Linear
 
@@ -65,22 +65,18 @@ def take_out(module: ExpandedLayer) -> Refusal | None:
 
     The weights are computed in float64 and rounded once.
     """
-    layer: Any = module.main[0]
+    layer: Any = module.main_layer
     if layer.weight.is_meta:
         return None
-    x = identity("x", rank=2 + len(getattr(layer, "kernel_size", ())))
-    alone = ExpandedLayer(nn.Sequential(layer), [])
-    own, total = sum_of_branches(alone, x), sum_of_branches(module.eval(), x)
-    if isinstance(total, Refusal) or not isinstance(own, AffineConv):
-        return total if isinstance(total, Refusal) else Refusal("it is no convolution")
+    own, total = forms_of(module)
+    if isinstance(total, Refusal):
+        return total
     if total.axes != own.axes or (total.groups or 1) != (own.groups or 1):
         return Refusal("a branch of the block reads more of the input than the layer does")
     with torch.no_grad():
         (kernel, bias), (summed, constant) = own.weights.evaluate(), total.weights.evaluate()
         layer.weight.copy_(2 * kernel - summed)
-        if constant is not None and (bias is None or not torch.equal(bias, constant)):
-            if bias is None:
-                return Refusal("a branch has a constant, and the layer no bias to take it out of")
+        if bias is not None and constant is not None:
             layer.bias.copy_(2 * bias - constant)
     return None
 

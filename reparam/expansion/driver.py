@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from reparam.errors import Refusal, ReparamError
 from reparam.expansion.blocks import Block
 from reparam.expansion.building import expanded, trains_alike
 from reparam.expansion.choosing import LAYERS, Candidates
+from reparam.expansion.collapsing import difference
 from reparam.expansion.expanded_layers import ExpandedLayer
 from reparam.expansion.norms import add_norms
 from reparam.modules import ALONE, AtWork, Choice, check_module, chosen, copy_model
@@ -20,9 +19,6 @@ from reparam.report import ExpandedRow, ExpansionReport, RefusedRow
 from reparam.rules import load_rules
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-_BOUND = 1e-9
-"""The largest relative difference of an expanded layer from what it was, in float64."""
 
 
 def expand(
@@ -112,7 +108,7 @@ def _replace(
         if made is None:
             made = expanded(layer, block)
         if isinstance(made, ExpandedLayer):
-            made = _differs(layer, made) or made
+            made = difference(made, layer) or made
         if where is None and not normed and isinstance(made, ExpandedLayer) and trains_alike(made):
             made = Refusal("each branch would be the layer again, and all would train like one")
         if isinstance(made, Refusal):
@@ -128,29 +124,3 @@ def _replace(
 def _row(path: str, layer: nn.Module, made: ExpandedLayer) -> ExpandedRow:
     counts = [sum(p.numel() for p in module.parameters()) for module in (layer, made)]
     return ExpandedRow(path, type(layer).__name__, len(made.branches) + 1, (counts[0], counts[1]))
-
-
-def _differs(layer: Any, made: ExpandedLayer) -> Refusal | None:
-    """Why an expanded layer is no other form of a layer: they are run on a random input."""
-    if layer.weight.is_meta:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    shape = [3, getattr(layer, "in_features", None) or layer.in_channels]
-    for k, d, s in zip(
-        *(getattr(layer, name, ()) for name in ("kernel_size", "dilation", "stride")), strict=True
-    ):
-        shape.append(d * (k - 1) + 2 * s + 2)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(layer.weight.device)
-    exact, own = _exact(layer, x), _exact(made, x)
-    if own.shape != exact.shape:
-        return Refusal(f"the block makes another shape, {tuple(own.shape)}")
-    rounding = 64 * torch.finfo(layer.weight.dtype).eps
-    bound = _BOUND if layer.weight.dtype == torch.float64 else rounding
-    error = float((own - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
-    return Refusal(f"the block computes something else, by {error:.1e}") if error > bound else None
-
-
-def _exact(module: nn.Module, x: Tensor) -> Tensor:
-    """What a module computes in float64."""
-    result: Tensor = copy.deepcopy(module).double().eval()(x)
-    return result

@@ -49,7 +49,7 @@ def _without_constants(layer: ExpandedLayer) -> None:
     if conv.bias is None:
         conv.bias = nn.Parameter(conv.weight.new_zeros(conv.weight.shape[0]))
     modes = {module: module.training for module in layer.modules()}
-    problem = take_out(layer)
+    problem = take_out(layer.eval())
     for module, mode in modes.items():
         module.training = mode
     if problem is not None:

@@ -1,6 +1,6 @@
 """Plan and fuse: the public calls, and a plan carried out.
 
-Files, in the order in which data flows: `new_operators`, `applying`, `driver`.
+Files, in the order in which data flows: `new_operators`, `expanded`, `applying`, `driver`.
 """
 
 from reparam.fusing.driver import Plan, fuse, plan

@@ -9,6 +9,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from reparam.errors import Refusal, warn
+from reparam.fusing.expanded import collapse
 from reparam.fusing.new_operators import Made, add_note, make_all
 from reparam.modules import LateCopy, all_or_nothing, fetch, find, join, own_registries, own_tensors
 from reparam.planning import PlannedPart, Region
@@ -74,6 +75,7 @@ def apply_parts(
                 outcome = _apply(planned, made, root, report, verify=verify)
                 unchecked |= outcome.unchecked
                 staying += outcome.staying
+        collapse(target, report)
         if unchecked and transaction.called is None:
             add_note(report, _UNCHECKED.format(", ".join(sorted(unchecked))))
         if late is not None:

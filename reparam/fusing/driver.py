@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from reparam.analysis import Part, find_parts
 from reparam.errors import ReparamError
 from reparam.fusing.applying import apply_parts, apply_to_program
+from reparam.fusing.expanded import rows_of_expanded
 from reparam.modules import (
     ALONE,
     AtWork,
@@ -219,6 +220,11 @@ def plan(
     notes = [] if all(sized) else [_APART]
     report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
     _add_rows(report, planned)
+    if isinstance(model, nn.Module):
+        alone = rows_of_expanded(model, planned)
+        report.fused.extend(alone)
+        places = {row.place for row in alone}
+        report.refused[:] = [row for row in report.refused if row.place not in places]
     again = partial(plan, model, example_inputs, rules=rules, cost=cost, fold_norms=fold_norms)
     modules = _modules(model)
     return Plan(model, report, rows, planned, inputs, modules, _weights(model, modules), again)

@@ -1,0 +1,54 @@
+"""Expanded layers that no neighbour joins: where they are, each becomes a layer again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from reparam.errors import Refusal
+from reparam.expansion import ExpandedLayer, collapsed
+from reparam.modules import fetch
+from reparam.planning import PlannedPart
+from reparam.report import FusedRow, RefusedRow, Report
+
+
+def rows_of_expanded(model: nn.Module, planned: Iterable[PlannedPart]) -> list[FusedRow]:
+    """One row for each expanded layer that no region takes in."""
+    taken: set[int] = set()
+    for part in planned:
+        root = part.part.trace.root
+        for region in part.decision.regions:
+            nodes = (node for link in region.path for node in link.nodes)
+            taken |= {id(fetch(root, str(n.target))) for n in nodes if n.op == "call_module"}
+    return [_row(path, layer) for path, layer in _expanded(model) if id(layer) not in taken]
+
+
+def collapse(model: nn.Module, report: Report) -> None:
+    """Put a layer in the place of each expanded one that is left."""
+    made: dict[int, nn.Module | Refusal] = {}
+    for path, layer in list(_expanded(model)):
+        plain = made.setdefault(id(layer), collapsed(layer))
+        if isinstance(plain, Refusal):
+            report.refused.append(RefusedRow(path, "ExpandedLayer", plain.reason))
+            continue
+        holder, _, name = path.rpartition(".")
+        fetch(model, holder)._modules[name] = plain
+        report.refused[:] = [row for row in report.refused if row.place != path]
+        report.fused.append(_row(path, layer, name=path))
+
+
+def _expanded(model: nn.Module) -> Iterator[tuple[str, ExpandedLayer]]:
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ExpandedLayer) and path:
+            yield path, module
+
+
+def _row(path: str, layer: ExpandedLayer, name: str = "") -> FusedRow:
+    plain: Any = layer.main_layer
+    operators = sum(not any(part.children()) for part in layer.modules())
+    kernel = plain.weight.numel()
+    return FusedRow(
+        path, "ExpandedLayer", type(plain).__name__, (kernel, kernel), (operators, 1), name=name
+    )
