@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from reparam.algebra import AffineConv
 from reparam.errors import Refusal, ReparamError
 from reparam.expansion.blocks import Block, Kernel, Pool, Scale, Size, Skip, Step
 from reparam.expansion.collapsing import forms_of
@@ -58,6 +59,17 @@ def expanded(layer: Layer, block: Block) -> ExpandedLayer | Refusal:
     made.train(layer.training)
     problem = take_out(made)
     return problem or made
+
+
+def put_back(module: ExpandedLayer) -> None:
+    """Add what the other branches compute to the main kernel, which has all of it then."""
+    layer: Any = module.main_layer
+    _, total = forms_of(module)
+    if isinstance(total, AffineConv) and not layer.weight.is_meta:
+        kernel, bias = total.weights.evaluate()
+        layer.weight.copy_(kernel)
+        if bias is not None:
+            layer.bias.copy_(bias)
 
 
 def take_out(module: ExpandedLayer) -> Refusal | None:

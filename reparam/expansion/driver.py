@@ -105,6 +105,8 @@ def _replace(
         if not isinstance(layer, LAYERS) or not path:
             continue
         made: Any = candidates.refusal(layer)
+        if made is None and normed and isinstance(layer, nn.Linear):
+            made = Refusal("a norm beside a linear layer: which axis it is to count is not known")
         if made is None:
             made = expanded(layer, block)
         if isinstance(made, ExpandedLayer):

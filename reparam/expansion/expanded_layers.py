@@ -137,10 +137,13 @@ def in_a_row(layers: Iterable[nn.Module], x: AffineConv) -> AffineConv | Refusal
 
 
 def _normalized(norm: _BatchNorm, form: AffineConv) -> AffineConv | Refusal:
-    """A norm after a convolution, whose channel axis is that one's."""
+    """A norm of images of as many axes as its class says, in a branch of a convolution."""
     if norm.training or norm.running_mean is None or norm.running_var is None:
         return Refusal("it normalises by the statistics of the batch")
-    axis = -1 - len(form.axes or ())
+    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+    axes = next((n for n, kind in enumerate(kinds, start=1) if isinstance(norm, kind)), None)
+    if axes is None:
+        return Refusal(f"a {type(norm).__name__} in a branch has no rule")
     return form.normalize(
-        norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps, axis
+        norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps, -1 - axes
     )

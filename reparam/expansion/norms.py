@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import ReparamError
-from reparam.expansion.building import take_out
+from reparam.expansion.building import put_back, take_out
 from reparam.expansion.expanded_layers import ExpandedLayer
 from reparam.modules import as_inputs
 
@@ -35,6 +35,7 @@ def add_norms(
         raise ReparamError("norm='each' takes statistics from batches: calibrate has none")
     statistics = _observe(model, layers, batches, main=False)
     for path, layer in layers.items():
+        put_back(layer)
         for index, branch in enumerate(layer.sequences()):
             branch.append(_norm(layer, *statistics[path, index]))
         _without_constants(layer)
