@@ -30,7 +30,7 @@ from reparam.capture import (
     trace_forward,
 )
 from reparam.capture.reading import Reach, called_by_methods, forget_classes
-from reparam.errors import UntraceableError
+from reparam.errors import Refusal, UntraceableError
 from reparam.modules import Inputs, fetch, has_hooks, is_as_made, read_from
 from reparam.rules import Rules, Step
 
@@ -106,6 +106,9 @@ class Untraced:
     path: str
     module: nn.Module
     reason: str
+
+
+_UNCHANGED = Refusal("keep= lets it stay as it is")
 
 
 def find_parts(
@@ -187,7 +190,8 @@ def _capture(
     traced = recorded_trace(module, rules, path) or trace_forward(
         module, rules, path=path, given=given, decide=decide
     )
-    return _part(replace(traced, by_methods=by_methods), rules, inputs)
+    traced = replace(traced, by_methods=by_methods, unchanged=rules.kept)
+    return _part(traced, rules, inputs)
 
 
 def _part(traced: Trace, rules: Rules, inputs: Inputs | None = None) -> Part:
@@ -199,6 +203,8 @@ def _part(traced: Trace, rules: Rules, inputs: Inputs | None = None) -> Part:
         shapes, dtypes = record_shapes(traced, inputs)
     facts = gather(traced, rules, shapes, dtypes, ranks, fixed)
     steps, granted = lift(traced.graph, facts, rules, traced.path)
+    unchanged = (node for node in steps if traced.is_unchanged(node))
+    steps |= dict.fromkeys(unchanged, _UNCHANGED)
     return Part(traced, replace(facts, granted=granted), steps, rules)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from reparam.modules import fetch, read_from
+
 
 @dataclass(eq=False)
 class Call:
@@ -97,6 +99,7 @@ class Trace:
         kept: Attributes, by path, that hold what is kept of earlier calls.
         ways_in: Public methods besides ``forward`` that a user may call, too, as they ran.
         left_behind: Attributes in which every run leaves the same: their modules, names and values.
+        unchanged: Identities of the modules that the user wants to stay as they are.
         by_methods: For each module, by identity, the methods other than ``forward`` that call it:
             the identity of their module, and their name.
     """
@@ -112,7 +115,21 @@ class Trace:
     kept: Collection[str] = frozenset()
     ways_in: Sequence[WayIn] = ()
     left_behind: Sequence[tuple[nn.Module, str, Any]] = ()
+    unchanged: Collection[int] = frozenset()
     by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
+
+    def is_unchanged(self, node: fx.Node) -> bool:
+        """Whether an operator is one, or in the code of one, or uses a tensor of one, of these."""
+        if not self.unchanged:
+            return False
+        named = node.op == "call_module" and id(fetch(self.root, str(node.target)))
+        read = {
+            id(read_from(self.root, str(operand.target)))
+            for operand in node.all_input_nodes
+            if operand.op == "get_attr"
+        }
+        around = {id(call.module) for call in self.caller[node].ancestry()}
+        return not {named, *read, *around}.isdisjoint(self.unchanged)
 
 
 def bound(

@@ -140,8 +140,7 @@ def _normalized(norm: _BatchNorm, form: AffineConv) -> AffineConv | Refusal:
     """A norm of images of as many axes as its class says, in a branch of a convolution."""
     if norm.training or norm.running_mean is None or norm.running_var is None:
         return Refusal("it normalises by the statistics of the batch")
-    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-    axes = next((n for n, kind in enumerate(kinds, start=1) if isinstance(norm, kind)), None)
+    axes = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(norm))
     if axes is None:
         return Refusal(f"a {type(norm).__name__} in a branch has no rule")
     return form.normalize(

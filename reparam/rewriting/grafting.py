@@ -277,6 +277,11 @@ class _Graft:
             raise GraftError(
                 "a module that changes its own attributes would get new code", stateful
             )
+        unchanged = {
+            call for call in self.edited | self.inlined if id(call.module) in self.trace.unchanged
+        }
+        if unchanged:
+            raise GraftError("a module that keep= lets stay would get new code", unchanged)
         early = self.inlined & set(self.trace.returning_early)
         if early:
             raise GraftError("a module that may return early would run in its caller's code", early)

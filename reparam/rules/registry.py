@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import FunctionType, MethodType
@@ -169,12 +169,18 @@ class Rules:
 
     Args:
         scoped: For each target a rule, or None to switch its rule off.
+        kept: Identities of the modules that are to stay as they are, whatever their rules say.
 
     Raises:
         ReparamError: If something that is given is no target, or no rule.
     """
 
-    def __init__(self, scoped: Mapping[Target, Rule | None] | None = None) -> None:
+    def __init__(
+        self,
+        scoped: Mapping[Target, Rule | None] | None = None,
+        kept: Collection[int] = frozenset(),
+    ) -> None:
+        self.kept = kept
         self._rules: dict[Target, Rule | None] = dict(_RULES)
         for target, rule in (scoped or {}).items():
             if rule is not None and not _is_rule(rule):
