@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis_composition import pads_value
+from reparam.algebra.expressions import evaluate
 from reparam.algebra.norms import Norm
 from reparam.errors import Refusal
 
@@ -37,6 +38,7 @@ def lower(
     """
     if norm is not None:
         return norm.module(kernel.flatten(), bias)
+    held = tensors_of(form, kernel, bias)
     axes = form.axes or ()
     channels: Any = form.in_channels, form.out_channels
     # On the meta device nothing is allocated for weights that are replaced at once.
@@ -56,17 +58,31 @@ def lower(
             settings["padding"] = tuple(axis.before for axis in axes)
             settings["output_padding"] = tuple(axis.output_padding for axis in axes)
             module = _TRANSPOSED[len(axes) - 1](*channels, **settings)
-            kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
         else:
             if not explicit_padding(form):
                 symmetric = all(axis.before == axis.after for axis in axes)
                 padding = tuple(axis.before for axis in axes) if symmetric else "same"
                 settings |= {"padding": padding, "padding_mode": _mode(form)}
             module = _CONVOLUTIONS[len(axes) - 1](*channels, **settings)
-    module.register_parameter("weight", nn.Parameter(kernel, requires_grad=False))
-    if bias is not None:
-        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    for name, tensor in held.items():
+        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
     return module.eval()
+
+
+def tensors_of(
+    form: AffineConv,
+    kernel: Tensor,
+    bias: Tensor | None,
+    norm: Norm | None = None,
+    read: Callable[[Any], Any] = evaluate,
+) -> dict[str, Tensor]:
+    """The tensors of the module of a form, by name, in float64; see `lower` and `Norm.tensors`."""
+    if norm is not None:
+        return norm.tensors(kernel.flatten(), bias, read)
+    if form.transposed:
+        groups = form.groups or 1
+        kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+    return {"weight": kernel} | ({} if bias is None else {"bias": bias})
 
 
 def run_operator(module: nn.Module, x: Tensor, form: AffineConv) -> Tensor:
@@ -93,19 +109,24 @@ def take_after(module: nn.Module, form: AffineConv) -> None:
     like = form.like
     if like is None:
         return
-    layout = torch.contiguous_format
-    for rank, candidate in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if like.dim() == rank and not like.is_contiguous():
-            layout = candidate if like.is_contiguous(memory_format=candidate) else layout
     dtype = form.dtype or like.dtype
     for name, parameter in list(module.named_parameters()):
-        kept = layout if parameter.dim() == like.dim() else torch.preserve_format
-        value = parameter.detach().to(device=like.device, dtype=dtype, memory_format=kept)
+        value = rounded(parameter.detach(), like, dtype)
         fresh = nn.Parameter(value, requires_grad=like.requires_grad)
         module.register_parameter(name, fresh)
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point():
-            module.register_buffer(name, buffer.to(device=like.device, dtype=dtype))
+            module.register_buffer(name, rounded(buffer, like, dtype))
+
+
+def rounded(tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in some type, and in the layout and on the device of another one."""
+    layout = torch.contiguous_format
+    for rank, candidate in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == rank and not like.is_contiguous():
+            layout = candidate if like.is_contiguous(memory_format=candidate) else layout
+    kept = layout if tensor.dim() == like.dim() else torch.preserve_format
+    return tensor.to(device=like.device, dtype=dtype, memory_format=kept)
 
 
 def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity
+from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity, note_origin
 from reparam.analysis.borders import assigned_border
 from reparam.analysis.channels import known_channels, of_known_channels, single_channel
 from reparam.analysis.dtypes import conversion
@@ -21,7 +21,7 @@ from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
 from reparam.capture import assign, operator_name, torch_name
 from reparam.errors import Refusal
-from reparam.modules import fetch, has_hooks, join, special_tensor, undisturbed
+from reparam.modules import fetch, has_hooks, in_float64, join, special_tensor, undisturbed
 from reparam.rules import (
     UNKNOWN,
     Commuting,
@@ -291,7 +291,10 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
             for held in (part._parameters, part._buffers):
                 for name, tensor in held.items():
                     if tensor is not None and tensor.is_floating_point():
-                        held[name] = exact.setdefault(id(tensor), tensor.detach().double())
+                        if id(tensor) not in exact:
+                            exact[id(tensor)] = tensor.detach().double()
+                            note_origin(exact[id(tensor)], in_float64, (tensor,), {})
+                        held[name] = exact[id(tensor)]
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reparam.algebra import AffineConv, AffineStack, AffineSum
+from reparam.algebra import AffineConv, AffineStack, AffineSum, Recording, under_condition
 from reparam.errors import Refusal, ReparamError
 from reparam.rules.registry import Rule, describe_rule, describe_target, is_built_in
 from reparam.rules.steps import Selecting, Several, Stacked, Step
@@ -59,12 +60,16 @@ def call_rule(
     if problem is not None:
         return problem
     try:
+        with Recording() as recording:
+            if is_built_in(rule):
+                step = rule(*args, **kwargs)
+            else:
+                with _MakingFloat64():
+                    step = rule(*args, **kwargs)
+        step = _as_answered(step, recording)
         if is_built_in(rule):
-            step = rule(*args, **kwargs)
             return step if isinstance(step, Step | Selecting) else None
-        with _MakingFloat64():
-            step = rule(*args, **kwargs)
-            _check_weights(step)
+        _check_weights(step)
     except Exception as error:
         refusal = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
         if isinstance(refusal, Refusal):
@@ -97,6 +102,22 @@ class _MakingFloat64(TorchFunctionMode):
         if func in self.makers and result.is_floating_point() and kwargs.get("dtype") is None:
             return func(*args, **{**kwargs, "dtype": torch.float64})
         return result
+
+
+def _as_answered(step: Any, recording: Recording) -> Any:
+    """What a rule returned, as long as the numbers that it asked for are what they were."""
+    if not recording.asked:
+        return step
+    if isinstance(step, AffineConv):
+        return under_condition(step, recording.asked)
+    if isinstance(step, AffineSum | AffineStack):
+        return replace(step, terms=tuple(_as_answered(term, recording) for term in step.terms))
+    if isinstance(step, Several):
+        return Several(tuple(_as_answered(result, recording) for result in step.results))
+    if isinstance(step, Stacked):
+        branches = tuple(_as_answered(branch, recording) for branch in step.branches)
+        return replace(step, branches=branches)
+    return step
 
 
 def in_names_of(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

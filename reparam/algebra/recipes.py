@@ -1,0 +1,67 @@
+"""How the tensors of an operator are computed, of whatever a name stands for when they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.lowering import rounded, tensors_of
+from reparam.algebra.norms import Norm
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How the tensors of the module of a form are computed; `recipe_of` makes it.
+
+    Args:
+        form: The form, over stand-ins for its parameters.
+        like: What stands for the parameter after which they are rounded; None if there is none.
+        dtype: The type that they are rounded to; None if it is that parameter's.
+        norm: The norm that takes the form in, if one does.
+    """
+
+    form: AffineConv
+    like: Any
+    dtype: torch.dtype | None
+    norm: Norm | None
+
+    def exact(self, read: Callable[[Any], Any]) -> dict[str, Tensor]:
+        """The tensors by name, in float64.
+
+        Args:
+            read: Gives tensors for what stands for them.
+
+        Raises:
+            LawError: If a law does not hold for these tensors that did for those of the form.
+        """
+        device = None if self.like is None else read(self.like).device
+        kernel, bias = self.form.weights.evaluate(device, read)
+        return tensors_of(self.form, kernel, bias, self.norm, read)
+
+    def rounded(self, exact: dict[str, Tensor], read: Callable[[Any], Any]) -> dict[str, Tensor]:
+        """The tensors as `take_after` rounds them."""
+        if self.like is None:
+            return exact
+        like: Tensor = read(self.like)
+        dtype = self.dtype or like.dtype
+        return {
+            name: rounded(tensor, like, dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in exact.items()
+        }
+
+
+def recipe_of(form: AffineConv, norm: Norm | None, stand_in: Callable[[Any], Any]) -> Recipe:
+    """The recipe of a form, of what stands for tensors, and what is computed of them, in it."""
+    weights = form.weights.over(stand_in)
+    like, dtype = form.like, form.dtype
+    return Recipe(
+        replace(form, weights=weights, like=None, pad_value=None, base=None),
+        None if like is None else stand_in(like),
+        None if like is None or dtype == like.dtype else dtype,
+        None if norm is None else norm.over(stand_in),
+    )
