@@ -5,14 +5,15 @@ Train with many linear branches, deploy with one convolution that computes exact
 cheaper.
 
 Rooms, in the order in which data flows: `errors`, `modules`, `algebra`, `rules`, `capture`,
-`analysis`, `planning`, `rewriting`, `verification`, `report`, `fusing`, `equalization`, `testing`,
-`deployment`, `cli`.
+`analysis`, `planning`, `rewriting`, `verification`, `following`, `report`, `fusing`,
+`equalization`, `testing`, `deployment`, `cli`.
 """
 
 from reparam import testing
 from reparam.algebra import AffineConv, Axis
 from reparam.equalization import equalize
 from reparam.errors import Refusal, ReparamError
+from reparam.following import refresh
 from reparam.fusing import Plan, fuse, plan
 from reparam.planning import Operator
 from reparam.rules import register_rule
@@ -31,6 +32,7 @@ __all__ = [
     "equalize",
     "fuse",
     "plan",
+    "refresh",
     "register_rule",
     "testing",
     "verify",

@@ -254,7 +254,8 @@ def identity(base: Hashable = None, rank: int | None = None, ones: int = 0) -> A
 def under_condition(form: AffineConv, asked: Sequence[tuple[Computed, Any]]) -> AffineConv:
     """The same form, whose weights exist as long as questions about numbers have their answers."""
     questions, answers = zip(*asked, strict=True)
-    return replace(form, weights=Lazy(partial(_answered, answers), (form.weights,), questions))
+    compute = partial(_answered, answers)
+    return replace(form, weights=Lazy(compute, (form.weights,), questions, checks=True))
 
 
 def _answered(answers: Sequence[Any], weights: Weights, *now: Any) -> Weights:

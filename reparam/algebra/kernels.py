@@ -19,8 +19,8 @@ Kernels stay as sparse as their groups: a depthwise factor is never made dense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
 from typing import Any
@@ -45,11 +45,13 @@ class Lazy:
         operands: What has to be computed before.
         tensors: The parameters that it is computed of, and None where an operator has none; what is
             asked about them; or what stands for them (see `over`).
+        checks: Whether it raises a `LawError` for some numbers.
     """
 
     compute: Callable[..., Weights]
     operands: tuple[Lazy, ...] = ()
     tensors: tuple[Any, ...] = ()
+    checks: bool = False
 
     def evaluate(
         self,
@@ -91,20 +93,29 @@ class Lazy:
                 continue
             operands = tuple(done[id(operand)] for operand in node.operands)
             tensors = tuple(map(stand_in, node.tensors))
-            done[id(node)] = Lazy(node.compute, operands, tensors)
+            done[id(node)] = replace(node, operands=operands, tensors=tensors)
             pending.pop()
         return done[id(self)]
 
     @property
     def fixed(self) -> bool:
         """Whether it is computed of no parameters, so that it is the same at any time."""
-        pending = [self]
+        return all(tensor is None for node in self._nodes() for tensor in node.tensors)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it can be computed for some numbers only."""
+        return any(node.checks for node in self._nodes())
+
+    def _nodes(self) -> Iterator[Lazy]:
+        """This and all that has to be computed before."""
+        pending, seen = [self], set[int]()
         while pending:
             node = pending.pop()
-            if any(tensor is not None for tensor in node.tensors):
-                return False
-            pending.extend(node.operands)
-        return True
+            if id(node) not in seen:
+                seen.add(id(node))
+                pending.extend(node.operands)
+                yield node
 
 
 def exact(tensor: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def sequence(inner: F, outer: F) -> F | Refusal:
     weights = Lazy(compute, (inner.weights, outer.weights))
     if any(map(pads_value, outer.axes or ())):  # case 4 of `compose_axes`
         compute = partial(_of_padded, compute, inner.dtype or torch.float32)
-        weights = Lazy(compute, (inner.weights, outer.weights), (outer.pad_value,))
+        held = inner.weights, outer.weights
+        weights = Lazy(compute, held, (outer.pad_value,), checks=True)
     value_stays = any(map(pads_value, axes or ()))
     dtype, like = _taken_after(inner, outer)
     form = replace(

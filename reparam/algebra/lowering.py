@@ -129,7 +129,9 @@ def rounded(tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(device=like.device, dtype=dtype, memory_format=kept)
 
 
-def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:
+def loses_digits(
+    module: nn.Module, rounded: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> bool:
     """Whether rounded weights are so small that they lose digits that the type has.
 
     A value of size s is rounded by about r(s) = u max(s, t), with u the rounding of the type and t
@@ -138,22 +140,22 @@ def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:
     much, if what it reads is of size 1: |W - rounded W| <= 4 r(|W| + |c|).
 
     Args:
-        module: The module of a form, its weights rounded.
-        exact: Its parameters by name, as they were computed.
+        module: The module of a form.
+        rounded: Its parameters by name, rounded.
+        exact: The same as they were computed.
     """
     if "weight" not in exact:
         return False  # a norm that has none
-    weight = module.get_parameter("weight")
-    rounded, computed = _rows(module, weight), _rows(module, exact["weight"])
-    limits = torch.finfo(rounded.dtype)
+    rows, computed = _rows(module, rounded["weight"]), _rows(module, exact["weight"])
+    limits = torch.finfo(rows.dtype)
     # Entries of normal size lose nothing: of most kernels their norm says that they are.
-    if bool((_norms(rounded) >= rounded.shape[1] ** 0.5 * limits.smallest_normal).all()):
+    if bool((_norms(rows) >= rows.shape[1] ** 0.5 * limits.smallest_normal).all()):
         return False
     size = _norms(computed)
     if "bias" in exact:
         size = size + exact["bias"].abs()
     rounding = limits.eps / 12**0.5 * size.clamp_min(limits.smallest_normal)
-    return bool((_norms(rounded.double() - computed) > 4 * rounding).any())
+    return bool((_norms(rows.double() - computed) > 4 * rounding).any())
 
 
 def _rows(module: Any, weight: Tensor) -> Tensor:

@@ -30,6 +30,23 @@ class Recipe:
     dtype: torch.dtype | None
     norm: Norm | None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recipe:
+        return self  # nobody changes it
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it holds for some numbers of its tensors only."""
+        return self.form.weights.conditional
+
+    def over(self, stand_in: Callable[[Any], Any]) -> Recipe:
+        """The same recipe, with other things in place of its tensors."""
+        return replace(
+            self,
+            form=replace(self.form, weights=self.form.weights.over(stand_in)),
+            like=None if self.like is None else stand_in(self.like),
+            norm=None if self.norm is None else self.norm.over(stand_in),
+        )
+
     def exact(self, read: Callable[[Any], Any]) -> dict[str, Tensor]:
         """The tensors by name, in float64.
 
@@ -57,11 +74,7 @@ class Recipe:
 
 def recipe_of(form: AffineConv, norm: Norm | None, stand_in: Callable[[Any], Any]) -> Recipe:
     """The recipe of a form, of what stands for tensors, and what is computed of them, in it."""
-    weights = form.weights.over(stand_in)
     like, dtype = form.like, form.dtype
-    return Recipe(
-        replace(form, weights=weights, like=None, pad_value=None, base=None),
-        None if like is None else stand_in(like),
-        None if like is None or dtype == like.dtype else dtype,
-        None if norm is None else norm.over(stand_in),
-    )
+    alone = replace(form, like=None, pad_value=None, base=None)
+    fixed = None if like is None or dtype == like.dtype else dtype
+    return Recipe(alone, like, fixed, norm).over(stand_in)

@@ -84,8 +84,11 @@ def check_inplace(model: Any) -> None:
         )
 
 
-def check_model(model: Any) -> None:
-    """Raise unless the model can be planned; an exported program has no training mode."""
+def check_model(model: Any, *, trains: bool = False) -> None:
+    """Raise unless the model can be planned, in training mode only if it trains on.
+
+    An exported program has no training mode.
+    """
     if isinstance(model, ExportedProgram):
         return
     if not isinstance(model, nn.Module):
@@ -103,7 +106,7 @@ def check_model(model: Any) -> None:
         # What torch.fx and torch.export make may say that it trains, whatever it was made of.
         made = kind.__module__.startswith(("torch.fx", "torch.export", "torch._export"))
         made = made or isinstance(module, fx.GraphModule)
-        if module.training and kind is not nn.Module and not made:
+        if module.training and kind is not nn.Module and not made and not trains:
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is in training mode, where "
                 "batch norm depends on the batch; call model.eval() first"
