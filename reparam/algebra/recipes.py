@@ -60,14 +60,20 @@ class Recipe:
         kernel, bias = self.form.weights.evaluate(device, read)
         return tensors_of(self.form, kernel, bias, self.norm, read)
 
+    def type_of(self, exact: Tensor, read: Callable[[Any], Any]) -> torch.dtype:
+        """The type of one of the tensors once it is rounded."""
+        if self.like is None or not exact.is_floating_point():
+            return exact.dtype
+        like: Tensor = read(self.like)
+        return self.dtype or like.dtype
+
     def rounded(self, exact: dict[str, Tensor], read: Callable[[Any], Any]) -> dict[str, Tensor]:
         """The tensors as `take_after` rounds them."""
         if self.like is None:
             return exact
         like: Tensor = read(self.like)
-        dtype = self.dtype or like.dtype
         return {
-            name: rounded(tensor, like, dtype) if tensor.is_floating_point() else tensor
+            name: rounded(tensor, like, self.type_of(tensor, read))
             for name, tensor in exact.items()
         }
 

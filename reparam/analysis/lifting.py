@@ -164,7 +164,11 @@ class _Lifting:
         if node.op != "call_module":
             return self._by_rule(rule, node, None)
         module = fetch(self.facts.root, str(node.target))
-        return _not_as_its_class(module, node, self.facts) or self._by_rule(rule, node, module)
+        problem = _not_as_its_class(module, node, self.facts)
+        if problem is None and self.facts.memory.is_written(module):
+            step = self._by_rule(rule, node, module)  # which may have a better reason
+            return step if isinstance(step, Refusal) else _WRITTEN
+        return problem or self._by_rule(rule, node, module)
 
     def _by_rule(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Step | None:
         """What a rule says of a node, and what others see of that."""
@@ -265,9 +269,10 @@ def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal
         return Refusal("it is called with None")
     if (special := special_tensor(module)) is not None:
         return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
-    if facts.memory.is_written(module):
-        return Refusal("its parameters or buffers may be written to in forward")
     return None
+
+
+_WRITTEN = Refusal("its parameters or buffers may be written to in forward")
 
 
 def _is_free(node: fx.Node, facts: Facts) -> bool:

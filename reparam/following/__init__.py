@@ -4,6 +4,6 @@ Files, in the order in which data flows: `names`, `recipe_books`, `refreshing`, 
 `live_models`.
 """
 
-from reparam.following.live_models import make_live, standing
+from reparam.following.live_models import make_live, set_training, standing, without_dropout
 from reparam.following.recipe_books import ATTRIBUTE, Bookkeeper
 from reparam.following.refreshing import refresh

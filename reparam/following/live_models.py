@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +41,32 @@ def standing(model: nn.Module) -> dict[str, Standing]:
         )
         for path, module in model.named_modules(remove_duplicate=False)
     }
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[list[str]]:
+    """Let the dropout layers of a model that trains pass all values on, so that it can be compared.
+
+    Yields:
+        The paths of those that are in training mode, to be set so in a copy by `set_training`.
+    """
+    named = model.named_modules(remove_duplicate=False)
+    kind = nn.modules.dropout._DropoutNd
+    paths = [path for path, module in named if isinstance(module, kind) and module.training]
+    for path in paths:
+        fetch(model, path).training = False
+    try:
+        yield paths
+    finally:
+        set_training(model, paths)
+
+
+def set_training(model: nn.Module, paths: Iterable[str]) -> None:
+    """Set the layers at some paths to training mode, those that are there."""
+    for path in paths:
+        layer = _module_at(model, path)
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.training = True
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")

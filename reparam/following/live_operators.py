@@ -71,9 +71,9 @@ def computed_tensors(operator: nn.Module) -> dict[str, Tensor]:
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         tensors = recipe.rounded(recipe.exact(read), read)
     if recipe.like is not None and not torch.is_grad_enabled():
-        # Torch multiplies by what requires gradients in another order, also where it records none.
+        # Torch multiplies by a parameter in another order, also where it records no gradients.
         for name in tensors.keys() & {"weight", "bias"}:
-            tensors[name].requires_grad_(read(recipe.like).requires_grad)
+            tensors[name] = nn.Parameter(tensors[name], read(recipe.like).requires_grad)
     return tensors
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from reparam.algebra import Recipe, loses_digits
@@ -14,6 +13,7 @@ from reparam.following.live_operators import is_live
 from reparam.following.names import reader, registered
 from reparam.following.recipe_books import RecipeBook, book_of, check_original
 from reparam.modules import ALONE, AtWork, find, own_tensors
+from reparam.verification import is_finite
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -123,8 +123,8 @@ def _targets(
 
 def _computed(
     recipe: Recipe, read: Callable[[Any], Any], path: str, module: nn.Module
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of an operator, in float64 and rounded.
+) -> dict[str, Tensor]:
+    """The tensors of an operator, in float64.
 
     Raises:
         ReparamError: If a law does not hold any more, or the operator is another one now.
@@ -132,21 +132,21 @@ def _computed(
     try:
         exact = recipe.exact(read)
     except LawError as problem:
-        raise ReparamError(
-            f"{path} cannot be what it was: {problem}; fuse the model again"
-        ) from None
-    own = own_tensors(module)
-    if {name: value.shape for name, value in exact.items()} != {
-        name: value.shape for name, value in own.items()
-    }:
+        reason = f"{path} cannot be what it was: {problem}; fuse the model again"
+        raise ReparamError(reason) from None
+    held = exact, own_tensors(module)
+    now, before = ({name: value.shape for name, value in tensors.items()} for tensors in held)
+    if now != before:
         raise ReparamError(f"{path} is another operator than the one that was fused")
-    return exact, recipe.rounded(exact, read)
+    return exact
 
 
 def _written(recipe: Recipe, read: Callable[[Any], Any], path: str, module: nn.Module) -> bool:
     """Write the new tensors of an operator; whether they are as good as `fuse` wants them."""
-    exact, rounded = _computed(recipe, read, path, module)
-    for name, tensor in own_tensors(module).items():
-        tensor.copy_(rounded[name])
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in rounded.values())
-    return finite and not loses_digits(module, rounded, exact)
+    exact, own = _computed(recipe, read, path, module), own_tensors(module)
+    rounded = own
+    if any(tensor.dtype != recipe.type_of(exact[name], read) for name, tensor in own.items()):
+        rounded = recipe.rounded(exact, read)  # a copy in another type, which rounds once more
+    for name, tensor in own.items():
+        tensor.copy_(exact[name] if rounded is own else rounded[name])
+    return is_finite(module) and not loses_digits(module, rounded, exact)

@@ -10,7 +10,14 @@ from torch.export import ExportedProgram
 
 from reparam.algebra import AffineConv, Norm
 from reparam.errors import Refusal, warn
-from reparam.following import ATTRIBUTE, Bookkeeper, make_live, standing
+from reparam.following import (
+    ATTRIBUTE,
+    Bookkeeper,
+    make_live,
+    set_training,
+    standing,
+    without_dropout,
+)
 from reparam.fusing.new_operators import Made, add_note, make_all
 from reparam.modules import LateCopy, all_or_nothing, fetch, find, join, own_registries, own_tensors
 from reparam.planning import PlannedPart, Region
@@ -59,6 +66,23 @@ def apply_parts(
     live: bool,
 ) -> Model:
     """Fuse a model as planned; its weights follow those of its branches if it is live."""
+    with without_dropout(model) as asleep:
+        fused = _applied(model, plans, report, transaction, verify=verify, live=live)
+    if isinstance(fused, nn.Module):
+        set_training(fused, asleep)
+    return fused
+
+
+def _applied(
+    model: nn.Module,
+    plans: Sequence[PlannedPart],
+    report: Report,
+    transaction: Transaction,
+    *,
+    verify: bool,
+    live: bool,
+) -> Model:
+    """The same, once the model returns the same whenever it runs."""
     makings: list[dict[Hashable, Made]] = [{} for _ in plans]
     plans = [make_all(*making, verify, report) for making in zip(plans, makings, strict=True)]
     kinds = [
