@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -128,8 +128,13 @@ def evaluate(
     done: dict[int, Any] | None = None,
 ) -> Any:
     """Compute an expression of what its leaves are now; values of some parts may be done."""
-    done = {} if done is None else done
-    return fold(expression, read, lambda part, args, kwargs: part.function(*args, **kwargs), done)
+    return fold(expression, read, _run, {} if done is None else done)
+
+
+def _run(part: Computed, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if part.function in _ASK:  # an answer has no gradient
+        args, kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+    return part.function(*args, **kwargs)
 
 
 def over(expression: Any, stand_in: Callable[[Any], Any], done: dict[int, Any]) -> Any:
@@ -160,7 +165,9 @@ class Recording(TorchFunctionMode):
         return result
 
 
-_METHODS = "item tolist __bool__ __int__ __float__ __index__ equal allclose is_nonzero".split()
+_METHODS = (
+    "item tolist numpy __array__ __bool__ __int__ __float__ __index__ equal allclose is_nonzero"
+).split()
 
 _ASK = {*(getattr(Tensor, name) for name in _METHODS), torch.equal, torch.allclose}
 """What tells numbers of a tensor to Python, after which nothing of them can be followed."""

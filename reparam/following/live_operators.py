@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reparam.algebra import Recipe
+from reparam.errors import ReparamError
 from reparam.following.names import reader, registry
+from reparam.modules import own_tensors
+
+
+@dataclass(eq=False)
+class _Anchor:
+    """The module that holds the branches of a live operator, which is no part of the operator."""
+
+    module: nn.Module
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self.module, fx.GraphModule):  # it is made anew, of parts that it had before
+            raise ReparamError(
+                "a live graph module cannot be pickled; save its state_dict, which is that of the "
+                "model, and fuse the model again"
+            )
+        return vars(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Anchor:
+        return _Anchor(copy.deepcopy(self.module, memo))
 
 
 class Live(nn.Module):
@@ -31,6 +53,10 @@ class Live(nn.Module):
         with _at_hand(self, computed_tensors(self)):
             result: Tensor = super().forward(input)
         return result
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # A batch norm would miss the number of its batches, which is that of one of its branches.
+        nn.Module._load_from_state_dict(self, *args)
 
     def extra_repr(self) -> str:
         """What the layer says of itself."""
@@ -56,7 +82,7 @@ def computed_tensors(operator: nn.Module) -> dict[str, Tensor]:
         LawError: If a law does not hold any more that looked at numbers.
     """
     held = vars(operator)
-    anchor: nn.Module = held["_anchor"]
+    anchor: nn.Module = held["_anchor"].module
     recipe: Recipe = held["_recipe"]
 
     def tensor_of(name: str) -> Tensor:
@@ -79,11 +105,11 @@ def computed_tensors(operator: nn.Module) -> dict[str, Tensor]:
 
 def drop_tensors(module: nn.Module) -> tuple[str, ...]:
     """Let a layer hold its tensors no more; their names."""
-    names = []
-    for held in (module._parameters, module._buffers):
-        names += [name for name, tensor in held.items() if tensor is not None]
-        held.clear()
-    return tuple(names)
+    names = tuple(own_tensors(module))
+    for name in names:
+        module._parameters.pop(name, None)
+        module._buffers.pop(name, None)
+    return names
 
 
 def make_operator_live(
@@ -97,7 +123,7 @@ def make_operator_live(
         anchor: A module that holds the branches.
         made: The names of the tensors.
     """
-    vars(module).update(_recipe=recipe, _anchor=anchor, _made=made, _at_hand=None)
+    vars(module).update(_recipe=recipe, _anchor=_Anchor(anchor), _made=made, _at_hand=None)
     module.__class__ = _LIVE[type(module)]
 
 
@@ -127,7 +153,7 @@ def _live_kind(kind: type[nn.Module]) -> type:
     """The class of the live layers of a kind."""
     names = ["weight", "bias"]
     if issubclass(kind, nn.modules.batchnorm._BatchNorm):
-        names += ["running_mean", "running_var"]
+        names += ["running_mean", "running_var", "num_batches_tracked"]
     attributes = {name: property(partial(_tensor, name)) for name in names}
     return type(f"Live{kind.__name__}", (Live, kind), {"__module__": __name__, **attributes})
 
