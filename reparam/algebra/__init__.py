@@ -11,12 +11,15 @@ from reparam.algebra.affine import (
     AffineSum,
     identity,
     under_condition,
+    unseen,
 )
 from reparam.algebra.axis_composition import Axis, PaddingMode
 from reparam.algebra.expressions import (
     Recording,
+    Unseen,
     computed,
     evaluate,
+    leaves,
     note_origin,
     origin_of,
     over,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra.axis_composition import Axis
-from reparam.algebra.expressions import Computed
+from reparam.algebra.expressions import UNSEEN, Computed
 from reparam.algebra.forms import Columns, Form
 from reparam.algebra.kernels import Lazy, Weights, exact
 from reparam.algebra.laws import parallel, sequence, stacked
@@ -257,6 +257,19 @@ def under_condition(form: AffineConv, asked: Sequence[tuple[Computed, Any]]) -> 
     questions, answers = zip(*asked, strict=True)
     compute = partial(_answered, answers)
     return replace(form, weights=Lazy(compute, (form.weights,), questions, checks=True))
+
+
+def unseen(form: AffineConv) -> AffineConv:
+    """The same form, of which nobody has seen how its weights are computed of parameters."""
+    return replace(form, weights=Lazy(_as_they_were, (form.weights,), (UNSEEN,), checks=True))
+
+
+def _as_they_were(weights: Weights, seen: Any) -> Weights:
+    if seen is not UNSEEN:
+        raise LawError(
+            "its rule computes weights otherwise than by functions of torch on what it is given"
+        )
+    return weights
 
 
 def _answered(answers: Sequence[Any], weights: Weights, *now: Any) -> Weights:

@@ -144,6 +144,20 @@ def over(expression: Any, stand_in: Callable[[Any], Any], done: dict[int, Any]) 
     )
 
 
+class Unseen:
+    """What stands in an expression for that nobody has seen how something was computed."""
+
+
+UNSEEN = Unseen()
+
+
+def leaves(expression: Any) -> list[Any]:
+    """What an expression is computed of."""
+    found: list[Any] = []
+    over(expression, found.append, {})
+    return found
+
+
 class Recording(TorchFunctionMode):
     """A context in which it stays known how tensors are computed.
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.algebra.expressions import evaluate
+from reparam.algebra.expressions import evaluate, leaves, origin_of
 
 Weights = tuple[Tensor, Tensor | None]
 """A kernel and its bias, or None where there is none."""
@@ -106,6 +106,11 @@ class Lazy:
     def conditional(self) -> bool:
         """Whether it can be computed for some numbers only."""
         return any(node.checks for node in self._nodes())
+
+    def leaves(self) -> list[Any]:
+        """The tensors that it is computed of, whatever is computed of them meanwhile."""
+        tensors = (tensor for node in self._nodes() for tensor in node.tensors)
+        return [leaf for tensor in tensors for leaf in leaves(origin_of(tensor))]
 
     def _nodes(self) -> Iterator[Lazy]:
         """This and all that has to be computed before."""

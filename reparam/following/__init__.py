@@ -1,6 +1,6 @@
 """Operators that follow their branches: brought up to date, or computed at every use.
 
-Files, in the order in which data flows: `names`, `recipe_books`, `refreshing`, `live_operators`,
+Files, in the order in which data flows: `names`, `recipe_books`, `live_operators`, `refreshing`,
 `live_models`.
 """
 

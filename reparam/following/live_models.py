@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from reparam.algebra import Recipe, over
-from reparam.following.live_operators import drop_tensors, make_operator_live
+from reparam.errors import LawError, ReparamError
+from reparam.following.live_operators import computed_tensors, drop_tensors, make_operator_live
 from reparam.following.names import Named
 from reparam.modules import fetch
 
@@ -99,6 +100,20 @@ def make_live(
         prefix = len(anchor) + bool(anchor)
         moved = recipe.over(partial(_below, prefix))
         make_operator_live(operator, moved, fetch(fused, anchor), made[id(operator)])
+        if recipe.conditional:
+            _try(operator, path)
+
+
+def _try(operator: nn.Module, path: str) -> None:
+    """Compute the weights of an operator once, while it is known whose mistake it is if that fails.
+
+    Raises:
+        ReparamError: If they cannot be computed.
+    """
+    try:
+        computed_tensors(operator)
+    except LawError as problem:
+        raise ReparamError(f"{path} cannot be live: {problem}") from None
 
 
 def _module_at(root: nn.Module, path: str) -> nn.Module | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra import evaluate, origin_of, over
+from reparam.algebra import Unseen, evaluate, origin_of, over
 from reparam.errors import ReparamError
 from reparam.modules import join, names_of_tensors
 
@@ -77,6 +77,8 @@ def reader(tensor_of: Callable[[str], Tensor]) -> Callable[[Any], Any]:
     """What reads stand-ins, given what has the tensors by name."""
 
     def leaf(value: Any) -> Any:
+        if isinstance(value, Unseen):
+            return None  # nobody can say
         return tensor_of(value.name) if isinstance(value, Named) else value
 
     return lambda value: evaluate(value, leaf)
@@ -108,12 +110,17 @@ def known(tensors: dict[str, Tensor]) -> dict[str, Known]:
 
 
 def settings(model: nn.Module, names: Collection[str]) -> dict[str, str]:
-    """What torch's own modules that hold some tensors say of themselves, such as their eps."""
+    """What torch's own modules that hold some tensors say of themselves, such as their eps.
+
+    In a live form an identity holds those of a norm.
+    """
     paths = {name.rpartition(".")[0] for name in names}
     return {
         path: module.extra_repr()
         for path, module in model.named_modules(remove_duplicate=False)
-        if path in paths and type(module).__module__.startswith("torch.nn.modules")
+        if path in paths
+        and type(module).__module__.startswith("torch.nn.modules")
+        and type(module) is not nn.Identity
     }
 
 
