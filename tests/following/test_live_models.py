@@ -234,3 +234,12 @@ def test_a_program_cannot_be_live() -> None:
     program = torch.export.export(ThreeBranches(4).eval(), (torch.randn(2, 4, 8, 8),))
     with pytest.raises(reparam.ReparamError, match="exported program cannot be live"):
         reparam.fuse(program, live=True)
+
+
+def test_a_rule_that_nobody_has_seen_compute() -> None:
+    def unseen(module: Computed, x: reparam.AffineConv) -> Any:
+        return x.scale(torch.from_numpy(module.weight.detach().numpy()), axis=-3)
+
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.PReLU(6)).eval()
+    with pytest.raises(reparam.ReparamError, match=r"^0 cannot be live: its rule"):
+        reparam.fuse(model, rules={nn.PReLU: unseen}, live=True, verify=False)
