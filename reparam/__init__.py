@@ -5,7 +5,7 @@ Train with many linear branches, deploy with one convolution that computes exact
 cheaper.
 
 Rooms, in the order in which data flows: `errors`, `modules`, `algebra`, `rules`, `capture`,
-`analysis`, `planning`, `rewriting`, `verification`, `report`, `expansion`, `fusing`,
+`analysis`, `planning`, `rewriting`, `verification`, `following`, `report`, `expansion`, `fusing`,
 `equalization`, `testing`, `deployment`, `cli`.
 """
 
@@ -14,6 +14,7 @@ from reparam.algebra import AffineConv, Axis
 from reparam.equalization import equalize
 from reparam.errors import Refusal, ReparamError
 from reparam.expansion import blocks, expand
+from reparam.following import refresh
 from reparam.fusing import Plan, fuse, plan
 from reparam.planning import Operator
 from reparam.rules import register_rule
@@ -34,6 +35,7 @@ __all__ = [
     "expand",
     "fuse",
     "plan",
+    "refresh",
     "register_rule",
     "testing",
     "verify",

@@ -16,6 +16,10 @@ class InvariantError(ReparamError):
     """A mistake of this library: a graph that breaks a law of graphs."""
 
 
+class LawError(ReparamError):
+    """A law that looked at numbers does not hold for those that a parameter has now."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why something was not fused. A value, not an exception: it ends in the report.

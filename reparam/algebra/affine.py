@@ -17,18 +17,21 @@ computed in float64 only once somebody wants them. A law that does not hold retu
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reparam.algebra.axis_composition import Axis
+from reparam.algebra.expressions import UNSEEN, Computed
 from reparam.algebra.forms import Columns, Form
 from reparam.algebra.kernels import Lazy, Weights, exact
 from reparam.algebra.laws import parallel, sequence, stacked
-from reparam.errors import Refusal
+from reparam.errors import LawError, Refusal
 
 Number = int | float
 
@@ -94,18 +97,10 @@ class AffineConv(Form):
         axis: int | None = None,
     ) -> AffineConv | Refusal:
         """Normalise by given statistics, as batch norm does at inference (arXiv 1502.03167)."""
-
-        def compute() -> Weights:
-            factor = (exact(variance) + eps).rsqrt()
-            if weight is not None:
-                factor = factor * exact(weight)
-            constant = -exact(mean) * factor
-            if bias is not None:
-                constant = constant + exact(bias)
-            return factor, constant
-
         like = mean if weight is None else weight
-        return self.then(_per_channel(compute, mean.numel(), axis, has_bias=True, like=like))
+        held = mean, variance, weight, bias
+        compute = partial(_normalized, eps=eps)
+        return self.then(_per_channel(compute, held, mean.numel(), axis, has_bias=True, like=like))
 
     def convolve(
         self,
@@ -135,17 +130,10 @@ class AffineConv(Form):
         rows, columns = weight.shape[0], weight.shape[1] * groups
         if transposed:
             rows, columns = columns, rows
-
-        def compute() -> Weights:
-            kernel = exact(weight)
-            if transposed:
-                kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2)
-                kernel = kernel.reshape(rows, columns // groups, *taps)
-            return kernel, None if bias is None else exact(bias)
-
+        compute = partial(_kernel, groups=groups if transposed else None)
         return self.then(
             AffineConv(
-                Lazy(compute),
+                Lazy(compute, (), (weight, bias)),
                 tuple(axes),
                 columns,
                 rows,
@@ -172,7 +160,8 @@ class AffineConv(Form):
         if indices == tuple(range(total)):
             return self
         count = len(indices)
-        part = _per_channel(lambda: _ones((count,)), count, axis, columns=Columns(indices, total))
+        ones = partial(_filled, (count,), 1.0)
+        part = _per_channel(ones, (), count, axis, columns=Columns(indices, total))
         return self.then(part)
 
     def pool(self, axes: Sequence[Axis]) -> AffineConv | Refusal:
@@ -192,11 +181,7 @@ class AffineConv(Form):
     def _uniform(
         self, axes: Sequence[Axis], tap: float, value: Tensor | None = None
     ) -> AffineConv | Refusal:
-        taps = [axis.kernel for axis in axes]
-
-        def compute() -> Weights:
-            return torch.full((1, 1, *taps), tap, dtype=torch.float64, device="cpu"), None
-
+        compute = partial(_filled, (1, 1, *(axis.kernel for axis in axes)), tap)
         return self.then(AffineConv(Lazy(compute), tuple(axes), pad_value=value))
 
 
@@ -263,11 +248,56 @@ Affine = AffineConv | AffineSum
 
 def identity(base: Hashable = None, rank: int | None = None, ones: int = 0) -> AffineConv:
     """The form of a value over itself."""
-    return AffineConv(Lazy(lambda: _ones((1, 1))), identity=True, rank=rank, ones=ones, base=base)
+    weights = Lazy(partial(_filled, (1, 1), 1.0))
+    return AffineConv(weights, identity=True, rank=rank, ones=ones, base=base)
 
 
-def _ones(shape: tuple[int, ...]) -> Weights:
-    return torch.ones(shape, dtype=torch.float64, device="cpu"), None
+def under_condition(form: AffineConv, asked: Sequence[tuple[Computed, Any]]) -> AffineConv:
+    """The same form, whose weights exist as long as questions about numbers have their answers."""
+    questions, answers = zip(*asked, strict=True)
+    compute = partial(_answered, answers)
+    return replace(form, weights=Lazy(compute, (form.weights,), questions, checks=True))
+
+
+def unseen(form: AffineConv) -> AffineConv:
+    """The same form, of which nobody has seen how its weights are computed of parameters."""
+    return replace(form, weights=Lazy(_as_they_were, (form.weights,), (UNSEEN,), checks=True))
+
+
+def _as_they_were(weights: Weights, seen: Any) -> Weights:
+    if seen is not UNSEEN:
+        raise LawError(
+            "its rule computes weights otherwise than by functions of torch on what it is given"
+        )
+    return weights
+
+
+def _answered(answers: Sequence[Any], weights: Weights, *now: Any) -> Weights:
+    if not all(np.array_equal(new, old) for new, old in zip(now, answers, strict=True)):
+        raise LawError("its rule asked for numbers of parameters that are others now")
+    return weights
+
+
+def _filled(shape: tuple[int, ...], entry: float) -> Weights:
+    return torch.full(shape, entry, dtype=torch.float64, device="cpu"), None
+
+
+def _kernel(weight: Tensor, bias: Tensor | None, *, groups: int | None) -> Weights:
+    """A kernel as torch has it; of a transposed convolution if it has groups."""
+    kernel = exact(weight)
+    if groups is not None:
+        kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+    return kernel, None if bias is None else exact(bias)
+
+
+def _normalized(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
+) -> Weights:
+    factor = (exact(variance) + eps).rsqrt()
+    # What follows may write to the factor, of which the gradient of a root needs the value.
+    factor = factor * (1 if weight is None else exact(weight))
+    constant = -exact(mean) * factor
+    return factor, constant if bias is None else constant + exact(bias)
 
 
 def _diagonal(entries: Number | Tensor, axis: int | None, *, shifts: bool) -> AffineConv:
@@ -275,31 +305,44 @@ def _diagonal(entries: Number | Tensor, axis: int | None, *, shifts: bool) -> Af
     like = entries if isinstance(entries, Tensor) else None
     count = 1 if like is None else like.numel()
     channels = count if count > 1 or axis is not None else None
-
-    def compute() -> Weights:
-        if isinstance(entries, Tensor):
-            vector = exact(entries).flatten()
-        else:
-            vector = torch.tensor([entries], dtype=torch.float64, device="cpu")
-        if count == 1:
-            vector = vector.expand(channels or 1).clone()
-        return (torch.ones_like(vector), vector) if shifts else (vector, None)
-
+    width = (channels or 1) if count == 1 else None
+    held: tuple[Tensor, ...] = ()
+    if isinstance(entries, Tensor):
+        compute, held = partial(_vector, width=width, shifts=shifts), (entries,)
+    else:
+        compute = partial(_vector, entries, width=width, shifts=shifts)
     dtype = None if like is None else like.dtype
-    return _per_channel(compute, channels, axis, has_bias=shifts, dtype=dtype, like=like)
+    return _per_channel(compute, held, channels, axis, has_bias=shifts, dtype=dtype, like=like)
+
+
+def _vector(entries: Number | Tensor, *, width: int | None, shifts: bool) -> Weights:
+    """Factors or constants, one for each of so many channels if all have the same."""
+    if isinstance(entries, Tensor):
+        vector = exact(entries).flatten()
+    else:
+        vector = torch.tensor([entries], dtype=torch.float64, device="cpu")
+    if width is not None:
+        vector = vector.expand(width).clone()
+    return (torch.ones_like(vector), vector) if shifts else (vector, None)
 
 
 def _per_channel(
-    compute: Callable[[], Weights], channels: int | None, axis: int | None, **fields: Any
+    compute: Callable[..., Weights],
+    held: tuple[Tensor | None, ...],
+    channels: int | None,
+    axis: int | None,
+    **fields: Any,
 ) -> AffineConv:
-    """A form that multiplies and shifts every channel by itself, by factors and constants computed.
+    """A form that multiplies and shifts every channel by itself.
 
-    The axis is the channel axis, counted from the end; with None the form holds for any.
+    Factors and constants are computed of some tensors. The axis is the channel axis, counted from
+    the end; with None the form holds for any.
     """
     axes = None if axis is None else (Axis(),) * (-1 - axis)
+    diagonal = partial(_as_diagonal, compute, len(axes or ()))
+    return AffineConv(Lazy(diagonal, (), held), axes, channels, channels, channels, **fields)
 
-    def diagonal() -> Weights:
-        factor, constant = compute()
-        return factor.view(-1, 1, *(1,) * len(axes or ())), constant
 
-    return AffineConv(Lazy(diagonal), axes, channels, channels, channels, **fields)
+def _as_diagonal(compute: Callable[..., Weights], axes: int, *held: Tensor | None) -> Weights:
+    factor, constant = compute(*held)
+    return factor.view(-1, 1, *(1,) * axes), constant

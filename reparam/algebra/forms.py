@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Self
 
@@ -109,30 +110,31 @@ class Form:
         """The same pointwise form for another number of spatial axes."""
         if self.axes is not None and len(self.axes) == count:
             return self
-
-        def reshape(weights: Weights) -> Weights:
-            kernel, bias = weights
-            return kernel.view(*kernel.shape[:2], *(1,) * count), bias
-
-        return replace(self, axes=(Axis(),) * count, weights=Lazy(reshape, (self.weights,)))
+        weights = Lazy(partial(_over_axes, count), (self.weights,))
+        return replace(self, axes=(Axis(),) * count, weights=weights)
 
     def with_channels(self, channels: int | None) -> Self:
         """The same depthwise form for a known number of channels."""
         if self.groups is not None or channels is None:
             return self
-
-        def widen(weights: Weights) -> Weights:
-            kernel, bias = weights
-            kernel = kernel.expand(channels, *kernel.shape[1:]).contiguous()
-            return kernel, None if bias is None else bias.expand(channels).clone()
-
         return replace(
             self,
             in_channels=channels,
             out_channels=channels,
             groups=channels,
-            weights=Lazy(widen, (self.weights,)),
+            weights=Lazy(partial(_widened, channels), (self.weights,)),
         )
+
+
+def _over_axes(count: int, weights: Weights) -> Weights:
+    kernel, bias = weights
+    return kernel.view(*kernel.shape[:2], *(1,) * count), bias
+
+
+def _widened(channels: int, weights: Weights) -> Weights:
+    kernel, bias = weights
+    kernel = kernel.expand(channels, *kernel.shape[1:]).contiguous()
+    return kernel, None if bias is None else bias.expand(channels).clone()
 
 
 def weights_dtype(form: Form) -> torch.dtype | None:

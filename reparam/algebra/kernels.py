@@ -19,13 +19,16 @@ Kernels stay as sparse as their groups: a depthwise factor is never made dense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from reparam.algebra.expressions import evaluate, leaves, origin_of
 
 Weights = tuple[Tensor, Tensor | None]
 """A kernel and its bias, or None where there is none."""
@@ -38,17 +41,28 @@ class Lazy:
     Every result is fresh memory that the next step may overwrite.
 
     Args:
-        compute: Makes the pair from the pairs of ``operands``.
+        compute: Makes the pair from the pairs of ``operands``, and from ``tensors``.
         operands: What has to be computed before.
+        tensors: The parameters that it is computed of, and None where an operator has none; what is
+            asked about them; or what stands for them (see `over`).
+        checks: Whether it raises a `LawError` for some numbers.
     """
 
     compute: Callable[..., Weights]
     operands: tuple[Lazy, ...] = ()
+    tensors: tuple[Any, ...] = ()
+    checks: bool = False
 
-    def evaluate(self, device: torch.device | None = None) -> Weights:
+    def evaluate(
+        self,
+        device: torch.device | None = None,
+        read: Callable[[Any], Any] = evaluate,
+    ) -> Weights:
         """Compute kernel and bias, without recursion: chains may be thousands of steps long.
 
-        The device is by default where the parameters are.
+        Args:
+            device: Where; by default where the parameters are.
+            read: Gives the tensors for what stands for them, and the answers.
         """
         pending: list[tuple[Lazy, bool]] = [(self, False)]
         done: list[Weights] = []
@@ -61,12 +75,52 @@ class Lazy:
             split = len(done) - len(node.operands)
             arguments = done[split:]
             del done[split:]
-            kernel, bias = node.compute(*arguments)
+            kernel, bias = node.compute(*arguments, *map(read, node.tensors))
             if device is not None:
                 kernel = kernel.to(device)
                 bias = None if bias is None else bias.to(device)
             done.append((kernel, bias))
         return done.pop()
+
+    def over(self, stand_in: Callable[[Any], Any]) -> Lazy:
+        """The same computation of other things in place of its tensors."""
+        pending, done = [self], dict[int, Lazy]()
+        while pending:
+            node = pending[-1]
+            missing = [operand for operand in node.operands if id(operand) not in done]
+            if missing:
+                pending.extend(missing)
+                continue
+            operands = tuple(done[id(operand)] for operand in node.operands)
+            tensors = tuple(map(stand_in, node.tensors))
+            done[id(node)] = replace(node, operands=operands, tensors=tensors)
+            pending.pop()
+        return done[id(self)]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is computed of no parameters, so that it is the same at any time."""
+        return all(tensor is None for node in self._nodes() for tensor in node.tensors)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it can be computed for some numbers only."""
+        return any(node.checks for node in self._nodes())
+
+    def leaves(self) -> list[Any]:
+        """The tensors that it is computed of, whatever is computed of them meanwhile."""
+        tensors = (tensor for node in self._nodes() for tensor in node.tensors)
+        return [leaf for tensor in tensors for leaf in leaves(origin_of(tensor))]
+
+    def _nodes(self) -> Iterator[Lazy]:
+        """This and all that has to be computed before."""
+        pending, seen = [self], set[int]()
+        while pending:
+            node = pending.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                pending.extend(node.operands)
+                yield node
 
 
 def exact(tensor: Tensor) -> Tensor:

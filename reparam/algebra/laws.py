@@ -19,7 +19,7 @@ third; V, a pool, is a form to begin with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import gcd
@@ -31,9 +31,9 @@ from torch import Tensor
 from reparam.algebra import kernels
 from reparam.algebra.axis_composition import Axis, add_axes, common_mode, compose_axes, pads_value
 from reparam.algebra.forms import Columns, Form
-from reparam.algebra.kernels import Lazy
+from reparam.algebra.kernels import Lazy, Weights
 from reparam.algebra.selection import in_order, own_channels, partition, taken
-from reparam.errors import Refusal
+from reparam.errors import LawError, Refusal
 
 F = TypeVar("F", bound=Form)
 
@@ -67,11 +67,16 @@ def sequence(inner: F, outer: F) -> F | Refusal:
         inner_steps=inner_steps,
         outer_steps=outer_steps,
     )
+    weights = Lazy(compute, (inner.weights, outer.weights))
+    if any(map(pads_value, outer.axes or ())):  # case 4 of `compose_axes`
+        compute = partial(_of_padded, compute, inner.dtype or torch.float32)
+        held = inner.weights, outer.weights
+        weights = Lazy(compute, held, (outer.pad_value,), checks=True)
     value_stays = any(map(pads_value, axes or ()))
     dtype, like = _taken_after(inner, outer)
     form = replace(
         inner,
-        weights=Lazy(compute, (inner.weights, outer.weights)),
+        weights=weights,
         axes=axes,
         out_channels=outer.out_channels,
         groups=groups,
@@ -360,12 +365,16 @@ def _pads_with_own_constant(inner: Form, outer: Form) -> Refusal | None:
         return Refusal("padding with an unknown value")
     if inner.like is not None and inner.like.is_meta:
         return Refusal("padding with a value, which weights on the meta device cannot tell")
-    _, bias = inner.weights.evaluate()
-    constant = torch.zeros(1, dtype=torch.float64) if bias is None else bias
-    value = value.to(constant)
+    return _differs(inner.weights.evaluate(), value, inner.dtype or torch.float32)
+
+
+def _differs(inner: Weights, value: Tensor, dtype: torch.dtype) -> Refusal | None:
+    """Why a value is not what an inner form of a type gives outside."""
+    bias = inner[1]
+    constant = torch.zeros(1, dtype=torch.float64) if bias is None else bias.detach()
+    value = value.detach().to(constant)
     if len({value.numel(), constant.numel()} - {1}) > 1:
         return Refusal("padding with a value of another number of channels")
-    dtype = inner.dtype or torch.float32
     # 4 units in the last place: the value was computed in the model's own precision.
     bound = 4 * torch.finfo(dtype).eps * torch.maximum(value.abs(), constant.abs())
     if bool(((value - constant).abs() <= bound).all()):
@@ -373,6 +382,20 @@ def _pads_with_own_constant(inner: Form, outer: Form) -> Refusal | None:
     return Refusal(
         "padding with a value that is not the constant of what it pads: the border would differ"
     )
+
+
+def _of_padded(
+    compose: Callable[[Weights, Weights], Weights],
+    dtype: torch.dtype,
+    inner: Weights,
+    outer: Weights,
+    value: Tensor,
+) -> Weights:
+    """The weights of a sequence that pads in between, as long as the law holds that allows it."""
+    problem = _differs(inner, value, dtype)
+    if problem is not None:
+        raise LawError(problem.reason)
+    return compose(inner, outer)
 
 
 def _steps(inner: Form, outer: Form, axes: Sequence[Axis]) -> tuple[list[int], list[int]]:

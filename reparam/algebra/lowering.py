@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis_composition import pads_value
+from reparam.algebra.expressions import evaluate
 from reparam.algebra.norms import Norm
 from reparam.errors import Refusal
 
@@ -37,6 +38,7 @@ def lower(
     """
     if norm is not None:
         return norm.module(kernel.flatten(), bias)
+    held = tensors_of(form, kernel, bias)
     axes = form.axes or ()
     channels: Any = form.in_channels, form.out_channels
     # On the meta device nothing is allocated for weights that are replaced at once.
@@ -56,17 +58,31 @@ def lower(
             settings["padding"] = tuple(axis.before for axis in axes)
             settings["output_padding"] = tuple(axis.output_padding for axis in axes)
             module = _TRANSPOSED[len(axes) - 1](*channels, **settings)
-            kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
         else:
             if not explicit_padding(form):
                 symmetric = all(axis.before == axis.after for axis in axes)
                 padding = tuple(axis.before for axis in axes) if symmetric else "same"
                 settings |= {"padding": padding, "padding_mode": _mode(form)}
             module = _CONVOLUTIONS[len(axes) - 1](*channels, **settings)
-    module.register_parameter("weight", nn.Parameter(kernel, requires_grad=False))
-    if bias is not None:
-        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    for name, tensor in held.items():
+        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
     return module.eval()
+
+
+def tensors_of(
+    form: AffineConv,
+    kernel: Tensor,
+    bias: Tensor | None,
+    norm: Norm | None = None,
+    read: Callable[[Any], Any] = evaluate,
+) -> dict[str, Tensor]:
+    """The tensors of the module of a form, by name, in float64; see `lower` and `Norm.tensors`."""
+    if norm is not None:
+        return norm.tensors(kernel.flatten(), bias, read)
+    if form.transposed:
+        groups = form.groups or 1
+        kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+    return {"weight": kernel} | ({} if bias is None else {"bias": bias})
 
 
 def run_operator(module: nn.Module, x: Tensor, form: AffineConv) -> Tensor:
@@ -93,22 +109,29 @@ def take_after(module: nn.Module, form: AffineConv) -> None:
     like = form.like
     if like is None:
         return
-    layout = torch.contiguous_format
-    for rank, candidate in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if like.dim() == rank and not like.is_contiguous():
-            layout = candidate if like.is_contiguous(memory_format=candidate) else layout
     dtype = form.dtype or like.dtype
     for name, parameter in list(module.named_parameters()):
-        kept = layout if parameter.dim() == like.dim() else torch.preserve_format
-        value = parameter.detach().to(device=like.device, dtype=dtype, memory_format=kept)
+        value = rounded(parameter.detach(), like, dtype)
         fresh = nn.Parameter(value, requires_grad=like.requires_grad)
         module.register_parameter(name, fresh)
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point():
-            module.register_buffer(name, buffer.to(device=like.device, dtype=dtype))
+            module.register_buffer(name, rounded(buffer, like, dtype))
 
 
-def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:
+def rounded(tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in some type, and in the layout and on the device of another one."""
+    layout = torch.contiguous_format
+    for rank, candidate in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == rank and not like.is_contiguous():
+            layout = candidate if like.is_contiguous(memory_format=candidate) else layout
+    kept = layout if tensor.dim() == like.dim() else torch.preserve_format
+    return tensor.to(device=like.device, dtype=dtype, memory_format=kept)
+
+
+def loses_digits(
+    module: nn.Module, rounded: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> bool:
     """Whether rounded weights are so small that they lose digits that the type has.
 
     A value of size s is rounded by about r(s) = u max(s, t), with u the rounding of the type and t
@@ -117,22 +140,22 @@ def loses_digits(module: nn.Module, exact: Mapping[str, Tensor]) -> bool:
     much, if what it reads is of size 1: |W - rounded W| <= 4 r(|W| + |c|).
 
     Args:
-        module: The module of a form, its weights rounded.
-        exact: Its parameters by name, as they were computed.
+        module: The module of a form.
+        rounded: Its parameters by name, rounded.
+        exact: The same as they were computed.
     """
     if "weight" not in exact:
         return False  # a norm that has none
-    weight = module.get_parameter("weight")
-    rounded, computed = _rows(module, weight), _rows(module, exact["weight"])
-    limits = torch.finfo(rounded.dtype)
+    rows, computed = _rows(module, rounded["weight"]), _rows(module, exact["weight"])
+    limits = torch.finfo(rows.dtype)
     # Entries of normal size lose nothing: of most kernels their norm says that they are.
-    if bool((_norms(rounded) >= rounded.shape[1] ** 0.5 * limits.smallest_normal).all()):
+    if bool((_norms(rows) >= rows.shape[1] ** 0.5 * limits.smallest_normal).all()):
         return False
     size = _norms(computed)
     if "bias" in exact:
         size = size + exact["bias"].abs()
     rounding = limits.eps / 12**0.5 * size.clamp_min(limits.smallest_normal)
-    return bool((_norms(rounded.double() - computed) > 4 * rounding).any())
+    return bool((_norms(rows.double() - computed) > 4 * rounding).any())
 
 
 def _rows(module: Any, weight: Tensor) -> Tensor:

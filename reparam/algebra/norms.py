@@ -18,12 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis_composition import Axis
+from reparam.algebra.expressions import evaluate
 from reparam.algebra.kernels import Lazy, Weights, exact
 from reparam.errors import Refusal
 
@@ -36,6 +39,7 @@ class Norm:
         kind: What it is called.
         make: Makes its module on the meta device, with a weight or without any.
         channels: How many channels it has.
+        eps: What is added to its variance.
         buffers: The statistics that it keeps and what else it holds, by name; none if it is no
             batch norm.
         takes_constant: Whether it has a bias.
@@ -45,6 +49,7 @@ class Norm:
     kind: str
     make: Callable[[bool], nn.Module]
     channels: int
+    eps: float | None = None
     buffers: tuple[tuple[str, Tensor], ...] = ()
     takes_constant: bool = True
     bare: bool = False
@@ -64,21 +69,39 @@ class Norm:
         If it is affine, it scales and shifts what it reads by these, else what it has normalised.
         """
         module = self.make(not self.bare).eval()
-        if self.bare:
-            return module
-        weight, bias = factor, constant
-        for name, tensor in self.buffers:
-            value = exact(tensor) if tensor.is_floating_point() else tensor.clone()
-            module.register_buffer(name, value)
-        if self.affine:
-            mean, variance = module.get_buffer("running_mean"), module.get_buffer("running_var")
-            weight = factor * (variance + getattr(module, "eps", 0.0)).sqrt()
-            bias = factor * mean if constant is None else constant + factor * mean
-        for name, parameter in {"weight": weight, "bias": bias}.items():
-            if parameter is not None:
-                fresh = nn.Parameter(parameter, requires_grad=False)
-                module.register_parameter(name, fresh)
+        for name, value in self.tensors(factor, constant).items():
+            if name in ("weight", "bias"):
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+            else:
+                module.register_buffer(name, value)
         return module
+
+    def tensors(
+        self,
+        factor: Tensor,
+        constant: Tensor | None,
+        read: Callable[[Any], Any] = evaluate,
+    ) -> dict[str, Tensor]:
+        """The weight, the bias and the statistics of its module, in float64, by name.
+
+        What stands for the statistics is read as by `Lazy.evaluate`.
+        """
+        if self.bare:
+            return {}
+        held: dict[str, Tensor] = {}
+        for name, tensor in self.buffers:
+            value = read(tensor)
+            held[name] = exact(value) if value.is_floating_point() else value.clone()
+        weight, bias = factor, constant
+        if self.affine:
+            mean, variance = held["running_mean"], held["running_var"]
+            weight = factor * (variance + (self.eps or 0.0)).sqrt()
+            bias = factor * mean if constant is None else constant + factor * mean
+        return held | {"weight": weight} | ({} if bias is None else {"bias": bias})
+
+    def over(self, stand_in: Callable[[Any], Any]) -> Norm:
+        """The same norm, with other things in place of its statistics."""
+        return replace(self, buffers=tuple((name, stand_in(value)) for name, value in self.buffers))
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -89,42 +112,45 @@ def batch_norm(
 ) -> Norm:
     """A batch norm with so many axes after its channels, that holds some statistics."""
     channels = held["running_mean"].numel()
+    make = partial(_batch_norm, axes, channels, eps, momentum)
+    return Norm("batch norm", make, channels, eps, tuple(held.items()))
 
-    def make(affine: bool) -> nn.Module:
-        module = _BATCH_NORMS[axes](channels, eps, momentum, affine, device="meta")
-        module.register_buffer("num_batches_tracked", None)
-        return module
 
-    return Norm("batch norm", make, channels, tuple(held.items()))
+def _batch_norm(
+    axes: int, channels: int, eps: float, momentum: float | None, affine: bool
+) -> nn.Module:
+    module = _BATCH_NORMS[axes](channels, eps, momentum, affine, device="meta")
+    module.register_buffer("num_batches_tracked", None)
+    return module
 
 
 def layer_norm(channels: int, eps: float) -> Norm:
     """A layer norm over the last axis."""
+    return Norm("layer norm", partial(_layer_norm, channels, eps), channels)
 
-    def make(affine: bool) -> nn.Module:
-        return nn.LayerNorm(channels, eps, affine, bias=False, device="meta")
 
-    return Norm("layer norm", make, channels)
+def _layer_norm(channels: int, eps: float, affine: bool) -> nn.Module:
+    return nn.LayerNorm(channels, eps, affine, bias=False, device="meta")
 
 
 def rms_norm(channels: int, eps: float | None) -> Norm:
     """A norm by the root mean square over the last axis."""
+    return Norm("RMS norm", partial(_rms_norm, channels, eps), channels, takes_constant=False)
 
-    def make(affine: bool) -> nn.Module:
-        return nn.RMSNorm(channels, eps, affine, device="meta")
 
-    return Norm("RMS norm", make, channels, takes_constant=False)
+def _rms_norm(channels: int, eps: float | None, affine: bool) -> nn.Module:
+    return nn.RMSNorm(channels, eps, affine, device="meta")
 
 
 def group_norm(groups: int, channels: int, eps: float) -> Norm:
     """A norm over groups of channels."""
+    return Norm("group norm", partial(_group_norm, groups, channels, eps), channels)
 
-    def make(affine: bool) -> nn.Module:
-        module = nn.GroupNorm(groups, channels, eps, affine, device="meta")
-        module.register_parameter("bias", None)
-        return module
 
-    return Norm("group norm", make, channels)
+def _group_norm(groups: int, channels: int, eps: float, affine: bool) -> nn.Module:
+    module = nn.GroupNorm(groups, channels, eps, affine, device="meta")
+    module.register_parameter("bias", None)
+    return module
 
 
 def ending(
@@ -135,14 +161,9 @@ def ending(
     The axis is that of the channels, counted from the end.
     """
     count = -1 - axis
-
-    def compute() -> Weights:
-        factor = torch.ones(channels, dtype=torch.float64) if weight is None else exact(weight)
-        return factor.view(-1, 1, *(1,) * count), None if bias is None else exact(bias)
-
     like = bias if weight is None else weight
     form = AffineConv(
-        Lazy(compute),
+        Lazy(partial(_ending, channels, count), (), (weight, bias)),
         (Axis(),) * count,
         channels,
         channels,
@@ -152,3 +173,8 @@ def ending(
         like=like,
     )
     return x.then(form)
+
+
+def _ending(channels: int, axes: int, weight: Tensor | None, bias: Tensor | None) -> Weights:
+    factor = torch.ones(channels, dtype=torch.float64) if weight is None else exact(weight)
+    return factor.view(-1, 1, *(1,) * axes), None if bias is None else exact(bias)

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from reparam.algebra import kernels
+from reparam.algebra.expressions import computed
 from reparam.algebra.forms import Columns, Form
 from reparam.algebra.kernels import Lazy, Weights
 from reparam.errors import Refusal
@@ -31,21 +34,14 @@ def taken(form: F, columns: Columns) -> F | Refusal:
         return Refusal(
             f"{form.out_channels} channels flow into an operator that takes some of {columns.total}"
         )
-    indices = torch.tensor(columns.indices, dtype=torch.long, device="cpu")
-    count, groups, pad_value = len(columns.indices), form.groups or 1, form.pad_value
-
-    def rows(weights: Weights) -> Weights:
-        kernel, bias = weights
-        if groups > 1 and not form.depthwise:  # what is taken need not keep the groups whole
-            kernel = kernels.regroup(kernel, groups, 1)
-        at = indices.to(kernel.device)
-        return kernel[at], None if bias is None else bias[at]
-
-    weights = Lazy(rows, (form.weights,))
+    count, pad_value = len(columns.indices), form.pad_value
+    # What is taken need not keep the groups whole.
+    groups = 1 if form.depthwise else form.groups or 1
+    weights = Lazy(partial(_rows, columns.indices, groups), (form.weights,))
     if not form.depthwise:
         return replace(form, weights=weights, out_channels=count, groups=1, identity=False)
     if pad_value is not None and pad_value.numel() > 1:
-        pad_value = pad_value[indices.to(pad_value.device)]
+        pad_value = computed(torch.index_select, pad_value, 0, _at(columns.indices, pad_value))
     if form.columns is not None:
         columns = Columns(
             tuple(form.columns.indices[index] for index in columns.indices), form.columns.total
@@ -62,30 +58,46 @@ def taken(form: F, columns: Columns) -> F | Refusal:
     )
 
 
+def _rows(indices: tuple[int, ...], groups: int, weights: Weights) -> Weights:
+    """Some rows of a kernel, which is dense then if it has groups."""
+    kernel, bias = weights
+    if groups > 1:
+        kernel = kernels.regroup(kernel, groups, 1)
+    at = _at(indices, kernel)
+    return kernel[at], None if bias is None else bias[at]
+
+
+def _at(indices: tuple[int, ...], like: Tensor) -> Tensor:
+    """Indices as a tensor where another one is."""
+    return torch.tensor(indices, dtype=torch.long, device="cpu").to(like.device)
+
+
 def without_constant(form: F) -> F:
     """The same form without its constant."""
-    return replace(
-        form, weights=Lazy(lambda weights: (weights[0], None), (form.weights,)), has_bias=False
-    )
+    return replace(form, weights=Lazy(_kernel_alone, (form.weights,)), has_bias=False)
+
+
+def _kernel_alone(weights: Weights) -> Weights:
+    return weights[0], None
 
 
 def spread(form: F, size: int, run: int) -> F:
     """A scale and a shift of channels each of which a run of neighbours shares, all over again."""
-    channels = form.out_channels or 1
-    times = size // (run * channels)
-
-    def repeat(weights: Weights) -> Weights:
-        kernel, bias = weights
-        kernel = kernel.repeat_interleave(run, 0).repeat(times, *(1,) * (kernel.dim() - 1))
-        return kernel, None if bias is None else bias.repeat_interleave(run).repeat(times)
-
+    times = size // (run * (form.out_channels or 1))
     return replace(
         form,
-        weights=Lazy(repeat, (form.weights,)),
+        weights=Lazy(partial(_repeated, run, times), (form.weights,)),
         in_channels=size,
         out_channels=size,
         groups=size,
     )
+
+
+def _repeated(run: int, times: int, weights: Weights) -> Weights:
+    """Every row of a kernel several times in a row, and all of that again and again."""
+    kernel, bias = weights
+    kernel = kernel.repeat_interleave(run, 0).repeat(times, *(1,) * (kernel.dim() - 1))
+    return kernel, None if bias is None else bias.repeat_interleave(run).repeat(times)
 
 
 def in_order(form: F) -> F:
@@ -96,14 +108,15 @@ def in_order(form: F) -> F:
     columns = form.columns
     if columns is None or form.groups != 1 or len(set(columns.indices)) < columns.total:
         return form
-    indices, total = torch.tensor(columns.indices, device="cpu"), columns.total
+    weights = Lazy(partial(_summed, columns), (form.weights,))
+    return replace(form, weights=weights, in_channels=columns.total, columns=None)
 
-    def permute(weights: Weights) -> Weights:
-        kernel, bias = weights
-        summed = kernel.new_zeros((kernel.shape[0], total, *kernel.shape[2:]))
-        return summed.index_add_(1, indices.to(kernel.device), kernel), bias
 
-    return replace(form, weights=Lazy(permute, (form.weights,)), in_channels=total, columns=None)
+def _summed(columns: Columns, weights: Weights) -> Weights:
+    """A kernel that reads every channel once, by the sum of the columns that read it."""
+    kernel, bias = weights
+    summed = kernel.new_zeros((kernel.shape[0], columns.total, *kernel.shape[2:]))
+    return summed.index_add_(1, _at(columns.indices, kernel), kernel), bias
 
 
 def partition(several: Sequence[Columns | None]) -> int | None:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra import AffineConv, Axis
+from reparam.algebra import AffineConv, Axis, computed
 from reparam.analysis.facts import Facts
 from reparam.capture import assign, assignments
-from reparam.errors import Refusal
+from reparam.errors import LawError, Refusal
 from reparam.rules import UNKNOWN_RANK, Step
 
 _WHOLE = slice(None)
@@ -54,7 +54,7 @@ def _only_pads(form: AffineConv) -> bool:
     ):
         return False
     kernel, _ = form.weights.evaluate()
-    return bool((kernel == 1).all())
+    return form.weights.fixed and bool((kernel == 1).all())
 
 
 def _padding(
@@ -88,8 +88,20 @@ def _padding(
         other is not None and torch.equal(value, other) for other in constants
     ):
         return Refusal("its border does not hold one constant per channel")
+    value = computed(_one_of, *constants)
     filled = [replace(axis, mode="value") if axis.padded else axis for axis in axes]
     return replace(form, axes=tuple(filled), pad_value=value)
+
+
+def _one_of(value: Tensor, *others: Tensor) -> Tensor:
+    """A value that is equal to others.
+
+    Raises:
+        LawError: If it is not, any more.
+    """
+    if not all(torch.equal(value, other) for other in others):
+        raise LawError("its border does not hold one constant per channel")
+    return value.clone()
 
 
 def _part(key: Any, axes: Sequence[Axis]) -> tuple[int | slice, ...] | None:
@@ -129,4 +141,8 @@ def _per_channel(node: fx.Node, axes: Sequence[Axis], facts: Facts) -> Tensor | 
     # Positions leave their axis out of what is written to; the channels are its second axis.
     spatial = sum(isinstance(entry, slice) for entry in _part(key, axes) or ())
     channels = value.shape[-spatial - 1] if value.dim() > spatial else 1
-    return value.detach().double().flatten() if channels == value.numel() else None
+    return computed(_flat, value) if channels == value.numel() else None
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value.double().flatten()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from reparam.algebra import computed, note_origin
 from reparam.analysis.aliasing import Memory
 from reparam.analysis.effects import Effects
 from reparam.analysis.types_of_inputs import OwnType, asks_for_own, moved_to, own_type
@@ -23,6 +25,7 @@ from reparam.capture import (
     traits,
 )
 from reparam.modules import (
+    Layer,
     call_exact,
     fetch,
     has_hooks,
@@ -30,7 +33,7 @@ from reparam.modules import (
     is_plain,
     join,
     memory,
-    run_function,
+    run_method,
     special_tensor,
     undisturbed,
 )
@@ -124,20 +127,30 @@ class Constants:
                 return self.own.told(str(operand.args[1]), exactly=exactly)
             if operand is self.moved.get(node):
                 return self.own.like(exactly=exactly)
-            value = in_float64(values[operand]) if exactly else values[operand]
-            return value.clone() if operand in written else value
+            value = computed(in_float64, values[operand]) if exactly else values[operand]
+            return computed(torch.clone, value) if operand in written else value
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), read)
-        if node.op != "call_module":
-            return run_function(node, args, kwargs)
+        if node.op == "call_method":
+            return computed(partial(run_method, str(node.target)), *args, **kwargs)
+        if node.op == "call_function":
+            function: Any = node.target
+            return computed(function, *args, **kwargs)
+        return self._called(node, args, kwargs, exactly=exactly)
+
+    def _called(self, node: fx.Node, args: Any, kwargs: Any, *, exactly: bool) -> Any:
+        """What a module makes of constants; it stays known of which of its tensors, too."""
         module = fetch(self.root, str(node.target))
+        held = dict(chain(module.named_parameters(), module.named_buffers()))
         if exactly:
             self.as_it_runs(node)  # which shows whether it is steady
-            return call_exact(module, args, kwargs, {})
-        with undisturbed(module) as watch:
-            value = module(*args, **kwargs)
-        if watch.drew or watch.changed:
-            raise _UnsteadyError(f"{node.target} returns something else each time")
+            value = call_exact(module, args, kwargs, {})
+        else:
+            with undisturbed(module) as watch:
+                value = module(*args, **kwargs)
+            if watch.drew or watch.changed:
+                raise _UnsteadyError(f"{node.target} returns something else each time")
+        note_origin(value, Layer(module, exactly=exactly), (held, *args), kwargs)
         return value
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity
+from reparam.algebra import Affine, AffineConv, AffineStack, AffineSum, identity, note_origin
 from reparam.analysis.borders import assigned_border
 from reparam.analysis.channels import known_channels, of_known_channels, single_channel
 from reparam.analysis.dtypes import conversion
@@ -22,7 +22,15 @@ from reparam.analysis.extents import Extents
 from reparam.analysis.facts import Facts, Granted
 from reparam.capture import assign, chooses_by_kinds, operator_name, torch_name
 from reparam.errors import Refusal
-from reparam.modules import fetch, has_hooks, join, layer_at, special_tensor, undisturbed
+from reparam.modules import (
+    fetch,
+    has_hooks,
+    in_float64,
+    join,
+    layer_at,
+    special_tensor,
+    undisturbed,
+)
 from reparam.rules import (
     UNKNOWN,
     Commuting,
@@ -166,7 +174,11 @@ class _Lifting:
         if node.op != "call_module":
             return self._by_rule(rule, node, None)
         module = fetch(self.facts.root, str(node.target))
-        return _not_as_its_class(module, node, self.facts) or self._by_rule(rule, node, module)
+        problem = _not_as_its_class(module, node, self.facts)
+        if problem is None and self.facts.memory.is_written(module):
+            step = self._by_rule(rule, node, module)  # which may have a better reason
+            return step if isinstance(step, Refusal) else _WRITTEN
+        return problem or self._by_rule(rule, node, module)
 
     def _by_rule(self, rule: Rule, node: fx.Node, module: nn.Module | None) -> Step | None:
         """What a rule says of a node, and what others see of that."""
@@ -273,9 +285,10 @@ def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal
         return Refusal("it is called with None")
     if (special := special_tensor(module)) is not None:
         return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
-    if facts.memory.is_written(module):
-        return Refusal("its parameters or buffers may be written to in forward")
     return None
+
+
+_WRITTEN = Refusal("its parameters or buffers may be written to in forward")
 
 
 def _is_free(node: fx.Node, facts: Facts) -> bool:
@@ -299,7 +312,10 @@ def holding_float64(module: nn.Module) -> Iterator[None]:
             for held in (part._parameters, part._buffers):
                 for name, tensor in held.items():
                     if tensor is not None and tensor.is_floating_point():
-                        held[name] = exact.setdefault(id(tensor), tensor.detach().double())
+                        if id(tensor) not in exact:
+                            exact[id(tensor)] = tensor.detach().double()
+                            note_origin(exact[id(tensor)], in_float64, (tensor,), {})
+                        held[name] = exact[id(tensor)]
         yield
 
 

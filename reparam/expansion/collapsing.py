@@ -16,8 +16,8 @@ _BOUND = 1e-9
 """The largest relative difference of two layers, in float64, that are to be the same."""
 
 
-def collapsed(module: ExpandedLayer) -> nn.Module | Refusal:
-    """The layer that computes what an expanded one does, its weights rounded once.
+def collapsed(module: ExpandedLayer) -> tuple[nn.Module, AffineConv] | Refusal:
+    """The layer that computes what an expanded one does, its weights rounded once, and its form.
 
     Whoever calls it finds the same, so that nothing of the code around it need be known.
     """
@@ -28,7 +28,7 @@ def collapsed(module: ExpandedLayer) -> nn.Module | Refusal:
     if total.axes != own.axes or (total.groups or 1) != (own.groups or 1):
         return Refusal("a branch reads more of the input than the layer does")
     if layer.weight.is_meta:
-        return layer  # type: ignore[no-any-return]
+        return layer, total
     with torch.no_grad():
         kernel, bias = total.weights.evaluate(layer.weight.device)
         layer.weight.copy_(kernel)
@@ -36,7 +36,7 @@ def collapsed(module: ExpandedLayer) -> nn.Module | Refusal:
             layer.bias = nn.Parameter(bias.to(layer.weight), layer.weight.requires_grad)
         elif bias is not None:
             layer.bias.copy_(bias)
-    return difference(module, layer) or layer
+    return difference(module, layer) or (layer, total)
 
 
 def forms_of(module: ExpandedLayer) -> tuple[AffineConv, AffineConv | Refusal]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from torch.export import ExportedProgram
 
+from reparam.algebra import AffineConv, Norm
 from reparam.errors import Refusal, warn
+from reparam.following import (
+    ATTRIBUTE,
+    Bookkeeper,
+    make_live,
+    set_training,
+    standing,
+    without_dropout,
+)
 from reparam.fusing.expanded import collapse
 from reparam.fusing.new_operators import Made, add_note, make_all
 from reparam.modules import LateCopy, all_or_nothing, fetch, find, join, own_registries, own_tensors
@@ -40,10 +49,12 @@ class _Outcome:
     Args:
         unchecked: Paths of the modules with new code that could not be compared.
         staying: Paths of what stays beside the new operators.
+        operators: The region of each new operator, by its path.
     """
 
     unchecked: Set[str] = frozenset()
     staying: Sequence[str] = ()
+    operators: Mapping[str, Region] = field(default_factory=dict)
 
 
 def apply_parts(
@@ -53,8 +64,26 @@ def apply_parts(
     transaction: Transaction,
     *,
     verify: bool,
+    live: bool,
 ) -> Model:
-    """Fuse a model as planned."""
+    """Fuse a model as planned; its weights follow those of its branches if it is live."""
+    with without_dropout(model) as asleep:
+        fused = _applied(model, plans, report, transaction, verify=verify, live=live)
+    if isinstance(fused, nn.Module):
+        set_training(fused, asleep)
+    return fused
+
+
+def _applied(
+    model: nn.Module,
+    plans: Sequence[PlannedPart],
+    report: Report,
+    transaction: Transaction,
+    *,
+    verify: bool,
+    live: bool,
+) -> Model:
+    """The same, once the model returns the same whenever it runs."""
     makings: list[dict[Hashable, Made]] = [{} for _ in plans]
     plans = [make_all(*making, verify, report) for making in zip(plans, makings, strict=True)]
     kinds = [
@@ -64,28 +93,53 @@ def apply_parts(
     # What dies is not copied: the copy gets memory of its own once it is fused.
     late = None if transaction.inplace else LateCopy(model)
     target = model if late is None else late.model
+    bookkeeper = Bookkeeper(model, _deciding(plans))
 
     def change() -> nn.Module:
         for module in target.modules():
             own_registries(module)
+        before = standing(target) if live else {}
         unchecked, staying = set[str](), list[str]()
+        operators: dict[str, tuple[AffineConv, Norm | None]] = {}
         for planned, made, held in zip(plans, makings, kinds, strict=True):
             root = _still_there(target, planned.part.trace.path, held)
             if root is not None:  # else nobody ran it, and it went with the code around it
                 outcome = _apply(planned, made, root, report, verify=verify)
                 unchecked |= outcome.unchecked
                 staying += outcome.staying
-        collapse(target, report)
+                for place, region in outcome.operators.items():
+                    operators[place] = region.form, region.norm
+        operators |= {path: (form, None) for path, form in collapse(target, report).items()}
         if unchecked and transaction.called is None:
             add_note(report, _UNCHECKED.format(", ".join(sorted(unchecked))))
+        there = {path: form for path, form in operators.items() if find(target, path) is not None}
+        book = bookkeeper.book(there)
+        vars(target)[ATTRIBUTE] = book
+        if live:
+            make_live(target, book.operators, before)
         if late is not None:
             late.copy_parameters()
+        if live:  # what stays follows the same parameters
+            return target
         kinds_of = {path: type(fetch(target, path)).__name__ for path in staying}
         for path, names in freeze(target, staying).items():
             report.frozen.append(FrozenRow(path, kinds_of[path], tuple(names)))
         return target
 
-    return transaction.run(change)
+    fused = transaction.run(change)
+    if fused is not target or not report.fused:
+        vars(fused)[ATTRIBUTE] = bookkeeper.book({})
+    return fused
+
+
+def _deciding(plans: Sequence[PlannedPart]) -> frozenset[str]:
+    """The names of the tensors whose numbers decided what the code of a model does."""
+    return frozenset(
+        join(planned.part.trace.path, name)
+        for planned in plans
+        for call in planned.part.trace.calls
+        for name in (*call.asked, *call.deciding)
+    )
 
 
 def apply_to_program(
@@ -135,6 +189,10 @@ def _apply(
         return _Outcome(
             {join(path, call.path) or "the model" for call in unchecked},
             [join(path, staying) for staying in grafted.staying],
+            {
+                join(path, rewritten.names[region.value]): region
+                for region in planned.decision.regions
+            },
         )
     report.refused.extend(refused_rows(planned))
     return _Outcome()

@@ -148,7 +148,7 @@ class Plan:
             check_inplace(self.model)
         return self._current()._carried_out(inplace=inplace, verify=verify)
 
-    def _carried_out(self, *, inplace: bool, verify: bool) -> Any:
+    def _carried_out(self, *, inplace: bool, verify: bool, live: bool = False) -> Any:
         """The fused model; the weights are those that were planned."""
         notes = list(self.report.notes)
         report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
@@ -159,7 +159,9 @@ class Plan:
                 (part,) = self._parts
                 fused = apply_to_program(self.model, part, report, transaction, verify=verify)
             else:
-                fused = apply_parts(self.model, self._parts, report, transaction, verify=verify)
+                fused = apply_parts(
+                    self.model, self._parts, report, transaction, verify=verify, live=live
+                )
         vars(fused)["reparam_report"] = report  # its class may forbid to set attributes
         return fused
 
@@ -203,7 +205,20 @@ def plan(
         >>> len(reparam.plan(model).fused)
         1
     """
-    check_model(model)
+    return _planned(model, example_inputs, rules, cost, fold_norms, trains=False)
+
+
+def _planned(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    rules: Mapping[Target, Rule | None] | None,
+    cost: str | CostFunction,
+    fold_norms: bool,
+    *,
+    trains: bool,
+) -> Plan:
+    """The plan of a model, which may be in training mode if it trains."""
+    check_model(model, trains=trains)
     if rules is not None and not isinstance(rules, Mapping):
         raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
     measure = _measure(cost)
@@ -225,7 +240,7 @@ def plan(
         report.fused.extend(alone)
         places = {row.place for row in alone}
         report.refused[:] = [row for row in report.refused if row.place not in places]
-    again = partial(plan, model, example_inputs, rules=rules, cost=cost, fold_norms=fold_norms)
+    again = partial(_planned, model, example_inputs, rules, cost, fold_norms, trains=trains)
     modules = _modules(model)
     return Plan(model, report, rows, planned, inputs, modules, _weights(model, modules), again)
 
@@ -256,6 +271,7 @@ def fuse(
     cost: str | CostFunction = "macs",
     fold_norms: bool = False,
     verify: bool = True,
+    live: bool = False,
 ) -> ModelT:
     """Replace linear branches by the one convolution that computes the same.
 
@@ -272,10 +288,18 @@ def fuse(
         cost: What must not rise; see `plan`.
         fold_norms: Also move the weights of norms into what reads them; see `plan`.
         verify: Compare every region in float64 before it is replaced.
+        live: Let the new operators hold the parameters of their branches, under their own names,
+            and compute their weights of them at every use, with gradients; see below.
 
     Returns:
         The fused model, of the kind that was given. What was fused and what was not is its
-        attribute ``reparam_report``. Where nothing can be fused, an equal copy.
+        attribute ``reparam_report``. Where nothing can be fused, an equal copy. `refresh` brings it
+        up to date when the model was trained on.
+
+        A live one trains its branches: the ``weight`` of a new operator is the equivalent kernel as
+        a function of them, and its ``state_dict`` is that of the model. The model may be in
+        training mode: what depends on the mode stays as it is in that, so that a batch norm which
+        uses the statistics of its batch is not fused.
 
     Raises:
         ReparamError: If the model is no module, is in training mode, has a lazy module that was
@@ -292,10 +316,12 @@ def fuse(
         )
     """
     with ALONE, AtWork() as work, work:
-        planned = plan(model, example_inputs, rules=rules, cost=cost, fold_norms=fold_norms)
+        if live and isinstance(model, ExportedProgram):
+            raise ReparamError("an exported program cannot be live; fuse the model with live=True")
+        planned = _planned(model, example_inputs, rules, cost, fold_norms, trains=live)
         if inplace:
             check_inplace(model)
-        fused: ModelT = planned._carried_out(inplace=inplace, verify=verify)
+        fused: ModelT = planned._carried_out(inplace=inplace, verify=verify, live=live)
     return fused
 
 

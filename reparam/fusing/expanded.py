@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from reparam.algebra import AffineConv
 from reparam.errors import Refusal
 from reparam.expansion import ExpandedLayer, collapsed
 from reparam.modules import fetch
@@ -25,18 +26,24 @@ def rows_of_expanded(model: nn.Module, planned: Iterable[PlannedPart]) -> list[F
     return [_row(path, layer) for path, layer in _expanded(model) if id(layer) not in taken]
 
 
-def collapse(model: nn.Module, report: Report) -> None:
-    """Put a layer in the place of each expanded one that is left."""
-    made: dict[int, nn.Module | Refusal] = {}
+def collapse(model: nn.Module, report: Report) -> dict[str, AffineConv]:
+    """Put a layer in the place of each expanded one that is left.
+
+    Returns:
+        The forms of these layers, by their paths.
+    """
+    made: dict[int, tuple[nn.Module, AffineConv] | Refusal] = {}
+    forms: dict[str, AffineConv] = {}
     for path, layer in list(_expanded(model)):
         plain = made.setdefault(id(layer), collapsed(layer))
         if isinstance(plain, Refusal):
             report.refused.append(RefusedRow(path, "ExpandedLayer", plain.reason))
             continue
         holder, _, name = path.rpartition(".")
-        fetch(model, holder)._modules[name] = plain
+        fetch(model, holder)._modules[name], forms[path] = plain
         report.refused[:] = [row for row in report.refused if row.place != path]
         report.fused.append(_row(path, layer, name=path))
+    return forms
 
 
 def _expanded(model: nn.Module) -> Iterator[tuple[str, ExpandedLayer]]:

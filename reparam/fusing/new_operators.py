@@ -88,7 +88,7 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
                 return NOT_FINITE
             warn(f"{where}: the fused weights overflow {form.dtype}; it was left alone")
             return Refusal(f"the fused weights overflow {form.dtype}")
-        if loses_digits(module, exact):
+        if loses_digits(module, dict(module.named_parameters()), exact):
             return Refusal(f"the fused weights are so small that {form.dtype} loses their digits")
     return module, error
 

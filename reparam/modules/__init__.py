@@ -11,12 +11,14 @@ from reparam.modules.copying import LateCopy, copy_apart, copy_model, own_regist
 from reparam.modules.example_inputs import Inputs, as_inputs
 from reparam.modules.float64 import (
     TYPES_MAY_DIFFER,
+    Layer,
     Widened,
     call_exact,
     call_in_modes,
     in_float64,
     of_any_type,
     run_function,
+    run_method,
     widen,
 )
 from reparam.modules.nested_values import (

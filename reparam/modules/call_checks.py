@@ -96,8 +96,11 @@ def check_module(model: Any, expected: str = "a torch.nn.Module") -> None:
             )
 
 
-def check_model(model: Any) -> None:
-    """Raise unless the model can be planned; an exported program has no training mode."""
+def check_model(model: Any, *, trains: bool = False) -> None:
+    """Raise unless the model can be planned, in training mode only if it trains on.
+
+    An exported program has no training mode.
+    """
     if isinstance(model, ExportedProgram):
         return
     check_module(model, "a torch.nn.Module or a torch.export.ExportedProgram")
@@ -106,7 +109,7 @@ def check_model(model: Any) -> None:
         # What torch.fx and torch.export make may say that it trains, whatever it was made of.
         made = kind.__module__.startswith(("torch.fx", "torch.export", "torch._export"))
         made = made or isinstance(module, fx.GraphModule)
-        if module.training and kind is not nn.Module and not made:
+        if module.training and kind is not nn.Module and not made and not trains:
             raise ReparamError(
                 f"{name or 'the model'} ({type(module).__name__}) is in training mode, where "
                 "batch norm depends on the batch; call model.eval() first"

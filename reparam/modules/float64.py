@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -21,8 +22,13 @@ def run_function(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     """What a function or a tensor method returns for other operands."""
     target: Any = node.target
     if node.op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
+        return run_method(target, *args, **kwargs)
     return target(*args, **kwargs)
+
+
+def run_method(name: str, owner: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a method of a value returns."""
+    return getattr(owner, name)(*args, **kwargs)
 
 
 def in_float64(value: Any) -> Any:
@@ -143,6 +149,30 @@ def call_exact(
     weights = _weights(module, exact, without)
     with nullcontext() if _only_computes(module) else _on_trial(module), of_any_type():
         return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
+
+
+class Layer:
+    """A module that runs on tensors in place of its own, of which it holds none.
+
+    Args:
+        module: One that only computes.
+        exactly: Whether it runs in float64.
+    """
+
+    def __init__(self, module: nn.Module, *, exactly: bool) -> None:
+        held = (*module.parameters(), *module.buffers())
+        memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in held}
+        self.module = copy.deepcopy(module, memo)
+        self.exactly = exactly
+
+    def __call__(self, held: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """What the module returns with these parameters and buffers, by path."""
+        call = torch.func.functional_call
+        if not self.exactly:
+            return call(self.module, dict(held), args, kwargs, tie_weights=False)
+        weights = {name: in_float64(tensor) for name, tensor in held.items()}
+        with nullcontext() if _only_computes(self.module) else Widened(), of_any_type():
+            return call(self.module, weights, args, kwargs, tie_weights=False)
 
 
 def call_in_modes(

@@ -300,7 +300,7 @@ def _commuting(form: AffineConv) -> Commuting | None:
     if not axes or form.groups is not None or form.pointwise or form.transposed or form.has_bias:
         return None
     modes = {axis.mode for axis in axes if axis.padded}
-    if "value" in modes:
+    if "value" in modes or not form.weights.fixed:
         return None
     kernel, _ = form.weights.evaluate()
     keeps = "zeros" not in modes and abs(float(kernel.sum()) - 1) < 1e-12

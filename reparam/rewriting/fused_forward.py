@@ -159,6 +159,7 @@ class FusedForward:
         )
         self.guards = guards
         self.modal = modal
+        self.training = owner.training
         self.name = name
         self.keeps = keeps
         self.numbers: list[Held] = []
@@ -195,8 +196,8 @@ class FusedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the fused code, or the class's own for arguments that were not traced."""
-        if self.modal and self.owner.training:
-            self._warn_of_training()
+        if self.modal and self.owner.training != self.training:
+            self._warn_of_mode()
         for held in self.numbers:
             held.check(self.owner)
         if self.positional and not kwargs and len(args) == len(self.parameters):
@@ -225,11 +226,12 @@ class FusedForward:
                 setattr(self.owner, name, value)
         return result
 
-    def _warn_of_training(self) -> None:
+    def _warn_of_mode(self) -> None:
         self.modal = False
+        mode = "training" if self.training else "eval"
         warnings.warn(
-            f"{type(self.owner).__name__} was fused in eval mode, and its code asks for the mode: "
-            "what depends on it, such as a functional dropout, stays as in eval mode",
+            f"{type(self.owner).__name__} was fused in {mode} mode, and its code asks for the "
+            f"mode: what depends on it, such as a functional dropout, stays as in {mode} mode",
             stacklevel=4,
         )
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from reparam.algebra import AffineConv, AffineStack, AffineSum
+from reparam.algebra import (
+    AffineConv,
+    AffineStack,
+    AffineSum,
+    Recording,
+    leaves,
+    origin_of,
+    under_condition,
+    unseen,
+)
 from reparam.errors import Refusal, ReparamError
 from reparam.rules.registry import Rule, describe_rule, describe_target, is_built_in
 from reparam.rules.steps import Selecting, Several, Stacked, Step
@@ -59,12 +71,14 @@ def call_rule(
     if problem is not None:
         return problem
     try:
+        step, asked = _answer(rule, args, kwargs)
+        if asked:
+            step = _each_form(step, partial(under_condition, asked=asked))
         if is_built_in(rule):
-            step = rule(*args, **kwargs)
             return step if isinstance(step, Step | Selecting) else None
-        with _MakingFloat64():
-            step = rule(*args, **kwargs)
-            _check_weights(step)
+        _check_weights(step)
+        if not _is_seen(step, rule, args, kwargs):
+            step = _each_form(step, unseen)
     except Exception as error:
         refusal = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
         if isinstance(refusal, Refusal):
@@ -97,6 +111,50 @@ class _MakingFloat64(TorchFunctionMode):
         if func in self.makers and result.is_floating_point() and kwargs.get("dtype") is None:
             return func(*args, **{**kwargs, "dtype": torch.float64})
         return result
+
+
+def _each_form(step: Any, become: Callable[[AffineConv], AffineConv]) -> Any:
+    """What a rule returned, with another form for each."""
+
+    def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_each_form(value, become) for value in values)
+
+    if isinstance(step, AffineConv):
+        return become(step)
+    if isinstance(step, AffineSum | AffineStack):
+        return replace(step, terms=each(step.terms))
+    if isinstance(step, Several):
+        return Several(each(step.results))
+    return replace(step, branches=each(step.branches)) if isinstance(step, Stacked) else step
+
+
+def _tensors(arguments: Any) -> set[int]:
+    """Identities of the tensors that a rule is given, those that modules hold included."""
+    given = tree_leaves(arguments)
+    for module in [value for value in given if isinstance(value, nn.Module)]:
+        given += tree_leaves([vars(part) for part in module.modules()])
+    return {id(leaf) for tensor in given for leaf in leaves(origin_of(tensor))}
+
+
+def _is_seen(step: Any, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether it is known how all in the weights that a rule returned was computed."""
+    given = _tensors((args, kwargs))
+
+    def unknown(said: Any) -> set[int]:
+        found = (leaf for form in _forms(said) for leaf in form.weights.leaves())
+        return {id(leaf) for leaf in found if isinstance(leaf, Tensor)}.difference(given)
+
+    # What was there before a rule is called is the same tensor each time.
+    made = unknown(step)
+    return not made or made == unknown(_answer(rule, args, kwargs)[0])
+
+
+def _answer(
+    rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, list[tuple[Any, Any]]]:
+    """What a rule returns, and what it asked about the numbers of tensors."""
+    with Recording() as recording, nullcontext() if is_built_in(rule) else _MakingFloat64():
+        return rule(*args, **kwargs), recording.asked
 
 
 def in_names_of(rule: Rule, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

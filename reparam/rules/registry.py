@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._library.custom_ops import CustomOpDef
 
-from reparam.errors import ReparamError
+from reparam.errors import ReparamError, warn
 
 Rule = Callable[..., Any]
 
@@ -236,10 +235,9 @@ def load_rules() -> None:
             entry.load()
         except Exception as error:
             forget_rules_but(before)
-            warnings.warn(
+            warn(
                 f"the rules of {_name(entry)} cannot be loaded and are left out "
                 f"({type(error).__name__}: {error}); please tell its authors, or uninstall it",
-                stacklevel=3,
             )
 
 

@@ -3,6 +3,7 @@
 from tests.mutations.mistake import Mistake
 from tests.mutations.mistakes_in_analysis import IN_ANALYSIS
 from tests.mutations.mistakes_in_capture import IN_CAPTURE
+from tests.mutations.mistakes_in_following import IN_FOLLOWING
 from tests.mutations.mistakes_in_modules import IN_MODULES
 from tests.mutations.mistakes_in_planning import IN_PLANNING
 from tests.mutations.mistakes_in_rewriting import IN_REWRITING
@@ -73,8 +74,8 @@ MISTAKES = [
     Mistake(
         "the channels of a grouped transposed convolution are mixed up",
         "algebra/affine.py",
-        "                kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2)\n",
-        "                kernel = kernel.unflatten(0, (groups, -1))\n",
+        ".unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)",
+        ".unflatten(0, (groups, -1)).flatten(0, 1)",
     ),
     Mistake(
         "an average pool divides by the full window although it leaves its padding out",
@@ -145,8 +146,8 @@ MISTAKES = [
     Mistake(
         "the numbers that are assigned to a border lie along another axis",
         "analysis/borders.py",
-        "    return value.detach().double().flatten() if channels == value.numel() else None\n",
-        "    return value.detach().double().flatten()\n",
+        "    return computed(_flat, value) if channels == value.numel() else None\n",
+        "    return computed(_flat, value)\n",
     ),
     Mistake(
         "other writes to a border are ignored",
@@ -349,4 +350,5 @@ MISTAKES = [
     *IN_PLANNING,
     *IN_REWRITING,
     *IN_VERIFICATION,
+    *IN_FOLLOWING,
 ]
