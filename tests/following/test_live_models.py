@@ -243,3 +243,26 @@ def test_a_rule_that_nobody_has_seen_compute() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.PReLU(6)).eval()
     with pytest.raises(reparam.ReparamError, match=r"^0 cannot be live: its rule"):
         reparam.fuse(model, rules={nn.PReLU: unseen}, live=True, verify=False)
+
+
+class ScaledNorm(nn.Module):
+    """A batch norm that takes a scale in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.scale = nn.BatchNorm2d(4), nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x) * self.scale)
+
+
+def test_a_live_batch_norm_keeps_its_statistics() -> None:
+    model = randomise_batch_norm(ScaledNorm().eval(), seed=0).double()
+    live, x = reparam.fuse(model, live=True), torch.randn(8, 4, 5, 5, dtype=torch.float64)
+    (row,) = live.reparam_report.fused
+    assert isinstance(live.get_submodule(row.name), nn.BatchNorm2d)
+    before = deepcopy(live.state_dict())
+    expected = live(x)
+    assert torch.equal(live.train()(x), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in live.state_dict().items())
+    assert_same_gradients(live, model, (x,))

@@ -92,7 +92,7 @@ IN_FOLLOWING = [
         "a live form forgets what its branches held besides weights",
         "following/live_models.py",
         "            if entry is not None and held.get(own) is None:\n",
-        '            if entry is not None and held.get(own) is None and not own.startswith("num"):\n',
+        "            if entry is not None and name != '_buffers' and held.get(own) is None:\n",
     ),
     Mistake(
         "live models are fused although their dropout layers differ from call to call",
