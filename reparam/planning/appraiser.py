@@ -217,6 +217,7 @@ class Appraiser:
             adjustments=self._adjustments(value, taken, absorbed),
             together=frozenset[fx.Node]().union(*(region.together for region in taken)),
             norm=None if host is None else host.norm,
+            gathered=tuple(chain.from_iterable(region.gathered for region in taken)),
         )
 
     def _after(
@@ -342,6 +343,9 @@ class Appraiser:
         for share in region.shares:  # what reads the scale reads what it scaled
             self._stand_in(self.current(share.link.base), share.link.value)
             changed |= {*share.within, share.link.value}
+        for scale in region.gathered:
+            self._stand_in(self.current(scale.link.base), scale.link.value)
+            changed |= {*scale.between, scale.link.value}
         if changed:
             self.forest.cut(changed | {region.value}, spare=region.value)
 

@@ -73,9 +73,9 @@ def rewrite(
 
 def _altered(region: Region) -> set[fx.Node]:
     """The values inside a region, and between it and what else its operator does."""
-    altered = set(region.inner)
+    altered = {*region.inner, *region.unscaled}
     if region.folded is not None:
-        return altered - {region.value} | region.folded.bare
+        return altered - ({region.value} - region.folded.bare)
     if region.adjustments:
         below = reached([region.value], lambda node: node.users)
         altered |= below & reached([region.kept], lambda node: node.all_input_nodes)
@@ -153,9 +153,9 @@ class Rewriter:
             for link in region.path:
                 if link.form is not None and link is not main:
                     self._skip(link, region, home)
-        for share in region.shares:
-            if result.copy(share.link.value) not in result.replaced:
-                self._skip(share.link, region, home)
+        for scale in region.scales:
+            if result.copy(scale.value) not in result.replaced:
+                self._skip(scale, region, home)
         for absorbed in region.absorbed:
             self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
         self.sweep(region)
@@ -341,7 +341,7 @@ def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:
     """What reads a dying value although nobody reads it, and cannot read what replaces it."""
     replaced = {link.value for link in region.path} if region.collapses else {region.value}
     replaced.update(absorbed.total for absorbed in region.absorbed)
-    replaced.update(share.link.value for share in region.shares)
+    replaced.update(scale.value for scale in region.scales)
     return [
         user
         for node in region.dying

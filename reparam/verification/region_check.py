@@ -58,10 +58,11 @@ def _error(region: Region, module: nn.Module, facts: Facts) -> float:
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
-                weighted = x if region.norm is not None else _weighted(x, region)
+                hands_on = region.norm is not None and region.folded is not None
+                weighted = x if hands_on else _weighted(x, region, facts)
                 expected = _adjusted(region.value, region.adjustments, weighted, region, facts)
                 actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
-                actual = actual if region.norm is None else _weighted(actual, region)
+                actual = _weighted(actual, region, facts) if hands_on else actual
         except UnverifiableError:
             raise
         except Exception as error:  # a shape that some view or padding cannot take: try the next
@@ -188,8 +189,16 @@ def _scaled(x: Tensor, share: Share, region: Region, facts: Facts) -> Any:
     return scale(x) if share.shifts else scale(x) - scale(torch.zeros_like(x))
 
 
-def _weighted(x: Tensor, region: Region) -> Tensor:
-    """What a norm gave, if it is one that has left its weight and bias to its readers."""
+def _weighted(x: Tensor, region: Region, facts: Facts) -> Tensor:
+    """What the base was, if it has left a scale or a weight to the new operator."""
+    axis = x.dim() - len(region.plain.axes or ()) - 1
+    for scale in reversed(region.gathered):
+        whole = x.clone()
+        for channels in scale.channels:
+            part = x.narrow(axis, channels.start, len(channels))
+            scaled = _as_it_was(scale.link.value, scale.link.base, part.clone(), facts)
+            whole.narrow(axis, channels.start, len(channels)).copy_(scaled)
+        x = whole
     if region.folded is None:
         return x
     factor, constant = region.folded.ending.weights.evaluate(x.device)

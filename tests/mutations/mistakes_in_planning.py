@@ -17,13 +17,13 @@ IN_PLANNING = [
     ),
     Mistake(
         "a scale behind a norm goes in although somebody reads the norm",
-        "planning/scale_chains.py",
+        "planning/scales/scale_chains.py",
         "    if any(link.value not in gone for link in candidate.path):\n",
         "    if value not in gone:\n",
     ),
     Mistake(
         "a norm that has no bias takes a constant in",
-        "planning/scale_chains.py",
+        "planning/scales/scale_chains.py",
         "    if form.has_bias and not step.norm.takes_constant:\n",
         "    if False:\n",
     ),
@@ -50,5 +50,23 @@ IN_PLANNING = [
         "planning/folding/folded_norms.py",
         "    if axis != -1 - len(weights.axes or ()):\n",
         "    if False:\n",
+    ),
+    Mistake(
+        "a scale of a part goes although a term of what takes it in is read elsewhere",
+        "planning/scales/gathered_scales.py",
+        "    if not nearest or len(nearest) < len(options) or not inner <= gone:\n",
+        "    if not nearest or len(nearest) < len(options):\n",
+    ),
+    Mistake(
+        "a shift of a part passes a pool that counts zeros",
+        "planning/scales/gathered_scales.py",
+        "    if gathered.form.has_bias and not all(",
+        "    if False and not all(",
+    ),
+    Mistake(
+        "what a part scaled may be written to before it is read",
+        "planning/hazards.py",
+        "        or _scaled_is_written(region, facts, settled)\n",
+        "",
     ),
 ]

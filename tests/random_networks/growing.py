@@ -17,6 +17,7 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     motifs.parallel_branches: 10,
     motifs.stacked_branches: 3,
     motifs.scaled_tree: 2,
+    motifs.scaled_parts: 3,
     motifs.assigned_border: 6,
     motifs.view: 5,
     motifs.channels_last_linear: 2,

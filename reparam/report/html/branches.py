@@ -105,6 +105,8 @@ def formula(part: Part, region: Region) -> Formula:
     if region.folded is not None and region.norm is None:
         weight = region.folded.ending.with_axes(len(region.plain.axes or ()))
         ways = tuple(((region.folded.value, weight), *way) for way in ways)
+    for scale in region.gathered:
+        ways = tuple(((scale.link.value, scale.form), *way) for way in ways)
     named = [
         tuple((operator_kind(part.trace, node), place(part.trace, node)) for node, _ in way)
         for way in ways

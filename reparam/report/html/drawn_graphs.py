@@ -156,8 +156,8 @@ def _replaced(
                     stands_for[link.value] = link.base
         else:
             made[region.value] = region, region.base
-        for share in region.shares:
-            stands_for.setdefault(share.link.value, share.link.base)
+        for scale in region.scales:
+            stands_for.setdefault(scale.value, scale.base)
         for absorbed in region.absorbed:
             stands_for[absorbed.total] = absorbed.kept
     return stands_for, made
