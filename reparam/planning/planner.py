@@ -8,9 +8,9 @@ beforehand, from dynamic programming along the affine dominators::
 
 What was decided becomes one link, and the walk is repeated until it finds nothing more. Then values
 with several readers are weighed, all their readers together, and the walk begins again; then sums
-of several values, and what scales them; then scales of values side by side, and chains of scales.
-At last comes what nobody reads, but code computes; and, if somebody wishes it, norms hand their
-weights to what reads them.
+of several values, or of values side by side, and what scales them; then scales of some of the
+values side by side, and chains of scales. At last comes what nobody reads, but code computes; and,
+if somebody wishes it, norms hand their weights to what reads them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from reparam.planning.scales import (
     why_not_distributed,
     why_not_gathered,
 )
+from reparam.planning.stacked_sums import stacked_sums
 from reparam.rules import Step
 
 
@@ -69,6 +70,7 @@ def decide(
             walk.regions(),
             joint_regions(nodes, appraiser),
             regrouped_sums(nodes, appraiser),
+            stacked_sums(nodes, appraiser),
             distributed_regions(nodes, appraiser),
             gathered_regions(nodes, appraiser),
             chained_regions(nodes, appraiser),

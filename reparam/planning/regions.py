@@ -70,6 +70,21 @@ class Gathered:
 
 
 @dataclass(frozen=True, eq=False)
+class Multiple:
+    """Values side by side that are multiplied where they are added up, since all had one of them.
+
+    Args:
+        value: The values side by side.
+        total: The addition that reads them.
+        times: The factor. The parts that become operators are divided by it.
+    """
+
+    value: fx.Node
+    total: fx.Node
+    times: int
+
+
+@dataclass(frozen=True, eq=False)
 class Host:
     """The operator of a chain of scales that takes the others in.
 
@@ -127,6 +142,7 @@ class Region:
             becomes a convolution or a linear layer.
         folded: The norm that it becomes, or reads, if the weight of that goes into its readers.
         gathered: The scales of parts of the base that the new operator takes in, the last first.
+        multiple: What its value is a part of, if that is multiplied afterwards.
     """
 
     value: fx.Node
@@ -146,6 +162,7 @@ class Region:
     norm: Norm | None = None
     folded: FoldedNorm | None = None
     gathered: tuple[Gathered, ...] = ()
+    multiple: Multiple | None = None
 
     @property
     def key(self) -> Hashable:

@@ -26,6 +26,7 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     if rows is None:
         return None
     rows.append(tuple(type(adjustment) for adjustment in region.adjustments))
+    rows.append(region.multiple and region.multiple.times)
     for share in region.shares:
         scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
         rows.append((share.channels, share.total, share.shifts, *scale))

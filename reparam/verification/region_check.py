@@ -61,6 +61,8 @@ def _error(region: Region, module: nn.Module, facts: Facts) -> float:
                 hands_on = region.norm is not None and region.folded is not None
                 weighted = x if hands_on else _weighted(x, region, facts)
                 expected = _adjusted(region.value, region.adjustments, weighted, region, facts)
+                if region.multiple is not None:
+                    expected = expected / region.multiple.times
                 actual = _run(region.value, remaining, {region.base: x}, facts, replacements)
                 actual = _weighted(actual, region, facts) if hands_on else actual
         except UnverifiableError:

@@ -69,4 +69,16 @@ IN_PLANNING = [
         "        or _scaled_is_written(region, facts, settled)\n",
         "",
     ),
+    Mistake(
+        "a part that several concatenations share may be written to between them",
+        "planning/stacked_sums.py",
+        "    if _is_written(same, [kept, *joining], appraiser):\n",
+        "    if False:\n",
+    ),
+    Mistake(
+        "a concatenation leaves an addition that is gone already",
+        "planning/stacked_sums.py",
+        "        while total in leaving:\n",
+        "        while False:\n",
+    ),
 ]

@@ -58,4 +58,10 @@ IN_REWRITING = [
         'link.value.op == "call_module" and link.form is not None and link.form.identity:',
         "False:",
     ),
+    Mistake(
+        "a sum of concatenations is multiplied once for each of its parts",
+        "rewriting/rewriter.py",
+        "        if multiple.value in self.multiplied:\n",
+        "        if False:\n",
+    ),
 ]

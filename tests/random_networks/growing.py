@@ -18,6 +18,7 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     motifs.stacked_branches: 3,
     motifs.scaled_tree: 2,
     motifs.scaled_parts: 3,
+    motifs.summed_stacks: 2,
     motifs.assigned_border: 6,
     motifs.view: 5,
     motifs.channels_last_linear: 2,

@@ -273,6 +273,31 @@ def scaled_parts(s: Scope) -> str:
     return summed(s, *readers) if len({*map(s.shape, readers)}) < len(readers) else readers[-1]
 
 
+def summed_stacks(s: Scope) -> str:
+    """Sums of concatenations, most of which are cut alike and share parts."""
+    x = s.pick(*IMAGES)
+    rank = len(s.shape(x)) - 2
+    values = [s.assign(f"{f}({x})") for f in ("torch.sigmoid", "F.relu")]
+    layers = [s.choice([[2, 3], [0, 3], [3, 3], [2, 0]])] * 3
+    if s.chance(0.15):
+        layers[1] = [3, 2]
+    total = ""
+    for widths in layers[: s.choice([2, 2, 3])]:
+        parts = []
+        for value, width in zip(values, widths, strict=True):
+            kernel = s.choice([1, 3, 3])
+            layer = f"nn.Conv{rank}d({s.shape(x)[1]}, {width}, {kernel}, padding={kernel // 2})"
+            y = call(s, s.attribute(layer), value) if width else value
+            parts.append(normalised(s, y) if width and s.chance(0.3) else y)
+        if s.chance(0.1):
+            values.reverse()
+        stack = s.assign(f"torch.cat([{', '.join(parts)}], {s.choice(['1', 'dim=1'])})")
+        total = summed(s, total, stack) if total else stack
+        if s.chance(0.1) and s.shape(values[0]) == s.shape(total):
+            total = summed(s, total, values[0])
+    return normalised(s, total) if s.chance(0.3) else s.assign(f"F.silu({total})")
+
+
 def concatenated(s: Scope) -> str:
     a = s.pick(2, 3, 4)
     b = s.alike(a)

@@ -117,7 +117,7 @@ def _operands(scale: AffineConv, whole: fx.Node, appraiser: Appraiser) -> list[_
 def _joint(node: fx.Node, appraiser: Appraiser) -> AffineSum | AffineStack | None:
     """What makes a value that is a sum, or values side by side, and not one operator already."""
     step = appraiser.steps.get(node)
-    gone = node in appraiser.dead or node in appraiser.fused
+    gone = node in appraiser.dead or node in appraiser.fused or node in appraiser.multiplied
     return step if isinstance(step, AffineSum | AffineStack) and not gone else None
 
 

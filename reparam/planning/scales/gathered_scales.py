@@ -66,7 +66,7 @@ def why_not_gathered(scale: Link, appraiser: Appraiser) -> Refusal | None:
 def _parts(node: fx.Node, appraiser: Appraiser) -> list[_Part]:
     """The values side by side that a value is made of; none if it is no such thing."""
     step = appraiser.steps.get(node)
-    gone = node in appraiser.dead or node in appraiser.fused
+    gone = node in appraiser.dead or node in appraiser.fused or node in appraiser.multiplied
     return _opened(node, step, appraiser) if isinstance(step, AffineStack) and not gone else []
 
 
@@ -108,7 +108,7 @@ def _taking_in(
     inner = frozenset[fx.Node]().union(*(way.inner for _, way in nearest))
     gone = appraiser.dying(nearest, metadata=any(way.moves_kernels for _, way in nearest))
     if not nearest or len(nearest) < len(options) or not inner <= gone:
-        return Refusal(f"{whole} is read by more than what could take the scale of a part in")
+        return Refusal(f"{whole}, of which it is a part, is read by what cannot take it in")
     gathered = _gathered(scale, whole, parts, nearest, appraiser)
     if isinstance(gathered, Refusal):
         return gathered
