@@ -199,7 +199,7 @@ MISTAKES = [
     Mistake(
         "a scale moves into a term that is read elsewhere",
         "planning/scales/only_readers.py",
-        "while appraiser.readers_of_value(node) <= readers:",
+        "while is_read_only_by(readers, node, appraiser):",
         "while True:",
     ),
     Mistake(

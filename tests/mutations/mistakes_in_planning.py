@@ -81,4 +81,10 @@ IN_PLANNING = [
         "        while total in leaving:\n",
         "        while False:\n",
     ),
+    Mistake(
+        "a concatenation that is one operator already is opened",
+        "planning/scales/gathered_scales.py",
+        "    return step if isinstance(step, AffineStack) and not gone else None\n",
+        "    return step if isinstance(step, AffineStack) else None\n",
+    ),
 ]

@@ -25,7 +25,7 @@ from reparam.planning.cost_functions import NOTHING
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.joint_readers import affine_readers, sums_by_terms
 from reparam.planning.regions import Gathered, Region
-from reparam.planning.scales.only_readers import alone, behind_identities
+from reparam.planning.scales.only_readers import alone, behind_identities, is_read_only_by
 from reparam.planning.scales.scale_chains import host_in
 
 
@@ -40,6 +40,9 @@ class _Part:
 def gathered_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
     """The regions that take in scales of parts of what they read; those of one come together."""
     for node in reversed(nodes):
+        readers = appraiser.readers_of_value(node)
+        if any(_stack(reader, appraiser) is not None for reader in readers):
+            continue  # it is opened with what it is a part of
         parts = _parts(node, appraiser)
         for scale in dict.fromkeys(filter(None, (_scale(part, appraiser) for part in parts))):
             regions = _taking_in(scale, node, parts, appraiser)
@@ -52,7 +55,7 @@ def why_not_gathered(scale: Link, appraiser: Appraiser) -> Refusal | None:
     node, whole = scale.value, None
     while len(readers := appraiser.readers_of_value(node)) == 1:
         (node,) = readers
-        whole = node if _parts(node, appraiser) else whole
+        whole = whole if _stack(node, appraiser) is None else node
         link = appraiser.forest.links.get(node)
         if whole is not node and (link is None or link.form is None or not link.form.identity):
             break
@@ -63,29 +66,34 @@ def why_not_gathered(scale: Link, appraiser: Appraiser) -> Refusal | None:
     return regions if isinstance(regions, Refusal) else None
 
 
-def _parts(node: fx.Node, appraiser: Appraiser) -> list[_Part]:
-    """The values side by side that a value is made of; none if it is no such thing."""
+def _parts(whole: fx.Node, appraiser: Appraiser) -> list[_Part]:
+    """The values side by side that a value is made of, in order; none if it is no such thing.
+
+    Those among them that are such values are opened. There may be thousands in each other.
+    """
+    stack = _stack(whole, appraiser)
+    parts: list[_Part] = []
+    pending = [(whole, term) for term in reversed(stack.terms)] if stack is not None else []
+    while pending:
+        reader, term = pending.pop()
+        value: fx.Node | Refusal | None = None
+        base = appraiser.current(term.base) if isinstance(term.base, fx.Node) else None
+        if term.identity and base is not None and is_read_only_by({reader}, base, appraiser):
+            value = behind_identities(base, {reader}, appraiser)
+        own = value if isinstance(value, fx.Node) else None
+        inner = None if own is None else _stack(own, appraiser)
+        if own is not None and inner is not None and stack is not None and inner.axis == stack.axis:
+            pending += [(own, part) for part in reversed(inner.terms)]
+        else:
+            parts.append(_Part(own, term.out_channels))
+    return parts
+
+
+def _stack(node: fx.Node, appraiser: Appraiser) -> AffineStack | None:
+    """What puts values side by side, if it stays what it is."""
     step = appraiser.steps.get(node)
     gone = node in appraiser.dead or node in appraiser.fused or node in appraiser.multiplied
-    return _opened(node, step, appraiser) if isinstance(step, AffineStack) and not gone else []
-
-
-def _opened(whole: fx.Node, stack: AffineStack, appraiser: Appraiser) -> list[_Part]:
-    """The values side by side, in order, those among them opened that are such values, too."""
-    parts: list[_Part] = []
-    for term in stack.terms:
-        value = None
-        if term.identity and isinstance(term.base, fx.Node):
-            value = behind_identities(term.base, {whole}, appraiser)
-        if not isinstance(value, fx.Node):
-            parts.append(_Part(None, term.out_channels))
-            continue
-        step = appraiser.steps.get(value)
-        if isinstance(step, AffineStack) and step.axis == stack.axis:
-            parts += _opened(value, step, appraiser)
-        else:
-            parts.append(_Part(value, term.out_channels))
-    return parts
+    return step if isinstance(step, AffineStack) and not gone else None
 
 
 def _scale(part: _Part, appraiser: Appraiser) -> Link | None:

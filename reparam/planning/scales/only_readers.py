@@ -6,6 +6,7 @@ from collections.abc import Set
 
 from torch import fx
 
+from reparam.capture import reads_shape_only
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.dominators import Link
@@ -17,12 +18,24 @@ def alone(link: Link, appraiser: Appraiser) -> bool:
     return all(appraiser.readers_of_value(node) <= set(link.inner) for node in between)
 
 
+def is_read_only_by(readers: Set[fx.Node], value: fx.Node, appraiser: Appraiser) -> bool:
+    """Whether nobody but some operators reads a value, and not only its shape."""
+    idle = appraiser.facts.asserted
+    return all(
+        reader in readers
+        or reader in appraiser.dead
+        or reader in idle
+        or reads_shape_only(reader, value)
+        for reader in appraiser.readers[value]
+    )
+
+
 def behind_identities(
     value: fx.Node, readers: Set[fx.Node], appraiser: Appraiser
 ) -> fx.Node | Refusal:
     """What a value is but for identities; a refusal if others read any of them, too."""
     node = appraiser.current(value)
-    while appraiser.readers_of_value(node) <= readers:
+    while is_read_only_by(readers, node, appraiser):
         link = appraiser.forest.links.get(node)
         if link is None or link.form is None or not link.form.identity:
             return node

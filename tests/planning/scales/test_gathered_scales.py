@@ -142,6 +142,40 @@ def test_a_norm_of_all_takes_the_norm_of_a_part_in() -> None:
     assert counts.batch_norms == 1
 
 
+def test_an_inner_concatenation_that_became_one_operator_stays_that() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        inner = torch.cat([m.a(y), m.norm(m.b(y))], 1)
+        both: Tensor = m.three(torch.cat([inner, m.other(x.sigmoid())], 1))
+        return both
+
+    _, counts = fused(forward, example_inputs=images())
+    assert (counts.convolutions, counts.batch_norms) == (2, 0)
+
+
+def test_a_scaled_concatenation_of_few_values_in_one_of_many() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).relu()
+        inner = torch.cat([y * 2, y * 3], 1)
+        both: Tensor = m.three(torch.cat([inner, m.other(x.sigmoid())], 1))
+        return both
+
+    _, counts = fused(forward, example_inputs=images())
+    assert (counts.batch_norms, counts.multiplications) == (0, 0)
+
+
+def test_a_thousand_concatenations_in_each_other() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = torch.cat([m.norm(m.a(x).relu()), m.b(x).relu()], 1)
+        z = x[:, :1].sigmoid()
+        for _ in range(1200):
+            y = torch.cat([y, z], 1)
+        both: Tensor = m.point(y[:, :8])
+        return both
+
+    reparam.plan(network(forward))
+
+
 def test_with_example_inputs() -> None:
     _, counts = fused(lambda m, x: m.point(pair(m, x)), example_inputs=images())
     assert counts.batch_norms == 0
