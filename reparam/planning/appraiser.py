@@ -60,6 +60,7 @@ class Appraiser:
         self.fused: dict[fx.Node, Region] = {}
         self.positions = Positions(steps, facts, self.fused)
         self.stand_ins: dict[fx.Node, fx.Node] = {}
+        self.multiplied: set[fx.Node] = set()
         self.revived: set[fx.Node] = set()
 
     def node_cost(self, node: fx.Node, positions: float) -> Cost:
@@ -217,6 +218,8 @@ class Appraiser:
             adjustments=self._adjustments(value, taken, absorbed),
             together=frozenset[fx.Node]().union(*(region.together for region in taken)),
             norm=None if host is None else host.norm,
+            gathered=tuple(dict.fromkeys(chain(*(region.gathered for region in taken)))),
+            multiple=self.fused[value].multiple if value in self.fused else None,
         )
 
     def _after(
@@ -329,11 +332,12 @@ class Appraiser:
         for node in fresh - {region.value}:
             self.dead.add(node)
             self.fused.pop(node, None)
+        totals = {absorbed.total for absorbed in region.absorbed}
+        changed = totals - self.stand_ins.keys()  # what another part's region took in is done
         for absorbed in region.absorbed:  # what reads the sum reads its other operand from now on
-            self._stand_in(absorbed.kept, absorbed.total)
+            self._stand_in(self.current(absorbed.kept), absorbed.total)
         self.readers[region.base].add(region.value)
         self.fused[region.value] = region
-        changed = {absorbed.total for absorbed in region.absorbed}
         if region.norm is None or region.norm.affine:
             self.forest.contract(region.value, region.base, region.plain, region.path)
         else:
@@ -342,7 +346,12 @@ class Appraiser:
         for share in region.shares:  # what reads the scale reads what it scaled
             self._stand_in(self.current(share.link.base), share.link.value)
             changed |= {*share.within, share.link.value}
-        if changed:
+        if region.multiple is not None:
+            self.multiplied.add(region.multiple.value)
+        for scale in region.gathered:
+            self._stand_in(self.current(scale.link.base), scale.link.value)
+            changed |= {*scale.between, scale.link.value}
+        if changed or totals:
             self.forest.cut(changed | {region.value}, spare=region.value)
 
     def _stand_in(self, kept: fx.Node, gone: fx.Node) -> None:

@@ -226,7 +226,7 @@ class Forest:
         if not links:
             return
         refusal = yield from _forms(links)
-        across = [links[0], *(self.passing.get(link.value, link) for link in links[1:])]
+        across = self._across(links)
         crossed = next((n for n, link in enumerate(links) if across[n] is not link), None)
         if crossed is not None:
             for form in _forms(across):
@@ -239,6 +239,17 @@ class Forest:
     def forms(self, value: fx.Node) -> Iterator[Candidate]:
         """A value's forms over its bases, the nearest first."""
         return (form for form in self.candidates(value) if isinstance(form, Candidate))
+
+    def over(self, value: fx.Node, base: fx.Node) -> list[Candidate]:
+        """A value's forms over one of its bases: pools between are taken in, or else crossed."""
+        links = self._within_reach(value)
+        ways = [links] if links == self._across(links) else [links, self._across(links)]
+        forms = (form for way in ways for form in _forms(way))
+        return [form for form in forms if isinstance(form, Candidate) and form.base is base]
+
+    def _across(self, links: Sequence[Link]) -> list[Link]:
+        """The links above a value, but that the pools and paddings among them are crossed."""
+        return [*links[:1], *(self.passing.get(link.value, link) for link in links[1:])]
 
     def _within_reach(self, value: fx.Node) -> list[Link]:
         """The links above a value that its forms may span."""

@@ -15,7 +15,7 @@ from reparam.planning.regions import Region
 
 
 def hazard(region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> Refusal | None:
-    """Why a region is not safe; the first of eight hazards tells.
+    """Why a region is not safe; the first of nine hazards tells.
 
     The terms of settled sums have left them already: other values stand for these.
     """
@@ -24,6 +24,7 @@ def hazard(region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> 
         or _operand_is_written(region, facts)
         or _sum_is_written(region, facts, settled)
         or _base_is_written(region, facts)
+        or _scaled_is_written(region, facts, settled)
         or layout_is_read(region, facts)
         or _alias_is_lost(region, facts)
         or _gradient_is_lost(region, facts)
@@ -35,7 +36,12 @@ def _context_is_left(region: Region, facts: Facts) -> Refusal | None:
     """Of operators in ``torch.no_grad`` and others outside one would run where the other does."""
     if not facts.contexts:
         return None
-    nodes = [node for node in region.own if node.op != "get_attr" and node not in facts.sources]
+    scaling = (node for scale in region.gathered for node in scale.link.inner)
+    nodes = [
+        node
+        for node in (*region.own, *scaling)
+        if node.op != "get_attr" and node not in facts.sources
+    ]
     around = {facts.contexts.get(node, ()) for node in (region.value, *nodes)}
     if len(around) == 1:
         return None
@@ -52,9 +58,11 @@ def _integers_overflow(region: Region, facts: Facts) -> Refusal | None:
 
 def _operand_is_written(region: Region, facts: Facts) -> Refusal | None:
     """Somebody else writes to a value on the way between its definition and its read."""
-    for node in region.inner:
+    bases = {region.base, *(scale.link.base for scale in region.gathered)}
+    scaling = (node for scale in region.gathered for node in scale.link.inner)
+    for node in (*region.inner, *scaling):
         for operand in node.all_input_nodes:
-            if operand is not region.base and facts.memory.write_between(
+            if operand not in bases and facts.memory.write_between(
                 operand, facts.order[operand], facts.order[node] - 1, ignoring=region.dying
             ):
                 return Refusal(f"{operand} is written to in place before it is read")
@@ -91,6 +99,27 @@ def _base_is_written(region: Region, facts: Facts) -> Refusal | None:
     place = order[region.main.value if region.main.value in dying else value]
     if facts.memory.write_between(base, min(reads), max(place, *reads) - 1, ignoring=dying):
         return Refusal(f"{base} is written to in place before it is read")
+    return None
+
+
+def _scaled_is_written(
+    region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]
+) -> Refusal | None:
+    """Somebody writes to what a part of the base scaled, which is read only for the base now."""
+    last = facts.order[region.base] - 1
+    for scale in region.gathered:
+        base = scale.link.base
+        reads = [facts.order[n] for n in scale.link.inner if base in n.all_input_nodes]
+        since = min(reads, default=facts.order[base])
+        while True:
+            if facts.memory.write_between(base, since, last, ignoring=region.dying):
+                return Refusal(f"{base} is written to in place before it is read")
+            if base not in settled:
+                break
+            base = settled[base]
+            since = facts.order[base]
+        if not region.unscaled.isdisjoint(facts.memory.held):
+            return Refusal("a module or a hook may keep a value that would lack its scale")
     return None
 
 

@@ -20,7 +20,7 @@ def _replaced(region: Region) -> set[fx.Node]:
     """The dying nodes for which another one will stand."""
     path = {link.value for link in region.path} if region.collapses else {region.value}
     totals = {absorbed.total for absorbed in region.absorbed}
-    return path | totals | {share.link.value for share in region.shares}
+    return path | totals | {scale.value for scale in region.scales}
 
 
 def _read_too_early(decision: Decision, facts: Facts) -> Iterator[fx.Node]:

@@ -25,19 +25,12 @@ from reparam.planning.regions import Region
 
 def joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
     """The regions of all readers of a value, where they gain together; they come together."""
-    # What a sum takes in is read for the sum.
-    sums = {
-        inner: link.value
-        for link in appraiser.forest.links.values()
-        if link.value not in appraiser.dead
-        for inner in link.inner
-        if inner is not link.value
-    }
+    sums = sums_by_terms(appraiser)
     for node in reversed(nodes):
         link = appraiser.forest.links.get(node)
         if link is None or link.form is None or link.form.identity or node in appraiser.dead:
             continue
-        readers = _affine_readers(node, appraiser, sums)
+        readers = affine_readers(node, appraiser, sums)
         if len(readers) < 2:
             continue
         bases = (candidate.base for candidate in appraiser.forest.forms(node))
@@ -45,7 +38,18 @@ def joint_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Re
         yield from next(filter(None, weighed), ())
 
 
-def _affine_readers(
+def sums_by_terms(appraiser: Appraiser) -> dict[fx.Node, fx.Node]:
+    """The sums for which values are read that they take in."""
+    return {
+        inner: link.value
+        for link in appraiser.forest.links.values()
+        if link.value not in appraiser.dead
+        for inner in link.inner
+        if inner is not link.value
+    }
+
+
+def affine_readers(
     node: fx.Node, appraiser: Appraiser, sums: Mapping[fx.Node, fx.Node]
 ) -> list[fx.Node]:
     """The operators that read a value, directly or across others; none if one is not affine."""

@@ -27,9 +27,13 @@ def layout_is_read(region: Region, facts: Facts) -> Refusal | None:
     """The value lies otherwise in memory than it did, and somebody's result depends on that."""
     path = region.path
     # What was computed after a transposition or an index becomes that view itself.
-    moves = region.adjustments or any(
-        link.commuting is not None or len(link.inner) > 1 or Trait.INDEXES in traits(link.value)
-        for link in path
+    moves = (
+        region.adjustments
+        or region.gathered
+        or any(
+            link.commuting is not None or len(link.inner) > 1 or Trait.INDEXES in traits(link.value)
+            for link in path
+        )
     )
     behind = path[path.index(region.main) + 1 :]
     views = _becomes_a_view(region, behind, facts)

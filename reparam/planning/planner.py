@@ -8,8 +8,9 @@ beforehand, from dynamic programming along the affine dominators::
 
 What was decided becomes one link, and the walk is repeated until it finds nothing more. Then values
 with several readers are weighed, all their readers together, and the walk begins again; then sums
-of several values, and what scales them; then chains of scales. At last comes what nobody reads,
-but code computes; and, if somebody wishes it, norms hand their weights to what reads them.
+of several values, or of values side by side, and what scales them; then scales of some of the
+values side by side, and chains of scales. At last comes what nobody reads, but code computes; and,
+if somebody wishes it, norms hand their weights to what reads them.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ from reparam.capture import Trait, traits
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
-from reparam.planning.distributed_scales import distributed_scales, why_not_distributed
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.folding import Folding, folded_regions
 from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
 from reparam.planning.regrouped_sums import regrouped_sums
-from reparam.planning.scale_chains import scale_chains
+from reparam.planning.scales import (
+    chained_regions,
+    distributed_regions,
+    gathered_regions,
+    why_not_distributed,
+    why_not_gathered,
+)
+from reparam.planning.stacked_sums import stacked_sums
 from reparam.rules import Step
 
 
@@ -63,8 +70,10 @@ def decide(
             walk.regions(),
             joint_regions(nodes, appraiser),
             regrouped_sums(nodes, appraiser),
-            distributed_scales(nodes, appraiser),
-            scale_chains(nodes, appraiser),
+            stacked_sums(nodes, appraiser),
+            distributed_regions(nodes, appraiser),
+            gathered_regions(nodes, appraiser),
+            chained_regions(nodes, appraiser),
         )
         if not any(map(appraiser.adopt_all, passes)) and not appraiser.revive():
             break
@@ -220,6 +229,7 @@ class _Walk:
         kind = "the input " if link.base.op == "placeholder" else ""
         return (
             why_not_distributed(link, self.appraiser)
+            or why_not_gathered(link, self.appraiser)
             or self.forest.refused.get(link.base)
             or across
             or Refusal(f"it follows {kind}{link.base.name}, which is not affine")

@@ -53,6 +53,38 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False)
+class Gathered:
+    """A scale and a shift of one of the values side by side that an operator reads.
+
+    Args:
+        link: The link of the scale. What reads the scale reads what it scaled from now on.
+        form: What it does to the channels of the values side by side.
+        channels: Which of these it scales: the value may be there several times.
+        between: What lies between the scale and the operator, and is computed without the scale.
+    """
+
+    link: Link
+    form: AffineConv
+    channels: tuple[range, ...]
+    between: frozenset[fx.Node]
+
+
+@dataclass(frozen=True, eq=False)
+class Multiple:
+    """Values side by side that are multiplied where they are added up, since all had one of them.
+
+    Args:
+        value: The values side by side.
+        total: The addition that reads them.
+        times: The factor. The parts that become operators are divided by it.
+    """
+
+    value: fx.Node
+    total: fx.Node
+    times: int
+
+
+@dataclass(frozen=True, eq=False)
 class Host:
     """The operator of a chain of scales that takes the others in.
 
@@ -109,6 +141,8 @@ class Region:
         norm: The norm whose weight and bias take the form in, so that it becomes a norm; None if it
             becomes a convolution or a linear layer.
         folded: The norm that it becomes, or reads, if the weight of that goes into its readers.
+        gathered: The scales of parts of the base that the new operator takes in, the last first.
+        multiple: What its value is a part of, if that is multiplied afterwards.
     """
 
     value: fx.Node
@@ -127,12 +161,14 @@ class Region:
     together: frozenset[fx.Node] = frozenset()
     norm: Norm | None = None
     folded: FoldedNorm | None = None
+    gathered: tuple[Gathered, ...] = ()
+    multiple: Multiple | None = None
 
     @property
     def key(self) -> Hashable:
         """What tells this region from others, also from one of another plan."""
         terms = tuple(absorbed.term for absorbed in self.absorbed)
-        scales = tuple(share.link.value for share in self.shares)
+        scales = tuple(scale.value for scale in self.scales)
         folded = None if self.folded is None else self.folded.value
         return self.value, self.base, self.form.axes, terms, scales, folded
 
@@ -160,9 +196,20 @@ class Region:
         return [share for share in _flat(self.adjustments) if isinstance(share, Share)]
 
     @property
+    def scales(self) -> list[Link]:
+        """The links of the scales beside the path that the new operator takes in."""
+        return [*(scale.link for scale in self.gathered), *(share.link for share in self.shares)]
+
+    @property
+    def unscaled(self) -> frozenset[fx.Node]:
+        """The values before the new operator that lack what it takes in from now on."""
+        bare = frozenset[fx.Node]() if self.folded is None else self.folded.bare
+        return bare.union(*(scale.between.union(scale.link.inner) for scale in self.gathered))
+
+    @property
     def links(self) -> tuple[Link, ...]:
-        """All links that become one operator: the path, and the scales after it."""
-        return (*self.path, *(share.link for share in self.shares))
+        """All links that become one operator: the path, and the scales beside it."""
+        return (*self.path, *self.scales)
 
     @property
     def paths(self) -> tuple[tuple[Link, ...], ...]:
@@ -195,6 +242,7 @@ class Region:
             for node in link.inner
         }
         own = {*self.inner, *self.dying} - nothing
+        own.update(*(scale.between for scale in self.gathered))
         # A norm's weight moves across the views of it.
         return own if self.folded is None or self.norm is None else own | self.folded.bare
 

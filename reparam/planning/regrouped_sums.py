@@ -22,7 +22,7 @@ from reparam.planning.regions import Absorbed, Region
 
 
 @dataclass(frozen=True)
-class _Term:
+class Term:
     """A term of a sum, the addition that reads it, perhaps alone, and what else that adds."""
 
     value: fx.Node
@@ -36,17 +36,17 @@ def regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[R
     """The regions in which terms of a sum join, where that gains."""
     seen: set[fx.Node] = set()
     for node in reversed(nodes):
-        if node in seen or not _is_sum(node, appraiser):
+        if node in seen or not is_sum(node, appraiser):
             continue
-        groups: dict[fx.Node, list[_Term]] = {}
-        for term in _terms(node, appraiser, seen):
+        groups: dict[fx.Node, list[Term]] = {}
+        for term in terms_of(node, appraiser, seen):
             groups.setdefault(appraiser.forest.root(term.value), []).append(term)
         for group in groups.values():
             yield from _join(group, appraiser)
 
 
-def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
-    """Whether a node adds two values as they are."""
+def is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
+    """Whether a node adds two values as they are, and is no operator of a region."""
     step = appraiser.steps.get(node)
     return (
         isinstance(step, AffineSum)
@@ -57,10 +57,10 @@ def _is_sum(node: fx.Node, appraiser: Appraiser) -> bool:
     )
 
 
-def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[_Term]:
+def terms_of(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[Term]:
     """The terms of a sum of sums, the first ones first."""
     pending = [node]
-    terms: list[_Term] = []
+    terms: list[Term] = []
     while pending:
         total = pending.pop()
         seen.add(total)
@@ -71,14 +71,14 @@ def _terms(node: fx.Node, appraiser: Appraiser, seen: set[fx.Node]) -> Iterator[
         operands = [appraiser.current(base) for base in bases]
         for term, operand, other in zip(step.terms, operands, reversed(operands), strict=True):
             alone = appraiser.readers[operand] - appraiser.dead == {total}
-            if alone and _is_sum(operand, appraiser):
+            if alone and is_sum(operand, appraiser):
                 pending.append(operand)
             else:
-                terms.append(_Term(operand, total, other, term, alone))
+                terms.append(Term(operand, total, other, term, alone))
     return reversed(terms)
 
 
-def _join(group: Sequence[_Term], appraiser: Appraiser) -> Iterator[Region]:
+def _join(group: Sequence[Term], appraiser: Appraiser) -> Iterator[Region]:
     """Let terms over one base join the first that they may."""
     remaining = sorted(group, key=lambda term: not term.alone)
     while remaining:
@@ -92,7 +92,7 @@ def _join(group: Sequence[_Term], appraiser: Appraiser) -> Iterator[Region]:
                 remaining.remove(other)
 
 
-def _joined(first: _Term, other: _Term, appraiser: Appraiser) -> Region | None:
+def _joined(first: Term, other: Term, appraiser: Appraiser) -> Region | None:
     """The region in which one term takes another in, if that saves anything."""
     forest = appraiser.forest
     base = forest.meet(first.value, other.value)

@@ -54,7 +54,7 @@ def untraced_row(untraced: Untraced) -> RefusedRow:
 
 def taught_rules(part: Part, region: Region) -> str:
     """The rules that a region rests on and that are not the library's own, with their places."""
-    scales = {share.link.value for share in region.shares}
+    scales = {scale.value for scale in region.scales}
     edge = scales | {region.base}
     ends = [region.value, *(absorbed.term for absorbed in region.absorbed)]
     nodes = reached(ends, lambda node: () if node in edge else node.all_input_nodes) | scales

@@ -179,7 +179,8 @@ class Placer:
     def _span(self, region: Region) -> set[Call]:
         """The calls through which a region's value depends on its base, dying or not."""
         facts, ends = self.facts, [region.value, *(absorbed.term for absorbed in region.absorbed)]
-        first = facts.order[region.base]
+        read = [region.base, *(scale.link.base for scale in region.gathered)]
+        first = min(facts.order[node] for node in read)
         if region.folded is not None:  # from what the norm reads to all that reads the norm
             ends, first = [*ends, *region.together], facts.order[region.folded.base]
         above = reached(
@@ -343,7 +344,7 @@ class Placer:
     def _may_swap(self, link: Link, region: Region) -> bool:
         """Whether a link is a module that may be replaced where it is registered."""
         node = link.value
-        scales = any(share.link is link for share in region.shares)
+        scales = any(scale is link for scale in region.scales)
         if (
             len(link.inner) != 1
             or node.op != "call_module"

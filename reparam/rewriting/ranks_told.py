@@ -23,9 +23,9 @@ def rests_on_rank(region: Region, facts: Facts) -> bool:
 
     Other ways in may bring another one, if the operators themselves do not tell.
     """
-    joined = region.inner | region.dying
+    joined = region.inner | region.dying | region.unscaled
     if region.folded is not None:
-        joined |= region.together | region.folded.bare
+        joined |= region.together
     nodes = [node for node in joined if node.op != "get_attr"]
     return not any(all(_takes_any(node, kinds, facts) for node in nodes) for kinds in _TELL_RANKS)
 

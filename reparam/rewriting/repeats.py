@@ -26,9 +26,14 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     if rows is None:
         return None
     rows.append(tuple(type(adjustment) for adjustment in region.adjustments))
+    rows.append(region.multiple and region.multiple.times)
     for share in region.shares:
         scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
         rows.append((share.channels, share.total, share.shifts, *scale))
+    for gathered in region.gathered:
+        link = gathered.link
+        scale = _rows((link.value,), link.base, {link.base: 0}, facts) or ()
+        rows.append((gathered.channels, *scale))
     if region.folded is not None:
         value, base = region.folded.value, region.folded.base
         norm = _rows((value,), base, {base: 0}, facts)

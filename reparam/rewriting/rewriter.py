@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Set
 from functools import partial
 
+import torch
 from torch import fx, nn
 
 from reparam.algebra import AffineConv, explicit_padding, pad_mode
@@ -24,7 +25,7 @@ from reparam.capture import (
 )
 from reparam.errors import Refusal
 from reparam.modules import all_names, fetch, join
-from reparam.planning import Link, Region
+from reparam.planning import Link, Multiple, Region
 from reparam.rewriting.changes import Rewrite, begun, unedited
 from reparam.rewriting.copied_metadata import (
     describe_helper,
@@ -73,9 +74,9 @@ def rewrite(
 
 def _altered(region: Region) -> set[fx.Node]:
     """The values inside a region, and between it and what else its operator does."""
-    altered = set(region.inner)
+    altered = {*region.inner, *region.unscaled}
     if region.folded is not None:
-        return altered - {region.value} | region.folded.bare
+        return altered - ({region.value} - region.folded.bare)
     if region.adjustments:
         below = reached([region.value], lambda node: node.users)
         altered |= below & reached([region.kept], lambda node: node.all_input_nodes)
@@ -101,6 +102,8 @@ class Rewriter:
         self.numbers: Counter[str] = Counter()
         self.awaited: Counter[fx.Node] = Counter()
         """How many of the regions that are still to come a node of the trace belongs to."""
+        self.multiplied: set[fx.Node] = set()
+        """The values side by side that are multiplied where they are added up."""
         self.likened: set[fx.Node] = set()
         """The operators whose descriptions new ones have taken over."""
 
@@ -153,12 +156,31 @@ class Rewriter:
             for link in region.path:
                 if link.form is not None and link is not main:
                     self._skip(link, region, home)
-        for share in region.shares:
-            if result.copy(share.link.value) not in result.replaced:
-                self._skip(share.link, region, home)
+        for scale in region.scales:
+            if result.copy(scale.value) not in result.replaced:
+                self._skip(scale, region, home)
+        product = None if region.multiple is None else self._multiplied(region.multiple)
         for absorbed in region.absorbed:
-            self._substitute(absorbed.total, result.current(absorbed.kept), keep_code=False)
+            if result.copy(absorbed.total) not in result.replaced:  # by another part's region
+                stays = result.current(absorbed.kept)
+                if region.multiple is not None and absorbed.total is region.multiple.total:
+                    stays = product or stays
+                self._substitute(absorbed.total, stays, keep_code=False)
         self.sweep(region)
+
+    def _multiplied(self, multiple: Multiple) -> fx.Node | None:
+        """Values side by side, multiplied for the addition that reads them; None if it does."""
+        value, total = self.result.current(multiple.value), self.result.copy(multiple.total)
+        if multiple.value in self.multiplied:
+            return None  # another part's region was first
+        self.multiplied.add(multiple.value)
+        owner = self.trace.caller[multiple.total]
+        with self.result.graph.inserting_before(total):
+            product = self.result.graph.call_function(torch.mul, (value, multiple.times))
+        describe_helper(self._note_new(product, owner), total)
+        self.edited.add(owner)
+        total.replace_input_with(value, product)
+        return product
 
     def _note_operator(self, new: fx.Node, region: Region) -> None:
         """Note what an operator stands for, and what of its base it takes for granted."""
@@ -341,7 +363,7 @@ def _doomed(region: Region, facts: Facts, rewrite: Rewrite) -> list[fx.Node]:
     """What reads a dying value although nobody reads it, and cannot read what replaces it."""
     replaced = {link.value for link in region.path} if region.collapses else {region.value}
     replaced.update(absorbed.total for absorbed in region.absorbed)
-    replaced.update(share.link.value for share in region.shares)
+    replaced.update(scale.value for scale in region.scales)
     return [
         user
         for node in region.dying
@@ -359,6 +381,8 @@ def _changed_calls(placer: Placer, region: Region) -> set[Call]:
     if not region.collapses:
         return {home.owner, caller[region.value]}
     changed = set() if region.main.value in home.swaps else {home.owner}
+    if region.multiple is not None:
+        changed.add(caller[region.multiple.total])
     changed.update(caller[node] for node in _doomed(region, placer.facts, placer.result))
     for link in region.links:
         if link.form is not None and link.value not in home.swaps:

@@ -175,8 +175,8 @@ class Check:
     def _stays_in_place(self, region: Region) -> bool:
         """Whether a region is a chain of modules for which no code changes."""
         chain = all(node.op == "call_module" for node in (region.value, *region.dying))
-        # A norm without its weight, and its readers with it, are right together.
-        return chain and region.folded is None and not self.rewritten.changes[region.value]
+        # What lacks a weight or a scale, and its readers with it, are right together.
+        return chain and not region.unscaled and not self.rewritten.changes[region.value]
 
     def _is_chaotic(self, call: Call, able: Set[Call], root: nn.Module) -> bool:
         """Whether a module cannot be compared since it is chaotic: rounding changes its result.
@@ -250,9 +250,7 @@ class Check:
             nodes = [region.value, *region.dying]
             touched = {self.part.trace.caller[node] for node in nodes}
             # What nobody reads may be another value than it was.
-            inner_values = (region.dying | {region.value}) - {region.kept}
-            if region.folded is not None:
-                inner_values |= region.folded.bare
+            inner_values = (region.dying | {region.value}) - {region.kept} | region.unscaled
             closed = {
                 call
                 for call in closed

@@ -56,10 +56,13 @@ def _error(region: Region, module: nn.Module, part: Part) -> float:
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():
-                weighted = x if region.norm is not None else _weighted(x, region)
+                hands_on = region.norm is not None and region.folded is not None
+                weighted = x if hands_on else _weighted(x, region, part)
                 expected = _adjusted(region.value, region.adjustments, weighted, region, part)
+                if region.multiple is not None:
+                    expected = expected / region.multiple.times
                 actual = _run(region.value, region.base, x, part, replacements)
-                actual = actual if region.norm is None else _weighted(actual, region)
+                actual = _weighted(actual, region, part) if hands_on else actual
         except Exception as error:  # a shape that some view or padding cannot take: try the next
             problem = error
             continue
@@ -184,8 +187,16 @@ def _scaled(x: Tensor, share: Share, region: Region, part: Part) -> Any:
     return scale(x) if share.shifts else scale(x) - scale(torch.zeros_like(x))
 
 
-def _weighted(x: Tensor, region: Region) -> Tensor:
-    """What a norm gave, if it is one that has left its weight and bias to its readers."""
+def _weighted(x: Tensor, region: Region, part: Part) -> Tensor:
+    """What the base was, if it has left a scale or a weight to the new operator."""
+    axis = x.dim() - len(region.plain.axes or ()) - 1
+    for scale in reversed(region.gathered):
+        whole = x.clone()
+        for channels in scale.channels:
+            own = x.narrow(axis, channels.start, len(channels)).clone()
+            scaled = _as_it_was(scale.link.value, scale.link.base, own, part)
+            whole.narrow(axis, channels.start, len(channels)).copy_(scaled)
+        x = whole
     if region.folded is None:
         return x
     factor, constant = region.folded.ending.weights.evaluate(x.device)

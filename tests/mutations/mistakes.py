@@ -170,7 +170,7 @@ MISTAKES = [
     Mistake(
         "a write between two reads is ignored",
         "planning/hazards.py",
-        "            if operand is not region.base and facts.memory.write_between(\n",
+        "            if operand not in bases and facts.memory.write_between(\n",
         "            if False and facts.memory.write_between(\n",
     ),
     Mistake(
@@ -205,14 +205,14 @@ MISTAKES = [
     ),
     Mistake(
         "every term of a sum takes the constant of a norm",
-        "planning/distributed_scales.py",
+        "planning/scales/distributed_scales.py",
         "operand if index == first else replace(operand, shifts=False)",
         "operand",
     ),
     Mistake(
         "a scale moves into a term that is read elsewhere",
-        "planning/distributed_scales.py",
-        "while appraiser.readers_of_value(node) <= readers:",
+        "planning/scales/only_readers.py",
+        "while is_read_only_by(readers, node, appraiser):",
         "while True:",
     ),
     Mistake(

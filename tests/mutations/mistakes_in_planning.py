@@ -17,13 +17,13 @@ IN_PLANNING = [
     ),
     Mistake(
         "a scale behind a norm goes in although somebody reads the norm",
-        "planning/scale_chains.py",
+        "planning/scales/scale_chains.py",
         "    if any(link.value not in gone for link in candidate.path):\n",
         "    if value not in gone:\n",
     ),
     Mistake(
         "a norm that has no bias takes a constant in",
-        "planning/scale_chains.py",
+        "planning/scales/scale_chains.py",
         "    if form.has_bias and not step.norm.takes_constant:\n",
         "    if False:\n",
     ),
@@ -56,5 +56,41 @@ IN_PLANNING = [
         "planning/dominators.py",
         "            form = spread(form, places.size, places.run)\n",
         "            form = spread(form, places.size, 1)\n",
+    ),
+    Mistake(
+        "a scale of a part goes although a term of what takes it in is read elsewhere",
+        "planning/scales/gathered_scales.py",
+        "    if not nearest or len(nearest) < len(options) or not inner <= gone:\n",
+        "    if not nearest or len(nearest) < len(options):\n",
+    ),
+    Mistake(
+        "a shift of a part passes a pool that counts zeros",
+        "planning/scales/gathered_scales.py",
+        "    if gathered.form.has_bias and not all(",
+        "    if False and not all(",
+    ),
+    Mistake(
+        "what a part scaled may be written to before it is read",
+        "planning/hazards.py",
+        "        or _scaled_is_written(region, facts, settled)\n",
+        "",
+    ),
+    Mistake(
+        "a part that several concatenations share may be written to between them",
+        "planning/stacked_sums.py",
+        "    if _is_written(same, [kept, *joining], appraiser):\n",
+        "    if False:\n",
+    ),
+    Mistake(
+        "a concatenation leaves an addition that is gone already",
+        "planning/stacked_sums.py",
+        "        while total in leaving:\n",
+        "        while False:\n",
+    ),
+    Mistake(
+        "a concatenation that is one operator already is opened",
+        "planning/scales/gathered_scales.py",
+        "    return step if isinstance(step, AffineStack) and not gone else None\n",
+        "    return step if isinstance(step, AffineStack) else None\n",
     ),
 ]

@@ -64,4 +64,10 @@ IN_REWRITING = [
         "    return [name for name, parameter in parameters if id(parameter) not in kept]\n",
         "    return []\n",
     ),
+    Mistake(
+        "a sum of concatenations is multiplied once for each of its parts",
+        "rewriting/rewriter.py",
+        "        if multiple.value in self.multiplied:\n",
+        "        if False:\n",
+    ),
 ]

@@ -33,7 +33,7 @@ TESTS = [
     "tests/planning/test_any_size.py",
     "tests/planning/test_regrouped_sums.py",
     "tests/planning/test_joint_readers.py",
-    "tests/planning/test_distributed_scales.py",
+    "tests/planning/scales",
     "tests/planning/test_sizes_read.py",
     "tests/planning/folding",
     "tests/rewriting/test_fused_forward.py",

@@ -17,6 +17,8 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     motifs.parallel_branches: 10,
     motifs.stacked_branches: 3,
     motifs.scaled_tree: 2,
+    motifs.scaled_parts: 3,
+    motifs.summed_stacks: 2,
     motifs.assigned_border: 6,
     motifs.view: 5,
     motifs.regrouped: 2,

@@ -263,6 +263,60 @@ def scaled_tree(s: Scope) -> str:
     return normalised(s, y) if s.chance(0.7) else s.assign(f"{y} * 2 + 1")
 
 
+def scaled_parts(s: Scope) -> str:
+    """Scales of parts of a concatenation, and what reads it."""
+    x = s.pick(*IMAGES)
+    parts = []
+    for _ in range(s.choice([2, 2, 3])):
+        y = call(s, convolution_layer(s, x, s.choice([2, 4])), x) if s.chance(0.4) else x
+        if parts and s.shape(y)[2:] != s.shape(parts[0])[2:]:
+            raise RejectedError
+        y = s.assign(f"{s.choice(['torch.sigmoid', 'F.relu', 'F.silu'])}({y})")
+        for scale in s.rng.sample(["norm", "number", "one", "none", "none"], 2):
+            if scale == "norm":
+                y = normalised(s, y)
+            elif scale == "number":
+                y = s.assign(s.choice(["{y} * 0.5", "{y} / 3", "{y} * 2 - 0.5"]).format(y=y))
+        parts.append(y)
+    if s.chance(0.15):
+        parts.append(s.choice(parts))
+    y = s.assign(f"torch.cat([{parts[0]}, {parts[1]}], 1)")
+    if len(parts) > 2:
+        y = s.assign(f"torch.cat(({', '.join([y, *parts[2:]])}), dim=1)")
+    if s.chance(0.3):
+        between = ["F.avg_pool{n}d({y}, 2)", "F.dropout({y}, 0.1, False)", "F.relu({y})"]
+        y = s.assign(s.choice(between).format(y=y, n=len(s.shape(y)) - 2))
+    if s.chance(0.2):
+        y = normalised(s, y)
+    readers = [call(s, convolution_layer(s, y), y) for _ in range(s.choice([1, 1, 1, 2]))]
+    return summed(s, *readers) if len({*map(s.shape, readers)}) < len(readers) else readers[-1]
+
+
+def summed_stacks(s: Scope) -> str:
+    """Sums of concatenations, most of which are cut alike and share parts."""
+    x = s.pick(*IMAGES)
+    rank = len(s.shape(x)) - 2
+    values = [s.assign(f"{f}({x})") for f in ("torch.sigmoid", "F.relu")]
+    layers = [s.choice([[2, 3], [0, 3], [3, 3], [2, 0]])] * 3
+    if s.chance(0.15):
+        layers[1] = [3, 2]
+    total = ""
+    for widths in layers[: s.choice([2, 2, 3])]:
+        parts = []
+        for value, width in zip(values, widths, strict=True):
+            kernel = s.choice([1, 3, 3])
+            layer = f"nn.Conv{rank}d({s.shape(x)[1]}, {width}, {kernel}, padding={kernel // 2})"
+            y = call(s, s.attribute(layer), value) if width else value
+            parts.append(normalised(s, y) if width and s.chance(0.3) else y)
+        if s.chance(0.1):
+            values.reverse()
+        stack = s.assign(f"torch.cat([{', '.join(parts)}], {s.choice(['1', 'dim=1'])})")
+        total = summed(s, total, stack) if total else stack
+        if s.chance(0.1) and s.shape(values[0]) == s.shape(total):
+            total = summed(s, total, values[0])
+    return normalised(s, total) if s.chance(0.3) else s.assign(f"F.silu({total})")
+
+
 def concatenated(s: Scope) -> str:
     a = s.pick(2, 3, 4)
     b = s.alike(a)

@@ -16,7 +16,7 @@ from functools import partial, reduce
 
 from torch import fx
 
-from reparam.algebra import AffineConv, AffineStack, AffineSum
+from reparam.algebra import AffineConv, AffineStack, AffineSum, identity
 from reparam.analysis import Part
 from reparam.errors import Refusal
 from reparam.planning import Absorbed, Region, Share
@@ -101,10 +101,16 @@ def formula(part: Part, region: Region) -> Formula:
         The formula, with a bounded number of branches.
     """
     joined = _adjusted(_ways(part, region.value, region.base), region.adjustments, part, region)
+    if region.multiple is not None:
+        part_of = identity().scale(1 / region.multiple.times)
+        if isinstance(part_of, AffineConv):
+            joined = joined.then(region.multiple.value, part_of)
     ways = joined.ways[:_MOST_BRANCHES]
     if region.folded is not None and region.norm is None:
         weight = region.folded.ending.with_axes(len(region.plain.axes or ()))
         ways = tuple(((region.folded.value, weight), *way) for way in ways)
+    for scale in region.gathered:
+        ways = tuple(((scale.link.value, scale.form), *way) for way in ways)
     named = [
         tuple((operator_kind(part.trace, node), place(part.trace, node)) for node, _ in way)
         for way in ways

@@ -8,7 +8,7 @@ it takes in stands for what it reads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import fx
@@ -104,6 +104,7 @@ def graph_after(
     drawn = set(shown)
     stands_for, made = _replaced(numbers)
     dying = {node for region in numbers for node in region.dying}
+    multiplied = {region.multiple.value for region in numbers if region.multiple is not None}
 
     def current(node: fx.Node) -> fx.Node:
         while node in stands_for and node not in made:
@@ -132,7 +133,9 @@ def graph_after(
             title = " + ".join([*steps, results[number]])
             vertices.append(Vertex(title, place(part.trace, node), number))
         else:
-            vertices.append(_vertex(part, node, None, refusals.get(node)))
+            vertex = _vertex(part, node, None, refusals.get(node))
+            title = f"{vertex.title} + mul" if node in multiplied else vertex.title
+            vertices.append(replace(vertex, title=title))
     edges = [
         (places[operand], places[node])
         for node in nodes
@@ -156,8 +159,8 @@ def _replaced(
                     stands_for[link.value] = link.base
         else:
             made[region.value] = region, region.base
-        for share in region.shares:
-            stands_for.setdefault(share.link.value, share.link.base)
+        for scale in region.scales:
+            stands_for.setdefault(scale.value, scale.base)
         for absorbed in region.absorbed:
             stands_for[absorbed.total] = absorbed.kept
     return stands_for, made

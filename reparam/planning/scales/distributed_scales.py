@@ -10,7 +10,7 @@ them; one of them takes the constant, one that the sum does not multiply::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -22,6 +22,7 @@ from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import NOTHING
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.regions import Region, Share
+from reparam.planning.scales.only_readers import alone, behind_identities
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class _Operand:
     within: tuple[fx.Node, ...] = ()
 
 
-def distributed_scales(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+def distributed_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
     """The regions that scales move into, where that gains; those of one scale come together."""
     for node in reversed(nodes):
         link = appraiser.forest.links.get(node)
@@ -91,9 +92,9 @@ def _scaled(link: Link, appraiser: Appraiser) -> fx.Node | Refusal | None:
     scale = link.form
     if scale is None or scale.identity or not scale.diagonal or scale.columns is not None:
         return None
-    if link.value in appraiser.fused or not _alone(link, appraiser):
+    if link.value in appraiser.fused or not alone(link, appraiser):
         return None
-    whole = _behind_identities(link.base, set(link.inner), appraiser)
+    whole = behind_identities(link.base, set(link.inner), appraiser)
     if isinstance(whole, Refusal):
         return whole if _joint(link.base, appraiser) else None
     return whole if _joint(whole, appraiser) else None
@@ -113,30 +114,10 @@ def _operands(scale: AffineConv, whole: fx.Node, appraiser: Appraiser) -> list[_
     return operands
 
 
-def _alone(link: Link, appraiser: Appraiser) -> bool:
-    """Whether nobody else reads what is computed on the way to a link's value."""
-    between = (node for node in link.inner if node is not link.value)
-    return all(appraiser.readers_of_value(node) <= set(link.inner) for node in between)
-
-
-def _behind_identities(
-    value: fx.Node, readers: Set[fx.Node], appraiser: Appraiser
-) -> fx.Node | Refusal:
-    """What a value is but for identities; a refusal if others read any of them, too."""
-    node = appraiser.current(value)
-    while appraiser.readers_of_value(node) <= readers:
-        link = appraiser.forest.links.get(node)
-        if link is None or link.form is None or not link.form.identity:
-            return node
-        readers, node = {node}, appraiser.current(link.base)
-    others = sorted(map(str, appraiser.readers_of_value(node) - readers))
-    return Refusal(f"{node} is also read by {', '.join(others[:3])}")
-
-
 def _joint(node: fx.Node, appraiser: Appraiser) -> AffineSum | AffineStack | None:
     """What makes a value that is a sum, or values side by side, and not one operator already."""
     step = appraiser.steps.get(node)
-    gone = node in appraiser.dead or node in appraiser.fused
+    gone = node in appraiser.dead or node in appraiser.fused or node in appraiser.multiplied
     return step if isinstance(step, AffineSum | AffineStack) and not gone else None
 
 
@@ -171,7 +152,7 @@ def _opened_term(node: fx.Node, term: AffineConv, appraiser: Appraiser) -> list[
     """The operands inside of one term of a sum, or of values side by side."""
     if not isinstance(term.base, fx.Node) or not term.diagonal or term.has_bias:
         return Refusal(f"{node} does more than add up its operands")
-    value = _behind_identities(term.base, {node}, appraiser)
+    value = behind_identities(term.base, {node}, appraiser)
     operands = value if isinstance(value, Refusal) else _opened(value, appraiser)
     if isinstance(operands, Refusal):
         return operands

@@ -25,7 +25,7 @@ from reparam.planning.regions import Host, Region
 from reparam.rules import Normalized
 
 
-def scale_chains(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+def chained_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
     """The regions of chains of scales that become one of them, or part of a norm before them."""
     for node in reversed(nodes):
         link = appraiser.forest.links.get(node)
@@ -44,7 +44,7 @@ def _hosted(value: fx.Node, appraiser: Appraiser) -> Iterator[tuple[Candidate, H
         if not candidate.form.diagonal or candidate.form.identity:
             continue
         path = [part for link in candidate.path for part in appraiser.parts(link)]
-        host = _convolution(path, appraiser.facts) or _batch_norm(path, appraiser.facts)
+        host = host_in(path, appraiser.facts)
         if host is not None:
             yield candidate, host
         behind = _behind_norm(candidate, appraiser)
@@ -62,6 +62,11 @@ def _drafted(hosted: tuple[Candidate, Host], value: fx.Node, appraiser: Appraise
     if isinstance(region, Refusal) or not region.gain.saves:
         return None
     return region if appraiser.hazard_of(region) is None else None
+
+
+def host_in(path: Sequence[Link], facts: Facts) -> Host | None:
+    """The operator of a chain of scales that can take the others in."""
+    return _convolution(path, facts) or _batch_norm(path, facts)
 
 
 def _convolution(path: Sequence[Link], facts: Facts) -> Host | None:
