@@ -10,16 +10,26 @@ from torch.nn.utils import parametrize
 from reparam.analysis import Part, find_parts
 from reparam.capture.reading import Reach
 from reparam.errors import Refusal
-from reparam.modules import fetch, has_hooks, own_tensors, read_from, special_tensor
+from reparam.modules import (
+    Choice,
+    chosen,
+    fetch,
+    has_hooks,
+    own_tensors,
+    read_from,
+    special_tensor,
+)
 from reparam.rules import Rules
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class Candidates:
-    """Tells which layers of a model may be replaced, in eval mode."""
+    """Tells which layers of a model may be replaced, in eval mode, but for those to be kept."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, keep: Choice = None) -> None:
+        kept = {} if keep is None else chosen(model, keep, "keep")
+        self._kept = {id(part) for module in kept.values() for part in module.modules()}
         parts, untraced = find_parts(model, Rules(), None)
         self._called = {id(stays.module) for stays in untraced}
         reach = Reach()
@@ -41,6 +51,8 @@ class Candidates:
 
     def refusal(self, layer: nn.Module) -> Refusal | None:
         """Why a layer is none that may be expanded, if so."""
+        if id(layer) in self._kept:
+            return Refusal("keep= lets it stay as it is")
         if type(layer) not in LAYERS:
             return Refusal(f"a {type(layer).__name__} is no convolution or linear layer of torch's")
         if parametrize.is_parametrized(layer):

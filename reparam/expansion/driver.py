@@ -26,6 +26,7 @@ def expand(
     branches: Block,
     *,
     where: Choice = None,
+    keep: Choice = None,
     norm: Literal["each"] | None = None,
     calibrate: Iterable[Any] | None = None,
 ) -> ModelT:
@@ -41,6 +42,7 @@ def expand(
         branches: The branches, as a block of `reparam.blocks` or one of your own.
         where: Which layers: their paths, with wildcards or not, their types, or a function of path
             and module. By default all that the block fits.
+        keep: Layers that stay as they are, said in the same ways.
         norm: ``"each"`` puts a batch norm at the end of every branch. In training mode these
             normalise by their batches: the model then computes the same in eval mode only.
         calibrate: Batches, each as example inputs are given to `reparam.fuse`, from which those
@@ -79,7 +81,8 @@ def expand(
     with ALONE, AtWork() as work, work:
         target: Any = copy_model(model)
         report = ExpansionReport(type(model).__name__, branches.name)
-        layers = _replace(target, branches, where, report, normed=norm is not None)
+        candidates = _candidates(target, keep)
+        layers = _replace(target, branches, where, candidates, report, normed=norm is not None)
         if not layers:
             raise ReparamError(f"no layer can be expanded\n{report}")
         if norm == "each":
@@ -92,14 +95,25 @@ def expand(
     return result
 
 
-def _replace(
-    target: nn.Module, block: Block, where: Choice, report: ExpansionReport, *, normed: bool
-) -> dict[str, ExpandedLayer]:
-    """Expand the layers of a copy where that may be, and take down what was done."""
+def _candidates(target: nn.Module, keep: Choice) -> Candidates:
+    """What may be expanded, which eval mode tells."""
     modes = {module: module.training for module in target.modules()}
-    candidates = Candidates(target.eval())
+    candidates = Candidates(target.eval(), keep)
     for module, mode in modes.items():
         module.training = mode
+    return candidates
+
+
+def _replace(
+    target: nn.Module,
+    block: Block,
+    where: Choice,
+    candidates: Candidates,
+    report: ExpansionReport,
+    *,
+    normed: bool,
+) -> dict[str, ExpandedLayer]:
+    """Expand the layers of a copy where that may be, and take down what was done."""
     layers: dict[str, ExpandedLayer] = {}
     for path, layer in chosen(target, where, "where").items():
         if not isinstance(layer, LAYERS) or not path:

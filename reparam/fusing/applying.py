@@ -57,18 +57,31 @@ class _Outcome:
     operators: Mapping[str, Region] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How a model is to be fused.
+
+    Args:
+        verify: Whether what is new is compared with what was there.
+        live: Whether its weights follow those of its branches.
+        kept: Paths of the modules that stay as they are.
+    """
+
+    verify: bool = True
+    live: bool = False
+    kept: frozenset[str] = frozenset()
+
+
 def apply_parts(
     model: nn.Module,
     plans: Sequence[PlannedPart],
     report: Report,
     transaction: Transaction,
-    *,
-    verify: bool,
-    live: bool,
+    wishes: Wishes,
 ) -> Model:
     """Fuse a model as planned; its weights follow those of its branches if it is live."""
     with without_dropout(model) as asleep:
-        fused = _applied(model, plans, report, transaction, verify=verify, live=live)
+        fused = _applied(model, plans, report, transaction, wishes)
     if isinstance(fused, nn.Module):
         set_training(fused, asleep)
     return fused
@@ -79,11 +92,10 @@ def _applied(
     plans: Sequence[PlannedPart],
     report: Report,
     transaction: Transaction,
-    *,
-    verify: bool,
-    live: bool,
+    wishes: Wishes,
 ) -> Model:
     """The same, once the model returns the same whenever it runs."""
+    verify, live = wishes.verify, wishes.live
     makings: list[dict[Hashable, Made]] = [{} for _ in plans]
     plans = [make_all(*making, verify, report) for making in zip(plans, makings, strict=True)]
     kinds = [
@@ -109,7 +121,9 @@ def _applied(
                 staying += outcome.staying
                 for place, region in outcome.operators.items():
                     operators[place] = region.form, region.norm
-        operators |= {path: (form, None) for path, form in collapse(target, report).items()}
+        operators |= {
+            path: (form, None) for path, form in collapse(target, report, wishes.kept).items()
+        }
         if unchecked and transaction.called is None:
             add_note(report, _UNCHECKED.format(", ".join(sorted(unchecked))))
         there = {path: form for path, form in operators.items() if find(target, path) is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from reparam.analysis import Part, find_parts
-from reparam.errors import ReparamError
-from reparam.fusing.applying import apply_parts, apply_to_program
+from reparam.errors import Refusal, ReparamError
+from reparam.fusing.applying import Wishes, apply_parts, apply_to_program
 from reparam.fusing.expanded import rows_of_expanded
 from reparam.modules import (
     ALONE,
     AtWork,
+    Choice,
     Inputs,
     as_inputs,
     check_inplace,
     check_model,
+    chosen,
+    join,
+    likely,
     memory,
     own_tensors,
 )
@@ -62,6 +66,7 @@ class Plan:
     _modules: tuple[nn.Module, ...] = field(repr=False)
     _weights: list[Any] = field(repr=False)
     _again: Callable[[], Plan] = field(repr=False)
+    _kept: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def fused(self) -> list[FusedRow]:
@@ -148,6 +153,44 @@ class Plan:
             check_inplace(self.model)
         return self._current()._carried_out(inplace=inplace, verify=verify)
 
+    def without(self, *places: str) -> Plan:
+        """The same plan, but for some of its rows: what they tell of stays as it is.
+
+        Args:
+            places: What `FusedRow.place` says of the rows.
+
+        Returns:
+            A plan, made anew without them: where they stood there may be smaller ones.
+
+        Raises:
+            ReparamError: If there is no such row, or the model is not what was planned any more.
+
+        Examples:
+            >>> import torch
+            >>> import reparam
+            >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            >>> plan = reparam.plan(torch.nn.Sequential(*layers).eval())
+            >>> len(plan.without("1").fused)
+            0
+        """
+        current = self._current()
+        known = [row.place for row in current.fused]
+        for place in places:
+            if place not in known:
+                raise ReparamError(
+                    f"no row of the plan has the place {place!r}{likely(place, known)}"
+                )
+        left = Refusal("the plan was asked to do without")
+        parts = []
+        for planned in current._parts:
+            rows = {region: fused_row(planned.part, region) for region in planned.decision.regions}
+            out = {region: left for region, row in rows.items() if row.place in places}
+            parts.append(planned.without(out) if out else planned)
+        kept = current._kept.union(places)
+        report = _reported(current.model, parts, current._untraced, current.report, kept)
+        again = partial(_again_without, self._again, places)
+        return replace(current, report=report, _parts=parts, _again=again, _kept=kept)
+
     def _carried_out(self, *, inplace: bool, verify: bool, live: bool = False) -> Any:
         """The fused model; the weights are those that were planned."""
         notes = list(self.report.notes)
@@ -159,9 +202,8 @@ class Plan:
                 (part,) = self._parts
                 fused = apply_to_program(self.model, part, report, transaction, verify=verify)
             else:
-                fused = apply_parts(
-                    self.model, self._parts, report, transaction, verify=verify, live=live
-                )
+                wishes = Wishes(verify, live, self._kept)
+                fused = apply_parts(self.model, self._parts, report, transaction, wishes)
         vars(fused)["reparam_report"] = report  # its class may forbid to set attributes
         return fused
 
@@ -173,6 +215,7 @@ def plan(
     rules: Mapping[Target, Rule | None] | None = None,
     cost: str | CostFunction = "macs",
     fold_norms: bool = False,
+    keep: Choice = None,
 ) -> Plan:
     """Find out what can be fused, exactly and cheaper, without touching the model.
 
@@ -190,6 +233,8 @@ def plan(
             function that gives a number for an `Operator`.
         fold_norms: Also move the weights of layer, group and RMS norms into all that reads them,
             which saves no operator; quantisation by rotations needs it.
+        keep: Modules that stay as they are, with all in them: a path, with wildcards or not, a
+            type, several of these, or a function of path and module.
 
     Returns:
         The plan; print it.
@@ -205,7 +250,7 @@ def plan(
         >>> len(reparam.plan(model).fused)
         1
     """
-    return _planned(model, example_inputs, rules, cost, fold_norms, trains=False)
+    return _planned(model, example_inputs, rules, cost, fold_norms, keep, trains=False)
 
 
 def _planned(
@@ -214,6 +259,7 @@ def _planned(
     rules: Mapping[Target, Rule | None] | None,
     cost: str | CostFunction,
     fold_norms: bool,
+    keep: Choice,
     *,
     trains: bool,
 ) -> Plan:
@@ -224,25 +270,60 @@ def _planned(
     measure = _measure(cost)
     inputs = as_inputs(model, example_inputs)
     folding = Folding(_tied(model)) if fold_norms else None
+    kept = _kept(model, keep)
     load_rules()
     with ALONE, AtWork() as work, work:
-        parts, untraced = find_parts(model, Rules(rules), inputs)
+        parts, untraced = find_parts(model, Rules(rules, set(map(id, kept.values()))), inputs)
         sized = [not measure.needs_sizes or bool(part.facts.shapes) for part in parts]
         if parts and inputs is None and not any(sized):
             raise ReparamError(_NO_SIZES)
         planned = _decided(parts, [measure if known else MACS for known in sized], folding)
     rows = [untraced_row(module) for module in untraced]
     notes = [] if all(sized) else [_APART]
-    report = Report(type(model).__name__, [], list(rows), notes, measure.unit)
+    names = frozenset(kept)
+    told = Report(type(model).__name__, notes=notes, unit=measure.unit)
+    report = _reported(model, planned, rows, told, names)
+    again = partial(_planned, model, example_inputs, rules, cost, fold_norms, keep, trains=trains)
+    modules = _modules(model)
+    weights = _weights(model, modules)
+    return Plan(model, report, rows, planned, inputs, modules, weights, again, names)
+
+
+def _kept(model: nn.Module | ExportedProgram, keep: Choice) -> dict[str, nn.Module]:
+    """The modules that stay as they are, and all in them, by path."""
+    if keep is None:
+        return {}
+    if isinstance(model, ExportedProgram):
+        raise ReparamError("keep= means modules, and an exported program has none")
+    return {
+        join(path, inner): part
+        for path, module in chosen(model, keep, "keep").items()
+        for inner, part in module.named_modules(remove_duplicate=False)
+    }
+
+
+def _reported(
+    model: nn.Module | ExportedProgram,
+    planned: Sequence[PlannedPart],
+    untraced: Sequence[RefusedRow],
+    like: Report,
+    kept: frozenset[str],
+) -> Report:
+    """What is to be fused, and what is not, with the notes and the unit of another report."""
+    report = Report(like.model, [], list(untraced), list(like.notes), like.unit)
     _add_rows(report, planned)
     if isinstance(model, nn.Module):
-        alone = rows_of_expanded(model, planned)
+        alone = rows_of_expanded(model, planned, kept)
         report.fused.extend(alone)
         places = {row.place for row in alone}
         report.refused[:] = [row for row in report.refused if row.place not in places]
-    again = partial(_planned, model, example_inputs, rules, cost, fold_norms, trains=trains)
-    modules = _modules(model)
-    return Plan(model, report, rows, planned, inputs, modules, _weights(model, modules), again)
+    return report
+
+
+def _again_without(again: Callable[[], Plan], places: Iterable[str]) -> Plan:
+    """A plan made anew, without some of its rows, where it still has them."""
+    plan = again()
+    return plan.without(*(row.place for row in plan.fused if row.place in set(places)))
 
 
 def _decided(
@@ -270,6 +351,7 @@ def fuse(
     rules: Mapping[Target, Rule | None] | None = None,
     cost: str | CostFunction = "macs",
     fold_norms: bool = False,
+    keep: Choice = None,
     verify: bool = True,
     live: bool = False,
 ) -> ModelT:
@@ -287,6 +369,7 @@ def fuse(
         rules: Rules for this call only; None switches a rule off.
         cost: What must not rise; see `plan`.
         fold_norms: Also move the weights of norms into what reads them; see `plan`.
+        keep: Modules that stay as they are; see `plan`.
         verify: Compare every region in float64 before it is replaced.
         live: Let the new operators hold the parameters of their branches, under their own names,
             and compute their weights of them at every use, with gradients; see below.
@@ -318,7 +401,7 @@ def fuse(
     with ALONE, AtWork() as work, work:
         if live and isinstance(model, ExportedProgram):
             raise ReparamError("an exported program cannot be live; fuse the model with live=True")
-        planned = _planned(model, example_inputs, rules, cost, fold_norms, trains=live)
+        planned = _planned(model, example_inputs, rules, cost, fold_norms, keep, trains=live)
         if inplace:
             check_inplace(model)
         fused: ModelT = planned._carried_out(inplace=inplace, verify=verify, live=live)

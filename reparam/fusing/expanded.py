@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -15,19 +15,22 @@ from reparam.planning import PlannedPart
 from reparam.report import FusedRow, RefusedRow, Report
 
 
-def rows_of_expanded(model: nn.Module, planned: Iterable[PlannedPart]) -> list[FusedRow]:
-    """One row for each expanded layer that no region takes in."""
+def rows_of_expanded(
+    model: nn.Module, planned: Iterable[PlannedPart], kept: Collection[str]
+) -> list[FusedRow]:
+    """One row for each expanded layer that no region takes in, but for those that are kept."""
     taken: set[int] = set()
     for part in planned:
         root = part.part.trace.root
         for region in part.decision.regions:
             nodes = (node for link in region.path for node in link.nodes)
             taken |= {id(fetch(root, str(n.target))) for n in nodes if n.op == "call_module"}
-    return [_row(path, layer) for path, layer in _expanded(model) if id(layer) not in taken]
+    left = ((path, layer) for path, layer in _expanded(model) if id(layer) not in taken)
+    return [_row(path, layer) for path, layer in left if path not in kept]
 
 
-def collapse(model: nn.Module, report: Report) -> dict[str, AffineConv]:
-    """Put a layer in the place of each expanded one that is left.
+def collapse(model: nn.Module, report: Report, kept: Collection[str]) -> dict[str, AffineConv]:
+    """Put a layer in the place of each expanded one that is left, but for those that are kept.
 
     Returns:
         The forms of these layers, by their paths.
@@ -35,6 +38,8 @@ def collapse(model: nn.Module, report: Report) -> dict[str, AffineConv]:
     made: dict[int, tuple[nn.Module, AffineConv] | Refusal] = {}
     forms: dict[str, AffineConv] = {}
     for path, layer in list(_expanded(model)):
+        if path in kept:
+            continue
         plain = made.setdefault(id(layer), collapsed(layer))
         if isinstance(plain, Refusal):
             report.refused.append(RefusedRow(path, "ExpandedLayer", plain.reason))

@@ -6,7 +6,7 @@ Files, in the order in which data flows: `tree`, `weight_hooks`, `copying`, `und
 """
 
 from reparam.modules.call_checks import ALONE, AtWork, check_inplace, check_model, check_module
-from reparam.modules.chosen import Choice, chosen
+from reparam.modules.chosen import Choice, chosen, likely
 from reparam.modules.copying import LateCopy, copy_apart, copy_model, own_registries
 from reparam.modules.example_inputs import Inputs, as_inputs
 from reparam.modules.float64 import (

@@ -35,7 +35,7 @@ def chosen(model: nn.Module, choice: Choice, argument: str) -> dict[str, nn.Modu
     for wanted in choice:
         matching = _matching(modules, wanted, argument)
         if not matching:
-            raise ReparamError(f"{argument}={wanted!r} means no module{_likely(modules, wanted)}")
+            raise ReparamError(f"{argument}={wanted!r} means no module{likely(wanted, modules)}")
         meant |= matching
     return {path: module for path, module in modules.items() if path in meant}
 
@@ -54,7 +54,7 @@ def _matching(modules: dict[str, nn.Module], wanted: Any, argument: str) -> dict
     raise ReparamError(f"{argument}={wanted!r}: {_EXPECTED}")
 
 
-def _likely(modules: dict[str, nn.Module], wanted: Any) -> str:
-    """What else may have been meant."""
-    likely = get_close_matches(wanted, list(modules), 3) if isinstance(wanted, str) else []
-    return f"; did you mean {' or '.join(map(repr, likely))}?" if likely else ""
+def likely(wanted: Any, names: Iterable[str]) -> str:
+    """What else may have been meant, to end a sentence with."""
+    close = get_close_matches(wanted, list(names), 3) if isinstance(wanted, str) else []
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
