@@ -15,7 +15,7 @@ from reparam.equalization import equalize
 from reparam.errors import Refusal, ReparamError
 from reparam.expansion import blocks, expand
 from reparam.following import refresh
-from reparam.fusing import Plan, fuse, plan
+from reparam.fusing import Plan, fuse, gradient_multipliers, plan
 from reparam.planning import Operator
 from reparam.rules import register_rule
 from reparam.verification import Verification, verify
@@ -34,6 +34,7 @@ __all__ = [
     "equalize",
     "expand",
     "fuse",
+    "gradient_multipliers",
     "plan",
     "refresh",
     "register_rule",

@@ -1,6 +1,8 @@
 """Plan and fuse: the public calls, and a plan carried out.
 
-Files, in the order in which data flows: `new_operators`, `expanded`, `applying`, `driver`.
+Files, in the order in which data flows: `new_operators`, `expanded`, `applying`, `driver`,
+`gradient_multipliers`.
 """
 
 from reparam.fusing.driver import Plan, fuse, plan
+from reparam.fusing.gradient_multipliers import gradient_multipliers
