@@ -1,7 +1,7 @@
 """Plan and fuse: the public calls, and a plan carried out.
 
-Files, in the order in which data flows: `new_operators`, `expanded`, `applying`, `driver`,
-`gradient_multipliers`.
+Files, in the order in which data flows: `new_operators`, `expanded`, `unused_parts`, `applying`,
+`driver`, `gradient_multipliers`.
 """
 
 from reparam.fusing.driver import Plan, fuse, plan

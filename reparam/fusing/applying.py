@@ -20,6 +20,7 @@ from reparam.following import (
 )
 from reparam.fusing.expanded import collapse
 from reparam.fusing.new_operators import Made, add_note, make_all
+from reparam.fusing.unused_parts import drop, idle_paths, leave_out, unused_parts
 from reparam.modules import LateCopy, all_or_nothing, fetch, find, join, own_registries, own_tensors
 from reparam.planning import PlannedPart, Region
 from reparam.report import FrozenRow, FusedRow, Report, fused_row, refused_rows
@@ -50,11 +51,13 @@ class _Outcome:
         unchecked: Paths of the modules with new code that could not be compared.
         staying: Paths of what stays beside the new operators.
         operators: The region of each new operator, by its path.
+        still_run: Paths of what its code calls though nobody reads what that returns.
     """
 
     unchecked: Set[str] = frozenset()
     staying: Sequence[str] = ()
     operators: Mapping[str, Region] = field(default_factory=dict)
+    still_run: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,13 @@ class Wishes:
         verify: Whether what is new is compared with what was there.
         live: Whether its weights follow those of its branches.
         kept: Paths of the modules that stay as they are.
+        drop_unused: Whether what eval mode never needs goes.
     """
 
     verify: bool = True
     live: bool = False
     kept: frozenset[str] = frozenset()
+    drop_unused: bool = False
 
 
 def apply_parts(
@@ -106,18 +111,22 @@ def _applied(
     late = None if transaction.inplace else LateCopy(model)
     target = model if late is None else late.model
     bookkeeper = Bookkeeper(model, _deciding(plans))
+    untraced = [row.place for row in report.refused]
+    parts = [planned.part for planned in plans]
+    unused = unused_parts(model, parts, untraced) if wishes.drop_unused else []
 
     def change() -> nn.Module:
         for module in target.modules():
             own_registries(module)
         before = standing(target) if live else {}
-        unchecked, staying = set[str](), list[str]()
+        unchecked, called, staying = set[str](), set[str](), list[str]()
         operators: dict[str, tuple[AffineConv, Norm | None]] = {}
         for planned, made, held in zip(plans, makings, kinds, strict=True):
             root = _still_there(target, planned.part.trace.path, held)
             if root is not None:  # else nobody ran it, and it went with the code around it
-                outcome = _apply(planned, made, root, report, verify=verify)
+                outcome = _apply(planned, made, root, report, wishes)
                 unchecked |= outcome.unchecked
+                called |= outcome.still_run
                 staying += outcome.staying
                 for place, region in outcome.operators.items():
                     operators[place] = region.form, region.norm
@@ -126,6 +135,7 @@ def _applied(
         }
         if unchecked and transaction.called is None:
             add_note(report, _UNCHECKED.format(", ".join(sorted(unchecked))))
+        drop(target, [row for row in unused if row.place not in called], report)
         there = {path: form for path, form in operators.items() if find(target, path) is not None}
         book = bookkeeper.book(there)
         vars(target)[ATTRIBUTE] = book
@@ -178,12 +188,16 @@ def _apply(
     made: dict[Hashable, Made],
     root: nn.Module,
     report: Report,
-    *,
-    verify: bool,
+    wishes: Wishes,
 ) -> _Outcome:
     """Put one part back into the module tree, planned anew without what cannot be put back."""
-    while planned.decision.regions:
+    verify = wishes.verify
+    idle = wishes.drop_unused and bool(idle_paths(planned.part))
+    still_run: set[str] = set()
+    while planned.decision.regions or idle:
         rewritten = _rewrite(planned, made)
+        if idle:
+            leave_out(rewritten, planned.part)
         # In place, nothing is left of what the rows tell of once it is put back.
         refused, fused = refused_rows(planned), _rows(planned, made, rewritten)
         check = Check(planned, rewritten) if verify else None
@@ -193,6 +207,10 @@ def _apply(
                 grafted = graft(rewritten, root, _held(root, planned.part.elsewhere))
                 unchecked += [] if check is None else check.run(grafted.gone, root)
         except GraftError as problem:
+            if idle:  # it may be the code without them that cannot be put back
+                idle = False
+                still_run = set(idle_paths(planned.part))
+                continue
             if isinstance(problem, MismatchError):
                 warn(f"{problem}; it was left alone. Please report it")
             planned = make_all(_replanned(planned, rewritten, problem), made, verify, report)
@@ -207,9 +225,10 @@ def _apply(
                 join(path, rewritten.names[region.value]): region
                 for region in planned.decision.regions
             },
+            still_run,
         )
     report.refused.extend(refused_rows(planned))
-    return _Outcome()
+    return _Outcome(still_run=still_run)
 
 
 def _rewrite(planned: PlannedPart, made: Mapping[Hashable, Made]) -> Rewrite:

@@ -151,7 +151,8 @@ class Plan:
         """
         if inplace:
             check_inplace(self.model)
-        return self._current()._carried_out(inplace=inplace, verify=verify)
+        wishes = Wishes(verify, kept=self._kept)
+        return self._current()._carried_out(wishes, inplace=inplace)
 
     def without(self, *places: str) -> Plan:
         """The same plan, but for some of its rows: what they tell of stays as it is.
@@ -191,10 +192,11 @@ class Plan:
         again = partial(_again_without, self._again, places)
         return replace(current, report=report, _parts=parts, _again=again, _kept=kept)
 
-    def _carried_out(self, *, inplace: bool, verify: bool, live: bool = False) -> Any:
+    def _carried_out(self, wishes: Wishes, *, inplace: bool) -> Any:
         """The fused model; the weights are those that were planned."""
         notes = list(self.report.notes)
         report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
+        verify = wishes.verify
         called = called_with(self.model, self._inputs) if verify else None
         transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
         with ALONE, AtWork() as work, work:
@@ -202,7 +204,6 @@ class Plan:
                 (part,) = self._parts
                 fused = apply_to_program(self.model, part, report, transaction, verify=verify)
             else:
-                wishes = Wishes(verify, live, self._kept)
                 fused = apply_parts(self.model, self._parts, report, transaction, wishes)
         vars(fused)["reparam_report"] = report  # its class may forbid to set attributes
         return fused
@@ -352,6 +353,7 @@ def fuse(
     cost: str | CostFunction = "macs",
     fold_norms: bool = False,
     keep: Choice = None,
+    drop_unused: bool = False,
     verify: bool = True,
     live: bool = False,
 ) -> ModelT:
@@ -370,6 +372,8 @@ def fuse(
         cost: What must not rise; see `plan`.
         fold_norms: Also move the weights of norms into what reads them; see `plan`.
         keep: Modules that stay as they are; see `plan`.
+        drop_unused: Also take out parts with weights that eval mode never runs, or runs for
+            nobody, such as auxiliary heads; the report lists them.
         verify: Compare every region in float64 before it is replaced.
         live: Let the new operators hold the parameters of their branches, under their own names,
             and compute their weights of them at every use, with gradients; see below.
@@ -404,7 +408,10 @@ def fuse(
         planned = _planned(model, example_inputs, rules, cost, fold_norms, keep, trains=live)
         if inplace:
             check_inplace(model)
-        fused: ModelT = planned._carried_out(inplace=inplace, verify=verify, live=live)
+        if live and drop_unused:
+            raise ReparamError("a live model is trained, which may need what eval mode does not")
+        wishes = Wishes(verify, live, planned._kept, drop_unused)
+        fused: ModelT = planned._carried_out(wishes, inplace=inplace)
     return fused
 
 

@@ -117,10 +117,8 @@ def _times(gradient: Tensor, direction: Tensor, probe: Tensor) -> Tensor:
     What is computed has the gradient J^T v for v, which is linear in v: so its own gradient for a
     direction u is J u.
     """
-    (change,) = torch.autograd.grad(
-        gradient, probe, direction, retain_graph=True, allow_unused=True
-    )
-    return torch.zeros_like(probe) if change is None else change.detach()
+    (change,) = torch.autograd.grad(gradient, probe, direction, retain_graph=True)
+    return change.detach()
 
 
 def _probe(like: Tensor) -> Tensor:

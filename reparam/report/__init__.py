@@ -13,6 +13,7 @@ from reparam.report.rows import (
     untraced_row,
 )
 from reparam.report.tables import (
+    DroppedRow,
     EqualizationReport,
     EqualizedRow,
     ExpandedRow,
@@ -25,6 +26,7 @@ from reparam.report.tables import (
 )
 
 __all__ = [
+    "DroppedRow",
     "EqualizationReport",
     "EqualizedRow",
     "ExpandedRow",

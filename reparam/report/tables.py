@@ -78,6 +78,21 @@ class FrozenRow:
 
 
 @dataclass(frozen=True)
+class DroppedRow:
+    """One part that went, since eval mode never needs it.
+
+    Args:
+        place: Where in the model it was.
+        operator: What it was.
+        parameters: Names of its parameters in the model.
+    """
+
+    place: str
+    operator: str
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class EqualizedRow:
     """One layer with scaled weights.
 
@@ -143,6 +158,7 @@ class Report(_Printed):
         notes: What else a user should know.
         unit: What the cost function counts.
         frozen: One row per part that stays beside the operator in its place, for other code.
+        dropped: One row per part that went because nobody needs it.
     """
 
     model: str
@@ -151,6 +167,7 @@ class Report(_Printed):
     notes: list[str] = field(default_factory=list)
     unit: str = MULTIPLY_ADDS
     frozen: list[FrozenRow] = field(default_factory=list)
+    dropped: list[DroppedRow] = field(default_factory=list)
 
     def summary(self) -> str:
         """The result in one line."""
@@ -179,6 +196,11 @@ class Report(_Printed):
             "where": [row.place for row in self.frozen],
             "stays beside it, frozen": [row.operator for row in self.frozen],
             "parameters": [", ".join(row.parameters) for row in self.frozen],
+        }
+        yield {
+            "where": [row.place for row in self.dropped],
+            "is dropped": [row.operator for row in self.dropped],
+            "parameters": [", ".join(row.parameters) for row in self.dropped],
         }
         yield _refusals(self.refused, "stays")
 
