@@ -1,8 +1,9 @@
 """Plan and fuse: the public calls, and a plan carried out.
 
 Files, in the order in which data flows: `new_operators`, `expanded`, `unused_parts`, `applying`,
-`driver`, `gradient_multipliers`.
+`plans`, `driver`, `gradient_multipliers`.
 """
 
-from reparam.fusing.driver import Plan, fuse, plan
+from reparam.fusing.driver import fuse, plan
 from reparam.fusing.gradient_multipliers import gradient_multipliers
+from reparam.fusing.plans import Plan
