@@ -81,11 +81,11 @@ class ExpandedLayer(nn.Module):
         """The branches besides the main one."""
         return [branch for branch in self.branches if isinstance(branch, nn.Sequential)]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The sum of all branches."""
-        total: Tensor = self.main(x)
+        total: Tensor = self.main(input)
         for branch in self.branches:
-            total = total + branch(x)
+            total = total + branch(input)
         return total
 
     def __getattr__(self, name: str) -> Any:

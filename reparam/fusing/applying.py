@@ -131,7 +131,8 @@ def _applied(
                 for place, region in outcome.operators.items():
                     operators[place] = region.form, region.norm
         operators |= {
-            path: (form, None) for path, form in collapse(target, report, wishes.kept).items()
+            path: (form, None)
+            for path, form in collapse(model, target, report, wishes.kept).items()
         }
         if unchecked and transaction.called is None:
             add_note(report, _UNCHECKED.format(", ".join(sorted(unchecked))))
@@ -145,6 +146,7 @@ def _applied(
             late.copy_parameters()
         if live:  # what stays follows the same parameters
             return target
+        staying = [path for path in staying if find(target, path) is not None]
         kinds_of = {path: type(fetch(target, path)).__name__ for path in staying}
         for path, names in freeze(target, staying).items():
             report.frozen.append(FrozenRow(path, kinds_of[path], tuple(names)))

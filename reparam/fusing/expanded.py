@@ -29,23 +29,29 @@ def rows_of_expanded(
     return [_row(path, layer) for path, layer in left if path not in kept]
 
 
-def collapse(model: nn.Module, report: Report, kept: Collection[str]) -> dict[str, AffineConv]:
+def collapse(
+    model: nn.Module, target: nn.Module, report: Report, kept: Collection[str]
+) -> dict[str, AffineConv]:
     """Put a layer in the place of each expanded one that is left, but for those that are kept.
+
+    Args:
+        model: The model that is fused, whose parameters the forms are of.
+        target: The same, or the copy of it that changes.
+        report: Where it is taken down.
+        kept: Paths of the modules that stay as they are.
 
     Returns:
         The forms of these layers, by their paths.
     """
     made: dict[int, tuple[nn.Module, AffineConv] | Refusal] = {}
     forms: dict[str, AffineConv] = {}
-    for path, layer in list(_expanded(model)):
-        if path in kept:
-            continue
-        plain = made.setdefault(id(layer), collapsed(layer))
+    for path, layer in [(path, layer) for path, layer in _expanded(target) if path not in kept]:
+        plain = made.setdefault(id(layer), collapsed(fetch(model, path)))
         if isinstance(plain, Refusal):
             report.refused.append(RefusedRow(path, "ExpandedLayer", plain.reason))
             continue
         holder, _, name = path.rpartition(".")
-        fetch(model, holder)._modules[name], forms[path] = plain
+        fetch(target, holder)._modules[name], forms[path] = plain
         report.refused[:] = [row for row in report.refused if row.place != path]
         report.fused.append(_row(path, layer, name=path))
     return forms
