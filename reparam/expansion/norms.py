@@ -83,9 +83,9 @@ def _observe(
     sums: dict[tuple[str, int], list[Any]] = {}
     hooks = []
 
-    def watch(path: str, index: int) -> Any:
+    def watch(path: str, index: int, channel: int) -> Any:
         def hook(module: nn.Module, args: Any, value: Tensor) -> None:
-            values = value.detach().double().movedim(1, 0).flatten(1)
+            values = value.detach().double().movedim(channel, 0).flatten(1)
             entry = sums.setdefault((path, index), [0, 0.0, 0.0])
             entry[0] += values.shape[1]
             entry[1] = entry[1] + values.sum(1)
@@ -94,8 +94,9 @@ def _observe(
         return hook
 
     for path, layer in layers.items():
+        channel = -1 - len(layer.kernel_size)
         for index, branch in enumerate([layer.main] if main else layer.sequences()):
-            hooks.append(branch.register_forward_hook(watch(path, index)))
+            hooks.append(branch.register_forward_hook(watch(path, index, channel)))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -119,7 +120,8 @@ def _observe(
 def _run(model: nn.Module, batch: Any) -> None:
     """Run a model on a batch, given as example inputs are."""
     inputs = as_inputs(model, batch)
-    assert inputs is not None
+    if inputs is None:
+        raise ReparamError("a batch of calibrate is None: expected the arguments of the model")
     try:
         model(*inputs.args, **inputs.kwargs)
     except Exception as error:
