@@ -4,6 +4,7 @@ from tests.mutations.mistake import Mistake
 from tests.mutations.mistakes_in_analysis import IN_ANALYSIS
 from tests.mutations.mistakes_in_capture import IN_CAPTURE
 from tests.mutations.mistakes_in_following import IN_FOLLOWING
+from tests.mutations.mistakes_in_fusing import IN_FUSING
 from tests.mutations.mistakes_in_modules import IN_MODULES
 from tests.mutations.mistakes_in_planning import IN_PLANNING
 from tests.mutations.mistakes_in_rewriting import IN_REWRITING
@@ -351,4 +352,5 @@ MISTAKES = [
     *IN_REWRITING,
     *IN_VERIFICATION,
     *IN_FOLLOWING,
+    *IN_FUSING,
 ]
