@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from torch import fx, nn
 
 from reparam.analysis import Part
-from reparam.capture import knows_only_tensors
 from reparam.modules import fetch, find, join
 from reparam.report import DroppedRow, Report
 from reparam.rewriting import Rewrite
@@ -26,7 +25,6 @@ def unused_parts(
         untraced: The paths of the modules whose code is not known.
     """
     used = {id(inner) for path in untraced for inner in _modules_at(model, path)}
-    codes: set[int] = set()
     for_nobody = {id(module) for part in parts for module in _run_for_nobody(part)}
     apart = for_nobody if not used else set()  # code that is not known may run them
     for part in parts:
@@ -36,13 +34,12 @@ def unused_parts(
         running = [node for node in part.trace.graph.nodes if node not in idle]
         used |= part.touched(running) | part.typed() | part.trace.by_methods.keys()
         used |= {id(fetch(part.trace.root, path)) for path in part.elsewhere} - apart
-        codes |= {id(call.module) for call in part.trace.calls if knows_only_tensors(call)}
     rows: list[DroppedRow] = []
     for path, module in model.named_modules(remove_duplicate=False):
         inside = any(path.startswith(f"{row.place}.") for row in rows)
         names = tuple(join(path, name) for name, _ in module.named_parameters())
         alone = used.isdisjoint(id(inner) for inner in module.modules())
-        if path and names and alone and not inside and id(_code_around(model, path)) in codes:
+        if path and names and alone and not inside:
             rows.append(DroppedRow(path, type(module).__name__, names))
     return rows
 
@@ -85,12 +82,3 @@ def drop(model: nn.Module, rows: Iterable[DroppedRow], report: Report) -> None:
 def _modules_at(model: nn.Module, path: str) -> Iterable[nn.Module]:
     module = find(model, path)
     return module.modules() if isinstance(module, nn.Module) else ()
-
-
-def _code_around(model: nn.Module, path: str) -> nn.Module:
-    """The module whose code runs what is at a path: a list has none."""
-    while True:
-        path = path.rpartition(".")[0]
-        module: nn.Module = fetch(model, path)
-        if not path or not isinstance(module, nn.ModuleList | nn.ModuleDict):
-            return module

@@ -52,7 +52,9 @@ def _error(region: Region, module: nn.Module, part: Part) -> float:
     device = torch.device("cpu") if like is None else like.device
     ones = part.facts.ones.get(region.base, 0)
     for shape in _input_shapes(region, part):
-        shape = (*shape[: len(shape) - ones], *(1,) * ones)
+        if ones:  # of one position nobody can tell how much a channel varies
+            rows = max(shape[0], 4) if ones < len(shape) else 1
+            shape = (rows, *shape[1:])[: len(shape) - ones] + (1,) * ones
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         try:
             with torch.no_grad():

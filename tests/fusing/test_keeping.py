@@ -79,6 +79,26 @@ def test_keep_takes_types_and_functions(keep: Any) -> None:
     assert relative_error(run(fused, (x,)), run(model, (x,))) < EXACT
 
 
+class Scaled(nn.Module):
+    """A block whose own code computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor + 0.5
+
+
+def test_code_of_a_kept_module_stays() -> None:
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), Scaled()))
+    fused = reparam.fuse(model, keep=Scaled)
+    assert type(fused[1]) is Scaled
+    assert torch.equal(fused[0].weight, model[0].weight)
+    assert not reparam.plan(model, keep="1").fused
+    assert reparam.plan(model).fused
+
+
 class UsedByFunction(nn.Module):
     """Code that normalises by the tensors of a norm."""
 

@@ -64,11 +64,11 @@ class WithFlag(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.extra = nn.Conv2d(3, 4, 3), Head()
+        self.body, self.extra, self.point = nn.Conv2d(3, 4, 3), Head(), nn.Conv2d(4, 4, 1)
 
     def forward(self, x: Tensor, extra: bool = False) -> Tensor:
         y = self.body(x).relu()
-        return self.extra(y) if extra else y
+        return self.extra(y) + self.point(y) if extra else y
 
 
 def images() -> Tensor:

@@ -16,22 +16,10 @@ IN_FUSING = [
         "        if False:\n",
     ),
     Mistake(
-        "what only another call runs is unused",
-        "fusing/unused_parts.py",
-        " if knows_only_tensors(call)}",
-        "}",
-    ),
-    Mistake(
         "what only another method runs is unused",
         "fusing/unused_parts.py",
         " | part.typed() | part.trace.by_methods.keys()\n",
         " | part.typed()\n",
-    ),
-    Mistake(
-        "of a module that stays the parts do not",
-        "capture/trace.py",
-        "        around = {id(call.module) for call in self.caller[node].ancestry()}\n",
-        "        around = set[int]()\n",
     ),
     Mistake(
         "a function may use the tensors of a module that stays",
