@@ -26,14 +26,23 @@ def unused_parts(
     """
     used = {id(inner) for path in untraced for inner in _modules_at(model, path)}
     for_nobody = {id(module) for part in parts for module in _run_for_nobody(part)}
+    by_methods: set[int] = set()
     apart = for_nobody if not used else set()  # code that is not known may run them
     for part in parts:
         if id(part.trace.root) in for_nobody:
             continue
         idle = idle_operators(part)
         running = [node for node in part.trace.graph.nodes if node not in idle]
-        used |= part.touched(running) | part.typed() | part.trace.by_methods.keys()
+        used |= part.touched(running) | part.typed()
+        by_methods |= part.trace.by_methods.keys()
         used |= {id(fetch(part.trace.root, path)) for path in part.elsewhere} - apart
+    # Of what a method runs all may run.
+    used |= {
+        id(inner)
+        for module in model.modules()
+        if id(module) in by_methods
+        for inner in module.modules()
+    }
     rows: list[DroppedRow] = []
     for path, module in model.named_modules(remove_duplicate=False):
         inside = any(path.startswith(f"{row.place}.") for row in rows)

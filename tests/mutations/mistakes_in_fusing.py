@@ -18,8 +18,8 @@ IN_FUSING = [
     Mistake(
         "what only another method runs is unused",
         "fusing/unused_parts.py",
-        " | part.typed() | part.trace.by_methods.keys()\n",
-        " | part.typed()\n",
+        "        by_methods |= part.trace.by_methods.keys()\n",
+        "        by_methods |= set()\n",
     ),
     Mistake(
         "a function may use the tensors of a module that stays",
