@@ -12,7 +12,8 @@ from typing import Any
 
 from repvgg.training.processes import Processes
 from repvgg.training.recipes import DIGITS
-from repvgg.training.run import Habits, Run, train_run
+from repvgg.training.run import Habits, train_run
+from repvgg.training.starts import Run
 
 SHORT = replace(DIGITS, epochs=2, warmup_epochs=1)
 STEPS = 44
