@@ -186,7 +186,7 @@ def _save_weights(validation: Validation, path: Path, layout: Layout | None) -> 
 
 
 def _described(accuracies: Sequence[Accuracy]) -> str:
-    return "; fused ".join(map(str, accuracies))
+    return "\n  fused: ".join(map(str, accuracies))
 
 
 def _row(step: int, epoch: int, rate: float, loss: float, accuracies: Sequence[Accuracy]) -> Row:
