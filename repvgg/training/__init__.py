@@ -2,7 +2,7 @@
 
 Files, in the order in which data flows: `processes`, `recipes`, `sampling`, `losses`,
 `kernel_decay`, `optimization`, `networks`, `starts`, `progress`, `loop`, `evaluation`,
-`validation`, `snapshots`, `run_log`, `run_folder`, `run`.
+`validation`, `keeping`, `run`.
 """
 
 from repvgg.training.evaluation import Evaluation, evaluate

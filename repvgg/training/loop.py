@@ -112,7 +112,7 @@ def train_steps(
         workers: Number of further processes that read samples ahead; 0 for none.
 
     Yields:
-        The loss after each step, as the mean over all processes.
+        The loss of each step, without the decay of kernels, as the mean over all processes.
 
     Raises:
         ReparamError: If the samples do not fit the recipe or one of them cannot be read.

@@ -16,12 +16,11 @@ from reparam import ReparamError
 from reparam.deployment import check_folder, remove_partial_files
 from repvgg.data import Samples, check_same_classes, held_out_samples, training_samples
 from repvgg.training.evaluation import Accuracy
+from repvgg.training.keeping import Row, RunFolder, RunLog
 from repvgg.training.loop import TrainingState, train_steps
 from repvgg.training.optimization import learning_rate
 from repvgg.training.processes import Processes
 from repvgg.training.progress import progress_bar
-from repvgg.training.run_folder import RunFolder
-from repvgg.training.run_log import Row, RunLog
 from repvgg.training.starts import Run, first_network, saved_layout
 from repvgg.training.validation import Validation
 from repvgg.weights import Layout, save_checkpoint

@@ -19,7 +19,7 @@ EXACT = 1e-5
 
 
 def test_two_processes_have_the_losses_of_one_with_frozen_batch_norms(tmp_path: Path) -> None:
-    words = "train --epochs 1 --freeze-bn --log-every 1 --output".split()
+    words = "train --epochs 1 --freeze-bn --custom-l2 --log-every 1 --output".split()
     finish(start(*words, str(tmp_path / "one")))
     finish(start(*words, str(tmp_path / "two"), processes=2))
     alone, shared = rows(tmp_path / "one"), rows(tmp_path / "two")

@@ -284,16 +284,18 @@ def test_expanded_weights_are_deployed_under_their_names_whatever_interrupts_the
 
 
 def test_the_decay_of_kernels_changes_the_weights_and_survives_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    values: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0}
     with monkeypatch.context() as patch:
         interrupt_at(patch, 9)
         with pytest.raises(Killed):
-            train(tmp_path / "killed", custom_l2=True)
-    train(tmp_path / "killed", custom_l2=True)
-    train(tmp_path / "whole", custom_l2=True)
+            train(tmp_path / "killed", custom_l2=True, **values)
+    train(tmp_path / "killed", custom_l2=True, **values)
+    train(tmp_path / "whole", custom_l2=True, **values)
+    train(tmp_path / "without", **values)
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    assert results(tmp_path / "whole") != results(whole)
+    assert results(tmp_path / "whole") != results(tmp_path / "without")
 
 
 def test_a_foreign_log_is_not_overwritten(tmp_path: Path, whole: Path) -> None:
