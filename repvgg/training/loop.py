@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from reparam import ReparamError
 from repvgg.data import Samples, import_torchvision, load_batches, seeded
 from repvgg.models import Backbone
+from repvgg.training.kernel_decay import KernelDecay
 from repvgg.training.losses import training_loss
 from repvgg.training.optimization import learning_rate, make_optimizer
 from repvgg.training.processes import Processes
@@ -33,7 +34,7 @@ class TrainingState:
         step: How many steps have been taken.
 
     Raises:
-        ReparamError: If the recipe needs a GPU and there is none.
+        ReparamError: If the recipe needs a GPU and there is none, or its decay has no formula.
     """
 
     def __init__(self, model: Backbone, recipe: Recipe, processes: Processes) -> None:
@@ -61,7 +62,11 @@ class TrainingState:
             self.average = AveragedModel(
                 model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay), use_buffers=True
             )
-        self.optimizer = make_optimizer(model, recipe)
+        self.kernel_decay: KernelDecay | None = None
+        if recipe.custom_l2:
+            self.kernel_decay = KernelDecay(model, recipe.weight_decay)
+        covered = () if self.kernel_decay is None else self.kernel_decay.covered
+        self.optimizer = make_optimizer(model, recipe, decayed_elsewhere=covered)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.step = 0
 
@@ -107,7 +112,7 @@ def train_steps(
         workers: Number of further processes that read samples ahead; 0 for none.
 
     Yields:
-        The loss after each step, as the mean over all processes.
+        The loss of each step, without the decay of kernels, as the mean over all processes.
 
     Raises:
         ReparamError: If the samples do not fit the recipe or one of them cannot be read.
@@ -130,7 +135,7 @@ def train_steps(
 
 
 def _take_step(state: TrainingState, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Changes the state by what this process has of a batch, and returns its loss.
+    """Changes the state by what this process has of a batch, and returns its loss without decay.
 
     Args:
         state: What is changed.
@@ -150,7 +155,8 @@ def _take_step(state: TrainingState, network: nn.Module, images: Tensor, targets
         enabled=recipe.precision != "float32",
     ):
         loss = training_loss(network(images), targets, label_smoothing=recipe.label_smoothing)
-    state.scaler.scale(loss).backward()
+    total = loss if state.kernel_decay is None else loss + state.kernel_decay()
+    state.scaler.scale(total).backward()
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
 from repvgg.training.recipes import Recipe
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
+def make_optimizer(
+    model: nn.Module, recipe: Recipe, *, decayed_elsewhere: Collection[nn.Parameter] = ()
+) -> SGD:
     """Builds the optimizer.
 
-    Weight decay spares all biases and the scales of the batch norms that follow a convolution,
-    which carry the name `bn`. The batch norm of the identity branch is not spared: its scale is
-    the weight of that branch.
+    Weight decay spares all biases and the scales of the batch norms that follow a convolution. The
+    batch norm of the identity branch is not spared: its scale is the weight of that branch.
+
+    Args:
+        model: The network.
+        recipe: How it is trained.
+        decayed_elsewhere: Parameters of which the loss has the decay already.
     """
+    exempt = _scales_behind_convolutions(model) | {id(weight) for weight in decayed_elsewhere}
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        *path, last = name.split(".")
-        (spared if last == "bias" or path[-1:] == ["bn"] else decayed).append(parameter)
+        is_spared = name.rpartition(".")[2] == "bias" or id(parameter) in exempt
+        (spared if is_spared else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed},
         {"params": spared, "weight_decay": 0.0},
@@ -34,6 +43,18 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
+
+
+def _scales_behind_convolutions(model: nn.Module) -> set[int]:
+    """Identities of the scales of the batch norms that follow a convolution in a sequence."""
+    sequences = [list(module) for module in model.modules() if isinstance(module, nn.Sequential)]
+    return {
+        id(layer.weight)
+        for sequence in sequences
+        if any(isinstance(layer, nn.Conv2d) for layer in sequence)
+        for layer in sequence
+        if isinstance(layer, _BatchNorm)
+    }
 
 
 def learning_rate(recipe: Recipe, step: int, steps_in_epoch: int) -> float:

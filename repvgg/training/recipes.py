@@ -42,6 +42,9 @@ class Recipe:
     momentum: float = _setting(0.9, "Momentum of stochastic gradient descent.")
     nesterov: bool = _setting(False, "Whether the momentum is Nesterov's.")
     weight_decay: float = _setting(1e-4, "Not applied to biases and batch norms of convolutions.")
+    custom_l2: bool = _setting(
+        False, "Whether the weights of blocks decay as the kernel that they will be fused to."
+    )
     label_smoothing: float = _setting(0.0, "Part of each label that is spread over all classes.")
     mixup: float = _setting(0.0, "Both parameters of mixup's beta distribution; 0 for no mixup.")
     rand_augment: int = _setting(0, "Magnitude of RandAugment on image folders; 0 for none.")

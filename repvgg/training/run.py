@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,37 +14,16 @@ from torch import Tensor
 
 from reparam import ReparamError
 from reparam.deployment import check_folder, remove_partial_files
-from repvgg.data import Samples, check_same_classes, held_out_samples, seeded, training_samples
-from repvgg.models import RepVGG
-from repvgg.training.evaluation import Accuracy, evaluate
+from repvgg.data import Samples, check_same_classes, held_out_samples, training_samples
+from repvgg.training.evaluation import Accuracy
+from repvgg.training.keeping import Row, RunFolder, RunLog
 from repvgg.training.loop import TrainingState, train_steps
-from repvgg.training.networks import build_network, network_of
 from repvgg.training.optimization import learning_rate
 from repvgg.training.processes import Processes
 from repvgg.training.progress import progress_bar
-from repvgg.training.recipes import Recipe
-from repvgg.training.run_folder import RunFolder
-from repvgg.training.run_log import Row, RunLog
-from repvgg.weights import is_fused, save_checkpoint
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is trained on what, and how: whatever decides the weights that come out.
-
-    Attributes:
-        model: Name of the network.
-        data: `digits`, or a folder of images.
-        recipe: How it is trained.
-        seed: Decides the first weights, the order of samples and their augmentation.
-        weights: A file with weights to start from, if not from fresh ones.
-    """
-
-    model: str
-    data: str
-    recipe: Recipe
-    seed: int = 0
-    weights: Path | None = None
+from repvgg.training.starts import Run, first_network, saved_layout
+from repvgg.training.validation import Validation
+from repvgg.weights import Layout, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,6 +36,7 @@ class Habits:
         workers: Processes that read samples ahead, for each process that trains.
         tensorboard: Whether to log for TensorBoard as well.
         restart: Whether to discard what the folder holds of an earlier run.
+        validate_fused: Whether the fused form is evaluated after each epoch, too.
     """
 
     save_every: int = 1000
@@ -64,6 +44,7 @@ class Habits:
     workers: int = 0
     tensorboard: bool = False
     restart: bool = False
+    validate_fused: bool = True
 
 
 def train_run(folder: Path, run: Run, habits: Habits, processes: Processes) -> None:
@@ -71,7 +52,8 @@ def train_run(folder: Path, run: Run, habits: Habits, processes: Processes) -> N
 
     The folder gets `state.pt`, from which training goes on; `best.safetensors` and
     `final.safetensors`, the weights that were best on the held-out images and those of the last
-    step; and `log.csv`. However often a run is interrupted, its weights are the same.
+    step; and `log.csv`. However often a run is interrupted, its weights are the same. A run that
+    expands fused weights writes fused ones, under the same names.
 
     Args:
         folder: Where everything is written; all processes have to see it.
@@ -81,7 +63,8 @@ def train_run(folder: Path, run: Run, habits: Habits, processes: Processes) -> N
 
     Raises:
         ReparamError: If the images or options are not what they should be, the folder holds
-            another run, the loss is not a number or the disk is full. What was saved is kept.
+            another run, the loss is not a number, the fused form differs by more than rounding or
+            the disk is full. What was saved is kept.
     """
     check_folder(folder)
     recipe = run.recipe
@@ -90,7 +73,7 @@ def train_run(folder: Path, run: Run, habits: Habits, processes: Processes) -> N
     )
     held_out = held_out_samples(run.data, recipe.test_size)
     check_same_classes(train, held_out)
-    state = TrainingState(_network(run, train), recipe, processes)
+    state = TrainingState(first_network(run, train), recipe, processes)
     files = RunFolder(folder, _identity(run, train, processes))
     best = None if habits.restart else files.restore(state)
     if not processes.agree(state.step):
@@ -124,28 +107,6 @@ def _say(text: str) -> None:
     print(text, flush=True)  # a long run is watched through pipes, which would hold lines back
 
 
-def _network(run: Run, train: Samples) -> RepVGG:
-    """The network to begin with; weights of another task get a fresh classifier."""
-    classes = len(train.classes)
-    if run.weights is None:
-        return build_network(run.model, num_classes=classes, in_chans=train.channels, seed=run.seed)
-    model = network_of(run.model, run.weights)
-    if is_fused(model.state_dict()):
-        raise ReparamError(
-            f"{run.weights} is fused, and training needs the branches; "
-            "start from weights as trained"
-        )
-    if model.in_chans != train.channels:
-        raise ReparamError(
-            f"{run.weights} is for images of {model.in_chans} channels, "
-            f"and {run.data} has images of {train.channels}"
-        )
-    if model.num_classes != classes:
-        with seeded(run.seed, "classifier"):
-            model.reset_classifier(classes)
-    return model
-
-
 def _identity(run: Run, train: Samples, processes: Processes) -> dict[str, Any]:
     weights = None
     if run.weights is not None:
@@ -156,6 +117,8 @@ def _identity(run: Run, train: Samples, processes: Processes) -> dict[str, Any]:
         "data": train.fingerprint,
         "seed": run.seed,
         "weights": weights,
+        "expand": run.expand,
+        "expand_norms": run.expand_norms and run.expand is not None,
         "processes": processes.count,  # sums in another order round to other weights
         **asdict(run.recipe),
     }
@@ -174,6 +137,8 @@ def _train(
     # Added up where it was computed: to read a number at every step would wait for the GPU.
     sum_of_losses: Tensor | float = 0.0
     since = state.step
+    layout = saved_layout(run)
+    validation = Validation(state, held_out, fused=habits.validate_fused, workers=habits.workers)
     with _log(files, state, habits) as log, progress_bar(show=state.processes.first) as bar:
         task = bar.add_task("training", total=total, completed=state.step, note="")
         for loss in train_steps(state, train, seed=run.seed, workers=habits.workers):
@@ -188,18 +153,18 @@ def _train(
             sum_of_losses, since = 0.0, state.step
             bar.update(task, note=f"loss {mean:.3f}")
             # All processes evaluate together; what follows is for the first one, which writes.
-            accuracy = None if within_epoch else _evaluate(state, held_out, habits.workers)
+            accuracies = () if within_epoch else validation.evaluate()
             if log is None:
                 continue
-            if accuracy is not None:
-                bar.print(f"epoch {epoch}: loss {mean:.4f}, {accuracy}")
-                if accuracy.top1 > best:
-                    best = accuracy.top1
-                    save_checkpoint(state.evaluated, files.best)
+            if accuracies:
+                bar.print(f"epoch {epoch}: loss {mean:.4f}, {_described(accuracies)}")
+                if accuracies[0].top1 > best:
+                    best = accuracies[0].top1
+                    _save_weights(validation, files.best, layout)
                 if state.step == total:
-                    save_checkpoint(state.evaluated, files.final)
+                    _save_weights(validation, files.final, layout)
             rate = learning_rate(run.recipe, state.step - 1, steps)
-            log.add(_row(state.step, epoch, rate, mean, accuracy))
+            log.add(_row(state.step, epoch, rate, mean, accuracies))
             if saving:
                 files.save(state, best=best)
 
@@ -213,25 +178,21 @@ def _finite(loss: float, step: int) -> float:
     return loss
 
 
-def _evaluate(state: TrainingState, held_out: Samples, workers: int) -> Accuracy:
-    processes = state.processes
-    # Each process has moved the batch norms' statistics by its own share of the last batch.
-    processes.send_from_first(state.evaluated)
-    evaluation = evaluate(
-        [state.evaluated],
-        held_out,
-        batch_size=max(1, state.recipe.batch_size // processes.count),
-        processes=processes,
-        workers=workers,
-    )
-    return evaluation.accuracies[0]
+def _save_weights(validation: Validation, path: Path, layout: Layout | None) -> None:
+    """Saves the weights as trained, or those of the fused form in a layout of it."""
+    network = validation.state.evaluated if layout is None else validation.fused()
+    save_checkpoint(network, path, layout=layout)
 
 
-def _row(step: int, epoch: int, rate: float, loss: float, accuracy: Accuracy | None) -> Row:
-    if accuracy is None:
-        return Row(step, epoch, rate, loss)
-    top1, top5 = accuracy.top1 / accuracy.images, accuracy.top5 / accuracy.images
-    return Row(step, epoch, rate, loss, top1, top5)
+def _described(accuracies: Sequence[Accuracy]) -> str:
+    return "\n  fused: ".join(map(str, accuracies))
+
+
+def _row(step: int, epoch: int, rate: float, loss: float, accuracies: Sequence[Accuracy]) -> Row:
+    shares = [
+        hits / accuracy.images for accuracy in accuracies for hits in (accuracy.top1, accuracy.top5)
+    ]
+    return Row(step, epoch, rate, loss, *shares)
 
 
 @contextmanager

@@ -5,11 +5,12 @@ Files, in the order in which data flows: `layouts`, `checkpoints`, `hub`, `timm_
 
 from repvgg.weights.checkpoints import load_checkpoint, load_fresh, save_checkpoint
 from repvgg.weights.hub import from_pretrained, save_pretrained
-from repvgg.weights.layouts import Layout, convert_state_dict, is_fused
+from repvgg.weights.layouts import Layout, convert_state_dict, find_layout, is_fused
 
 __all__ = [
     "Layout",
     "convert_state_dict",
+    "find_layout",
     "from_pretrained",
     "is_fused",
     "load_checkpoint",

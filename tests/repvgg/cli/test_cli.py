@@ -105,14 +105,18 @@ def test_the_options_of_training_reach_the_run(monkeypatch: pytest.MonkeyPatch) 
     seen: list[Any] = []
     module = import_module("repvgg.cli.train")  # the name itself is that of the command
     monkeypatch.setattr(module, "train_run", lambda *args: seen.extend(args))
-    words = "train --output there --seed 3 --epochs 3 --nesterov --precision bfloat16 --workers 2"
+    words = (
+        "train --output there --seed 3 --epochs 3 --nesterov --precision bfloat16 --workers 2 "
+        "--expand --no-expand-norms --weights fused.pth --no-validate-fused"
+    )
     assert main(words.split()) == 0
     folder, run, habits, processes = seen
     assert (folder, run.model, run.data, run.seed) == (Path("there"), "small", "digits", 3)
     assert run.recipe == replace(
         DIGITS, epochs=3, warmup_epochs=2, nesterov=True, precision="bfloat16"
     )
-    assert (habits.workers, processes.count) == (2, 1)
+    assert (run.expand, run.expand_norms, run.weights) == ("rep_vgg", False, Path("fused.pth"))
+    assert (habits.workers, habits.validate_fused, processes.count) == (2, False, 1)
 
 
 def test_a_network_is_trained_evaluated_converted_and_measured(
@@ -130,6 +134,7 @@ def test_a_network_is_trained_evaluated_converted_and_measured(
     for line in (
         "small on 1,437 images of 10 classes, 360 held out",
         "epoch 2: loss ",
+        "\n  fused: top-1 ",
         "the same prediction for 360 of 360 (100.00%)",
         "small.onnx: the network, fused, for any number of images of 8 by 8; run on some",
         "batch of 1: fused ",

@@ -18,7 +18,8 @@ from repvgg.data.digits import split_digits
 from repvgg.data.samples import Samples
 from repvgg.training.processes import Processes
 from repvgg.training.recipes import Recipe
-from repvgg.training.run import Habits, Run, train_run
+from repvgg.training.run import Habits, train_run
+from repvgg.training.starts import Run
 
 SMALL_IMAGES = Recipe(
     epochs=2, batch_size=4, learning_rate=0.01, train_size=32, test_size=32, rand_augment=9

@@ -9,7 +9,9 @@ import torch
 
 import repvgg.training.processes
 from reparam import ReparamError
+from repvgg.training.networks import small_repvgg
 from repvgg.training.processes import Processes, join
+from repvgg.weights import save_checkpoint
 from tests.repvgg.training.training_runs import finish, rows, start
 
 EXACT = 1e-5
@@ -17,7 +19,7 @@ EXACT = 1e-5
 
 
 def test_two_processes_have_the_losses_of_one_with_frozen_batch_norms(tmp_path: Path) -> None:
-    words = "train --epochs 1 --freeze-bn --log-every 1 --output".split()
+    words = "train --epochs 1 --freeze-bn --custom-l2 --log-every 1 --output".split()
     finish(start(*words, str(tmp_path / "one")))
     finish(start(*words, str(tmp_path / "two"), processes=2))
     alone, shared = rows(tmp_path / "one"), rows(tmp_path / "two")
@@ -37,6 +39,22 @@ def test_two_processes_train_with_statistics_of_their_own_and_go_on(tmp_path: Pa
     weights = str(tmp_path / "run" / "final.safetensors")
     printed = finish(start("evaluate", "small", "--weights", weights, processes=2))
     assert "the same prediction for 360 of 360" in printed
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("options", ["--custom-l2", "--expand acnet --learning-rate 0.01"])
+def test_two_processes_train_what_is_new_and_go_on(tmp_path: Path, options: str) -> None:
+    words = f"train --epochs 1 {options}".split()
+    if "--expand" in words:
+        fused = tmp_path / "fused.safetensors"
+        save_checkpoint(small_repvgg(seed=0), fused, layout="official_fused")
+        words += ["--weights", str(fused)]
+    for _ in range(2):
+        printed = finish(start(*words, "--output", str(tmp_path / "run"), processes=2))
+    assert printed.count("This run is finished") == 1
+    last = rows(tmp_path / "run")[-1]
+    assert float(last["top1"]) > 0.1
+    assert last["fused_top1"] == last["top1"]
 
 
 def test_a_process_alone_needs_nothing() -> None:

@@ -110,6 +110,8 @@ def test_the_log_has_a_row_per_interval_and_the_accuracy_of_each_epoch(whole: Pa
     assert steps == sorted({*range(5, STEPS, 5), *range(7, STEPS, 7), STEPS // 2, STEPS})
     evaluated = {int(row["step"]): float(row["top1"]) for row in log if row["top1"]}
     assert list(evaluated) == [STEPS // 2, STEPS]
+    for row in log:
+        assert (row["fused_top1"], row["fused_top5"]) == (row["top1"], row["top5"])
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
 
 
@@ -133,6 +135,14 @@ def test_workers_and_the_rhythm_of_saving_change_nothing(whole: Path, tmp_path: 
     train(tmp_path, habits=Habits(save_every=1000, log_every=11, workers=1), average_decay=0.9)
     final = "final.safetensors"
     assert (tmp_path / final).read_bytes() == (whole / final).read_bytes()
+
+
+def test_without_the_fused_form_the_weights_are_the_same(whole: Path, tmp_path: Path) -> None:
+    habits = Habits(save_every=7, log_every=5, validate_fused=False)
+    train(tmp_path, habits=habits, average_decay=0.9)
+    final = "final.safetensors"
+    assert (tmp_path / final).read_bytes() == (whole / final).read_bytes()
+    assert not any(row["fused_top1"] for row in rows(tmp_path))
 
 
 def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +243,59 @@ def test_fused_weights_cannot_be_trained(tmp_path: Path, whole: Path) -> None:
     )
     with pytest.raises(ReparamError, match="is fused, and training needs the branches"):
         train(tmp_path / "run", weights=fused)
+
+
+@pytest.fixture
+def fused(tmp_path: Path, whole: Path) -> Path:
+    """The weights of the run, fused, as somebody deployed them."""
+    path = tmp_path / "fused.safetensors"
+    network = network_of("small", whole / "final.safetensors")
+    repvgg.save_checkpoint(network, path, layout="timm_fused")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"expand_norms": False, "custom_l2": True, "learning_rate": 0.01}],
+    ids=["norms", "plain"],
+)
+def test_expanded_weights_are_deployed_under_their_names_whatever_interrupts_them(
+    fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    values = {"weights": fused, "expand": "rep_vgg", "epochs": 1, "warmup_epochs": 0, **options}
+    train(tmp_path / "whole", **values)
+    for step in (3, 9):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, step)
+            with pytest.raises(Killed):
+                train(tmp_path / "killed", **values)
+    train(tmp_path / "killed", **values)
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    before, after = (
+        safetensors.torch.load_file(path)
+        for path in (fused, tmp_path / "whole" / "final.safetensors")
+    )
+    assert {n: t.shape for n, t in after.items()} == {n: t.shape for n, t in before.items()}
+    assert not any(torch.equal(after[name], before[name]) for name in before)
+    (row,) = [row for row in rows(tmp_path / "whole") if row["top1"]]
+    assert row["fused_top1"] == row["top1"]
+    with pytest.raises(ReparamError, match="expand was 'rep_vgg' and is 'acnet'"):
+        train(tmp_path / "whole", **{**values, "expand": "acnet"})
+
+
+def test_the_decay_of_kernels_changes_the_weights_and_survives_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0}
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", custom_l2=True, **values)
+    train(tmp_path / "killed", custom_l2=True, **values)
+    train(tmp_path / "whole", custom_l2=True, **values)
+    train(tmp_path / "without", **values)
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert results(tmp_path / "whole") != results(tmp_path / "without")
 
 
 def test_a_foreign_log_is_not_overwritten(tmp_path: Path, whole: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from repvgg.training.processes import Processes
 from repvgg.training.recipes import DIGITS
-from repvgg.training.run import Habits, Run, train_run
+from repvgg.training.run import Habits, train_run
+from repvgg.training.starts import Run
 
 SHORT = replace(DIGITS, epochs=2, warmup_epochs=1)
 STEPS = 44
@@ -20,8 +21,9 @@ STEPS = 44
 
 def train(folder: Path, *, habits: Habits | None = None, seed: int = 0, **values: Any) -> None:
     """Trains the small network in this process."""
-    weights = values.pop("weights", None)
-    run = Run("small", "digits", replace(SHORT, **values), seed=seed, weights=weights)
+    names = "weights", "expand", "expand_norms"
+    start = {name: values.pop(name) for name in names if name in values}
+    run = Run("small", "digits", replace(SHORT, **values), seed=seed, **start)
     train_run(folder, run, habits or Habits(save_every=7, log_every=5), Processes())
 
 

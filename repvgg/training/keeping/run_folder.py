@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from reparam import ReparamError
+from repvgg.training.keeping.snapshots import read_snapshot, write_snapshot
 from repvgg.training.loop import TrainingState
-from repvgg.training.snapshots import read_snapshot, write_snapshot
 
 
 class RunFolder:

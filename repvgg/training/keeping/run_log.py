@@ -24,6 +24,8 @@ class Row:
         loss: Its mean since the row before.
         top1: Accuracy on the held-out images, at the end of an epoch.
         top5: The same within five guesses.
+        fused_top1: That of the fused form, if it is validated as well.
+        fused_top5: The same within five guesses.
     """
 
     step: int
@@ -32,6 +34,8 @@ class Row:
     loss: float
     top1: float | None = None
     top5: float | None = None
+    fused_top1: float | None = None
+    fused_top5: float | None = None
 
 
 class RunLog:
@@ -78,7 +82,7 @@ class RunLog:
         except OSError as error:
             raise ReparamError(f"cannot write {self.path}: {error.strerror or error}") from error
         if self._writer is not None:
-            for name in ("learning_rate", "loss", "top1", "top5"):
+            for name in ("learning_rate", "loss", "top1", "top5", "fused_top1", "fused_top5"):
                 if (value := getattr(row, name)) is not None:
                     self._writer.add_scalar(name, value, row.step)
 
