@@ -62,7 +62,7 @@ class KernelDecay:
             self.covered += _kernels(holder)
 
     def __call__(self) -> Tensor:
-        """Computes the part of the loss, in float32, with gradients for what is covered."""
+        """Computes the part of the loss, with gradients for what is covered."""
         terms = [self._term(path, holder) for path, holder in self._holders.items()]
         return 0.5 * self._weight_decay * torch.stack(terms).sum()
 
