@@ -1,12 +1,12 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
 Files, in the order in which data flows: `tree`, `weight_hooks`, `copying`, `undoing`,
-`nested_values`, `call_checks`, `choices`, `silent_writes`, `stateful_objects`, `random_numbers`,
-`state`, `float64`, `example_inputs`.
+`nested_values`, `call_checks`, `chosen_modules`, `silent_writes`, `stateful_objects`,
+`random_numbers`, `state`, `float64`, `example_inputs`.
 """
 
 from reparam.modules.call_checks import ALONE, AtWork, check_inplace, check_model, check_module
-from reparam.modules.choices import Choice, chosen
+from reparam.modules.chosen_modules import Choice, chosen
 from reparam.modules.copying import LateCopy, copy_apart, copy_model, own_registries
 from reparam.modules.example_inputs import Inputs, as_inputs
 from reparam.modules.float64 import (
