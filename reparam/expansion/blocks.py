@@ -82,8 +82,9 @@ class Block:
         ReparamError: If a branch is empty, or a step none.
 
     Examples:
-        >>> from reparam.expansion import Block, Kernel, Scale
-        >>> mine = Block("mine", [Kernel(1), Scale()], [Kernel(1, channels=2.0), Kernel()])
+        >>> from reparam import blocks
+        >>> wide = [blocks.Kernel(1, channels=2.0), blocks.Kernel()]
+        >>> mine = blocks.Block("mine", [blocks.Kernel(1), blocks.Scale()], wide)
         >>> len(mine.branches)
         2
     """

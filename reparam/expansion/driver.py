@@ -70,7 +70,9 @@ def expand(
     """
     check_module(model)
     if not isinstance(branches, Block):
-        raise ReparamError(f"branches={branches!r}: expected a block, such as reparam.blocks.dbb()")
+        raise ReparamError(
+            f"branches={branches!r}: expected a block, such as one of reparam.blocks"
+        )
     if norm not in (None, "each"):
         raise ReparamError(f"norm={norm!r}: expected None or 'each'")
     if norm == "each" and calibrate is None:

@@ -152,6 +152,35 @@ def test_any_convolution_computes_the_same_or_stays(layer: Any, name: str) -> No
     assert relative_error(run(fused, (x,)), run(trained, (x,))) < EXACT
 
 
+FITTING = {name: ["conv", "down", "fc"] for name in BLOCKS} | {
+    "dbb": ["conv", "down"],
+    "scaled pool": ["conv"],
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_has_branches_for_every_layer_that_it_is_for(name: str) -> None:
+    expanded = reparam.expand(ready(Net()), BLOCKS[name], where=["conv", "down", "fc"])
+    assert [row.place for row in expanded.reparam_report.expanded] == FITTING[name]
+
+
+@pytest.mark.parametrize(("size", "taps"), [(1, [2]), (2, [1, 2]), (3, [1, 2, 3])])
+def test_a_smaller_kernel_is_in_the_middle(size: int, taps: list[int]) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 5, padding=2, bias=False)).double().eval()
+    expanded: Any = reparam.expand(model, blocks.rep_lk(size))
+    nn.init.zeros_(expanded[0].main_layer.weight)
+    kernel = reparam.fuse(expanded)[0].weight  # type: ignore[index]
+    assert kernel.abs().sum((0, 1, 2)).nonzero().flatten().tolist() == taps
+    assert kernel.abs().sum((0, 1, 3)).nonzero().flatten().tolist() == taps
+
+
+def test_each_expanded_layer_has_one_row() -> None:
+    expanded = reparam.expand(ready(Net()), blocks.lora(2))
+    fused = reparam.fuse(expanded)
+    planned = reparam.plan(expanded).report.fused
+    assert len(planned) == len(fused.reparam_report.fused) == 3
+
+
 def test_where_takes_paths_types_and_functions() -> None:
     model = ready(Net())
 

@@ -3,6 +3,7 @@
 from tests.mutations.mistake import Mistake
 from tests.mutations.mistakes_in_analysis import IN_ANALYSIS
 from tests.mutations.mistakes_in_capture import IN_CAPTURE
+from tests.mutations.mistakes_in_expansion import IN_EXPANSION
 from tests.mutations.mistakes_in_following import IN_FOLLOWING
 from tests.mutations.mistakes_in_fusing import IN_FUSING
 from tests.mutations.mistakes_in_modules import IN_MODULES
@@ -353,4 +354,5 @@ MISTAKES = [
     *IN_VERIFICATION,
     *IN_FOLLOWING,
     *IN_FUSING,
+    *IN_EXPANSION,
 ]

@@ -1,5 +1,9 @@
-"""The library knows laws, not networks: no model, block or model library is named in its code."""
+"""The library knows laws, not networks: no model, block or model library is named in its code.
 
+Two files are left out, where users choose by such names, and whose names no other file reads.
+"""
+
+import ast
 import io
 import re
 import tokenize
@@ -14,7 +18,9 @@ import reparam
 PACKAGE = Path(reparam.__file__).parent
 SOURCES = PACKAGE / "cli" / "models" / "model_sources.py"
 """The command line builds models of the libraries that the user names, in this one file."""
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != SOURCES)
+BLOCKS = PACKAGE / "expansion" / "blocks.py"
+"""The branches that users ask for by their paper's name: data, made of steps, in this one file."""
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path not in (SOURCES, BLOCKS))
 NAMES = re.compile(
     r"""
     timm | torchvision | transformers | ultralytics | yolo | mmcv | mmdet | mmpretrain | detectron
@@ -80,6 +86,23 @@ def test_one_file_names_libraries() -> None:
     libraries = {"timm", "torchvision", "transformers", "ultralytics"}
     source = SOURCES.read_text(encoding="utf-8")
     assert all(re.search(rf"\b{library}\b", source) for library in libraries)
+
+
+def test_blocks_with_names_are_data() -> None:
+    """Each is one expression over the steps; what they mean is written where no name stands."""
+    tree = ast.parse(BLOCKS.read_text(encoding="utf-8"))
+    makers = [
+        item for item in tree.body if isinstance(item, ast.FunctionDef) and item.name[0] != "_"
+    ]
+    assert len(makers) > 5
+    for maker in makers:
+        _, *statements = maker.body
+        assert isinstance(statements[-1], ast.Return)
+        assert all(isinstance(statement, ast.AnnAssign) for statement in statements[:-1])
+    inside = {line for maker in makers for line in range(maker.lineno, (maker.end_lineno or 0) + 1)}
+    source = BLOCKS.read_text(encoding="utf-8")
+    outside = [line for line in named(source) if int(line.split()[1][:-1]) not in inside]
+    assert outside == []
 
 
 def test_all_files_are_read() -> None:

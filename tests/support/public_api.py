@@ -8,7 +8,15 @@ from typing import Any
 
 import reparam.report
 
-RETURNED = ("EqualizedRow", "FrozenRow", "FusedRow", "RefusedRow", "Report")
+RETURNED = (
+    "EqualizedRow",
+    "ExpandedRow",
+    "ExpansionReport",
+    "FrozenRow",
+    "FusedRow",
+    "RefusedRow",
+    "Report",
+)
 """What public calls return, of `reparam.report`; nobody makes these."""
 
 LISTING = Path(__file__).resolve().parents[1] / "public_api.txt"
@@ -21,7 +29,7 @@ def public_names() -> Iterator[tuple[str, Any]]:
         if inspect.ismodule(thing):
             for inner, member in sorted(vars(thing).items()):
                 home = str(getattr(member, "__module__", ""))
-                if home.startswith(f"{thing.__name__}.") and inner[0] != "_":
+                if f"{home}.".startswith(f"{thing.__name__}.") and inner[0] != "_":
                     yield f"reparam.{name}.{inner}", member
         else:
             yield f"reparam.{name}", thing
