@@ -9,6 +9,7 @@ from typing import Any
 import reparam.report
 
 RETURNED = (
+    "DroppedRow",
     "EqualizedRow",
     "ExpandedRow",
     "ExpansionReport",
