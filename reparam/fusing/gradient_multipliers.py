@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from reparam.errors import ReparamError
 from reparam.fusing.driver import fuse
+from reparam.modules import Choice
 
 _BOUND = 1e-9
 """Largest relative difference from a map that is diagonal, in float64."""
 
 
 def gradient_multipliers(
-    model: nn.Module, example_inputs: Any = None, *, power: int = 2
+    model: nn.Module, example_inputs: Any = None, *, power: int = 2, keep: Choice = None
 ) -> dict[str, Tensor]:
     """What the gradients of a fused model are multiplied with, to be trained like its branches.
 
@@ -40,6 +41,7 @@ def gradient_multipliers(
         example_inputs: As for `fuse`.
         power: 2 for gradient descent, 1 for optimisers that divide a gradient by its size, such as
             AdamW.
+        keep: As for `fuse`: the norms, where these are trained, too, as layers of their own.
 
     Returns:
         For each parameter of a new operator, by its name in the fused model, one factor per entry.
@@ -64,7 +66,7 @@ def gradient_multipliers(
     """
     if power not in (1, 2):
         raise ReparamError(f"power={power!r}: expected 2 for gradient descent, 1 for AdamW")
-    live = fuse(model, example_inputs, live=True)
+    live = fuse(model, example_inputs, live=True, keep=keep)
     types = {name: parameter.dtype for name, parameter in live.named_parameters()}
     live = live.double()
     multipliers: dict[str, Tensor] = {}

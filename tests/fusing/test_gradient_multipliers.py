@@ -71,6 +71,17 @@ def test_signs_of_gradients_need_the_first_power() -> None:
     assert relative_error(run(fused, (x,)), run(branches, (x,))) < 1e-12
 
 
+def test_norms_that_are_trained_are_kept() -> None:
+    layers = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+    branches = reparam.expand(ready(nn.Sequential(*layers)), blocks.csla())
+    with pytest.raises(ReparamError, match=r"0\.weight is no sum of weights of"):
+        reparam.gradient_multipliers(branches)
+    factors = reparam.gradient_multipliers(branches, keep=nn.BatchNorm2d)
+    fused = reparam.fuse(branches, keep=nn.BatchNorm2d)
+    assert {*factors} == {"0.weight", "0.bias"} <= {*dict(fused.named_parameters())}
+    assert factors["0.weight"].unique().tolist() == [2.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("block", "source"),
     [
