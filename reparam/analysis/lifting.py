@@ -24,12 +24,11 @@ from reparam.capture import assign, chooses_by_kinds, operator_name, torch_name
 from reparam.errors import Refusal
 from reparam.modules import (
     fetch,
-    has_hooks,
     in_float64,
     join,
     layer_at,
-    special_tensor,
     undisturbed,
+    unlike_its_class,
 )
 from reparam.rules import (
     UNKNOWN,
@@ -174,7 +173,7 @@ class _Lifting:
         if node.op != "call_module":
             return self._by_rule(rule, node, None)
         module = fetch(self.facts.root, str(node.target))
-        problem = _not_as_its_class(module, node, self.facts)
+        problem = unlike_its_class(module) or _unlike_its_use(node)
         if problem is None and self.facts.memory.is_written(module):
             step = self._by_rule(rule, node, module)  # which may have a better reason
             return step if isinstance(step, Refusal) else _WRITTEN
@@ -272,19 +271,13 @@ _OF_ROWS = 3
 _RESHAPES = ("view", "reshape", "expand")
 
 
-def _not_as_its_class(module: nn.Module, node: fx.Node, facts: Facts) -> Refusal | None:
-    """Why a module may compute something else than the rule of its class says."""
+def _unlike_its_use(node: fx.Node) -> Refusal | None:
+    """Why a module may be called otherwise than the rule of its class says."""
     inputs = (*node.args, *node.kwargs.values())
-    if has_hooks(module):
-        return Refusal("it has hooks, which would not see the same values any more")
-    if "forward" in vars(module):
-        return Refusal("its forward is set on the instance")
     if any(isinstance(value, tuple | list | dict) for value in inputs):
         return Refusal("it is called with several values in one argument")
     if any(value is None for value in inputs):
         return Refusal("it is called with None")
-    if (special := special_tensor(module)) is not None:
-        return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam.analysis import Extents, Part
+from reparam.analysis import Part
 from reparam.capture import operator_name
 from reparam.errors import Refusal
 from reparam.modules import fetch
@@ -99,7 +99,7 @@ def flattens(node: fx.Node, operand: fx.Node, axis: int, part: Part) -> bool:
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
     if len(sizes) != first + 1 or sizes[-1] != -1:
         return False
-    extents = Extents(part.steps, facts)
+    extents = part.extents
     return all(
         isinstance(size, fx.Node) and extents.of(size, node) == Extent((at - rank,))
         for at, size in enumerate(sizes[:-1])

@@ -6,15 +6,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from reparam.algebra import AffineConv
+from reparam.algebra import AffineConv, identity
 from reparam.errors import Refusal, ReparamError
 from reparam.expansion.blocks import Block, Kernel, Pool, Scale, Size, Skip, Step
-from reparam.expansion.collapsing import forms_of
-from reparam.expansion.expanded_layers import ChannelScale, ExpandedLayer
+from reparam.expansion.collapsing import forms_of, write
+from reparam.expansion.expanded_layers import ChannelScale, ExpandedLayer, in_a_row
 
 Layer = _ConvNd | nn.Linear
 
@@ -66,10 +65,7 @@ def put_back(module: ExpandedLayer) -> None:
     layer: Any = module.main_layer
     _, total = forms_of(module)
     if isinstance(total, AffineConv) and not layer.weight.is_meta:
-        kernel, bias = total.weights.evaluate()
-        layer.weight.copy_(kernel)
-        if bias is not None:
-            layer.bias.copy_(bias)
+        write(layer, *total.weights.evaluate())
 
 
 def take_out(module: ExpandedLayer) -> Refusal | None:
@@ -83,13 +79,9 @@ def take_out(module: ExpandedLayer) -> Refusal | None:
     own, total = forms_of(module)
     if isinstance(total, Refusal):
         return total
-    if total.axes != own.axes or (total.groups or 1) != (own.groups or 1):
-        return Refusal("a branch of the block reads more of the input than the layer does")
-    with torch.no_grad():
-        (kernel, bias), (summed, constant) = own.weights.evaluate(), total.weights.evaluate()
-        layer.weight.copy_(2 * kernel - summed)
-        if bias is not None and constant is not None:
-            layer.bias.copy_(2 * bias - constant)
+    (kernel, bias), (summed, constant) = own.weights.evaluate(), total.weights.evaluate()
+    taken = None if bias is None or constant is None else 2 * bias - constant
+    write(layer, 2 * kernel - summed, taken)
     return None
 
 
@@ -253,12 +245,8 @@ class _Branch:
 
 def _sides(layer: _ConvNd) -> list[tuple[int, int]]:
     """How much a convolution pads before and after each axis."""
-    if layer.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    if layer.padding == "valid":
-        return [(0, 0)] * len(layer.kernel_size)
-    return [(int(side), int(side)) for side in layer.padding]
+    form: Any = in_a_row([layer], identity("x"))
+    return [(axis.before, axis.after) for axis in form.axes]
 
 
 def _flat(sides: Sequence[tuple[int, int]]) -> tuple[int, ...]:

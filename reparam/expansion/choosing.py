@@ -14,10 +14,9 @@ from reparam.modules import (
     Choice,
     chosen,
     fetch,
-    has_hooks,
     own_tensors,
     read_from,
-    special_tensor,
+    unlike_its_class,
 )
 from reparam.rules import Rules
 
@@ -57,12 +56,8 @@ class Candidates:
             return Refusal(f"a {type(layer).__name__} is no convolution or linear layer of torch's")
         if parametrize.is_parametrized(layer):
             return Refusal("its weight is parametrized")
-        if has_hooks(layer):
-            return Refusal("it has hooks, which would not see the same values any more")
-        if "forward" in vars(layer):
-            return Refusal("its forward is set on the instance")
-        if (special := special_tensor(layer)) is not None:
-            return Refusal(f"its weights are of a class of their own, {type(special).__name__}")
+        if (problem := unlike_its_class(layer)) is not None:
+            return problem
         if self._names[id(layer)] > 1:
             return Refusal("it is registered under several names")
         if any(self._tensors[id(tensor)] > 1 for tensor in own_tensors(layer).values()):

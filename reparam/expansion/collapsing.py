@@ -22,29 +22,38 @@ def collapsed(module: ExpandedLayer) -> tuple[nn.Module, AffineConv] | Refusal:
     Whoever calls it finds the same, so that nothing of the code around it need be known.
     """
     layer: Any = copy.deepcopy(module.main_layer)
-    own, total = forms_of(module)
+    _, total = forms_of(module)
     if isinstance(total, Refusal):
         return total
-    if total.axes != own.axes or (total.groups or 1) != (own.groups or 1):
-        return Refusal("a branch reads more of the input than the layer does")
     if layer.weight.is_meta:
         return layer, total
-    with torch.no_grad():
-        kernel, bias = total.weights.evaluate(layer.weight.device)
-        layer.weight.copy_(kernel)
-        if bias is not None and layer.bias is None:
-            layer.bias = nn.Parameter(bias.to(layer.weight), layer.weight.requires_grad)
-        elif bias is not None:
-            layer.bias.copy_(bias)
+    kernel, bias = total.weights.evaluate(layer.weight.device)
+    if bias is not None and layer.bias is None:
+        layer.bias = nn.Parameter(bias.to(layer.weight), layer.weight.requires_grad)
+    write(layer, kernel, bias)
     return difference(module, layer) or (layer, total)
 
 
+def write(layer: Any, kernel: Tensor, bias: Tensor | None) -> None:
+    """Give a layer a kernel and a bias, rounded to its type."""
+    with torch.no_grad():
+        layer.weight.copy_(kernel)
+        if bias is not None:
+            layer.bias.copy_(bias)
+
+
 def forms_of(module: ExpandedLayer) -> tuple[AffineConv, AffineConv | Refusal]:
-    """The form of the layer alone, and that of all branches together."""
+    """The form of the layer alone, and that of all branches together, which has to be as large."""
     layer: Any = module.main_layer
     x = identity("x", rank=2 + len(getattr(layer, "kernel_size", ())))
     own: Any = in_a_row([layer], x)  # never refused: it is one of torch's convolutions
-    return own, sum_of_branches(module, x)
+    total = sum_of_branches(module, x)
+    if isinstance(total, AffineConv) and (total.axes, total.groups or 1) != (
+        own.axes,
+        own.groups or 1,
+    ):
+        return own, Refusal("a branch reads more of the input than the layer does")
+    return own, total
 
 
 def difference(module: ExpandedLayer, layer: nn.Module) -> Refusal | None:

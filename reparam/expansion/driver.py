@@ -14,7 +14,7 @@ from reparam.expansion.choosing import LAYERS, Candidates
 from reparam.expansion.collapsing import difference
 from reparam.expansion.expanded_layers import ExpandedLayer
 from reparam.expansion.norms import add_norms
-from reparam.modules import ALONE, AtWork, Choice, check_module, chosen, copy_model
+from reparam.modules import ALONE, AtWork, Choice, check_module, chosen, copy_model, in_eval_mode
 from reparam.report import ExpandedRow, ExpansionReport, RefusedRow
 from reparam.rules import load_rules
 
@@ -83,7 +83,8 @@ def expand(
     with ALONE, AtWork() as work, work:
         target: Any = copy_model(model)
         report = ExpansionReport(type(model).__name__, branches.name)
-        candidates = _candidates(target, keep)
+        with in_eval_mode(target):
+            candidates = Candidates(target, keep)
         layers = _replace(target, branches, where, candidates, report, normed=norm is not None)
         if not layers:
             raise ReparamError(f"no layer can be expanded\n{report}")
@@ -95,15 +96,6 @@ def expand(
     vars(target)["reparam_report"] = report
     result: ModelT = target
     return result
-
-
-def _candidates(target: nn.Module, keep: Choice) -> Candidates:
-    """What may be expanded, which eval mode tells."""
-    modes = {module: module.training for module in target.modules()}
-    candidates = Candidates(target.eval(), keep)
-    for module, mode in modes.items():
-        module.training = mode
-    return candidates
 
 
 def _replace(

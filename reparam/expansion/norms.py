@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reparam.errors import ReparamError
 from reparam.expansion.building import put_back, take_out
 from reparam.expansion.expanded_layers import ExpandedLayer
-from reparam.modules import as_inputs
+from reparam.modules import as_inputs, in_eval_mode
 
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -49,10 +49,8 @@ def _without_constants(layer: ExpandedLayer) -> None:
     conv: Any = layer.main[0]
     if conv.bias is None:
         conv.bias = nn.Parameter(conv.weight.new_zeros(conv.weight.shape[0]))
-    modes = {module: module.training for module in layer.modules()}
-    problem = take_out(layer.eval())
-    for module, mode in modes.items():
-        module.training = mode
+    with in_eval_mode(layer):
+        problem = take_out(layer)
     if problem is not None:
         raise ReparamError(f"a norm cannot stand in every branch: {problem}")
 
@@ -97,17 +95,13 @@ def _observe(
         channel = -1 - len(layer.kernel_size)
         for index, branch in enumerate([layer.main] if main else layer.sequences()):
             hooks.append(branch.register_forward_hook(watch(path, index, channel)))
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with in_eval_mode(model), torch.no_grad():
             for batch in batches:
                 _run(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     missing = [path for path in layers if (path, 0) not in sums]
     if missing:
         raise ReparamError(f"no batch of calibrate reaches {missing[0]}: leave it out by where=")

@@ -199,14 +199,14 @@ def fuse(
           (1): Identity()
         )
     """
+    if live and isinstance(model, ExportedProgram):
+        raise ReparamError("an exported program cannot be live; fuse the model with live=True")
+    if live and drop_unused:
+        raise ReparamError("a live model is trained, which may need what eval mode does not")
     with ALONE, AtWork() as work, work:
-        if live and isinstance(model, ExportedProgram):
-            raise ReparamError("an exported program cannot be live; fuse the model with live=True")
         planned = _planned(model, example_inputs, rules, cost, fold_norms, keep, trains=live)
         if inplace:
             check_inplace(model)
-        if live and drop_unused:
-            raise ReparamError("a live model is trained, which may need what eval mode does not")
         wishes = Wishes(verify, live, planned._kept, drop_unused)
         fused: ModelT = planned._carried_out(wishes, inplace=inplace)
     return fused

@@ -10,7 +10,7 @@ from torch import nn
 from reparam.algebra import AffineConv
 from reparam.errors import Refusal
 from reparam.expansion import ExpandedLayer, collapsed
-from reparam.modules import fetch
+from reparam.modules import count_leaves, fetch
 from reparam.planning import PlannedPart
 from reparam.report import FusedRow, RefusedRow, Report
 
@@ -65,8 +65,12 @@ def _expanded(model: nn.Module) -> Iterator[tuple[str, ExpandedLayer]]:
 
 def _row(path: str, layer: ExpandedLayer, name: str = "") -> FusedRow:
     plain: Any = layer.main_layer
-    operators = sum(not any(part.children()) for part in layer.modules())
     kernel = plain.weight.numel()
     return FusedRow(
-        path, "ExpandedLayer", type(plain).__name__, (kernel, kernel), (operators, 1), name=name
+        path,
+        "ExpandedLayer",
+        type(plain).__name__,
+        (kernel, kernel),
+        (count_leaves(layer), 1),
+        name=name,
     )

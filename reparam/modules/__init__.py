@@ -39,11 +39,13 @@ from reparam.modules.state import (
 )
 from reparam.modules.tree import (
     all_names,
+    count_leaves,
     fetch,
     find,
     has_hooks,
     has_own_call,
     held_aside,
+    in_eval_mode,
     is_as_made,
     is_plain,
     join,
@@ -53,6 +55,7 @@ from reparam.modules.tree import (
     own_tensors,
     read_from,
     special_tensor,
+    unlike_its_class,
 )
 from reparam.modules.undoing import forget, fulfil, pending, promise
 from reparam.modules.weight_hooks import computes_its_weights, drop_idle_hooks, weights_of_hooks

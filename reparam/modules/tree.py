@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+
+from reparam.errors import Refusal
 
 
 def fetch(root: nn.Module, path: str) -> Any:
@@ -102,6 +105,34 @@ def is_as_made(module: nn.Module) -> bool:
     """Whether a module runs its class's forward on weights of its own, and nobody listens."""
     own = "forward" not in vars(module) and not parametrize.is_parametrized(module)
     return own and not has_hooks(module)
+
+
+def unlike_its_class(module: nn.Module) -> Refusal | None:
+    """Why a module may compute something else than its class says of what it is given."""
+    if has_hooks(module):
+        return Refusal("it has hooks, which would not see the same values any more")
+    if "forward" in vars(module):
+        return Refusal("its forward is set on the instance")
+    if (special := special_tensor(module)) is not None:
+        return Refusal(f"its parameters are of a class of its own, {type(special).__name__}")
+    return None
+
+
+def count_leaves(module: nn.Module) -> int:
+    """How many modules without parts a module is made of."""
+    return sum(not any(part.children()) for part in module.modules())
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Let a model be in eval mode, and put the mode of each of its modules back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def has_own_call(module: nn.Module) -> bool:

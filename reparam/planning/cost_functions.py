@@ -25,7 +25,7 @@ from reparam.algebra import (
 from reparam.analysis import Facts
 from reparam.capture import operator_name
 from reparam.errors import ReparamError
-from reparam.modules import copy_apart, fetch, own_tensors, run_function
+from reparam.modules import copy_apart, count_leaves, fetch, own_tensors, run_function
 from reparam.rules import Step
 
 
@@ -176,8 +176,7 @@ class Weigher:
         """How many operators a node is: a module with a rule may hold several layers."""
         if node.op != "call_module":
             return 1
-        module = fetch(self.facts.root, str(node.target))
-        return max(1, sum(not any(m.children()) for m in module.modules() if m is not module))
+        return count_leaves(fetch(self.facts.root, str(node.target)))
 
     def form(self, form: AffineConv, positions: float, operand: fx.Node) -> Cost:
         """What a form costs once it is an operator; the operand has the size of what that reads.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -192,16 +192,8 @@ class Report(_Printed):
         if any(error is not None for error in errors):
             columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
         yield columns
-        yield {
-            "where": [row.place for row in self.frozen],
-            "stays beside it, frozen": [row.operator for row in self.frozen],
-            "parameters": [", ".join(row.parameters) for row in self.frozen],
-        }
-        yield {
-            "where": [row.place for row in self.dropped],
-            "is dropped": [row.operator for row in self.dropped],
-            "parameters": [", ".join(row.parameters) for row in self.dropped],
-        }
+        yield _parameters(self.frozen, "stays beside it, frozen")
+        yield _parameters(self.dropped, "is dropped")
         yield _refusals(self.refused, "stays")
 
 
@@ -293,6 +285,14 @@ class ExpansionReport(_Printed):
             "parameters": [change(*row.parameters) for row in rows],
         }
         yield _refusals(self.refused, "is not expanded")
+
+
+def _parameters(rows: Sequence[FrozenRow | DroppedRow], verb: str) -> Columns:
+    return {
+        "where": [row.place for row in rows],
+        verb: [row.operator for row in rows],
+        "parameters": [", ".join(row.parameters) for row in rows],
+    }
 
 
 def _refusals(rows: list[RefusedRow], verb: str) -> Columns:

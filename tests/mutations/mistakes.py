@@ -189,13 +189,13 @@ MISTAKES = [
     ),
     Mistake(
         "hooks are ignored",
-        "analysis/lifting.py",
+        "modules/tree.py",
         "    if has_hooks(module):\n",
         "    if False:\n",
     ),
     Mistake(
         "a forward set on the instance is ignored",
-        "analysis/lifting.py",
+        "modules/tree.py",
         '    if "forward" in vars(module):\n',
         "    if False:\n",
     ),

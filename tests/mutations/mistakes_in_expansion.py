@@ -6,8 +6,8 @@ IN_EXPANSION = [
     Mistake(
         "half of what the branches compute stays in the main kernel",
         "expansion/building.py",
-        "        layer.weight.copy_(2 * kernel - summed)\n",
-        "        layer.weight.copy_(1.5 * kernel - 0.5 * summed)\n",
+        "    write(layer, 2 * kernel - summed, taken)\n",
+        "    write(layer, 1.5 * kernel - 0.5 * summed, taken)\n",
     ),
     Mistake(
         "a smaller kernel stands in the corner of the layer's own",
@@ -59,9 +59,9 @@ IN_EXPANSION = [
     ),
     Mistake(
         "an expanded model is left in eval mode",
-        "expansion/driver.py",
-        "        module.training = mode\n",
-        "        pass\n",
+        "modules/tree.py",
+        "            module.training = mode\n",
+        "            pass\n",
     ),
     Mistake(
         "the branches of a frozen layer are trained",

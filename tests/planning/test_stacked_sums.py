@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from tests.refusals.checking import EXACT, Network, images, ready
+from tests.refusals.checking import (
+    EXACT,
+    Network,
+    assert_gradients_and_states_agree,
+    fused_no_dearer,
+    images,
+    ready,
+)
 from tests.support.counting import OperatorCounts, count_operators
 from tests.support.errors import relative_error, run
 
@@ -40,14 +47,7 @@ def network(forward: Forward) -> nn.Module:
 
 
 def fused(forward: Forward, **options: Any) -> tuple[nn.Module, OperatorCounts]:
-    model = network(forward)
-    result = reparam.fuse(model, **options)
-    x = images()
-    assert relative_error(run(result, (x,)), run(model, (x,))) <= EXACT
-    before, after = count_operators(model, (x,)), count_operators(result, (x,))
-    assert after.macs <= before.macs
-    assert after.total <= before.total
-    return result, after
+    return fused_no_dearer(network(forward), **options)
 
 
 def two(x: Tensor) -> list[Tensor]:
@@ -309,15 +309,4 @@ def test_an_exported_program_and_the_page_of_a_plan(tmp_path: Any) -> None:
 
 
 def test_gradients_and_states_agree() -> None:
-    model = network(shared)
-    result = reparam.fuse(copy.deepcopy(model))
-    first, second = (images().requires_grad_() for _ in range(2))
-    model(first).sum().backward()
-    result(second).sum().backward()
-    assert first.grad is not None
-    assert second.grad is not None
-    assert torch.allclose(first.grad, second.grad, atol=1e-10)
-    again = reparam.fuse(copy.deepcopy(model))
-    again.load_state_dict(result.state_dict())
-    assert torch.equal(again(images()), result(images()))
-    assert max(reparam.verify(model, result, images()).fused) < EXACT
+    assert_gradients_and_states_agree(network(shared))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from tests.support.counting import count_operators
+from tests.support.counting import OperatorCounts, count_operators
 from tests.support.errors import relative_error, run
 from tests.support.randomise import randomise_batch_norm
 
@@ -41,6 +42,31 @@ def ready(model: nn.Module, seed: int = 0) -> nn.Module:
 def images(channels: int = 4, size: int = 7) -> Tensor:
     generator = torch.Generator().manual_seed(channels)
     return torch.randn(2, channels, size, size + 1, dtype=torch.float64, generator=generator)
+
+
+def fused_no_dearer(model: nn.Module, **options: Any) -> tuple[nn.Module, OperatorCounts]:
+    """A fused model, which computes the same with no more work, and the work that it does."""
+    result, x = reparam.fuse(model, **options), images()
+    assert relative_error(run(result, (x,)), run(model, (x,))) <= EXACT
+    before, after = count_operators(model, (x,)), count_operators(result, (x,))
+    assert after.macs <= before.macs
+    assert after.total <= before.total
+    return result, after
+
+
+def assert_gradients_and_states_agree(model: nn.Module) -> None:
+    """Asserts that a fused model's state is an ordinary one, and that gradients pass it alike."""
+    result = reparam.fuse(copy.deepcopy(model))
+    first, second = (images().requires_grad_() for _ in range(2))
+    model(first).sum().backward()
+    result(second).sum().backward()
+    assert first.grad is not None
+    assert second.grad is not None
+    assert torch.allclose(first.grad, second.grad, atol=1e-10)
+    again = reparam.fuse(copy.deepcopy(model))
+    again.load_state_dict(result.state_dict())
+    assert torch.equal(again(images()), result(images()))
+    assert max(reparam.verify(model, result, images()).fused) < EXACT
 
 
 def differs(naive: Callable[..., Any], model: nn.Module, x: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from tests.refusals.checking import EXACT, Network, assert_reported, images, ready
+from tests.refusals.checking import (
+    EXACT,
+    Network,
+    assert_gradients_and_states_agree,
+    assert_reported,
+    fused_no_dearer,
+    images,
+    ready,
+)
 from tests.support.counting import OperatorCounts, count_operators
 from tests.support.errors import relative_error, run
 
@@ -49,14 +56,7 @@ def network(forward: Forward) -> nn.Module:
 
 
 def fused(forward: Forward, **options: Any) -> tuple[nn.Module, OperatorCounts]:
-    model = network(forward)
-    result = reparam.fuse(model, **options)
-    x = images()
-    assert relative_error(run(result, (x,)), run(model, (x,))) <= EXACT
-    before, after = count_operators(model, (x,)), count_operators(result, (x,))
-    assert after.macs <= before.macs
-    assert after.total <= before.total
-    return result, after
+    return fused_no_dearer(network(forward), **options)
 
 
 def pair(m: Any, x: Tensor) -> Tensor:
@@ -356,18 +356,7 @@ def test_a_block_whose_other_call_wants_its_norm_keeps_it_there() -> None:
 
 def test_a_fused_model_trains_as_the_composition_does() -> None:
     """Its state is that of an ordinary model, and gradients reach what is in front."""
-    model = ready(Head())
-    result = reparam.fuse(copy.deepcopy(model))
-    first, second = (images().requires_grad_() for _ in range(2))
-    model(first).sum().backward()
-    result(second).sum().backward()
-    assert first.grad is not None
-    assert second.grad is not None
-    assert torch.allclose(first.grad, second.grad, atol=1e-10)
-    again = reparam.fuse(copy.deepcopy(model))
-    again.load_state_dict(result.state_dict())
-    assert torch.equal(again(images()), result(images()))
-    assert max(reparam.verify(model, result, images()).fused) < EXACT
+    assert_gradients_and_states_agree(ready(Head()))
 
 
 def test_an_exported_program() -> None:
