@@ -36,6 +36,14 @@ from reparam.algebra.lowering import (
     take_after,
     unsupported,
 )
-from reparam.algebra.norms import Norm, batch_norm, ending, group_norm, layer_norm, rms_norm
+from reparam.algebra.norms import (
+    Norm,
+    batch_norm,
+    ending,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
 from reparam.algebra.recipes import Recipe, recipe_of
 from reparam.algebra.selection import spread, taken, without_constant

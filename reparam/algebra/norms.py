@@ -153,6 +153,20 @@ def _group_norm(groups: int, channels: int, eps: float, affine: bool) -> nn.Modu
     return module
 
 
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def instance_norm(channels: int, axes: int, eps: float) -> Norm:
+    """A norm of each channel by itself, over the 1 to 3 axes after it."""
+    return Norm("instance norm", partial(_instance_norm, channels, axes, eps), channels)
+
+
+def _instance_norm(channels: int, axes: int, eps: float, affine: bool) -> nn.Module:
+    module = _INSTANCE_NORMS[axes - 1](channels, eps, affine=affine, device="meta")
+    module.register_parameter("bias", None)
+    return module
+
+
 def ending(
     x: AffineConv, weight: Tensor | None, bias: Tensor | None, channels: int, axis: int
 ) -> AffineConv | Refusal:

@@ -78,6 +78,9 @@ class Trait(Flag):
     LAYS_OUT_ANEW = auto()
     """Its value lies in memory the same way however its operands do: nobody behind it sees them."""
 
+    OWN_LAYOUT = auto()
+    """Its value lies in memory in an order of its own, which nothing in its place would keep."""
+
     PERMUTES = auto()
     """Only changes the order of axes, and so the layout in memory."""
 
@@ -197,7 +200,7 @@ _TABLE = {
     "matmul": _T.FRESH | _T.LAYS_OUT_ANEW,
     "bmm": _T.LAYS_OUT_ANEW,
     "linear": _T.KEEPS_RANK | _T.LAYS_OUT_ANEW,
-    "einsum": _T.ALIASES,
+    "einsum": _T.ALIASES | _T.OWN_LAYOUT,
     "conv1d conv2d conv3d convolution": _T.CONVOLVES,
     # Position by position.
     "relu": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
@@ -212,7 +215,7 @@ _TABLE = {
     "layer_norm": _SHAPED | _T.LAYS_OUT_ANEW,
     "batch_norm": _SHAPED | _T.MODAL | _T.KEEPS_FORMAT,
     "BatchNorm2d BatchNorm3d SyncBatchNorm": _T.KEEPS_FORMAT,
-    "instance_norm": _T.MODAL,
+    "instance_norm": _SHAPED | _T.MODAL,
     "native_batch_norm _native_batch_norm_legit_no_training": _T.FIRST_KEEPS_RANK,
     "maximum minimum fmax fmin": _T.EXTREME,
     # What jumps.

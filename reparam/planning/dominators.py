@@ -18,7 +18,7 @@ from reparam.algebra import AffineConv, AffineStack, AffineSum, spread
 from reparam.analysis import Facts
 from reparam.capture import assign, assignments
 from reparam.errors import Refusal
-from reparam.rules import Commuting, Normalized, Several, Stacked, Step
+from reparam.rules import Commuting, Normalized, Several, Stacked, Step, Unscalable
 
 _LONGEST = 8
 """How many links that do something a candidate spans; what is fused becomes one and extends it."""
@@ -114,7 +114,7 @@ class Forest:
         """How a value depends on its nearest dominator; None if it is no form over any."""
         if isinstance(step, Refusal):
             return step
-        if isinstance(step, Stacked | Several | Normalized):
+        if isinstance(step, Stacked | Several | Normalized | Unscalable):
             return None
         if isinstance(step, Commuting):
             operands = facts.operands(node)

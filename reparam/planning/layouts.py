@@ -37,8 +37,10 @@ def layout_is_read(region: Region, facts: Facts) -> Refusal | None:
     )
     behind = path[path.index(region.main) + 1 :]
     views = _becomes_a_view(region, behind, facts)
-    if views or (moves and facts.by_layout):
-        return _problem(region, facts, views=views, outermost=views and _batch_stays(behind, facts))
+    anew = any(Trait.OWN_LAYOUT in traits(link.value) for link in path)
+    if views or anew or (moves and facts.by_layout):
+        outermost = views and _batch_stays(behind, facts)
+        return _problem(region, facts, views=views, anew=anew, outermost=outermost)
     return None
 
 
@@ -97,11 +99,14 @@ def _batch_stays(behind: Sequence[Link], facts: Facts) -> bool:
     )
 
 
-def _problem(region: Region, facts: Facts, *, views: bool, outermost: bool) -> Refusal | None:
+def _problem(
+    region: Region, facts: Facts, *, views: bool, anew: bool, outermost: bool
+) -> Refusal | None:
     """Why its value may not lie otherwise in memory than it did.
 
-    ``views`` says that it may become a transposed one, of which a view can fail; ``outermost`` that
-    the first axis is the outermost one in either case.
+    ``views`` says that it may become a transposed one, of which a view can fail; ``anew`` that it
+    surely lies otherwise, in an order of which no view fails; ``outermost`` that the first axis is
+    the outermost one in either case.
     """
     pending, seen = [(region.kept, outermost)], {(region.kept, outermost)}
     while pending:
@@ -116,7 +121,8 @@ def _problem(region: Region, facts: Facts, *, views: bool, outermost: bool) -> R
             harmless = settled and bool(known & (Trait.MUST_VIEW | Trait.MAY_COPY))
             if reader in facts.by_layout and not harmless:
                 return Refusal(f"its value may lie otherwise in memory, which matters for {reader}")
-            if views and (outside or (reads_layout(reader, facts.root) and not harmless)):
+            asks = views or (anew and Trait.MUST_VIEW not in known)
+            if asks and (outside or (reads_layout(reader, facts.root) and not harmless)):
                 return Refusal("its value's layout in memory would change, which others may read")
             if reader in facts.numbers or Trait.LAYS_OUT_ANEW in known:
                 continue

@@ -55,5 +55,6 @@ from reparam.rules.steps import (
     Stacked,
     Step,
     Unknown,
+    Unscalable,
     unpacked,
 )

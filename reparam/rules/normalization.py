@@ -12,10 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra import AffineConv, Norm, ending, group_norm, layer_norm, rms_norm
+from reparam.algebra import (
+    AffineConv,
+    Norm,
+    ending,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
 from reparam.errors import Refusal
 from reparam.rules.registry import register_rule, spellings
-from reparam.rules.steps import Normalized, Several
+from reparam.rules.steps import UNKNOWN_RANK, Normalized, Several, Unscalable
 
 aten = torch.ops.aten
 
@@ -118,12 +126,16 @@ def batch_norm_and_statistics(
 # -- Norms by statistics of their input --------------------------------------------------------
 
 
+_PER_POSITION = Unscalable(Refusal("its weight has more axes than that of the channels"))
+_COMPUTED = Unscalable(Refusal("its weight or bias is computed from the model's input"))
+
+
 def _normalized(x: Any, weight: Any, bias: Any, axis: int, norm: Norm) -> Any:
     """A norm whose weight and bias are constants, one entry per channel."""
-    if not isinstance(x, AffineConv) or not all(
-        isinstance(t, Tensor | None) for t in (weight, bias)
-    ):
+    if not isinstance(x, AffineConv):
         return NotImplemented
+    if not all(isinstance(t, Tensor | None) for t in (weight, bias)):
+        return _COMPUTED
     form = ending(x, weight, bias, norm.channels, axis)
     return form if isinstance(form, Refusal) else Normalized(form, norm)
 
@@ -146,7 +158,7 @@ def layer_norm_function(
     """A layer norm over the last axis: what scales it goes into its weight and bias."""
     channels = _last_axis(normalized_shape)
     if channels is None:
-        return NotImplemented
+        return _PER_POSITION if weight is not None else NotImplemented
     return _normalized(input, weight, bias, -1, layer_norm(channels, eps))
 
 
@@ -163,7 +175,7 @@ def rms_norm_function(
     """A norm by the root mean square: what scales it goes into its weight."""
     channels = _last_axis(normalized_shape)
     if channels is None:
-        return NotImplemented
+        return _PER_POSITION if weight is not None else NotImplemented
     return _normalized(input, weight, None, -1, rms_norm(channels, eps))
 
 
@@ -183,10 +195,14 @@ def group_norm_function(
     cudnn_enabled: Any = True,
 ) -> Any:
     """A norm of groups of channels: what scales it goes into its weight and bias."""
-    rank = input.rank if isinstance(input, AffineConv) else None
-    if not isinstance(num_groups, int) or not isinstance(weight, Tensor) or rank is None:
+    if not isinstance(input, AffineConv) or not isinstance(num_groups, int) or weight is None:
         return NotImplemented
-    return _normalized(input, weight, bias, 1 - rank, group_norm(num_groups, weight.numel(), eps))
+    if not isinstance(weight, Tensor):
+        return _COMPUTED
+    if input.rank is None:
+        return Unscalable(UNKNOWN_RANK)
+    norm = group_norm(num_groups, weight.numel(), eps)
+    return _normalized(input, weight, bias, 1 - input.rank, norm)
 
 
 @register_rule(nn.GroupNorm)
@@ -197,6 +213,67 @@ def group_norm_module(module: nn.GroupNorm, x: AffineConv) -> Any:
     norm = group_norm(module.num_groups, module.num_channels, module.eps)
     return _normalized(x, None, None, 1 - x.rank, norm)
 
+
+@register_rule(F.instance_norm)
+def instance_norm_function(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: Any = True,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
+) -> Any:
+    """A norm of each channel by itself (arXiv 1607.08022); a batch norm by fixed statistics."""
+    if use_input_stats is False:
+        return batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+    if running_mean is not None or not isinstance(input, AffineConv) or weight is None:
+        return NotImplemented
+    if not isinstance(weight, Tensor):
+        return _COMPUTED
+    return _by_instance(input, weight, bias, weight.numel(), eps)
+
+
+@register_rule(*spellings("instance_norm", "torch aten"))
+def native_instance_norm(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    use_input_stats: Any,
+    momentum: Any,
+    eps: Any,
+    cudnn_enabled: Any = True,
+) -> Any:
+    """A norm of each channel by itself, with the order of arguments that torch uses inside."""
+    return instance_norm_function(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+@register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def instance_norm_module(module: nn.InstanceNorm2d, x: AffineConv) -> Any:
+    """A norm of each channel by itself; in eval mode by its running statistics if it has any."""
+    if module.training and module.track_running_stats:
+        return NotImplemented
+    statistics = module.running_mean, module.running_var
+    if statistics[0] is not None:
+        return batch_norm(x, *statistics, module.weight, module.bias, eps=module.eps)
+    return _by_instance(x, module.weight, module.bias, module.num_features, module.eps)
+
+
+def _by_instance(x: AffineConv, weight: Any, bias: Any, channels: int, eps: Any) -> Any:
+    if x.rank is None:
+        return Unscalable(UNKNOWN_RANK) if weight is not None else NotImplemented
+    axes = x.rank - 2
+    if axes not in _SPATIAL_AXES:
+        return NotImplemented
+    return _normalized(x, weight, bias, -1 - axes, instance_norm(channels, axes, eps))
+
+
+_SPATIAL_AXES = (1, 2, 3)
 
 _NORM_STATISTICS = Refusal("the statistics that a norm computed")
 

@@ -83,6 +83,17 @@ class Normalized:
 
 
 @dataclass(frozen=True)
+class Unscalable:
+    """What a rule returns for a norm by statistics of its input with a weight that stays there.
+
+    Args:
+        refusal: Why no other weight and bias can be in the place of its own.
+    """
+
+    refusal: Refusal
+
+
+@dataclass(frozen=True)
 class Stacked:
     """What a rule returns for branches stacked along a new axis, to be summed later."""
 
@@ -111,7 +122,7 @@ class Selecting:
 class Several:
     """What a rule returns for an operator with several results, which are read one by one."""
 
-    results: tuple[Affine | Normalized | Refusal, ...]
+    results: tuple[Affine | Normalized | Unscalable | Refusal, ...]
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ UNKNOWN = Unknown()
 
 UNKNOWN_RANK = Refusal("the number of axes of its input is not known; pass example_inputs")
 
-Step = Affine | AffineStack | Commuting | Normalized | Stacked | Several | Refusal
+Step = Affine | AffineStack | Commuting | Normalized | Unscalable | Stacked | Several | Refusal
 
 
 def unpacked(values: Sequence[Any]) -> Sequence[Any]:

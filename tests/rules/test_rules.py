@@ -176,6 +176,21 @@ OPERATORS = {
         },
         lambda: {"op": nn.BatchNorm2d(C, eps=1e-3)},
     ),
+    "instance norm by fixed statistics": Family(
+        {
+            "module": lambda m, x: m.op(x),
+            "F": lambda m, x: F.instance_norm(
+                x, *statistics(m), use_input_stats=False, eps=m.op.eps
+            ),
+            "torch": lambda m, x: torch.instance_norm(
+                x, *weights(m), m.op.running_mean, m.op.running_var, False, 0.1, m.op.eps, False
+            ),
+            "aten": lambda m, x: aten.instance_norm.default(
+                x, *weights(m), m.op.running_mean, m.op.running_var, False, 0.1, m.op.eps, False
+            ),
+        },
+        lambda: {"op": nn.InstanceNorm2d(C, 1e-3, affine=True, track_running_stats=True)},
+    ),
     "scale by a number": Family(
         {
             "*": lambda m, x: x * 1.5,

@@ -24,7 +24,7 @@ from reparam.planning.appraiser import Appraiser
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.folding.shared_weights import Folding, keep_unshared
 from reparam.planning.regions import FoldedNorm, Host, Region
-from reparam.rules import Commuting, Normalized
+from reparam.rules import Commuting, Normalized, Unscalable
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,8 @@ def _folded(node: fx.Node, appraiser: Appraiser) -> list[Region] | Refusal:
     scaled = _scaled_norm(node, appraiser)
     if scaled is None:
         return []
+    if isinstance(scaled, Refusal):
+        return scaled
     norm, weights = scaled
     bare = {node}
     readers = _readers(node, weights, bare, appraiser)
@@ -92,7 +94,7 @@ def _folded(node: fx.Node, appraiser: Appraiser) -> list[Region] | Refusal:
     ]
 
 
-def _scaled_norm(node: fx.Node, appraiser: Appraiser) -> tuple[Norm, AffineConv] | None:
+def _scaled_norm(node: fx.Node, appraiser: Appraiser) -> tuple[Norm, AffineConv] | Refusal | None:
     """The norm that a value is, with its weight and bias; None if it has none."""
     if node in appraiser.dead:
         return None
@@ -101,6 +103,8 @@ def _scaled_norm(node: fx.Node, appraiser: Appraiser) -> tuple[Norm, AffineConv]
         taken = region.norm is not None and not region.norm.affine
         return (region.norm, region.form) if region.norm is not None and taken else None
     step = appraiser.steps.get(node)
+    if isinstance(step, Unscalable):
+        return step.refusal
     if not isinstance(step, Normalized) or not isinstance(step.ending.base, fx.Node):
         return None
     weighted = step.ending.like is not None or step.ending.has_bias

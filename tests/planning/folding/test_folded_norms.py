@@ -45,7 +45,9 @@ def network(forward: Forward) -> nn.Module:
         "bare": nn.LayerNorm(C, elementwise_affine=False),
         "rms": nn.RMSNorm(C),
         "groups": nn.GroupNorm(2, C),
+        "instances": nn.InstanceNorm2d(C, affine=True),
         "own": OwnNorm(C),
+        "positions": nn.LayerNorm((6, C)),
         "q": nn.Linear(C, C, bias=False),
         "k": nn.Linear(C, C),
         "v": nn.Linear(C, 3 * C),
@@ -124,6 +126,7 @@ def test_norms_of_rows(forward: Forward) -> None:
         lambda m, x: m.point(m.groups(x)).relu(),
         lambda m, x: m.patches(m.groups(x)).relu(),
         lambda m, x: m.depthwise(m.groups(x)).relu(),
+        lambda m, x: m.point(m.instances(x)).relu(),
         lambda m, x: m.norm(m.point(m.groups(x))).relu(),
         lambda m, x: m.point(F.adaptive_avg_pool2d(m.groups(x), 1)).relu(),
         lambda m, x: m.patches(m.own(x)).relu(),
@@ -198,6 +201,22 @@ def test_what_cannot_take_a_weight_in(forward: Forward, x: Tensor, reason: str) 
 )
 def test_what_lies_between_a_norm_and_a_convolution(forward: Forward, reason: str) -> None:
     assert_reported(assert_folds(forward, images(C), 0).reparam_report, "groups", reason)
+
+
+@pytest.mark.parametrize(
+    ("forward", "x", "place", "reason"),
+    [
+        (lambda m, x: m.k(m.positions(x)), tokens(), "positions", "more axes than that of the"),
+        (lambda m, x: m.k(F.layer_norm(x, (C,), x[0, 0])), tokens(), "layer_norm", "is computed"),
+        (lambda m, x: m.q(F.group_norm(x, 2, m.g)), images(C), "group_norm", "axes of its input"),
+    ],
+)
+def test_a_norm_whose_weight_stays_says_why(
+    forward: Forward, x: Tensor, place: str, reason: str
+) -> None:
+    model = network(forward)
+    assert_reported(reparam.plan(model, fold_norms=True), place, reason)
+    assert not reparam.plan(model).refused
 
 
 def test_channels_must_stay_what_they_are() -> None:

@@ -34,6 +34,8 @@ def network(forward: Forward) -> nn.Module:
         "groups": nn.GroupNorm(2, C),
         "bare": nn.GroupNorm(2, C, affine=False),
         "rms": nn.RMSNorm(C),
+        "instances": nn.InstanceNorm2d(C, affine=True),
+        "plain_instances": nn.InstanceNorm2d(C),
         "g": per_channel(),
         "b": per_channel(),
         "rows": torch.rand(C) + 0.5,
@@ -111,9 +113,15 @@ def test_a_scale_behind_a_norm_of_rows_goes_into_it(forward: Forward) -> None:
         lambda m, x: m.point(m.groups(x)).sigmoid(),
         lambda m, x: m.norm(m.bare(x)).sigmoid(),
         lambda m, x: (m.norm(F.group_norm(x, 2, m.rows, m.columns)) * m.g).sigmoid(),
+        lambda m, x: (m.instances(x) * m.g + m.b).sigmoid(),
+        lambda m, x: m.norm(m.plain_instances(x)).sigmoid(),
+        lambda m, x: m.norm(F.instance_norm(x, weight=m.rows, bias=m.columns)).sigmoid(),
+        lambda m, x: m.norm(
+            torch.instance_norm(x, m.rows, None, None, None, True, 0.1, 1e-3, False)
+        ).sigmoid(),
     ],
 )
-def test_a_scale_behind_a_norm_of_groups_goes_into_it(forward: Forward) -> None:
+def test_a_scale_behind_a_norm_of_images_goes_into_it(forward: Forward) -> None:
     assert_becomes(forward, 2, images(C))
 
 
