@@ -138,7 +138,7 @@ class _Lessons:
         given_up: Those of which it was, to no avail.
         decided: What example inputs decide of the way that the forward takes.
         drew: Whether somebody drew random numbers.
-        keeping: Whether proxies stand for the tensors that the model keeps in containers.
+        keeping: Whether proxies stand for the tensors that the model keeps unregistered.
         twice: Whether the forward runs twice, to see whether it does the same again.
     """
 
@@ -259,7 +259,8 @@ def _learn_from_failure(
     """What to leave alone after an exception: a function if possible, else the deepest module."""
     root, culprit = tracer.model, tracer.failed
     made = isinstance(problem, MadeTensorError)
-    if made and not lessons.keeping and tracer.kept.in_containers(tracer.watch):
+    kept = tracer.kept
+    if made and not lessons.keeping and (kept.in_containers(tracer.watch) or kept.in_attributes()):
         return replace(lessons, keeping=True)
     blamed = frozenset([id(culprit)])
     fresh = blamed & tracer.makers - lessons.making - lessons.given_up

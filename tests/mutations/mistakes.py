@@ -248,6 +248,12 @@ MISTAKES = [
         "    kept = set(elsewhere)\n",
     ),
     Mistake(
+        "a norm of instances is one of all channels",
+        "rules/normalization.py",
+        "    return _normalized(x, weight, bias, -1 - axes, instance_norm(channels, axes, eps))\n",
+        "    return _normalized(x, weight, bias, -1 - axes, group_norm(1, channels, eps))\n",
+    ),
+    Mistake(
         "statistics of the batch pass for running ones",
         "rules/normalization.py",
         "    if training is not False or running_mean is None or running_var is None:\n",
@@ -295,7 +301,7 @@ MISTAKES = [
     Mistake(
         "how values lie in memory is not followed",
         "planning/layouts.py",
-        "    if views or (moves and facts.by_layout):\n",
+        "    if views or anew or (moves and facts.by_layout):\n",
         "    if False:\n",
     ),
     Mistake(

@@ -16,6 +16,12 @@ IN_PLANNING = [
         "    return rank is not None\n",
     ),
     Mistake(
+        "what an equation computes lies as a convolution's value",
+        "planning/layouts.py",
+        "            asks = views or (anew and Trait.MUST_VIEW not in known)\n",
+        "            asks = views\n",
+    ),
+    Mistake(
         "a scale behind a norm goes in although somebody reads the norm",
         "planning/scales/scale_chains.py",
         "    if any(link.value not in gone for link in candidate.path):\n",

@@ -36,11 +36,15 @@ class Kept:
 
 
 class KeptProxy(ConstantProxy):
-    """A tensor that the model keeps: a node of its own in each call whose code reads it."""
+    """A tensor that the model keeps: a node of its own in each call whose code reads it.
+
+    A plain attribute has a path, and is a constant like a buffer.
+    """
 
     def __init__(self, kept: KeptValues, tracer: fx.Tracer, value: Tensor) -> None:
         self._kept = kept
-        self._target = Kept(value)
+        self._target = kept.paths_of_attributes.get(id(value)) or Kept(value)
+        self._value = value
         none_yet: Any = None
         super().__init__(none_yet, tracer, value)
 
@@ -48,12 +52,20 @@ class KeptProxy(ConstantProxy):
     def node(self) -> fx.Node:
         """The node of the call whose code runs."""
         kept: KeptValues = vars(self)["_kept"]
-        return kept.node(vars(self)["_target"])
+        return kept.node(vars(self)["_target"], vars(self)["_value"])
 
     @node.setter
     def node(self, node: fx.Node | None) -> None:
         if node is not None:
             raise UntraceableError("its forward writes to what it keeps of earlier calls")
+
+    def handed_on(self) -> fx.Proxy:
+        """The same value for another call, as it is where it was read."""
+        target, value = vars(self)["_target"], vars(self)["_value"]
+        if isinstance(target, str):
+            kept: KeptValues = vars(self)["_kept"]
+            return ConstantProxy(self.node, kept.tracer, value)
+        return self.tracer.proxy(self.node)
 
 
 class KeptValues:
@@ -62,14 +74,22 @@ class KeptValues:
     Attributes:
         readers: The calls whose own code reads one.
         paths: Those of them that are attributes.
+        paths_of_attributes: The paths of tensors that are plain attributes to which no forward
+            assigns, by identity.
     """
 
     def __init__(self, tracer: Any) -> None:
         self.tracer = tracer
         self.readers: set[Call] = set()
         self.paths: set[str] = set()
-        self._nodes: dict[tuple[Call | None, Kept], fx.Node] = {}
-        self._attributes = _attributes_that_change(tracer.model)
+        self._nodes: dict[tuple[Call | None, Kept | str], fx.Node] = {}
+        plain = _plain_attributes(tracer.model)
+        self._attributes = _those_that_change(plain, tracer.model)
+        self.paths_of_attributes = {
+            id(value): join(path, name)
+            for (path, name), value in plain.items()
+            if id(value) not in self._attributes
+        }
         self._stands_in = False
 
     def read(self, tensor: Tensor) -> None:
@@ -79,14 +99,19 @@ class KeptValues:
             self.paths.add(path)
             self.readers.update(self.tracer.stack[-1:])
 
-    def node(self, target: Kept) -> fx.Node:
+    def node(self, target: Kept | str, value: Tensor) -> fx.Node:
         """The node of a tensor in the call whose code runs."""
         call = self.tracer.stack[-1] if self.tracer.stack else None
         if (call, target) not in self._nodes:
-            node: fx.Node = self.tracer.create_node("call_function", target, (), {})
-            node.meta["tensor"] = True
+            node: fx.Node
+            if isinstance(target, str):
+                node = self.tracer.create_node("get_attr", target, (), {})
+                self.tracer.constants.read(node, value)
+            else:
+                node = self.tracer.create_node("call_function", target, (), {})
+                node.meta["tensor"] = True
+                self.readers.update([call] if call else [])
             self._nodes[call, target] = node
-            self.readers.update([call] if call else [])
         return self._nodes[call, target]
 
     def handed_on(self, value: Any) -> Any:
@@ -94,7 +119,7 @@ class KeptValues:
         if not self._stands_in:
             return value
         if isinstance(value, KeptProxy):
-            return self.tracer.proxy(value.node)
+            return value.handed_on()
         if isinstance(value, tuple) and not hasattr(value, "_fields"):
             return tuple(map(self.handed_on, value))
         if any(isinstance(proxy, KeptProxy) for proxy in proxies_in(value)):
@@ -112,12 +137,21 @@ class KeptValues:
             if isinstance(value, Tensor) and id(value) not in registered
         ]
 
+    def in_attributes(self) -> list[tuple[dict[str, Any], str, Tensor]]:
+        """The plain attributes that are tensors and that no forward changes, as they lie."""
+        return [
+            (vars(module), name, value)
+            for module in self.tracer.model.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor) and id(value) in self.paths_of_attributes
+        ]
+
     @contextmanager
     def standing_in(self, watch: Watch) -> Iterator[None]:
-        """Let code find proxies in the containers in which the model keeps tensors."""
+        """Let code find proxies where the model keeps tensors that are not registered."""
         places = [
             (entries, key, value, KeptProxy(self, self.tracer, value))
-            for entries, key, value in self.in_containers(watch)
+            for entries, key, value in (*self.in_containers(watch), *self.in_attributes())
         ]
         self._stands_in = bool(places)
         for entries, key, _, proxy in places:
@@ -134,18 +168,24 @@ def _items(entries: Any) -> list[tuple[Any, Any]]:
     return list(entries.items() if isinstance(entries, dict) else enumerate(entries))
 
 
-def _attributes_that_change(model: nn.Module) -> dict[int, str]:
-    """Tensors that are plain attributes to which code of some forward assigns, with their paths."""
-    plain = [
-        (join(path, name), name, value)
+def _plain_attributes(model: nn.Module) -> dict[tuple[str, str], Tensor]:
+    """The tensors that are plain attributes, by the path of their module and their name."""
+    return {
+        (path, name): value
         for path, module in model.named_modules()
         for name, value in vars(module).items()
         if isinstance(value, Tensor)
-    ]
+    }
+
+
+def _those_that_change(plain: Mapping[tuple[str, str], Tensor], model: nn.Module) -> dict[int, str]:
+    """Those plain attributes to which code of some forward assigns: their paths by identity."""
     if not plain:
         return {}
     assigned = {name for module in model.modules() for name in _assigned_by(module)}
-    return {id(value): path for path, name, value in plain if name in assigned}
+    return {
+        id(value): join(path, name) for (path, name), value in plain.items() if name in assigned
+    }
 
 
 def _assigned_by(module: nn.Module) -> Iterator[str]:

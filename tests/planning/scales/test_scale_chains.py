@@ -140,6 +140,7 @@ def test_a_scale_behind_a_norm_of_images_goes_into_it(forward: Forward) -> None:
         (lambda m, x: (F.layer_norm(x, (5, C)) * m.rows).sigmoid(), 3, tokens()),
         (lambda m, x: (x.relu() * m.g + m.b).sigmoid(), 4, images(C)),
         (lambda m, x: F.batch_norm(x.relu(), m.rows, m.columns).mul(m.g).sigmoid(), 4, images(C)),
+        (lambda m, x: F.instance_norm(x.sin(), m.rows, m.columns).mul(m.g).cos(), 4, images(C)),
     ],
 )
 def test_what_is_read_elsewhere_or_has_no_place_stays(
