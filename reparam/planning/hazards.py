@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import fx, nn
+from torch import fx
 
 from reparam.analysis import Facts, promotes
 from reparam.capture import reached, torch_name
@@ -134,19 +134,20 @@ def _gradient_is_lost(region: Region, facts: Facts) -> Refusal | None:
     last = max([order[node] for node in reading], default=order[base])
     if not facts.memory.write_between(base, last, len(order), ignoring=region.dying):
         return None
-    if any(_keeps_its_operand(node, facts.root) for node in reading):
+    if any(_keeps_its_operand(node, facts) for node in reading):
         return None
     return Refusal(f"{base} is written to in place later, and gradients would need it as it was")
 
 
-def _keeps_its_operand(node: fx.Node, root: nn.Module) -> bool:
+def _keeps_its_operand(node: fx.Node, facts: Facts) -> bool:
     """Whether the gradient of an operator needs what it read: it multiplies that by parameters."""
     if node.op == "call_module":
-        return any(tensor.requires_grad for tensor in fetch(root, str(node.target)).parameters())
+        module = fetch(facts.root, str(node.target))
+        return any(tensor.requires_grad for tensor in module.parameters())
     if torch_name(node) in ("add", "sub", "rsub"):
         return False
-    sources = reached(node.all_input_nodes, lambda operand: operand.all_input_nodes)
-    held = [fetch(root, str(source.target)) for source in sources if source.op == "get_attr"]
+    names = {name for each in node.all_input_nodes for name in facts.sources.get(each, ())}
+    held = [fetch(facts.root, name) for name in names]
     return any(getattr(tensor, "requires_grad", False) for tensor in held)
 
 

@@ -172,6 +172,14 @@ def scaled_by_a_number(m: Any, x: Tensor) -> Tensor:
     return y.add_(m.norm(m.c(y * 0.5)))
 
 
+def padded(m: Any, x: Tensor) -> Tensor:
+    """A copy is what the convolution reads, though there are parameters before it."""
+    y = F.conv2d(x, m.c.weight).sin()
+    z: Tensor = m.d(F.pad(y, (1, 1, 1, 1)))
+    y.sub_(1)
+    return z.sum() * y
+
+
 def normalised(m: Any, x: Tensor) -> Tensor:
     """The gradient of the norm needs what is written to: nobody can train this."""
     y = x.sin()
@@ -180,7 +188,7 @@ def normalised(m: Any, x: Tensor) -> Tensor:
     return z + y
 
 
-@pytest.mark.parametrize("forward", [doubled, scaled_by_a_number], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("forward", [doubled, scaled_by_a_number, padded], ids=lambda f: f.__name__)
 def test_what_a_gradient_needs_is_not_written_to_later(forward: Forward) -> None:
     model = model_of(forward)
     fused = reparam.fuse(model)
