@@ -136,6 +136,9 @@ class _Graft:
         # Where other arguments may come, the code as it was must go on running.
         changed = [code.call for code in codes]
         flexible = {call for call in changed if not knows_only_tensors(call)}
+        for call in self.inlined:  # a method that runs its module runs the code that is there
+            if call.parent is not None:
+                keep_for_methods(call.path, call.parent, self.rewrite, self.sites)
         removed = [*self._unused(dropped), *self._vanished_calls(), *self._asked()]
         free = released(self.trace, ways)
         staying = prune(

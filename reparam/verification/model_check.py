@@ -57,7 +57,9 @@ class Judge:
             others = inputs.map(change)
             with suppress(Exception):  # it need not run on these
                 before = _results(model, others, mode)
-                self.trials.append(_Trial(where, mode, others, before))
+                # Of nothing, cut out of a small image, a convolution may be the error that it is.
+                if _is_empty(before) == _is_empty(self.trials[0].before):
+                    self.trials.append(_Trial(where, mode, others, before))
         exact = all(tensor.dtype == torch.float64 for tensor in _floats(self.trials[0].before))
         self.is_exact = exact
         truths = [self._exact(trial) for trial in self.trials] if inplace and not exact else []
@@ -172,6 +174,10 @@ def _results(
 
 def _floats(leaves: Sequence[Any]) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _is_empty(leaves: Sequence[Any]) -> bool:
+    return any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves)
 
 
 def _layout(leaves: Sequence[Any]) -> list[Any]:

@@ -491,3 +491,41 @@ def test_a_method_that_runs_them_in_turn_gets_the_rank_that_was_traced() -> None
     assert apart(fused.tokens(x), model.tokens(x)) < EXACT
     with pytest.raises(reparam.ReparamError, match="norm"):
         fused.tokens(torch.randn(2, 6, 6).double())
+
+
+class Masked(nn.Module):
+    """A product with parameters of its own, of which an option is a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.kernel = nn.Parameter(torch.rand(6)), nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x if mask is None else x * mask
+        return x.mul(self.scale) @ self.kernel.t()
+
+
+class AlsoMasked(nn.Module):
+    """A tensor of a number is made in both methods, and goes with the operators that it is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masked = Masked()
+
+    def features(self, x: Tensor) -> Tensor:
+        result: Tensor = self.masked(x, mask=torch.tensor(0.5))
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.masked(x, mask=torch.tensor(0.5))
+        return result
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_module_whose_code_moved_to_its_caller_runs_for_other_methods(given: bool) -> None:
+    model, x = ready(AlsoMasked()), torch.randn(3, 6, dtype=torch.float64)
+    fused = reparam.fuse(model, x if given else None)
+    assert fused.reparam_report.fused
+    assert apart(fused(x), model(x)) <= EXACT
+    assert apart(fused.features(x), model.features(x)) <= EXACT
+    assert {row.place for row in fused.reparam_report.frozen} >= {"masked.scale", "masked.kernel"}
