@@ -7,6 +7,7 @@ how they came about. So a kernel that is computed of its parameters is as lazy a
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,25 +111,49 @@ def fold(
     pending = [expression]
     while pending:
         part = pending[-1]
-        arguments = part.args, dict(part.kwargs)
-        parts = (each for each in tree_leaves(arguments) if isinstance(each, Computed))
-        missing = [each for each in parts if id(each) not in done]
+        if id(part) in done:
+            pending.pop()
+            continue
+        missing = [each for each in _parts(part) if id(each) not in done]
         if missing:
             pending.extend(missing)
             continue
-        if id(part) not in done:
-            done[id(part)] = node(part, *tree_map(become, arguments))
-        pending.pop()
+        done[id(part)] = node(part, *tree_map(become, (part.args, dict(part.kwargs))))
     return done[id(expression)]
 
 
-def evaluate(
-    expression: Any,
-    read: Callable[[Any], Any] = lambda leaf: leaf,
-    done: dict[int, Any] | None = None,
-) -> Any:
-    """Compute an expression of what its leaves are now; values of some parts may be done."""
-    return fold(expression, read, _run, {} if done is None else done)
+def _parts(part: Computed) -> list[Computed]:
+    """What is computed itself among the arguments of something."""
+    arguments = tree_leaves((part.args, dict(part.kwargs)))
+    return [each for each in arguments if isinstance(each, Computed)]
+
+
+def evaluate(expression: Any, read: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """Compute an expression of what its leaves are now; values are let go after their last use."""
+    if not isinstance(expression, Computed):
+        return read(expression)
+    uses, done = _uses(expression), dict[int, Any]()
+
+    def run(part: Computed, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = _run(part, args, kwargs)
+        for each in _parts(part):
+            uses[id(each)] -= 1
+            if not uses[id(each)]:
+                done.pop(id(each))
+        return result
+
+    return fold(expression, read, run, done)
+
+
+def _uses(expression: Computed) -> Counter[int]:
+    """How often each part of an expression is an argument of another one, by its identity."""
+    uses, pending = Counter[int](), [expression]
+    while pending:
+        for part in _parts(pending.pop()):
+            if id(part) not in uses:
+                pending.append(part)
+            uses[id(part)] += 1
+    return uses
 
 
 def _run(part: Computed, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -100,4 +100,28 @@ IN_FOLLOWING = [
         "        fetch(model, path).training = False\n",
         "        pass\n",
     ),
+    Mistake(
+        "values of an expression are kept until all of it is computed",
+        "algebra/expressions.py",
+        "            if not uses[id(each)]:\n",
+        "            if False:\n",
+    ),
+    Mistake(
+        "a value is let go at its first use",
+        "algebra/expressions.py",
+        "            if not uses[id(each)]:\n",
+        "            if id(each) in done:\n",
+    ),
+    Mistake(
+        "a scale before a kernel makes a second kernel",
+        "algebra/kernels.py",
+        "blocks.mul(factors) if torch.is_grad_enabled() else blocks.mul_(factors)",
+        "blocks.mul(factors)",
+    ),
+    Mistake(
+        "the gradient of a constant needs a kernel that was written to",
+        "algebra/kernels.py",
+        "blocks.mul(factors) if torch.is_grad_enabled() else blocks.mul_(factors)",
+        "blocks.mul_(factors)",
+    ),
 ]

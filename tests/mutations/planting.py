@@ -23,6 +23,7 @@ TESTS = [
     "tests/algebra/test_expressions.py",
     "tests/following/test_refreshing.py",
     "tests/following/test_live_models.py",
+    "tests/following/test_memory.py",
     "tests/expansion",
     "tests/rules/test_rules.py",
     "tests/rules/test_reshapes.py",
