@@ -7,13 +7,13 @@ how they came about. So a kernel that is computed of its parameters is as lazy a
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.immutable_collections import immutable_list
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -78,7 +78,7 @@ def note_origin(
         return
     if args and result is args[0] and not wrote:
         return  # it is what it was before
-    own_args, own_kwargs = tree_map(origin_of, (tuple(args), dict(kwargs)))
+    own_args, own_kwargs = _origins((tuple(args), dict(kwargs)))
     if wrote:  # others may have read the value that it was before
         own_args = Computed(torch.clone, own_args[:1], {}), *own_args[1:]
     whole = Computed(function, own_args, own_kwargs)
@@ -86,6 +86,20 @@ def note_origin(
         if isinstance(entry, Tensor):
             one_of_several = Computed(operator.getitem, (whole, index), {})
             _ORIGINS[entry] = whole if entry is result else one_of_several
+
+
+def _origins(arguments: Any) -> Any:
+    """Some arguments with how they were computed in their place, in lists of Python's own."""
+
+    def origin(value: Any) -> Any:
+        return [_origins(each) for each in value] if _is_immutable(value) else origin_of(value)
+
+    return tree_map(origin, arguments, is_leaf=_is_immutable)
+
+
+def _is_immutable(value: Any) -> bool:
+    """Whether it is a list as a graph holds it, of which torch.compile knows nothing."""
+    return isinstance(value, immutable_list)
 
 
 def fold(
@@ -132,7 +146,8 @@ def evaluate(expression: Any, read: Callable[[Any], Any] = lambda leaf: leaf) ->
     """Compute an expression of what its leaves are now; values are let go after their last use."""
     if not isinstance(expression, Computed):
         return read(expression)
-    uses, done = _uses(expression), dict[int, Any]()
+    uses = _uses(expression)
+    done: dict[int, Any] = {}
 
     def run(part: Computed, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         result = _run(part, args, kwargs)
@@ -145,14 +160,15 @@ def evaluate(expression: Any, read: Callable[[Any], Any] = lambda leaf: leaf) ->
     return fold(expression, read, run, done)
 
 
-def _uses(expression: Computed) -> Counter[int]:
+def _uses(expression: Computed) -> dict[int, int]:
     """How often each part of an expression is an argument of another one, by its identity."""
-    uses, pending = Counter[int](), [expression]
+    uses: dict[int, int] = {}
+    pending = [expression]
     while pending:
         for part in _parts(pending.pop()):
             if id(part) not in uses:
                 pending.append(part)
-            uses[id(part)] += 1
+            uses[id(part)] = uses.get(id(part), 0) + 1
     return uses
 
 

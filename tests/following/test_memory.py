@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import reparam
 from reparam.algebra.expressions import leaves
@@ -18,6 +18,7 @@ from tests.following.moving import moved
 from tests.models.catalogue import BLOCKS
 from tests.models.test_blocks import trained
 from tests.support.live_bytes import LiveBytes
+from tests.support.saved_bytes import saved_per_image
 
 FLOAT64 = 8
 
@@ -65,3 +66,37 @@ def test_every_block_needs_its_region_and_its_operator(block: Any) -> None:
     fused = reparam.fuse(model)
     held = max((sum(pair) for pair in sizes(fused, model)), default=0)
     assert peak(fused, moved(model)) <= 1.25 * held  # and what lies between the kernels of a chain
+
+
+class Branches(nn.Module):
+    """Branches without norms: a kernel, a scaled one, and two in a row; then a norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dense = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.other = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+        self.first = nn.Conv2d(channels, channels, 1, bias=False)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dense(x) + self.other(x) * self.scale + self.second(self.first(x))
+        return torch.relu(self.norm(x))
+
+
+def test_the_online_form_saves_what_one_convolution_saves() -> None:
+    """For each image, in training mode: the inputs of the convolution, the norm and the ReLU."""
+    model, images = nn.Sequential(Branches(8), Branches(8)).train(), torch.randn(6, 8, 9, 9)
+    plain = nn.Sequential(
+        *(
+            layer
+            for _ in range(2)
+            for layer in (nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        )
+    )
+    online = reparam.fuse(model, live=True)
+    assert len(online.reparam_report.fused) == 2
+    branches, ours, theirs = (saved_per_image(m, images)[0] for m in (model, online, plain))
+    assert ours == theirs == (1 + 2 * 2) * images[0].nbytes
+    assert branches == theirs + 2 * 2 * images[0].nbytes
