@@ -305,3 +305,30 @@ def test_weights_are_rounded_once(dtype: torch.dtype) -> None:
     exact = run(copy.deepcopy(model).double(), (x,))
     bound = 64 * torch.finfo(dtype).eps
     assert relative_error(run(copy.deepcopy(expanded).double(), (x,)), exact) < bound
+
+
+def test_a_branch_is_not_expanded_again() -> None:
+    once = reparam.expand(ready(Net()), blocks.dbb(), where="conv")
+    report = reparam.expand(once, blocks.lora(2)).reparam_report
+    assert [row.place for row in report.expanded] == ["down", "fc"]
+    assert {row.reason for row in report.refused} == {"it is in a branch of an expanded layer"}
+
+
+def test_complex_layers_stay() -> None:
+    layers = nn.Conv2d(4, 4, 3, dtype=torch.complex64), nn.Conv2d(4, 4, 3)
+    report = reparam.expand(nn.Sequential(*layers).eval(), blocks.acnet()).reparam_report
+    assert [row.place for row in report.expanded] == ["1"]
+    assert "no floating-point numbers" in report.refused[0].reason
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["hook", "parametrization"])
+def test_a_branch_whose_weight_is_computed_is_heeded(kind: str) -> None:
+    model, x = ready(Net()), torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    expanded: Any = reparam.expand(model, blocks.dbb(), where="conv")
+    old, new = nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm
+    (old if kind == "hook" else new)(expanded.conv.branches[0][0])
+    expanded(x)
+    expanded.eval()
+    fused = reparam.fuse(expanded)
+    assert relative_error(run(fused, (x,)), run(expanded, (x,))) < EXACT
