@@ -97,9 +97,11 @@ def computed_tensors(operator: nn.Module) -> dict[str, Tensor]:
         tensors = recipe.rounded(recipe.exact(read), read)
     eager = not torch.compiler.is_compiling()
     if eager and recipe.like is not None and not torch.is_grad_enabled():
-        # Torch multiplies by a parameter in another order, also where it records no gradients.
+        # Torch multiplies by a parameter in another order, and by one that wants a gradient in a
+        # third one, also where it records none.
+        wants = held["_trains"] and read(recipe.like).requires_grad
         for name in tensors.keys() & {"weight", "bias"}:
-            tensors[name] = nn.Parameter(tensors[name], read(recipe.like).requires_grad)
+            tensors[name] = nn.Parameter(tensors[name], wants)
     return tensors
 
 
@@ -123,7 +125,7 @@ def drop_tensors(module: nn.Module) -> tuple[str, ...]:
 
 
 def make_operator_live(
-    module: nn.Module, recipe: Recipe, anchor: nn.Module, made: tuple[str, ...]
+    module: nn.Module, recipe: Recipe, anchor: nn.Module, made: tuple[str, ...], *, trains: bool
 ) -> None:
     """Make a layer a live one, which computes its tensors of those in another module.
 
@@ -132,9 +134,10 @@ def make_operator_live(
         recipe: How its tensors are computed, of names of tensors in the anchor.
         anchor: A module that holds the branches.
         made: The names of the tensors.
+        trains: Whether a fused model that is not live would train them.
     """
     held = {"_recipe": recipe, "_asks": recipe.conditional, "_anchor": _Anchor(anchor)}
-    vars(module).update(held, _made=made, _at_hand=None)
+    vars(module).update(held, _made=made, _trains=trains, _at_hand=None)
     module.__class__ = _LIVE[type(module)]
 
 

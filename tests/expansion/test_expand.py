@@ -332,3 +332,12 @@ def test_a_branch_whose_weight_is_computed_is_heeded(kind: str) -> None:
     expanded.eval()
     fused = reparam.fuse(expanded)
     assert relative_error(run(fused, (x,)), run(expanded, (x,))) < EXACT
+
+
+@pytest.mark.parametrize("axes", CONVOLUTIONS)
+def test_an_input_shorter_than_the_kernel(axes: int) -> None:
+    """Torch's pools over three axes refuse it, unless it is padded before."""
+    layer = CONVOLUTIONS[axes](4, 4, 5, padding=2, dtype=torch.float64)
+    expanded = reparam.expand(nn.Sequential(layer).eval(), blocks.dbb())
+    x = torch.randn(2, 4, *(2,) * axes, dtype=torch.float64)
+    assert relative_error(run(expanded, (x,)), run(layer, (x,))) < 1e-12

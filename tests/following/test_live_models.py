@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import reparam
+from reparam import blocks
 from tests.following.moving import moved
 from tests.models.catalogue import BLOCKS
 from tests.models.test_blocks import inputs, trained
@@ -266,6 +267,30 @@ def test_parameters_that_are_handed_in() -> None:
     state = deepcopy(moved(deepcopy(model), 3).state_dict())
     ours, theirs = (torch.func.functional_call(form, state, (x,)) for form in (live, model))
     assert torch.allclose(ours, theirs, rtol=BOUND, atol=BOUND)
+
+
+class Optional(nn.Module):
+    """Runs its layer alone, too, where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 3), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        x = x if other is None else other
+        return (self.layer(x.permute(0, 2, 3, 1)) * self.scale).permute(0, 3, 1, 2)
+
+
+def test_what_stays_gives_the_same_bits() -> None:
+    """Torch adds in another order for a weight that wants a gradient than for a frozen one."""
+    torch.manual_seed(0)
+    model = reparam.expand(Optional().double().eval(), blocks.mobile_one(2))
+    live, fused = reparam.fuse(model, live=True), reparam.fuse(model)
+    assert [row.place for row in fused.reparam_report.frozen] == ["scale", "layer"]
+    x = torch.randn(3, 3, 9, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for given in ((x,), (x, -x)):
+            assert torch.equal(live(*given), fused(*given))
 
 
 def test_a_rule_that_nobody_has_seen_compute() -> None:

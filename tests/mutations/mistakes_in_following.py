@@ -124,4 +124,16 @@ IN_FOLLOWING = [
         "blocks.mul(factors) if torch.is_grad_enabled() else blocks.mul_(factors)",
         "blocks.mul_(factors)",
     ),
+    Mistake(
+        "a live operator that stays beside others is multiplied by as if it were trained",
+        "following/live_operators.py",
+        'wants = held["_trains"] and ',
+        "wants = ",
+    ),
+    Mistake(
+        "torch.compile meets a parameter that is made",
+        "following/live_operators.py",
+        "    eager = not torch.compiler.is_compiling()\n",
+        "    eager = True\n",
+    ),
 ]

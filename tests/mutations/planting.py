@@ -62,6 +62,7 @@ TESTS = [
     "tests/random_networks/test_findings.py",
     "tests/cli/models/test_program_loading.py",
     "tests/uses/test_precision.py",
+    "tests/uses/test_live.py",
     "tests/cases/test_writing.py",
     "tests/random_networks/test_random_networks.py",
 ]
