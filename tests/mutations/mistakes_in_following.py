@@ -107,12 +107,6 @@ IN_FOLLOWING = [
         "            if False:\n",
     ),
     Mistake(
-        "a value is let go at its first use",
-        "algebra/expressions.py",
-        "            if not uses[id(each)]:\n",
-        "            if id(each) in done:\n",
-    ),
-    Mistake(
         "a scale before a kernel makes a second kernel",
         "algebra/kernels.py",
         "blocks.mul(factors) if torch.is_grad_enabled() else blocks.mul_(factors)",
