@@ -323,15 +323,23 @@ def test_complex_layers_stay() -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", ["hook", "parametrization"])
-def test_a_branch_whose_weight_is_computed_is_heeded(kind: str) -> None:
-    model, x = ready(Net()), torch.randn(2, 6, 9, 8, dtype=torch.float64)
-    expanded: Any = reparam.expand(model, blocks.dbb(), where="conv")
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_branch_whose_weight_is_computed_is_heeded(kind: str, normed: bool) -> None:
+    after = nn.BatchNorm2d(6) if normed else nn.ReLU()
+    model = ready(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), after))
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    expanded: Any = reparam.expand(model, blocks.dbb(), where="0")
     old, new = nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm
-    (old if kind == "hook" else new)(expanded.conv.branches[0][0])
+    (old if kind == "hook" else new)(expanded[0].branches[0][0])
     expanded(x)
     expanded.eval()
-    fused = reparam.fuse(expanded)
+    fused, live = reparam.fuse(expanded), reparam.fuse(expanded, live=True)
     assert relative_error(run(fused, (x,)), run(expanded, (x,))) < EXACT
+    assert relative_error(run(live, (x,)), run(expanded, (x,))) < EXACT
+    moved(expanded)
+    fresh = reparam.fuse(expanded)
+    assert relative_error(run(fresh, (x,)), run(expanded, (x,))) < EXACT
+    assert torch.equal(run(reparam.refresh(fused, expanded), (x,)), run(fresh, (x,)))
 
 
 @pytest.mark.parametrize("axes", CONVOLUTIONS)
