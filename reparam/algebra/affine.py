@@ -284,9 +284,10 @@ def _filled(shape: tuple[int, ...], entry: float) -> Weights:
 
 def _kernel(weight: Tensor, bias: Tensor | None, *, groups: int | None) -> Weights:
     """A kernel as torch has it; of a transposed convolution if it has groups."""
-    kernel = exact(weight)
-    if groups is not None:
-        kernel = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+    if groups is None:
+        kernel = exact(weight)
+    else:
+        kernel = exact(weight.unflatten(0, (groups, -1)).transpose(1, 2)).flatten(0, 1)
     return kernel, None if bias is None else exact(bias)
 
 

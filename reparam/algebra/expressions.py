@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.immutable_collections import immutable_list
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -77,7 +78,7 @@ def note_origin(
         return
     if args and result is args[0] and not wrote:
         return  # it is what it was before
-    own_args, own_kwargs = tree_map(origin_of, (tuple(args), dict(kwargs)))
+    own_args, own_kwargs = _origins((tuple(args), dict(kwargs)))
     if wrote:  # others may have read the value that it was before
         own_args = Computed(torch.clone, own_args[:1], {}), *own_args[1:]
     whole = Computed(function, own_args, own_kwargs)
@@ -85,6 +86,20 @@ def note_origin(
         if isinstance(entry, Tensor):
             one_of_several = Computed(operator.getitem, (whole, index), {})
             _ORIGINS[entry] = whole if entry is result else one_of_several
+
+
+def _origins(arguments: Any) -> Any:
+    """Some arguments with how they were computed in their place, in lists of Python's own."""
+
+    def origin(value: Any) -> Any:
+        return [_origins(each) for each in value] if _is_immutable(value) else origin_of(value)
+
+    return tree_map(origin, arguments, is_leaf=_is_immutable)
+
+
+def _is_immutable(value: Any) -> bool:
+    """Whether it is a list as a graph holds it, of which torch.compile knows nothing."""
+    return isinstance(value, immutable_list)
 
 
 def fold(
@@ -110,25 +125,51 @@ def fold(
     pending = [expression]
     while pending:
         part = pending[-1]
-        arguments = part.args, dict(part.kwargs)
-        parts = (each for each in tree_leaves(arguments) if isinstance(each, Computed))
-        missing = [each for each in parts if id(each) not in done]
+        if id(part) in done:
+            pending.pop()
+            continue
+        missing = [each for each in _parts(part) if id(each) not in done]
         if missing:
             pending.extend(missing)
             continue
-        if id(part) not in done:
-            done[id(part)] = node(part, *tree_map(become, arguments))
-        pending.pop()
+        done[id(part)] = node(part, *tree_map(become, (part.args, dict(part.kwargs))))
     return done[id(expression)]
 
 
-def evaluate(
-    expression: Any,
-    read: Callable[[Any], Any] = lambda leaf: leaf,
-    done: dict[int, Any] | None = None,
-) -> Any:
-    """Compute an expression of what its leaves are now; values of some parts may be done."""
-    return fold(expression, read, _run, {} if done is None else done)
+def _parts(part: Computed) -> list[Computed]:
+    """What is computed itself among the arguments of something."""
+    arguments = tree_leaves((part.args, dict(part.kwargs)))
+    return [each for each in arguments if isinstance(each, Computed)]
+
+
+def evaluate(expression: Any, read: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """Compute an expression of what its leaves are now; values are let go after their last use."""
+    if not isinstance(expression, Computed):
+        return read(expression)
+    uses = _uses(expression)
+    done: dict[int, Any] = {}
+
+    def run(part: Computed, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = _run(part, args, kwargs)
+        for each in _parts(part):
+            uses[id(each)] -= 1
+            if not uses[id(each)]:
+                done.pop(id(each))
+        return result
+
+    return fold(expression, read, run, done)
+
+
+def _uses(expression: Computed) -> dict[int, int]:
+    """How often each part of an expression is an argument of another one, by its identity."""
+    uses: dict[int, int] = {}
+    pending = [expression]
+    while pending:
+        for part in _parts(pending.pop()):
+            if id(part) not in uses:
+                pending.append(part)
+            uses[id(part)] = uses.get(id(part), 0) + 1
+    return uses
 
 
 def _run(part: Computed, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -236,6 +236,12 @@ def compose(
     if constant is not None:
         constant = constant.expand(shape[0]).clone()
     outer_taps = outer_kernel.shape[2:]
+    if channels == inner_groups and kernel.shape[1:].numel() == 1 and outer_kernel.shape == shape:
+        factors = kernel.view(outer_groups, 1, channels // outer_groups, *(1,) * len(outer_taps))
+        blocks = outer_kernel.view(outer_groups, -1, *factors.shape[2:3], *outer_taps)
+        # No second large kernel, but where the gradient of the constant needs the first.
+        scaled = blocks.mul(factors) if torch.is_grad_enabled() else blocks.mul_(factors)
+        return scaled.view(shape), constant
     multiply = _multiplication(kernel, inner_groups, outer_kernel, outer_groups, groups, channels)
     if outer_taps.numel() == 1 and kernel.shape[2:] == shape[2:]:
         return multiply(outer_kernel.flatten(1)), constant  # no second large kernel

@@ -155,7 +155,7 @@ def loses_digits(
     if "bias" in exact:
         size = size + exact["bias"].abs()
     rounding = limits.eps / 12**0.5 * size.clamp_min(limits.smallest_normal)
-    return bool((_norms(rows.double() - computed) > 4 * rounding).any())
+    return bool((_norms(rows - computed) > 4 * rounding).any())
 
 
 def _rows(module: Any, weight: Tensor) -> Tensor:

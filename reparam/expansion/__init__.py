@@ -1,7 +1,7 @@
 """One layer becomes many that are trained, and one again: `expand`, and the blocks it knows.
 
 Files, in the order in which data flows: `blocks`, `expanded_layers`, `collapsing`, `building`,
-`norms`, `choosing`, `driver`.
+`norms`, `noticing`, `choosing`, `driver`.
 """
 
 from reparam.expansion.blocks import Block, Kernel, Pool, Scale, Skip

@@ -199,8 +199,10 @@ class _Branch:
         size = self._size(step.size)
         pads, settings = self._geometry(size, place=place)
         settings.pop("dilation")
-        if any(2 * side > k for side, k in zip(settings["padding"], size, strict=True)):
-            # Torch's pools pad by half of their kernel at most.
+        too_wide = any(2 * side > k for side, k in zip(settings["padding"], size, strict=True))
+        if too_wide or self.axes == 3:
+            # Torch's pools pad by half of their kernel at most, and those over three axes want
+            # an input of the kernel's size before they pad.
             pads = [_PADS[self.axes](_flat([(side, side) for side in settings["padding"]]))]
             settings["padding"] = (0,) * self.axes
         return [*pads, _POOLS[self.axes](size, **settings)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reparam.algebra import AffineConv, identity
 from reparam.errors import Refusal
 from reparam.expansion.expanded_layers import ExpandedLayer, in_a_row, sum_of_branches
+from reparam.modules import copy_model
 
 _BOUND = 1e-9
 """The largest relative difference of two layers, in float64, that are to be the same."""
@@ -80,5 +81,5 @@ def difference(module: ExpandedLayer, layer: nn.Module) -> Refusal | None:
 
 def _exact(module: nn.Module, x: Tensor) -> Tensor:
     """What a module computes in float64, in eval mode."""
-    result: Tensor = copy.deepcopy(module).double().eval()(x)
+    result: Tensor = copy_model(module).double().eval()(x)
     return result

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from reparam.errors import Refusal, ReparamError
 from reparam.expansion.blocks import Block
 from reparam.expansion.building import expanded, trains_alike
-from reparam.expansion.choosing import LAYERS, Candidates
+from reparam.expansion.choosing import ASKED, LAYERS, Candidates
 from reparam.expansion.collapsing import difference
 from reparam.expansion.expanded_layers import ExpandedLayer
 from reparam.expansion.norms import add_norms
+from reparam.expansion.noticing import noticed
 from reparam.modules import ALONE, AtWork, Choice, check_module, chosen, copy_model, in_eval_mode
 from reparam.report import ExpandedRow, ExpansionReport, RefusedRow
 from reparam.rules import load_rules
@@ -79,6 +80,10 @@ def expand(
         raise ReparamError(
             "norm='each' needs calibrate: batches from which the norms have their statistics"
         )
+    if norm is None and calibrate is not None:
+        raise ReparamError("calibrate is for norms: pass norm='each' with it")
+    if isinstance(calibrate, Tensor):
+        raise ReparamError("calibrate is one tensor: expected batches, such as [batch]")
     load_rules()
     with ALONE, AtWork() as work, work:
         target: Any = copy_model(model)
@@ -108,10 +113,10 @@ def _replace(
     normed: bool,
 ) -> dict[str, ExpandedLayer]:
     """Expand the layers of a copy where that may be, and take down what was done."""
-    layers: dict[str, ExpandedLayer] = {}
-    for path, layer in chosen(target, where, "where").items():
-        if not isinstance(layer, LAYERS) or not path:
-            continue
+    pairs: dict[str, tuple[nn.Module, ExpandedLayer]] = {}
+    refused: dict[str, Refusal] = {}
+    asked = {p: m for p, m in chosen(target, where, "where").items() if p and isinstance(m, LAYERS)}
+    for path, layer in asked.items():
         made: Any = candidates.refusal(layer)
         if made is None and normed and isinstance(layer, nn.Linear):
             made = Refusal("a norm beside a linear layer: which axis it is to count is not known")
@@ -122,13 +127,21 @@ def _replace(
         if where is None and not normed and isinstance(made, ExpandedLayer) and trains_alike(made):
             made = Refusal("each branch would be the layer again, and all would train like one")
         if isinstance(made, Refusal):
-            report.refused.append(RefusedRow(path, type(layer).__name__, made.reason))
+            refused[path] = made
             continue
         holder, _, name = path.rpartition(".")
         setattr(target.get_submodule(holder), name, made)
-        layers[path] = made
-        report.expanded.append(_row(path, layer, made))
-    return layers
+        pairs[path] = layer, made
+    with in_eval_mode(target):
+        odd = noticed(target, pairs, candidates.graphs)
+    refused |= dict.fromkeys(odd, ASKED)
+    for path, layer in asked.items():
+        if path in refused:
+            row = RefusedRow(path, type(layer).__name__, refused[path].reason)
+            report.refused.append(row)
+        else:
+            report.expanded.append(_row(path, *pairs[path]))
+    return {path: made for path, (_, made) in pairs.items() if path not in odd}
 
 
 def _row(path: str, layer: nn.Module, made: ExpandedLayer) -> ExpandedRow:

@@ -5,5 +5,6 @@ Files, in the order in which data flows: `names`, `recipe_books`, `live_operator
 """
 
 from reparam.following.live_models import make_live, set_training, standing, without_dropout
+from reparam.following.live_operators import is_live
 from reparam.following.recipe_books import ATTRIBUTE, Bookkeeper
 from reparam.following.refreshing import refresh

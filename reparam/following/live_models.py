@@ -74,7 +74,10 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def make_live(
-    fused: nn.Module, recipes: Mapping[str, Recipe], before: Mapping[str, Standing]
+    fused: nn.Module,
+    recipes: Mapping[str, Recipe],
+    before: Mapping[str, Standing],
+    staying: Collection[str],
 ) -> None:
     """Let the operators of a fused model compute their weights of those of their branches.
 
@@ -82,7 +85,9 @@ def make_live(
         fused: The model.
         recipes: How the tensors of each operator are computed, by its path.
         before: What the model held before it was fused.
+        staying: Paths of what stays beside the operators, which is frozen if they are not live.
     """
+    below = tuple(f"{path}." for path in staying)
     made: dict[int, tuple[str, ...]] = {}
     for path in recipes:
         operator = fetch(fused, path)
@@ -99,7 +104,9 @@ def make_live(
         anchor = _anchor(path, names)
         prefix = len(anchor) + bool(anchor)
         moved = recipe.over(partial(_below, prefix))
-        make_operator_live(operator, moved, fetch(fused, anchor), made[id(operator)])
+        trains = path not in staying and not path.startswith(below)
+        holder = fetch(fused, anchor)
+        make_operator_live(operator, moved, holder, made[id(operator)], trains=trains)
         if recipe.conditional:
             _try(operator, path)
 

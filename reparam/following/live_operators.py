@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,9 +50,8 @@ class Live(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the layer computes with the tensors of now, all of which are computed once."""
-        with _at_hand(self, computed_tensors(self)):
-            result: Tensor = super().forward(input)
-        return result
+        run = _run_eagerly if vars(self)["_asks"] else _run
+        return run(self, super().forward, input)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         # A batch norm would miss the number of its batches, which is that of one of its branches.
@@ -96,11 +95,24 @@ def computed_tensors(operator: nn.Module) -> dict[str, Tensor]:
     read = reader(tensor_of)
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         tensors = recipe.rounded(recipe.exact(read), read)
-    if recipe.like is not None and not torch.is_grad_enabled():
-        # Torch multiplies by a parameter in another order, also where it records no gradients.
+    eager = not torch.compiler.is_compiling()
+    if eager and recipe.like is not None and not torch.is_grad_enabled():
+        # Torch multiplies by a parameter in another order, and by one that wants a gradient in a
+        # third one, also where it records none.
+        wants = held["_trains"] and read(recipe.like).requires_grad
         for name in tensors.keys() & {"weight", "bias"}:
-            tensors[name] = nn.Parameter(tensors[name], read(recipe.like).requires_grad)
+            tensors[name] = nn.Parameter(tensors[name], wants)
     return tensors
+
+
+def _run(operator: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a live operator computes, given the forward of its layer."""
+    with _at_hand(operator, computed_tensors(operator)):
+        return forward(x)
+
+
+_run_eagerly = torch.compiler.disable(_run)
+"""The same where a law looks at numbers, which torch.compile cannot follow."""
 
 
 def drop_tensors(module: nn.Module) -> tuple[str, ...]:
@@ -113,7 +125,7 @@ def drop_tensors(module: nn.Module) -> tuple[str, ...]:
 
 
 def make_operator_live(
-    module: nn.Module, recipe: Recipe, anchor: nn.Module, made: tuple[str, ...]
+    module: nn.Module, recipe: Recipe, anchor: nn.Module, made: tuple[str, ...], *, trains: bool
 ) -> None:
     """Make a layer a live one, which computes its tensors of those in another module.
 
@@ -122,8 +134,10 @@ def make_operator_live(
         recipe: How its tensors are computed, of names of tensors in the anchor.
         anchor: A module that holds the branches.
         made: The names of the tensors.
+        trains: Whether a fused model that is not live would train them.
     """
-    vars(module).update(_recipe=recipe, _anchor=_Anchor(anchor), _made=made, _at_hand=None)
+    held = {"_recipe": recipe, "_asks": recipe.conditional, "_anchor": _Anchor(anchor)}
+    vars(module).update(held, _made=made, _trains=trains, _at_hand=None)
     module.__class__ = _LIVE[type(module)]
 
 

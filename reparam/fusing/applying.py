@@ -140,13 +140,13 @@ def _applied(
         there = {path: form for path, form in operators.items() if find(target, path) is not None}
         book = bookkeeper.book(there)
         vars(target)[ATTRIBUTE] = book
+        staying = [path for path in staying if find(target, path) is not None]
         if live:
-            make_live(target, book.operators, before)
+            make_live(target, book.operators, before, staying)
         if late is not None:
             late.copy_parameters()
         if live:  # what stays follows the same parameters
             return target
-        staying = [path for path in staying if find(target, path) is not None]
         kinds_of = {path: type(fetch(target, path)).__name__ for path in staying}
         for path, names in freeze(target, staying).items():
             report.frozen.append(FrozenRow(path, kinds_of[path], tuple(names)))

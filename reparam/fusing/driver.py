@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from reparam.analysis import Part, find_parts
 from reparam.errors import ReparamError
+from reparam.following import is_live
 from reparam.fusing.applying import Wishes
 from reparam.fusing.plans import Plan, modules_of, reported, weights_of
 from reparam.modules import (
@@ -94,6 +95,13 @@ def _planned(
 ) -> Plan:
     """The plan of a model, which may be in training mode if it trains."""
     check_model(model, trains=trains)
+    named = model.named_modules() if isinstance(model, nn.Module) else ()
+    live = next((path for path, module in named if is_live(module)), None)
+    if live is not None:
+        raise ReparamError(
+            f"{live} is live already: `refresh(fused, live)` deploys it, where `fused` is what "
+            "`fuse` made of the same model without live=True"
+        )
     if rules is not None and not isinstance(rules, Mapping):
         raise ReparamError(f"rules must map targets to rules, found {type(rules).__name__}")
     measure = _measure(cost)

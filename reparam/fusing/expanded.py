@@ -46,6 +46,8 @@ def collapse(
     made: dict[int, tuple[nn.Module, AffineConv] | Refusal] = {}
     forms: dict[str, AffineConv] = {}
     for path, layer in [(path, layer) for path, layer in _expanded(target) if path not in kept]:
+        if _kinds(layer) != _kinds(fetch(model, path)):
+            continue  # its branches were fused one by one, since one of them has a hook
         plain = made.setdefault(id(layer), collapsed(fetch(model, path)))
         if isinstance(plain, Refusal):
             report.refused.append(RefusedRow(path, "ExpandedLayer", plain.reason))
@@ -61,6 +63,10 @@ def _expanded(model: nn.Module) -> Iterator[tuple[str, ExpandedLayer]]:
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ExpandedLayer) and path:
             yield path, module
+
+
+def _kinds(layer: nn.Module) -> list[tuple[str, type]]:
+    return [(path, type(part)) for path, part in layer.named_modules()]
 
 
 def _row(path: str, layer: ExpandedLayer, name: str = "") -> FusedRow:

@@ -11,9 +11,11 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import click
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +26,7 @@ from repvgg.data import split_digits
 from tests.benchmarks.measuring import processor_and_threads
 from tests.support.correctness_page import run_versions
 from tests.support.expansion_page import STUDY, write_page
+from tests.support.saved_bytes import saved_per_image
 
 TRAINING, BATCH = 300, 50
 """So few images to train on that there is something to gain, and the others to judge by."""
@@ -58,19 +61,30 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
-def accuracy_and_time(name: str, seed: int, rate: float, epochs: int) -> tuple[float, float]:
-    """The accuracy of what is deployed, and the milliseconds of the processor for one step."""
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "the network of the study": (network, (BATCH, 1, 8, 8)),
+    "resnet18": (lambda: timm.create_model("resnet18"), (16, 3, 96, 96)),
+}
+"""Where the costs of a step are measured, and on what images."""
+
+
+def trained_form(name: str, model: nn.Module, images: Tensor) -> tuple[nn.Module, nn.Module]:
+    """A model with branches, and what is trained of it: the same, or its live form."""
+    made = FORMS[name](model.train(), images)
+    return made, reparam.fuse(made, live=True) if name.endswith("online") else made
+
+
+def accuracy(name: str, seed: int, rate: float, epochs: int) -> float:
+    """The accuracy of what is deployed."""
     digits = split_digits(seed)
     images = torch.cat([digits.train_images, digits.held_out_images])
     labels = torch.cat([digits.train_labels, digits.held_out_labels])
     torch.manual_seed(seed)
-    made = FORMS[name](network().train(), images[:TRAINING])
-    trained = reparam.fuse(made, live=True) if name.endswith("online") else made
+    made, trained = trained_form(name, network(), images[:TRAINING])
     optimizer = torch.optim.SGD(trained.parameters(), rate, momentum=0.9, weight_decay=1e-4)
     steps = epochs * TRAINING // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
     order = torch.Generator().manual_seed(seed)
-    start = time.process_time()
     for _ in range(epochs):
         for batch in torch.randperm(TRAINING, generator=order).split(BATCH):
             loss = functional.cross_entropy(trained(images[batch]), labels[batch])
@@ -78,44 +92,99 @@ def accuracy_and_time(name: str, seed: int, rate: float, epochs: int) -> tuple[f
             loss.backward()
             optimizer.step()
             schedule.step()
-    spent = 1e3 * (time.process_time() - start) / steps
     branches = copy.deepcopy(made)
     branches.load_state_dict(trained.state_dict())
     deployed = reparam.fuse(branches.eval())
     with torch.no_grad():
         right = deployed(images[TRAINING:]).argmax(1) == labels[TRAINING:]
-    return float(right.float().mean()), spent
+    return float(right.float().mean())
+
+
+def costs_of_a_step(where: str, rounds: int) -> list[dict[str, Any]]:
+    """What each form keeps for the backward pass, and its time over that of the plain network.
+
+    The forms take turns, in another order every round, so that whatever else the machine does hits
+    all.
+    """
+    make, shape = NETWORKS[where]
+    torch.manual_seed(0)
+    images, model = torch.randn(shape), make()
+    forms = {name: trained_form(name, copy.deepcopy(model), images)[1] for name in FORMS}
+    kept = {name: saved_per_image(form, images) for name, form in forms.items()}
+    spent: dict[str, list[float]] = {name: [] for name in FORMS}
+    for turn in range(rounds + 1):
+        names = [*FORMS][turn % len(FORMS) :] + [*FORMS][: turn % len(FORMS)]
+        now = {name: _milliseconds(forms[name], images) for name in names}
+        for name in names if turn else ():  # the first round warms up
+            spent[name].append(now[name])
+    return [
+        {
+            "network": where,
+            "images": list(shape),
+            "form": name,
+            "bytes_per_image": round(kept[name][0]),
+            "other_bytes": round(kept[name][1]),
+            "parameters": 4 * sum(p.numel() for p in forms[name].parameters()),
+            "milliseconds": round(median(times), 2),
+            "time": round(median(a / b for a, b in zip(times, spent["plain"], strict=True)), 2),
+        }
+        for name, times in spent.items()
+    ]
+
+
+def _milliseconds(model: nn.Module, images: Tensor) -> float:
+    """The time of one forward and backward pass."""
+    start = time.perf_counter()
+    model(images).square().mean().backward()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def study(seeds: int, epochs: int, rates: tuple[float, ...]) -> dict[str, Any]:
+    """How well every form does with every seed and rate."""
+    start = time.monotonic()
+    runs: dict[tuple[str, float], list[float]] = {}
+    for seed in range(seeds):
+        for rate, name in itertools.product(rates, FORMS):
+            runs.setdefault((name, rate), []).append(accuracy(name, seed, rate, epochs))
+        print(f"{time.monotonic() - start:5.0f} s  seed {seed}", flush=True)
+    results = [
+        {"form": name, "rate": rate, "accuracy": [round(value, 5) for value in kept]}
+        for (name, rate), kept in runs.items()
+    ]
+    return {
+        "images": [TRAINING, 1797 - TRAINING],
+        "epochs": epochs,
+        "results": results,
+        "hardware": processor_and_threads(),
+        **run_versions(time.monotonic() - start),
+    }
+
+
+def costs(rounds: int) -> dict[str, Any]:
+    """What a step of every form costs on every network."""
+    start = time.monotonic()
+    steps = [row for where in NETWORKS for row in costs_of_a_step(where, rounds)]
+    return {
+        "steps": steps,
+        "hardware": processor_and_threads(),
+        **run_versions(time.monotonic() - start),
+    }
 
 
 @click.command()
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--epochs", default=15, show_default=True)
 @click.option("--rate", "rates", multiple=True, type=float, default=(0.1, 0.3))
-def main(seeds: int, epochs: int, rates: tuple[float, ...]) -> None:
-    """Train every form with every seed and rate, and renew the page."""
+@click.option("--rounds", default=21, show_default=True, help="Steps that are timed of each form.")
+@click.option("--only", type=click.Choice(["study", "costs"]), help="Keep the other half.")
+def main(seeds: int, epochs: int, rates: tuple[float, ...], rounds: int, only: str | None) -> None:
+    """Train every form with every seed and rate, measure what a step costs, renew the page."""
     torch.set_num_threads(1)
-    start = time.monotonic()
-    runs: dict[tuple[str, float], list[tuple[float, float]]] = {}
-    for seed in range(seeds):
-        for rate, name in itertools.product(rates, FORMS):
-            runs.setdefault((name, rate), []).append(accuracy_and_time(name, seed, rate, epochs))
-        print(f"{time.monotonic() - start:5.0f} s  seed {seed}", flush=True)
-    results = [
-        {
-            "form": name,
-            "rate": rate,
-            "accuracy": [round(accuracy, 5) for accuracy, _ in kept],
-            "milliseconds": [round(spent, 2) for _, spent in kept],
-        }
-        for (name, rate), kept in runs.items()
-    ]
-    data = {
-        "hardware": processor_and_threads(),
-        "images": [TRAINING, 1797 - TRAINING],
-        "epochs": epochs,
-        "results": results,
-        **run_versions(time.monotonic() - start),
-    }
+    data = json.loads(STUDY.read_text(encoding="utf-8"))
+    if only != "costs":
+        data["study"] = study(seeds, epochs, rates)
+    if only != "study":
+        data["costs"] = costs(rounds)
     STUDY.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     write_page()
 

@@ -13,8 +13,9 @@ from tests.support.correctness_page import (
     MUTATIONS,
     OPERATORS,
     PAGE,
-    keep_random_networks,
-    kept_random_networks,
+    RANDOM_NETWORKS,
+    keep_run,
+    kept_runs,
     mutations_text,
     page,
     random_networks_text,
@@ -33,7 +34,7 @@ def test_every_mistake_has_a_result() -> None:
 
 
 def test_every_kind_of_failure_and_operator_is_shown() -> None:
-    runs = kept_random_networks()
+    runs = kept_runs(RANDOM_NETWORKS)
     for run in runs:
         assert run["failed"].keys() == FAILURES.keys()
         assert run["operators"].keys() == OPERATORS.keys()
@@ -46,14 +47,14 @@ def test_every_kind_of_failure_and_operator_is_shown() -> None:
 def test_runs_of_other_seeds_are_kept_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = kept_random_networks()[0]
+    run = kept_runs(RANDOM_NETWORKS)[0]
     results, written = tmp_path / "random_networks.json", tmp_path / "correctness.md"
     results.write_text("[]", encoding="utf-8")
     monkeypatch.setattr(correctness_page, "RANDOM_NETWORKS", results)
     monkeypatch.setattr(correctness_page, "PAGE", written)
     for first, last in ((10, 19), (0, 4), (20, 29), (15, 25)):
-        keep_random_networks({**run, "seeds": [first, last]})
-    assert [each["seeds"] for each in kept_random_networks()] == [[0, 4], [15, 25]]
+        keep_run(results, {**run, "seeds": [first, last]})
+    assert [each["seeds"] for each in kept_runs(results)] == [[0, 4], [15, 25]]
     assert "seeds 0 to 4 (" in written.read_text(encoding="utf-8")
 
 

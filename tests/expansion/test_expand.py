@@ -305,3 +305,47 @@ def test_weights_are_rounded_once(dtype: torch.dtype) -> None:
     exact = run(copy.deepcopy(model).double(), (x,))
     bound = 64 * torch.finfo(dtype).eps
     assert relative_error(run(copy.deepcopy(expanded).double(), (x,)), exact) < bound
+
+
+def test_a_branch_is_not_expanded_again() -> None:
+    once = reparam.expand(ready(Net()), blocks.dbb(), where="conv")
+    report = reparam.expand(once, blocks.lora(2)).reparam_report
+    assert [row.place for row in report.expanded] == ["down", "fc"]
+    assert {row.reason for row in report.refused} == {"it is in a branch of an expanded layer"}
+
+
+def test_complex_layers_stay() -> None:
+    layers = nn.Conv2d(4, 4, 3, dtype=torch.complex64), nn.Conv2d(4, 4, 3)
+    report = reparam.expand(nn.Sequential(*layers).eval(), blocks.acnet()).reparam_report
+    assert [row.place for row in report.expanded] == ["1"]
+    assert "no floating-point numbers" in report.refused[0].reason
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["hook", "parametrization"])
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_branch_whose_weight_is_computed_is_heeded(kind: str, normed: bool) -> None:
+    after = nn.BatchNorm2d(6) if normed else nn.ReLU()
+    model = ready(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), after))
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    expanded: Any = reparam.expand(model, blocks.dbb(), where="0")
+    old, new = nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm
+    (old if kind == "hook" else new)(expanded[0].branches[0][0])
+    expanded(x)
+    expanded.eval()
+    fused, live = reparam.fuse(expanded), reparam.fuse(expanded, live=True)
+    assert relative_error(run(fused, (x,)), run(expanded, (x,))) < EXACT
+    assert relative_error(run(live, (x,)), run(expanded, (x,))) < EXACT
+    moved(expanded)
+    fresh = reparam.fuse(expanded)
+    assert relative_error(run(fresh, (x,)), run(expanded, (x,))) < EXACT
+    assert torch.equal(run(reparam.refresh(fused, expanded), (x,)), run(fresh, (x,)))
+
+
+@pytest.mark.parametrize("axes", CONVOLUTIONS)
+def test_an_input_shorter_than_the_kernel(axes: int) -> None:
+    """Torch's pools over three axes refuse it, unless it is padded before."""
+    layer = CONVOLUTIONS[axes](4, 4, 5, padding=2, dtype=torch.float64)
+    expanded = reparam.expand(nn.Sequential(layer).eval(), blocks.dbb())
+    x = torch.randn(2, 4, *(2,) * axes, dtype=torch.float64)
+    assert relative_error(run(expanded, (x,)), run(layer, (x,))) < 1e-12

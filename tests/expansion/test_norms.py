@@ -57,6 +57,20 @@ def test_norms_need_batches() -> None:
         )
 
 
+def test_batches_without_norms_and_one_tensor_are_mistakes() -> None:
+    with pytest.raises(ReparamError, match="pass norm='each' with it"):
+        reparam.expand(Net(), blocks.dbb(), calibrate=batches())
+    with pytest.raises(ReparamError, match="calibrate is one tensor"):
+        reparam.expand(Net(), blocks.dbb(), norm="each", calibrate=torch.ones(2, 6, 9, 8))
+
+
+def test_batches_of_a_generator_are_taken_once() -> None:
+    generator = iter(batches())
+    reparam.expand(ready(Net()), blocks.dbb(), where="conv", norm="each", calibrate=generator)
+    with pytest.raises(ReparamError, match="calibrate has none"):
+        reparam.expand(ready(Net()), blocks.dbb(), where="conv", norm="each", calibrate=generator)
+
+
 def test_linear_layers_have_no_norm() -> None:
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     with pytest.raises(ReparamError, match="a norm beside a linear layer"):

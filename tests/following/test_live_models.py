@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 import reparam
+from reparam import blocks
 from tests.following.moving import moved
 from tests.models.catalogue import BLOCKS
 from tests.models.test_blocks import inputs, trained
@@ -234,6 +236,61 @@ def test_a_program_cannot_be_live() -> None:
     program = torch.export.export(ThreeBranches(4).eval(), (torch.randn(2, 4, 8, 8),))
     with pytest.raises(reparam.ReparamError, match="exported program cannot be live"):
         reparam.fuse(program, live=True)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_live_model_is_not_fused_again(live: bool) -> None:
+    model = reparam.fuse(randomise_batch_norm(ThreeBranches(4).eval(), seed=0), live=True)
+    with pytest.raises(reparam.ReparamError, match=r"fused_conv is live already: `refresh"):
+        reparam.fuse(model, live=live)
+
+
+def test_gradients_of_gradients_and_checkpoints() -> None:
+    model = randomise_batch_norm(ThreeBranches(4).eval(), seed=0).double()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    seconds = []
+    for form in (model, reparam.fuse(model, live=True)):
+        parameters = dict(form.named_parameters())
+        y = checkpoint(form, x, use_reentrant=False)
+        firsts = torch.autograd.grad(y.square().sum(), list(parameters.values()), create_graph=True)
+        loss = sum(first.square().sum() for first in firsts)
+        found = torch.autograd.grad(loss, list(parameters.values()))
+        seconds.append(dict(zip(parameters, found, strict=True)))
+    for name, gradient in seconds[0].items():
+        bound = BOUND * float(gradient.abs().max())
+        assert torch.allclose(seconds[1][name], gradient, rtol=0, atol=bound), name
+
+
+def test_parameters_that_are_handed_in() -> None:
+    model = randomise_batch_norm(ThreeBranches(4).eval(), seed=0).double()
+    live, x = reparam.fuse(model, live=True), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    state = deepcopy(moved(deepcopy(model), 3).state_dict())
+    ours, theirs = (torch.func.functional_call(form, state, (x,)) for form in (live, model))
+    assert torch.allclose(ours, theirs, rtol=BOUND, atol=BOUND)
+
+
+class Optional(nn.Module):
+    """Runs its layer alone, too, where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 3), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        x = x if other is None else other
+        return (self.layer(x.permute(0, 2, 3, 1)) * self.scale).permute(0, 3, 1, 2)
+
+
+def test_what_stays_gives_the_same_bits() -> None:
+    """Torch adds in another order for a weight that wants a gradient than for a frozen one."""
+    torch.manual_seed(0)
+    model = reparam.expand(Optional().double().eval(), blocks.mobile_one(2))
+    live, fused = reparam.fuse(model, live=True), reparam.fuse(model)
+    assert [row.place for row in fused.reparam_report.frozen] == ["scale", "layer"]
+    x = torch.randn(3, 3, 9, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for given in ((x,), (x, -x)):
+            assert torch.equal(live(*given), fused(*given))
 
 
 def test_a_rule_that_nobody_has_seen_compute() -> None:

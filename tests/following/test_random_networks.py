@@ -1,26 +1,16 @@
 """Random networks follow their originals: refreshed and live, bit for bit."""
 
 import warnings
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import reparam
 from tests.following.moving import moved
 from tests.random_networks.calls import Call, observe
 from tests.random_networks.checking import assert_equal, ready, untouched
+from tests.random_networks.expanded import assert_same_bits
 from tests.random_networks.growing import random_program
-
-
-def assert_same_bits(one: Any, other: Any) -> None:
-    """Asserts that two observations are equal, but for NaN, which equals itself."""
-    for ours, theirs in zip(tree_leaves(one), tree_leaves(other), strict=True):
-        if isinstance(ours, Tensor):
-            assert torch.equal(ours.isnan(), theirs.isnan())
-            assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable
 from copy import deepcopy
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import reparam
@@ -106,12 +107,23 @@ def test_a_live_form() -> None:
     assert all(torch.equal(live.state_dict()[n], t) for n, t in model.state_dict().items())
 
 
+def saved(model: nn.Module) -> nn.Module:
+    """The model as torch saves and loads it as a whole."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
 COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "deepcopy": deepcopy,
     "half": lambda model: deepcopy(model).half(),
     "bfloat16": lambda model: deepcopy(model).bfloat16(),
     "double": lambda model: deepcopy(model).double(),
     "channels last": lambda model: deepcopy(model).to(memory_format=torch.channels_last),
+    "saved whole": saved,
+    "an average": lambda model: AveragedModel(model).module,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
 }
 
@@ -123,6 +135,33 @@ def test_copies(kind: str) -> None:
     parameters = [*fused.parameters()]
     assert_same(reparam.refresh(fused, moved(model)), COPIES[kind](reparam.fuse(model)))
     assert all(a is b for a, b in zip(fused.parameters(), parameters, strict=True))
+
+
+def test_a_state_that_was_loaded_into_another_fused_model() -> None:
+    """What holds the state of a fused model follows the model that it is of."""
+    model, other = network(), moved(network(), 1)
+    state, fused = deepcopy(reparam.fuse(moved(model)).state_dict()), reparam.fuse(other)
+    fused.load_state_dict(state)
+    assert_same(fused, reparam.fuse(model))
+    assert_same(reparam.refresh(fused, moved(model)), reparam.fuse(model))
+    assert_same(reparam.refresh(fused, other), reparam.fuse(other))
+
+
+def test_a_pruned_model() -> None:
+    model = network()
+    fused = reparam.fuse(model)
+    prune.random_unstructured(model[1], "weight", 0.5)
+    assert_left(fused, model, r"1\.weight_orig is a parameter that was not there")
+    pruned = reparam.fuse(model)
+    assert_same(reparam.refresh(pruned, moved(model)), reparam.fuse(model))
+
+
+@pytest.mark.parametrize("keep", ["2", nn.BatchNorm2d, "0.*"])
+def test_what_is_kept_is_copied(keep: Any) -> None:
+    model = network()
+    fused = reparam.fuse(model, keep=keep)
+    fresh = reparam.fuse(moved(model), keep=keep)
+    assert_same(reparam.refresh(fused, model), fresh)
 
 
 def test_a_channels_last_model() -> None:

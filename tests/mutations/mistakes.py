@@ -76,8 +76,8 @@ MISTAKES = [
     Mistake(
         "the channels of a grouped transposed convolution are mixed up",
         "algebra/affine.py",
-        ".unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)",
-        ".unflatten(0, (groups, -1)).flatten(0, 1)",
+        ".unflatten(0, (groups, -1)).transpose(1, 2)).flatten(0, 1)",
+        ".unflatten(0, (groups, -1))).flatten(0, 1)",
     ),
     Mistake(
         "an average pool divides by the full window although it leaves its padding out",

@@ -75,4 +75,22 @@ IN_EXPANSION = [
         'for n in nodes if n.op == "call_module"}\n',
         "for n in ()}\n",
     ),
+    Mistake(
+        "graphs of the expanded model are not compared with those of the model",
+        "expansion/noticing.py",
+        "        if not group or graphs(parts_of(model)) == before:\n",
+        "        if True:\n",
+    ),
+    Mistake(
+        "layers of which untraced code asks what they are are expanded",
+        "expansion/choosing.py",
+        "        if id(layer) in self._asked:\n",
+        "        if False:\n",
+    ),
+    Mistake(
+        "layers stay although the answer about them does not change",
+        "capture/reading/follower.py",
+        "            told = not classes or isinstance(module, classes)\n",
+        "            told = True\n",
+    ),
 ]

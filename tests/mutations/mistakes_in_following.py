@@ -100,4 +100,34 @@ IN_FOLLOWING = [
         "        fetch(model, path).training = False\n",
         "        pass\n",
     ),
+    Mistake(
+        "values of an expression are kept until all of it is computed",
+        "algebra/expressions.py",
+        "            if not uses[id(each)]:\n",
+        "            if False:\n",
+    ),
+    Mistake(
+        "a scale before a kernel makes a second kernel",
+        "algebra/kernels.py",
+        "blocks.mul(factors) if torch.is_grad_enabled() else blocks.mul_(factors)",
+        "blocks.mul(factors)",
+    ),
+    Mistake(
+        "the gradient of a constant needs a kernel that was written to",
+        "algebra/kernels.py",
+        "blocks.mul(factors) if torch.is_grad_enabled() else blocks.mul_(factors)",
+        "blocks.mul_(factors)",
+    ),
+    Mistake(
+        "a live operator that stays beside others is multiplied by as if it were trained",
+        "following/live_operators.py",
+        'wants = held["_trains"] and ',
+        "wants = ",
+    ),
+    Mistake(
+        "torch.compile meets a parameter that is made",
+        "following/live_operators.py",
+        "    eager = not torch.compiler.is_compiling()\n",
+        "    eager = True\n",
+    ),
 ]

@@ -23,6 +23,7 @@ TESTS = [
     "tests/algebra/test_expressions.py",
     "tests/following/test_refreshing.py",
     "tests/following/test_live_models.py",
+    "tests/following/test_memory.py",
     "tests/expansion",
     "tests/rules/test_rules.py",
     "tests/rules/test_reshapes.py",
@@ -61,6 +62,7 @@ TESTS = [
     "tests/random_networks/test_findings.py",
     "tests/cli/models/test_program_loading.py",
     "tests/uses/test_precision.py",
+    "tests/uses/test_live.py",
     "tests/cases/test_writing.py",
     "tests/random_networks/test_random_networks.py",
 ]

@@ -3,10 +3,10 @@
 import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ KINDS = ["wrong", "raised", "dearer", "changed", "unexplained", "other"]
 """How a network fails; `other` is a promise of use, such as copies or a second fuse."""
 
 CHUNK = 20
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ def try_seeds(seeds: Sequence[int]) -> Result:
         try:
             passed = check(program)
         except Exception as error:
-            line = f"{type(error).__name__}: {error}".partition("\n")[0]
-            total += Result(1, failures=(Failure(seed, _kind(error), line[:200]),))
+            total += Result(1, failures=(failure_of(seed, error),))
         else:
             reasons = Counter(map(without_names, passed.reasons))
             total += Result(1, passed.original, passed.fused, reasons)
@@ -95,7 +96,9 @@ def without_names(reason: str) -> str:
     return re.sub(r"\d+", "n", reason)
 
 
-def _kind(error: Exception) -> str:
+def failure_of(seed: int, error: Exception) -> Failure:
+    """The network of a seed, and what was raised for it."""
+    line = f"{type(error).__name__}: {error}".partition("\n")[0]
     kinds = {
         WrongError: "wrong",
         DearerError: "dearer",
@@ -103,10 +106,18 @@ def _kind(error: Exception) -> str:
         UnexplainedError: "unexplained",
         AssertionError: "other",
     }
-    return kinds.get(type(error), "raised")
+    return Failure(seed, kinds.get(type(error), "raised"), line[:200])
 
 
-def try_in_processes(seeds: range, jobs: int) -> Iterator[Result]:
+def failures_by_kind(failures: Sequence[Failure]) -> dict[str, int]:
+    """How many networks fail in which way."""
+    kinds = Counter(failure.kind for failure in failures)
+    return {kind: kinds[kind] for kind in KINDS}
+
+
+def try_in_processes(
+    seeds: range, jobs: int, try_seeds: Callable[[Sequence[int]], ResultT]
+) -> Iterator[ResultT]:
     """The results of parts of the seeds, as they come."""
     parts = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
     context = multiprocessing.get_context("spawn")
@@ -117,13 +128,12 @@ def try_in_processes(seeds: range, jobs: int) -> Iterator[Result]:
 
 def summary(result: Result, seeds: range, seconds: float) -> dict[str, Any]:
     """The result as data for a file."""
-    kinds = Counter(failure.kind for failure in result.failures)
     before, after = asdict(result.original), asdict(result.fused)
     before["affine"], after["affine"] = result.original.affine, result.fused.affine
     return {
         "networks": result.networks,
         "seeds": [seeds.start, seeds.stop - 1],
-        "failed": {kind: kinds[kind] for kind in KINDS},
+        "failed": failures_by_kind(result.failures),
         "operators": {kind: {"before": before[kind], "after": after[kind]} for kind in before},
         "reasons": dict(result.reasons.most_common(15)),
         "failures": [asdict(f) for f in sorted(result.failures, key=lambda f: f.seed)],

@@ -191,5 +191,7 @@ class Scope:
 
 def is_healthy(value: Tensor) -> bool:
     """Neither infinite nor all but zero, where a relative error would mean nothing."""
+    if not value.numel():
+        return False
     size = value.abs().max()
     return bool(value.isfinite().all() and 1e-3 < size < 1e4)

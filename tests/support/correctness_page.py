@@ -14,6 +14,7 @@ import reparam
 
 ROOT = Path(__file__).resolve().parents[2]
 RANDOM_NETWORKS = ROOT / "docs" / "data" / "random_networks.json"
+EXPANDED_NETWORKS = ROOT / "docs" / "data" / "expanded_networks.json"
 MUTATIONS = ROOT / "docs" / "data" / "mutations.json"
 PAGE = ROOT / "docs" / "correctness.md"
 
@@ -98,21 +99,35 @@ def _seeds(run: dict[str, Any]) -> str:
     return f"seeds {first:,} to {last:,} ({versions(run)})"
 
 
-def keep_random_networks(run: dict[str, Any]) -> None:
+def expanded_networks_text(runs: Sequence[dict[str, Any]]) -> str:
+    """What came out of several runs of expanded networks together, each of other seeds."""
+    networks, with_layers, layers = (
+        sum(run[kind] for run in runs) for kind in ("networks", "expanded", "layers")
+    )
+    failed = {kind: sum(run["failed"][kind] for run in runs) for kind in FAILURES}
+    told = ", ".join(f"{count:,} {FAILURES[kind]}" for kind, count in failed.items() if count)
+    return (
+        f"{networks:,} networks: {', '.join(map(_seeds, runs))}. In {with_layers:,} of them "
+        f"{layers:,} layers were expanded, in the others there is none. "
+        f"{told or 'None failed'}.\n"
+    )
+
+
+def keep_run(results: Path, run: dict[str, Any]) -> None:
     """Keep what came out of some seeds, beside the runs of others, and write the page."""
     runs = [
         kept
-        for kept in kept_random_networks()
+        for kept in kept_runs(results)
         if kept["seeds"][1] < run["seeds"][0] or run["seeds"][1] < kept["seeds"][0]
     ]
     runs = sorted([*runs, run], key=lambda each: each["seeds"])
-    RANDOM_NETWORKS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    results.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     write_page()
 
 
-def kept_random_networks() -> list[dict[str, Any]]:
+def kept_runs(results: Path) -> list[dict[str, Any]]:
     """The runs whose results are kept, in the order of their seeds."""
-    runs: list[dict[str, Any]] = json.loads(RANDOM_NETWORKS.read_text(encoding="utf-8"))
+    runs: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))
     return runs
 
 
@@ -131,7 +146,12 @@ def mutations_text(data: dict[str, Any]) -> str:
 def page() -> str:
     """The whole page, from the kept results."""
     text = (ROOT / "tests" / "support" / "correctness_page.md").read_text(encoding="utf-8")
-    for path, render in ((RANDOM_NETWORKS, random_networks_text), (MUTATIONS, mutations_text)):
+    renders = {
+        RANDOM_NETWORKS: random_networks_text,
+        EXPANDED_NETWORKS: expanded_networks_text,
+        MUTATIONS: mutations_text,
+    }
+    for path, render in renders.items():
         data = json.loads(path.read_text(encoding="utf-8"))
         text = text.replace(f"{{{path.stem}}}", render(data).rstrip())
     return text

@@ -33,6 +33,8 @@ def in_processes(function: Callable[..., Any], arguments: list[tuple[Any, ...]])
         index, result = queue.get()
         results[index] = result
     codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # one that waits for another in vain would keep the tests from ending
     assert len(results) == len(processes), f"a process raised; exit codes {codes}"
     return [results[index] for index in range(len(processes))]
 
@@ -64,6 +66,7 @@ def train(rank: int, pickled: bytes, x: Tensor, store: str) -> list[float]:
             optimizer.zero_grad()
             F.cross_entropy(parallel(x + rank), torch.tensor([1, 2])).backward()
             optimizer.step()
+        torch.distributed.barrier()  # the other may still read of what this one sent
         return [float(p.detach().double().sum()) for p in parallel.parameters()]
     finally:
         torch.distributed.destroy_process_group()

@@ -36,6 +36,8 @@ _LEAVES_AS_IT_IS = {"train", "eval", "requires_grad_", "extra_repr", "_get_name"
 
 _ASKS = {isinstance, hasattr, len, type, id, print, repr, str, bool, callable, any, all}
 
+_ASKS_KIND = {isinstance, hasattr, type}
+
 _REARRANGES = {enumerate, zip, reversed, list, tuple, iter, sorted, next, set, dict}
 
 _LENIENT = {enumerate, zip, next}
@@ -49,6 +51,7 @@ class Notes:
         trusting: Whether a function that nobody can follow takes modules as a whole.
         called: The modules that it calls, by identity.
         opened: Identities of the modules of which it uses what is inside.
+        asked: Identities of the modules of which it asks of what kind they are.
         returned: What each function that was read returns; None while it is read.
         followed: Identities of the modules whose own code was read.
         handed_on: The methods that somebody may call who cannot be followed.
@@ -57,6 +60,7 @@ class Notes:
     trusting: bool = False
     called: dict[int, nn.Module] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)
+    asked: set[int] = field(default_factory=set)
     returned: dict[Any, Value | None] = field(default_factory=dict)
     followed: set[int] = field(default_factory=set)
     handed_on: set[MethodType] = field(default_factory=set)
@@ -87,6 +91,16 @@ class Follower(ABC):
         if self.strict:
             self.notes.opened.update(map(id, modules))
 
+    def ask(self, value: Value, kinds: Value = NOTHING) -> None:
+        """Note that it is asked of what kind a value is: perhaps whether of one of some classes."""
+        if not self.strict:
+            return
+        classes = tuple(kind for kind in kinds.all if isinstance(kind, type))
+        for module in value.itself:
+            told = not classes or isinstance(module, classes)
+            if isinstance(module, nn.Module) and told and nn.Module not in classes:
+                self.notes.asked.add(id(module))
+
     def use(self, value: Value) -> None:
         """Note that what a value leads to may be used in any way."""
         if not self.strict:
@@ -114,6 +128,8 @@ class Follower(ABC):
         if isinstance(thing, nn.Module):
             if name in RUNS:
                 return refer_to(MethodType(nn.Module.__call__, thing))
+            if name == "__class__":
+                self.ask(refer_to(thing))
             if self.is_weight(thing, name):
                 self.open(thing)
                 return NOTHING
@@ -229,6 +245,8 @@ class Follower(ABC):
     ) -> Value:
         """What a function or a class that is no part of a model may return."""
         given = union((*args, *keywords.values()))
+        if function in _ASKS_KIND and args:
+            self.ask(args[0], args[1] if function is isinstance else NOTHING)
         if function in _ASKS or not (given.modules or carried(function)):
             return NOTHING
         if function in _REARRANGES and (len(args) + len(keywords) == 1 or function in _LENIENT):

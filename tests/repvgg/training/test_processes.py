@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from reparam import ReparamError
 from repvgg.training.networks import small_repvgg
 from repvgg.training.processes import Processes, join
 from repvgg.weights import save_checkpoint
-from tests.repvgg.training.training_runs import finish, rows, start
+from tests.repvgg.training.training_runs import finish, results, rows, start
 
 EXACT = 1e-5
 """Sums over two processes have another order; the losses are about 2."""
@@ -39,6 +40,24 @@ def test_two_processes_train_with_statistics_of_their_own_and_go_on(tmp_path: Pa
     weights = str(tmp_path / "run" / "final.safetensors")
     printed = finish(start("evaluate", "small", "--weights", weights, processes=2))
     assert "the same prediction for 360 of 360" in printed
+
+
+@pytest.mark.parametrize("options", ["", pytest.param("--custom-l2", marks=pytest.mark.corpus)])
+def test_two_processes_go_on_from_the_middle_as_if_nothing_had_been(
+    tmp_path: Path, options: str
+) -> None:
+    words = f"train --epochs 2 --save-every 3 --log-every 4 {options} --output".split()
+    killed = start(*words, str(tmp_path / "killed"), processes=2)
+    while killed.poll() is None and not (tmp_path / "killed" / "state.pt").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    killed.terminate()  # which ends both
+    killed.communicate(timeout=300)
+    assert killed.returncode
+    printed = finish(start(*words, str(tmp_path / "killed"), processes=2))
+    assert "Going on after step" in printed
+    finish(start(*words, str(tmp_path / "whole"), processes=2))
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
 
 
 @pytest.mark.corpus
