@@ -16,8 +16,6 @@ from reparam.errors import ReparamError
 from reparam.fusing import Plan
 from reparam.modules import Inputs
 
-_SUFFIXES = (*PROGRAMS, ".safetensors")
-
 
 @dataclass(frozen=True)
 class Written:
@@ -31,18 +29,6 @@ class Written:
 
     path: Path
     difference: float | None
-
-
-def read_output(text: str) -> Path:
-    """Reads the name of a file, which says its format.
-
-    Raises:
-        ValueError: If no format is called like that.
-    """
-    path = Path(text)
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"no format has the suffix of {text!r}; use {', '.join(_SUFFIXES)}")
-    return path
 
 
 def needs_inputs(output: Path) -> bool:

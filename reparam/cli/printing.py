@@ -7,12 +7,16 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console, RenderableType
 
 import reparam
-from reparam.report import FusedRow, RefusedRow, Report
+
+if TYPE_CHECKING:
+    from reparam.report import FusedRow, RefusedRow, Report
 
 _WIDTH = 120
 
@@ -35,6 +39,16 @@ def show_json(command: str, values: Mapping[str, Any]) -> None:
     """Prints one JSON object, which begins with the version and the command."""
     whole = {"reparam": reparam.__version__, "command": command, **values}
     sys.stdout.write(json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n")
+
+
+def say(text: str) -> None:
+    """Says something to whoever looks on, on stderr, where no program reads."""
+    click.echo(text, err=True)
+
+
+def show_written(path: Path, content: str, *, as_json: bool) -> None:
+    """Says that a file was written, and what is in it: on stderr where stdout is for programs."""
+    click.echo(f"Wrote {path}{content}", err=as_json)
 
 
 def error_line(error: BaseException) -> str:
