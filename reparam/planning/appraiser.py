@@ -326,6 +326,7 @@ class Appraiser:
     def adopt(self, region: Region) -> None:
         """Take a region as done: whatever is weighed from now on builds on it."""
         fresh = region.dying - self.dead
+        self._hand_on_askers(region, fresh)
         for node in fresh:
             for operand in node.all_input_nodes:
                 self.readers[operand].discard(node)
@@ -353,6 +354,20 @@ class Appraiser:
             changed |= {*scale.between, scale.link.value}
         if changed or totals:
             self.forest.cut(changed | {region.value}, spare=region.value)
+
+    def _hand_on_askers(self, region: Region, fresh: Set[fx.Node]) -> None:
+        """Who asks a value that goes for its shape asks what comes in its place from now on.
+
+        Up to the link whose place the new operator takes that is the base, then the new operator.
+        """
+        place = region.path.index(region.main)
+        ends = {
+            link.value: region.base if index < place else region.value
+            for index, link in enumerate(region.path)
+        }
+        for node in fresh & ends.keys() - {region.value}:
+            asking = self.readers[node] - fresh - self.dead
+            self.readers[ends[node]] |= {each for each in asking if reads_shape_only(each, node)}
 
     def _stand_in(self, kept: fx.Node, gone: fx.Node) -> None:
         if gone not in self.stand_ins:

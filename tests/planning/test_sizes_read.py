@@ -84,3 +84,26 @@ def test_sizes_of_images_that_stay(options: dict[str, Any], joined: int) -> None
     assert relative_error(run(fused, (x,)), run(model, (x,))) < EXACT
     if joined == 1:
         assert count_operators(fused, (x,)).convolutions == 1
+
+
+class Strided(nn.Module):
+    """A value whose sizes are read goes into what follows, before that joins what is before."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+        self.first = kind(3, 3, 1, stride=2)
+        self.norm, self.last = nn.BatchNorm2d(3), nn.Conv2d(3, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x))
+        height, width = y.shape[2:]
+        return self.last(y).view(y.shape[0], 3, 4, height * width)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_sizes_of_what_went_are_read_of_what_has_them(transposed: bool) -> None:
+    model, x = ready(Strided(transposed)), torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    for fused in (reparam.fuse(model, x), reparam.fuse(model)):
+        assert relative_error(run(fused, (x,)), run(model, (x,))) < EXACT
+        assert count_operators(fused, (x,)).batch_norms == 0
