@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reparam import testing
     from reparam.algebra import AffineConv, Axis
+    from reparam.deployment import load, save
     from reparam.equalization import equalize
     from reparam.errors import Refusal, ReparamError
     from reparam.expansion import blocks, expand
@@ -39,15 +40,18 @@ __all__ = [
     "expand",
     "fuse",
     "gradient_multipliers",
+    "load",
     "plan",
     "refresh",
     "register_rule",
+    "save",
     "testing",
     "verify",
 ]
 
 _ROOMS = {
     "algebra": ("AffineConv", "Axis"),
+    "deployment": ("load", "save"),
     "equalization": ("equalize",),
     "errors": ("Refusal", "ReparamError"),
     "expansion": ("blocks", "expand"),

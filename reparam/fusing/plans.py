@@ -125,7 +125,7 @@ class Plan:
         if inplace:
             check_inplace(self.model)
         wishes = Wishes(verify, kept=self._kept)
-        return self._current()._carried_out(wishes, inplace=inplace)
+        return self._current().carried_out(wishes, inplace=inplace)
 
     def without(self, *places: str) -> Plan:
         """The same plan, but for some of its rows: what they tell of stays as it is.
@@ -165,10 +165,13 @@ class Plan:
         again = partial(_again_without, self._again, places)
         return replace(current, report=report, _parts=parts, _again=again, _kept=kept)
 
-    def _carried_out(self, wishes: Wishes, *, inplace: bool) -> Any:
+    def carried_out(self, wishes: Wishes, *, inplace: bool) -> Any:
         """The fused model; the weights are those that were planned."""
         notes = list(self.report.notes)
-        report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
+        options = {**self.report.options, "drop_unused": wishes.drop_unused, "live": wishes.live}
+        report = Report(
+            self.report.model, [], list(self._untraced), notes, self.report.unit, options=options
+        )
         verify = wishes.verify
         called = called_with(self.model, self._inputs) if verify else None
         transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
@@ -190,7 +193,9 @@ def reported(
     kept: frozenset[str],
 ) -> Report:
     """What is to be fused, and what is not, with the notes and the unit of another report."""
-    report = Report(like.model, [], list(untraced), list(like.notes), like.unit)
+    report = Report(
+        like.model, [], list(untraced), list(like.notes), like.unit, options=dict(like.options)
+    )
     _add_rows(report, planned)
     if isinstance(model, nn.Module):
         alone = rows_of_expanded(model, planned, kept)

@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -159,6 +159,7 @@ class Report(_Printed):
         unit: What the cost function counts.
         frozen: One row per part that stays beside the operator in its place, for other code.
         dropped: One row per part that went because nobody needs it.
+        options: What the call was asked for, which `reparam.load` asks for again.
     """
 
     model: str
@@ -168,6 +169,7 @@ class Report(_Printed):
     unit: str = MULTIPLY_ADDS
     frozen: list[FrozenRow] = field(default_factory=list)
     dropped: list[DroppedRow] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def summary(self) -> str:
         """The result in one line."""
