@@ -15,7 +15,7 @@ from reparam.cli.options import (
     planning_options,
     read_by,
 )
-from reparam.cli.printing import report_values, say, show, show_json, show_written
+from reparam.cli.printing import say, show, show_json, show_written
 from reparam.cli.progress import working
 from reparam.cli.words import read_output
 
@@ -86,7 +86,7 @@ def fuse(
     if as_json:
         values = {
             "model": request.model,
-            **report_values(report),
+            **report.to_dict(),
             "output": None if written is None else str(written.path),
             "difference": None if written is None else written.difference,
         }

@@ -13,7 +13,7 @@ from reparam.cli.options import (
     model_options,
     planning_options,
 )
-from reparam.cli.printing import report_values, show, show_json, show_written
+from reparam.cli.printing import show, show_json, show_written
 from reparam.cli.progress import working
 
 
@@ -62,7 +62,7 @@ def plan(
         if html is not None:
             write_page(found, html)
     if as_json:
-        show_json("plan", {"model": request.model, **report_values(found.report)})
+        show_json("plan", {"model": request.model, **found.report.to_dict()})
     else:
         show(found)
     if html is not None:

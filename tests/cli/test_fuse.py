@@ -156,7 +156,7 @@ def test_nothing_fused(run, tmp_path: Path) -> None:
 
 def test_keys_of_a_plan(run) -> None:
     values = run(f"plan {SMALL} --json").values
-    keys = "reparam command model class operators fused refused notes cost"
+    keys = "reparam command model class operators fused refused frozen dropped notes cost"
     assert " ".join(values) == keys
     assert values["reparam"] == reparam.__version__
     assert values["operators"] == {"before": 4, "after": 2}
@@ -167,6 +167,7 @@ def test_keys_of_a_plan(run) -> None:
         "operators": {"before": 2, "after": 1},
         "multiply_adds": {"before": 216, "after": 216},
         "cost": {"before": 216, "after": 216},
+        "sized": False,
         "float64_error": None,
         "name": "",
     }

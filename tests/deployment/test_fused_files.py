@@ -179,13 +179,17 @@ def test_what_is_not_saved(model: Build, name: str, reason: str, tmp_path: Path)
     assert not [*tmp_path.iterdir()]
 
 
+def first_layers() -> nn.Module:
+    return small()[:3].eval()
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
         (partial(small, 6), "in this model|has the shape"),
         (lambda: small().train(), "training mode"),
         (branches, "holds a Sequential, and the model is a Branches"),
-        (lambda: small()[:3].eval(), "cannot be fused at 4"),
+        (first_layers, "cannot be fused at 4"),
     ],
 )
 def test_another_model_than_the_one_in_the_file(model: Build, reason: str, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_where_nothing_fuses_the_report_says_why() -> None:
 def test_a_model_without_operators() -> None:
     report = reparam.fuse(nn.Identity().eval()).reparam_report
     assert (report.fused, report.refused) == ([], [])
-    assert "0 operators become 0" in str(report)
+    assert "nothing is fused" in str(report)
 
 
 def test_a_cheaper_bottleneck_stays() -> None:
