@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import FrameType
 
 
@@ -44,6 +45,19 @@ class UntraceableError(Exception):
 
 class MadeTensorError(UntraceableError):
     """A graph cannot hold a tensor that a forward makes of nothing but numbers."""
+
+
+def install_command(package: str) -> str:
+    """The command that installs a package of which PyTorch is a part, and keeps the PyTorch here.
+
+    Without a word on torch, pip may take another build of it: a larger one, or one for no device
+    that is there.
+
+    Examples:
+        >>> install_command("timm")  # doctest: +ELLIPSIS
+        'pip install timm "torch==..."'
+    """
+    return f'pip install {package} "torch=={version("torch")}"'
 
 
 def warn(text: str) -> None:

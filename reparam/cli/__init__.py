@@ -1,7 +1,9 @@
 """The command line: `reparam`, or `python -m reparam`, with one file per command.
 
-Files, in the order in which data flows: `outputs`, `printing`, `progress`, `models`, `options`,
-`preparing`, `rules`, `bench`, `fuse`, `plan`, `verify`.
+What needs PyTorch is imported when a command runs, so that `--help` answers at once.
+
+Files, in the order in which data flows: `words`, `outputs`, `printing`, `progress`, `models`,
+`options`, `preparing`, `rules`, `bench`, `fuse`, `plan`, `verify`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 
 import click
 
-from reparam import ReparamError, __version__
+from reparam import __version__
 from reparam.cli.bench import bench
 from reparam.cli.fuse import fuse
 from reparam.cli.options import Settings
@@ -22,6 +24,7 @@ from reparam.cli.plan import plan
 from reparam.cli.printing import error_line
 from reparam.cli.rules import rules
 from reparam.cli.verify import verify
+from reparam.errors import ReparamError
 
 _FAILED = 1
 _INTERRUPTED = 130

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
-from torch import nn
 
 import reparam
 from reparam.cli.options import Request, json_option, model_options, threads_option
-from reparam.cli.preparing import prepare
 from reparam.cli.printing import show, show_json
 from reparam.cli.progress import working
-from reparam.deployment import Latency, compare, cpu_threads, describe_machine
-from reparam.modules import Inputs
+
+if TYPE_CHECKING:
+    from reparam.deployment import Latency
 
 
 @click.command()
@@ -27,6 +27,12 @@ def bench(request: Request, rounds: int, threads: int, as_json: bool) -> None:
     Both forms take turns in one process; how many times faster the fused one is comes first, then
     the medians with their quartiles. `reparam plan --help` lists what MODEL may be.
     """
+    from torch import nn
+
+    from reparam.cli.preparing import prepare
+    from reparam.deployment import compare, cpu_threads, describe_machine
+    from reparam.modules import Inputs
+
     with cpu_threads(threads):
         prepared = prepare(request, needs_inputs=True)
         with working("Fusing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,11 +15,12 @@ from reparam.cli.options import (
     planning_options,
     read_by,
 )
-from reparam.cli.outputs import Written, needs_inputs, read_output, write_model, write_page
-from reparam.cli.preparing import prepare
-from reparam.cli.printing import report_values, show, show_json
+from reparam.cli.printing import say, show, show_json, show_written
 from reparam.cli.progress import working
-from reparam.deployment import check_folder
+from reparam.cli.words import read_output
+
+if TYPE_CHECKING:
+    from reparam.cli.outputs import Written
 
 
 @click.command()
@@ -43,6 +45,7 @@ def fuse(
     any_batch: bool,
     cost: str,
     fold_norms: bool,
+    keep: tuple[str, ...],
     as_json: bool,
     html: Path | None,
     require_fused: bool,
@@ -54,13 +57,23 @@ def fuse(
     --require-fused nothing is written where nothing was fused. `reparam plan --help` lists what
     MODEL may be.
     """
+    from reparam.cli.outputs import needs_inputs, write_model, write_page
+    from reparam.cli.preparing import prepare
+    from reparam.deployment import check_folder
+
     for path in (output, html):
         if path is not None:
             check_folder(path.parent)
     needed = cost == "latency" or (output is not None and needs_inputs(output))
     prepared = prepare(request, needs_inputs=needed)
     with working("Fusing"):
-        found = reparam.plan(prepared.model, prepared.inputs, cost=cost, fold_norms=fold_norms)
+        found = reparam.plan(
+            prepared.model,
+            prepared.inputs,
+            cost=cost,
+            fold_norms=fold_norms,
+            keep=list(keep) or None,
+        )
         if html is not None:
             write_page(found, html)
         fused = found.apply()
@@ -73,24 +86,26 @@ def fuse(
     if as_json:
         values = {
             "model": request.model,
-            **report_values(report),
+            **report.to_dict(),
             "output": None if written is None else str(written.path),
             "difference": None if written is None else written.difference,
         }
         show_json("fuse", values)
     else:
         show(report)
-        if written is not None:
-            show(_said(written))
+    if html is not None:
+        show_written(html, ": the plan as a page", as_json=as_json)
+    if written is not None:
+        show_written(written.path, _content(written), as_json=as_json)
+    elif not failed:
+        say("Nothing was written; -o FILE writes the fused model")
     return NOTHING_FUSED if failed else 0
 
 
-def _said(written: Written) -> str:
+def _content(written: Written) -> str:
     if written.path.suffix == ".safetensors":
-        return f"Wrote {written.path}: the fused weights"
+        return ": the fused weights"
     if written.difference is None:
-        return f"Wrote {written.path}; not run, since onnxruntime is not installed"
-    return (
-        f"Wrote {written.path}; run once, it differs from the fused model by "
-        f"{written.difference:.0e} of the largest output"
-    )
+        return "; not run, since onnxruntime is not installed"
+    difference = f"{written.difference:.0e} of the largest output"
+    return f"; run once, it differs from the fused model by {difference}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -10,7 +11,14 @@ from typing import Any
 
 import click
 
-from reparam.cli.models import FORMS, InputShape, is_known_form, read_argument, read_shape
+from reparam.cli.words import (
+    FORMS,
+    InputShape,
+    is_known_form,
+    read_argument,
+    read_path,
+    read_shape,
+)
 
 NOTHING_FUSED = 3
 """Exit code where nothing was fused although it had to be."""
@@ -32,7 +40,7 @@ class Request:
     """Which model a command is about.
 
     Args:
-        model: Its name, in one of the forms of `reparam.cli.models`.
+        model: Its name, in one of the `FORMS`.
         arguments: What is passed to the function that builds it.
         weights: A file of weights.
         inputs: Shapes of inputs; empty for those that the model is known to take.
@@ -54,9 +62,13 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 def _known(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not is_known_form(value):
-        raise click.BadParameter(f"{value!r} is none of {FORMS}")
-    return value
+    if is_known_form(value):
+        return value
+    from reparam.cli.models import near_models
+
+    near = near_models(value)
+    advice = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise click.BadParameter(f"{value!r} is none of {FORMS}{advice}")
 
 
 def read_by(read: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -83,7 +95,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 html_option = click.option(
     "--html",
-    type=click.Path(path_type=Path),
+    callback=read_by(read_path),
     metavar="FILE",
     help="Write the plan as a page, too.",
 )
@@ -101,6 +113,14 @@ cost_option = click.option(
     help="What must not rise; latency is measured, on the sizes of the inputs.",
 )
 
+keep_option = click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATH",
+    help="Leave this module as it is, with all in it; may have wildcards, such as 'head.*', and be "
+    "given several times.",
+)
+
 fold_norms_option = click.option(
     "--fold-norms",
     is_flag=True,
@@ -109,7 +129,10 @@ fold_norms_option = click.option(
 )
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), default=1, help="Number of CPU threads."
+    "--threads",
+    type=click.IntRange(min=1, max=os.cpu_count()),
+    default=1,
+    help="Number of CPU threads.",
 )
 
 _OPTIONS = (
@@ -135,7 +158,7 @@ _OPTIONS = (
         multiple=True,
         callback=read_by(read_shape),
         metavar="SHAPE",
-        help="Shape of an input, such as 1,3,224,224 or 1,16:int64, or mask=1,16:bool for one that "
+        help="Shape of an input, such as 1,3,224,224 or 1x16:int64, or mask=1,16:bool for one that "
         "is given by name; once for each input.  [default: what MODEL is known to take]",
     ),
     click.option(
@@ -176,7 +199,14 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds how to plan, and what to show of a plan."""
-    options = cost_option, fold_norms_option, json_option, html_option, require_option
+    options = (
+        cost_option,
+        fold_norms_option,
+        keep_option,
+        json_option,
+        html_option,
+        require_option,
+    )
     return _with_options(command, options)
 
 

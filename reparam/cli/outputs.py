@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from reparam.deployment import SUFFIXES as PROGRAMS
-from reparam.deployment import program_error, record, write_files
+from reparam.deployment import fused_bytes, import_safetensors, program_error, record, write_files
 from reparam.errors import ReparamError
 from reparam.fusing import Plan
 from reparam.modules import Inputs
-
-_SUFFIXES = (*PROGRAMS, ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -31,18 +28,6 @@ class Written:
 
     path: Path
     difference: float | None
-
-
-def read_output(text: str) -> Path:
-    """Reads the name of a file, which says its format.
-
-    Raises:
-        ValueError: If no format is called like that.
-    """
-    path = Path(text)
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"no format has the suffix of {text!r}; use {', '.join(_SUFFIXES)}")
-    return path
 
 
 def needs_inputs(output: Path) -> bool:
@@ -110,22 +95,9 @@ def _two_samples(model: nn.Module | ExportedProgram, inputs: Inputs) -> Inputs:
 
 
 def _weights(model: nn.Module | ExportedProgram) -> bytes:
-    """The state dict, each of its tensors by itself: a loader then needs to know of no sharing."""
-    try:
-        safetensors = importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise ReparamError(
-            ".safetensors files need the package safetensors: pip install 'reparam[cli]'"
-        ) from error
-    state = model.state_dict() if isinstance(model, nn.Module) else model.state_dict
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ReparamError(
-            f"{others[0]} in the state of the model is no tensor, and .safetensors holds nothing "
-            "else; choose .pt2"
-        )
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()
-    }
-    data: bytes = safetensors.save(tensors, metadata={"format": "pt"})
+    """The weights of a fused model, and how it was fused; of a program nothing but the weights."""
+    if isinstance(model, nn.Module):
+        return fused_bytes(model)
+    tensors = {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict.items()}
+    data: bytes = import_safetensors().torch.save(tensors, metadata={"format": "pt"})
     return data

@@ -13,11 +13,8 @@ from reparam.cli.options import (
     model_options,
     planning_options,
 )
-from reparam.cli.outputs import write_page
-from reparam.cli.preparing import prepare
-from reparam.cli.printing import report_values, show, show_json
+from reparam.cli.printing import show, show_json, show_written
 from reparam.cli.progress import working
-from reparam.deployment import check_folder
 
 
 @click.command()
@@ -27,6 +24,7 @@ def plan(
     request: Request,
     cost: str,
     fold_norms: bool,
+    keep: tuple[str, ...],
     as_json: bool,
     html: Path | None,
     require_fused: bool,
@@ -46,15 +44,27 @@ def plan(
       package.module:factory what a function returns; takes --arg
       FILE.pt2               what torch.export.save wrote
     """  # noqa: D301
+    from reparam.cli.outputs import write_page
+    from reparam.cli.preparing import prepare
+    from reparam.deployment import check_folder
+
     if html is not None:
         check_folder(html.parent)
     prepared = prepare(request, needs_inputs=cost == "latency")
     with working("Planning"):
-        found = reparam.plan(prepared.model, prepared.inputs, cost=cost, fold_norms=fold_norms)
+        found = reparam.plan(
+            prepared.model,
+            prepared.inputs,
+            cost=cost,
+            fold_norms=fold_norms,
+            keep=list(keep) or None,
+        )
         if html is not None:
             write_page(found, html)
     if as_json:
-        show_json("plan", {"model": request.model, **report_values(found.report)})
+        show_json("plan", {"model": request.model, **found.report.to_dict()})
     else:
         show(found)
+    if html is not None:
+        show_written(html, ": the plan as a page", as_json=as_json)
     return NOTHING_FUSED if require_fused and not found.fused else 0

@@ -45,7 +45,8 @@ def prepare(request: Request, *, needs_inputs: bool, randomise: bool = False) ->
         randomise: Whether fresh batch norms get values of their own where the user does not say.
 
     Returns:
-        The model in eval mode; inputs where they are needed, or where the user gave shapes.
+        The model in eval mode; inputs where the user gave shapes, the model is known to take some,
+        or the command needs them.
 
     Raises:
         ReparamError: If the model cannot be built, its weights do not fit, it takes no such
@@ -59,23 +60,31 @@ def prepare(request: Request, *, needs_inputs: bool, randomise: bool = False) ->
             load_weights(model, request.weights)
         if isinstance(model, nn.Module):
             model.eval()
-        inputs = _inputs(request, built) if needs_inputs or request.inputs else None
-        if inputs is not None:
-            _try(model, inputs)
+        inputs = _inputs(request, built, needed=needs_inputs)
         chosen = randomise if request.randomise is None else request.randomise
         if chosen and isinstance(model, nn.Module) and is_untrained(model):
             randomise_batch_norm(model, request.seed, _several(inputs))
     return Prepared(model, inputs)
 
 
-def _inputs(request: Request, built: Built) -> Inputs:
+def _inputs(request: Request, built: Built, *, needed: bool) -> Inputs | None:
+    """Inputs on which the model runs, if their shapes are given or known."""
     shapes = request.inputs or built.inputs
     if not shapes:
+        if not needed:
+            return None
         raise ReparamError(
             f"nothing says which inputs {request.model} takes; give the shape of each, for "
             "example --input 1,3,224,224 or --input 1,16:int64"
         )
-    return make_inputs(shapes, request.seed)
+    inputs = make_inputs(shapes, request.seed)
+    try:
+        _try(built.model, inputs)
+    except ReparamError:
+        if needed or request.inputs:
+            raise
+        return None  # what its library says of it does not hold for these arguments
+    return inputs
 
 
 def _try(model: nn.Module | ExportedProgram, inputs: Inputs) -> None:

@@ -9,14 +9,6 @@ from rich.text import Text
 
 from reparam.cli.options import debug_option, json_option
 from reparam.cli.printing import show, show_json
-from reparam.rules import (
-    describe_rule,
-    first_line,
-    is_built_in,
-    load_rules,
-    registered_rules,
-    spelled,
-)
 
 
 @click.command()
@@ -27,6 +19,15 @@ def rules(as_json: bool) -> None:
 
     Among them are those of installed packages that bring rules.
     """
+    from reparam.rules import (
+        describe_rule,
+        first_line,
+        is_built_in,
+        load_rules,
+        registered_rules,
+        spelled,
+    )
+
     load_rules()
     listed = [
         {

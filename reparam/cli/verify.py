@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
-from torch import nn
 
 import reparam
 from reparam.cli.options import NOTHING_FUSED, Request, json_option, model_options, require_option
-from reparam.cli.preparing import Prepared, prepare
-from reparam.cli.printing import show, show_json
+from reparam.cli.printing import say, show, show_json
 from reparam.cli.progress import working
 from reparam.errors import ReparamError
-from reparam.modules import in_float64
+
+if TYPE_CHECKING:
+    from reparam.cli.preparing import Prepared
 
 _DIFFERENT = 3
 
@@ -50,6 +51,8 @@ def verify(
     identity would pass: --no-randomise-batch-norm leaves them. `reparam plan --help` lists what
     MODEL may be.
     """
+    from reparam.cli.preparing import prepare
+
     prepared = prepare(request, needs_inputs=True, randomise=True)
     if float64:
         prepared = _in_float64(prepared)
@@ -78,13 +81,30 @@ def verify(
         many = "1 place" if places == 1 else f"{places} places"
         show(f"{request.model}: {verdict} within {max(bounds):.1e}; fused in {many}")
         show(str(result))
+        if not equal:
+            say(_why_not(result.fused))
     if not equal:
         return _DIFFERENT
     return NOTHING_FUSED if require_fused and not places else 0
 
 
+def _why_not(errors: Sequence[float]) -> str:
+    """What to think of outputs that differ."""
+    if any(map(math.isnan, errors)):
+        return (
+            "An output of the model has values that are no numbers (NaN), which equal nothing, so "
+            "that it cannot be compared: look at its weights, its inputs or its type"
+        )
+    return "The fused model computes something else; please report it"
+
+
 def _in_float64(prepared: Prepared) -> Prepared:
-    if not isinstance(prepared.model, nn.Module):
+    import torch
+
+    from reparam.cli.preparing import Prepared
+    from reparam.modules import in_float64
+
+    if not isinstance(prepared.model, torch.nn.Module):
         raise ReparamError("an exported program keeps its types; leave --float64 out")
     inputs = prepared.inputs and prepared.inputs.map(in_float64)
     return Prepared(prepared.model.to(torch.float64), inputs)

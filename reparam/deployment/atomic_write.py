@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -57,9 +58,10 @@ def write_files(
             current = path
             os.replace(temporary, path)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)  # none of torch's own
+        advice = "free some space there or choose" if full else "choose"
         raise ReparamError(
-            f"cannot write {current}: {error.strerror or error}; "
-            "free some space there or choose another folder"
+            f"cannot write {current}: {error.strerror or error}; {advice} another folder"
         ) from error
     finally:
         for temporary in partial.values():

@@ -65,7 +65,7 @@ def weights_writer(name: str, state: Mapping[str, Tensor]) -> Callable[[Path], N
 
 
 def _save_safetensors(state: dict[str, Tensor], path: Path) -> None:
-    safetensors = _import_safetensors()
+    safetensors = import_safetensors()
     try:
         safetensors.torch.save_file(state, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
@@ -84,18 +84,23 @@ def save_pickle(content: Mapping[str, Any], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _import_safetensors() -> ModuleType:
+def import_safetensors() -> ModuleType:
+    """The package that reads and writes .safetensors files.
+
+    Raises:
+        ReparamError: If it is not installed.
+    """
     try:
         import safetensors.torch
     except ImportError as error:
         raise ReparamError(
-            ".safetensors files need the package safetensors: pip install safetensors"
+            ".safetensors files need the package safetensors: pip install 'reparam[cli]'"
         ) from error
     return safetensors
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    safetensors = _import_safetensors()
+    safetensors = import_safetensors()
     try:
         state: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from reparam.errors import ReparamError
 from reparam.following import is_live
 from reparam.fusing.applying import Wishes
 from reparam.fusing.plans import Plan, modules_of, reported, weights_of
+from reparam.fusing.tensors_given import tensors_given
 from reparam.modules import (
     ALONE,
     AtWork,
@@ -118,7 +119,14 @@ def _planned(
     rows = [untraced_row(module) for module in untraced]
     notes = [] if all(sized) else [_APART]
     names = frozenset(kept)
-    told = Report(type(model).__name__, notes=notes, unit=measure.unit)
+    options = {
+        "cost": cost if isinstance(cost, str) else measure.unit,
+        "fold_norms": fold_norms,
+        "keep": _outermost(kept),
+        "rules": bool(rules),
+        "inputs": tensors_given(inputs),
+    }
+    told = Report(type(model).__name__, notes=notes, unit=measure.unit, options=options)
     report = reported(model, planned, rows, told, names)
     again = partial(_planned, model, example_inputs, rules, cost, fold_norms, keep, trains=trains)
     modules = modules_of(model)
@@ -137,6 +145,15 @@ def _kept(model: nn.Module | ExportedProgram, keep: Choice) -> dict[str, nn.Modu
         for path, module in chosen(model, keep, "keep").items()
         for inner, part in module.named_modules(remove_duplicate=False)
     }
+
+
+def _outermost(paths: Collection[str]) -> list[str]:
+    """The paths of modules that are in none of the others."""
+    return [
+        path
+        for path in paths
+        if not any(path != other and path.startswith(f"{other}.") for other in paths)
+    ]
 
 
 def _decided(
@@ -216,7 +233,7 @@ def fuse(
         if inplace:
             check_inplace(model)
         wishes = Wishes(verify, live, planned._kept, drop_unused)
-        fused: ModelT = planned._carried_out(wishes, inplace=inplace)
+        fused: ModelT = planned.carried_out(wishes, inplace=inplace)
     return fused
 
 

@@ -22,7 +22,7 @@ from reparam.report import FusedRow, RefusedRow, Report, fused_row, refuse_all, 
 from reparam.verification import Transaction, called_with
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """What `fuse` would do to a model: print it, look at it, apply it.
 
@@ -54,22 +54,59 @@ class Plan:
     def __str__(self) -> str:
         return str(self.report)
 
+    def __repr__(self) -> str:
+        return f"<Plan of {self.report.summary()}>"
+
+    def table(
+        self, depth: int | None = None, *, refused: bool = True, limit: int | None = None
+    ) -> str:
+        """All that is to be fused and what is refused, as text.
+
+        Printing the plan groups the rows of a large model by its parts, and refusals by reasons.
+
+        Args:
+            depth: Group what is to be fused by the first so many names of its places; by default
+                each has a row of its own.
+            refused: Whether to show what is refused, too.
+            limit: The most rows of each table; by default all.
+
+        Returns:
+            The tables.
+
+        Examples:
+            >>> import torch
+            >>> import reparam
+            >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            >>> print(reparam.plan(torch.nn.Sequential(*layers).eval()).table())
+            Sequential: 2 operators become 1, in 1 place; refused: 0
+            <BLANKLINE>
+                                                                        multiply-adds
+             where   was                    becomes            ops      per position
+             ────────────────────────────────────────────────────────────────────────
+             1       Conv2d + BatchNorm2d   conv 3x3, 3 -> 8   2 -> 1   216 -> 216
+            <BLANKLINE>
+        """
+        return self.report.table(depth, refused=refused, limit=limit)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.report
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
 
-    def to_html(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+    def to_html(self, path: str | os.PathLike[str] | None = None, *, verify: bool = True) -> Any:
         """Write the plan as one page for a browser, which loads nothing else.
 
         It shows the graph before and after, for each region its branches, formula, kernels, cost
         and exactness, and every refusal. It needs ``pip install 'reparam[html]'``.
 
         Args:
-            path: The file to write.
+            path: The file to write; by default none.
             verify: Compare every region in float64 with what will replace it, and show the
                 difference.
+
+        Returns:
+            The page: a notebook shows it where it is the last line of a cell.
 
         Raises:
             ReparamError: If a package is missing, or the model is not what was planned any more.
@@ -81,7 +118,7 @@ class Plan:
             >>> import reparam
             >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
             >>> page = Path(tempfile.mkdtemp(), "plan.html")
-            >>> reparam.plan(torch.nn.Sequential(*layers).eval()).to_html(page)
+            >>> _ = reparam.plan(torch.nn.Sequential(*layers).eval()).to_html(page)
             >>> "K<sub>0 → 1</sub> ⋆ x + c" in page.read_text(encoding="utf-8")
             True
         """
@@ -89,7 +126,7 @@ class Plan:
 
         current = self._current()
         with ALONE, AtWork() as work, work:
-            write_plan(path, current.report, current._parts, verify=verify)
+            return write_plan(path, current.report, current._parts, verify=verify)
 
     def _current(self) -> Plan:
         """This plan, or another one if weights have changed: some forms hold what they were.
@@ -125,7 +162,7 @@ class Plan:
         if inplace:
             check_inplace(self.model)
         wishes = Wishes(verify, kept=self._kept)
-        return self._current()._carried_out(wishes, inplace=inplace)
+        return self._current().carried_out(wishes, inplace=inplace)
 
     def without(self, *places: str) -> Plan:
         """The same plan, but for some of its rows: what they tell of stays as it is.
@@ -165,10 +202,13 @@ class Plan:
         again = partial(_again_without, self._again, places)
         return replace(current, report=report, _parts=parts, _again=again, _kept=kept)
 
-    def _carried_out(self, wishes: Wishes, *, inplace: bool) -> Any:
+    def carried_out(self, wishes: Wishes, *, inplace: bool) -> Any:
         """The fused model; the weights are those that were planned."""
         notes = list(self.report.notes)
-        report = Report(self.report.model, [], list(self._untraced), notes, self.report.unit)
+        options = {**self.report.options, "drop_unused": wishes.drop_unused, "live": wishes.live}
+        report = Report(
+            self.report.model, [], list(self._untraced), notes, self.report.unit, options=options
+        )
         verify = wishes.verify
         called = called_with(self.model, self._inputs) if verify else None
         transaction = Transaction(self.model, inplace, called, notes, partial(refuse_all, report))
@@ -190,7 +230,9 @@ def reported(
     kept: frozenset[str],
 ) -> Report:
     """What is to be fused, and what is not, with the notes and the unit of another report."""
-    report = Report(like.model, [], list(untraced), list(like.notes), like.unit)
+    report = Report(
+        like.model, [], list(untraced), list(like.notes), like.unit, options=dict(like.options)
+    )
     _add_rows(report, planned)
     if isinstance(model, nn.Module):
         alone = rows_of_expanded(model, planned, kept)

@@ -96,6 +96,24 @@ def check_module(model: Any, expected: str = "a torch.nn.Module") -> None:
             )
 
 
+_WRAPPERS = {
+    "OptimizedModule": (
+        "compiled code",
+        "give the module that was compiled, and compile what is returned: "
+        "torch.compile(reparam.fuse(compiled._orig_mod))",
+    ),
+    "DistributedDataParallel": (
+        "a wrapper for training in several processes",
+        "give the module in it: reparam.fuse(wrapped.module)",
+    ),
+    "FullyShardedDataParallel": (
+        "a wrapper whose parameters are sharded",
+        "gather its full state dict, load that into the module, and give the module",
+    ),
+}
+"""What people put around a model: what each is, and what to give instead."""
+
+
 def check_model(model: Any, *, trains: bool = False) -> None:
     """Raise unless the model can be planned, in training mode only if it trains on.
 
@@ -103,6 +121,10 @@ def check_model(model: Any, *, trains: bool = False) -> None:
     """
     if isinstance(model, ExportedProgram):
         return
+    name = type(model).__name__
+    if name in _WRAPPERS and type(model).__module__.startswith("torch."):
+        what, advice = _WRAPPERS[name]
+        raise ReparamError(f"the model is a {name}, {what}; {advice}")
     check_module(model, "a torch.nn.Module or a torch.export.ExportedProgram")
     for name, module in model.named_modules():
         kind = type(module)

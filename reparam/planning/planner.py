@@ -226,11 +226,19 @@ class _Walk:
             return None  # a convolution after something else: nothing to fuse it with
         if node in self.stops:
             return self.stops[node]
-        kind = "the input " if link.base.op == "placeholder" else ""
         return (
             why_not_distributed(link, self.appraiser)
             or why_not_gathered(link, self.appraiser)
             or self.forest.refused.get(link.base)
             or across
-            or Refusal(f"it follows {kind}{link.base.name}, which is not affine")
+            or self._stopped_by(link.base)
         )
+
+    def _stopped_by(self, value: fx.Node) -> Refusal:
+        """The nearest value above that is not affine: an identity or a view is none."""
+        link = self.forest.links.get(value)
+        while link is not None and (link.form is None or link.form.identity):
+            value = link.base
+            link = self.forest.links.get(value)
+        kind = "the input " if value.op == "placeholder" else ""
+        return Refusal(f"it follows {kind}{value.name}, which is not affine")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -10,7 +12,7 @@ from reparam.analysis import Part, Untraced, target_of
 from reparam.capture import CodeStatement, Trace, reached
 from reparam.modules import fetch, join
 from reparam.planning import PlannedPart, Region
-from reparam.report.tables import FusedRow, RefusedRow
+from reparam.report.entries import FusedRow, RefusedRow
 from reparam.rules import describe_rule, describe_target, is_built_in
 
 
@@ -28,14 +30,18 @@ def fused_row(part: Part, region: Region) -> FusedRow:
         (region.before.multiply_adds, region.after.multiply_adds),
         (region.before.operators, region.after.operators),
         cost=(region.before.amount, region.after.amount),
+        sized=bool(part.facts.shapes),
     )
 
 
 def refused_rows(planned: PlannedPart) -> list[RefusedRow]:
     """One row per operator that the planner leaves."""
     trace, refused = planned.part.trace, planned.decision.refused
+    places = {node.name: place(trace, node) for node in trace.graph.nodes if node.op != "output"}
     rows = [
-        RefusedRow(place(trace, node), operator_kind(trace, node), refusal.reason)
+        RefusedRow(
+            place(trace, node), operator_kind(trace, node), _with_places(refusal.reason, places)
+        )
         for node, refusal in refused.items()
     ]
     # What code chooses between is in no graph, and joins with nothing.
@@ -45,6 +51,14 @@ def refused_rows(planned: PlannedPart) -> list[RefusedRow]:
             reason = f"only a run tells which way it goes ({code.line})"
             rows.append(RefusedRow(place(trace, node), "code", reason))
     return rows
+
+
+def _with_places(reason: str, places: Mapping[str, str]) -> str:
+    """A reason with the places of the values that it names in the place of their names.
+
+    A name without a number or an underscore may be a word.
+    """
+    return re.sub(r"\b\w*[\d_]\w*\b", lambda word: places.get(word[0], word[0]), reason)
 
 
 def untraced_row(untraced: Untraced) -> RefusedRow:

@@ -2,153 +2,39 @@
 
 from __future__ import annotations
 
-import io
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, Group
 
 from reparam.planning import MULTIPLY_ADDS
+from reparam.report.columns import (
+    change,
+    fused_columns,
+    parameter_columns,
+    reason_columns,
+    refusal_columns,
+    singly,
+)
+from reparam.report.entries import (
+    DroppedRow,
+    EqualizedRow,
+    ExpandedRow,
+    FrozenRow,
+    FusedRow,
+    RefusedRow,
+)
+from reparam.report.grouping import by_parts, within
+from reparam.report.printing import Columns, Printed, as_text, rendered
+from reparam.report.values import both, fused_values, part_values
 
-Columns: TypeAlias = dict[str, list[str]]
-"""The columns of a table by their titles."""
-
-
-@dataclass(frozen=True)
-class FusedRow:
-    """One value that became one operator.
-
-    Args:
-        place: Where in the model the value is computed.
-        operators: What was there, by kind and number.
-        result: What is there now.
-        multiply_adds: Multiply-adds per output position before and after (in all, if the shapes
-            were known).
-        counts: Number of operators before and after.
-        error: Relative difference on a random input in float64; None if not verified.
-        name: Where the new operator is registered; empty before it is applied.
-        cost: What the cost function gives, before and after.
-    """
-
-    place: str
-    operators: str
-    result: str
-    multiply_adds: tuple[float, float]
-    counts: tuple[int, int]
-    error: float | None = None
-    name: str = ""
-    cost: tuple[float, float] = (0.0, 0.0)
+_SHOWN = 20
+"""So many rows are shown in a notebook without being asked for."""
 
 
-@dataclass(frozen=True)
-class RefusedRow:
-    """One operator that stays, and why.
-
-    Args:
-        place: Where in the model it is.
-        operator: What it is.
-        reason: Why it stays.
-    """
-
-    place: str
-    operator: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class FrozenRow:
-    """One part that stays as it was beside the operator in its place, since other code runs it.
-
-    It needs no gradient: whatever trains the model trains the operator.
-
-    Args:
-        place: Where in the model it is.
-        operator: What it is.
-        parameters: Names of its parameters in the model.
-    """
-
-    place: str
-    operator: str
-    parameters: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DroppedRow:
-    """One part that went, since eval mode never needs it.
-
-    Args:
-        place: Where in the model it was.
-        operator: What it was.
-        parameters: Names of its parameters in the model.
-    """
-
-    place: str
-    operator: str
-    parameters: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class EqualizedRow:
-    """One layer with scaled weights.
-
-    Args:
-        place: Where in the model it is.
-        operator: What it is.
-        channels: How many of its output channels have a scale other than 1, and all.
-        spread: The largest range of an output channel over the smallest one, before and after;
-            channels without weights do not count.
-    """
-
-    place: str
-    operator: str
-    channels: tuple[int, int]
-    spread: tuple[float, float]
-
-
-class _Printed(ABC):
-    """Prints as a table in a terminal, as text and in a notebook."""
-
-    notes: list[str]
-
-    @abstractmethod
-    def summary(self) -> str:
-        """The result in one line."""
-
-    @abstractmethod
-    def _tables(self) -> Iterator[Columns]: ...
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # What others named is text, in which nothing is markup.
-        yield console.render_str(self.summary(), markup=False, emoji=False)
-        for columns in self._tables():
-            table = Table(*columns, box=box.SIMPLE, pad_edge=False)
-            for column in table.columns:
-                column.overflow = "fold"
-            for row in zip(*columns.values(), strict=True):
-                table.add_row(*map(Text, row))
-            if table.row_count:
-                yield table
-        for note in self.notes:
-            yield console.render_str(f"note: {note}", markup=False, emoji=False)
-
-    def __str__(self) -> str:
-        output = io.StringIO()
-        Console(file=output, width=120, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
-
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), width=120, record=True)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
-@dataclass
-class Report(_Printed):
+@dataclass(repr=False)
+class Report(Printed):
     """What one call of `fuse` or `plan` found.
 
     Args:
@@ -159,6 +45,7 @@ class Report(_Printed):
         unit: What the cost function counts.
         frozen: One row per part that stays beside the operator in its place, for other code.
         dropped: One row per part that went because nobody needs it.
+        options: What the call was asked for, which `reparam.load` asks for again.
     """
 
     model: str
@@ -168,9 +55,12 @@ class Report(_Printed):
     unit: str = MULTIPLY_ADDS
     frozen: list[FrozenRow] = field(default_factory=list)
     dropped: list[DroppedRow] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def summary(self) -> str:
         """The result in one line."""
+        if not self.fused:
+            return f"{self.model}: nothing is fused; refused: {len(self.refused)}"
         before = sum(row.counts[0] for row in self.fused)
         after = sum(row.counts[1] for row in self.fused)
         return (
@@ -178,27 +68,112 @@ class Report(_Printed):
             f"{_many(len(self.fused), 'place')}; refused: {len(self.refused)}"
         )
 
-    def _tables(self) -> Iterator[Columns]:
-        columns: Columns = {
-            "where": [row.place for row in self.fused],
-            "was": [row.operators for row in self.fused],
-            "becomes": [row.result for row in self.fused],
-            "ops": [f"{row.counts[0]} -> {row.counts[1]}" for row in self.fused],
-            MULTIPLY_ADDS: [change(*row.multiply_adds) for row in self.fused],
+    def table(
+        self, depth: int | None = None, *, refused: bool = True, limit: int | None = None
+    ) -> str:
+        """All that was fused and refused, as text; printing groups rows where there are many.
+
+        Args:
+            depth: Group what was fused by the first so many names of its places; by default each
+                has a row of its own.
+            refused: Whether to show what was refused, too.
+            limit: The most rows of each table; by default all.
+
+        Returns:
+            The tables.
+
+        Examples:
+            >>> import torch
+            >>> import reparam
+            >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            >>> plan = reparam.plan(torch.nn.Sequential(*layers).eval())
+            >>> print(plan.table(depth=1))
+            Sequential: 2 operators become 1, in 1 place; refused: 0
+            <BLANKLINE>
+                                                                        multiply-adds
+             where   was                    becomes            ops      per position
+             ────────────────────────────────────────────────────────────────────────
+             1       Conv2d + BatchNorm2d   conv 3x3, 3 -> 8   2 -> 1   216 -> 216
+            <BLANKLINE>
+        """
+        groups = singly(self.fused) if depth is None else by_parts(self.fused, depth)
+        tables = [fused_columns(groups, self.unit), *self._others()]
+        if refused:
+            tables.append(refusal_columns(self.refused, "stays"))
+        cut = [{title: cells[:limit] for title, cells in columns.items()} for columns in tables]
+        return as_text(Group(*rendered(Console(), self.summary(), cut, self.notes)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the report says, as plain values; `json.dumps` takes them.
+
+        The keys stay; others may join them. The command line prints the same with ``--json``.
+
+        Returns:
+            ``class``; ``operators`` (``before``, ``after``); ``fused``, a list of ``place``,
+            ``was``, ``becomes``, ``operators``, ``multiply_adds`` and ``cost`` (``before``,
+            ``after``), ``sized``, ``float64_error`` and ``name``; ``refused``, a list of ``place``,
+            ``operator`` and ``reason``; ``frozen`` and ``dropped``, lists of ``place``,
+            ``operator`` and ``parameters``; ``notes``; ``cost``, what it counts. A number that is
+            not finite is None.
+
+        Examples:
+            >>> import torch
+            >>> import reparam
+            >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            >>> plan = reparam.plan(torch.nn.Sequential(*layers).eval())
+            >>> plan.report.to_dict()["operators"]
+            {'before': 2, 'after': 1}
+        """
+        ends = (sum(row.counts[end] for row in self.fused) for end in (0, 1))
+        return {
+            "class": self.model,
+            "operators": both(*ends),
+            "fused": [fused_values(row) for row in self.fused],
+            "refused": [asdict(row) for row in self.refused],
+            "frozen": [part_values(row) for row in self.frozen],
+            "dropped": [part_values(row) for row in self.dropped],
+            "notes": list(self.notes),
+            "cost": self.unit,
         }
-        if self.unit != MULTIPLY_ADDS:
-            columns[self.unit] = [change(*row.cost) for row in self.fused]
-        errors = [row.error for row in self.fused]
-        if any(error is not None for error in errors):
-            columns["float64 error"] = ["-" if e is None else f"{e:.0e}" for e in errors]
-        yield columns
-        yield _parameters(self.frozen, "stays beside it, frozen")
-        yield _parameters(self.dropped, "is dropped")
-        yield _refusals(self.refused, "stays")
+
+    def tables(self) -> Iterator[Columns]:
+        """All rows."""
+        yield fused_columns(singly(self.fused), self.unit)
+        yield from self._others()
+        yield refusal_columns(self.refused, "stays")
+
+    def short_tables(self, most: int) -> Iterator[Columns]:
+        """The rows by the parts that they are in, and those that stay by reasons."""
+        yield fused_columns(within(self.fused, most), self.unit)
+        yield parameter_columns(self.frozen, "stays beside it, frozen", most // 4)
+        yield parameter_columns(self.dropped, "is dropped", most // 4)
+        yield reason_columns(self.refused, "stays", most // 2)
+
+    def sections(self) -> Iterator[tuple[str, Columns]]:
+        """The tables as a notebook shows them: part by part, to be opened, where it is many."""
+        if len(self.fused) <= _SHOWN:
+            yield "", fused_columns(singly(self.fused), self.unit)
+        else:
+            yield "the parts of the model", fused_columns(within(self.fused, _SHOWN), self.unit)
+            for part in by_parts(self.fused, 1):
+                many = f"{part.label}: {_many(len(part.rows), 'place')}"
+                yield many, fused_columns(singly(part.rows), self.unit)
+        frozen = parameter_columns(self.frozen, "stays beside it, frozen")
+        yield f"what stays beside it, frozen: {len(self.frozen)}", frozen
+        yield f"what is dropped: {len(self.dropped)}", parameter_columns(self.dropped, "is dropped")
+        if len(self.refused) <= _SHOWN:
+            yield "", refusal_columns(self.refused, "stays")
+        else:
+            yield "what stays, by reasons", reason_columns(self.refused, "stays", len(self.refused))
+            yield f"what stays: {len(self.refused)}", refusal_columns(self.refused, "stays")
+
+    def _others(self) -> Iterator[Columns]:
+        yield parameter_columns(self.frozen, "stays beside it, frozen")
+        yield parameter_columns(self.dropped, "is dropped")
 
 
-@dataclass
-class EqualizationReport(_Printed):
+@dataclass(repr=False)
+class EqualizationReport(Printed):
     """What one call of `equalize` did.
 
     Args:
@@ -221,7 +196,8 @@ class EqualizationReport(_Printed):
             f"{_many(len(self.equalized), 'layer')}; refused: {len(self.refused)}"
         )
 
-    def _tables(self) -> Iterator[Columns]:
+    def tables(self) -> Iterator[Columns]:
+        """All rows."""
         rows = self.equalized
         yield {
             "where": [row.place for row in rows],
@@ -231,28 +207,11 @@ class EqualizationReport(_Printed):
                 f"{row.spread[0]:.3g} -> {row.spread[1]:.3g}" for row in rows
             ],
         }
-        yield _refusals(self.refused, "is not scaled")
+        yield refusal_columns(self.refused, "is not scaled")
 
 
-@dataclass(frozen=True)
-class ExpandedRow:
-    """One layer that became a sum of branches.
-
-    Args:
-        place: Where in the model it is.
-        operator: What it was.
-        branches: How many branches it has, its own kernel counted.
-        parameters: Its number of parameters before and after.
-    """
-
-    place: str
-    operator: str
-    branches: int
-    parameters: tuple[int, int]
-
-
-@dataclass
-class ExpansionReport(_Printed):
+@dataclass(repr=False)
+class ExpansionReport(Printed):
     """What one call of `expand` did.
 
     Args:
@@ -276,7 +235,8 @@ class ExpansionReport(_Printed):
             f"{self.block}; refused: {len(self.refused)}"
         )
 
-    def _tables(self) -> Iterator[Columns]:
+    def tables(self) -> Iterator[Columns]:
+        """All rows."""
         rows = self.expanded
         yield {
             "where": [row.place for row in rows],
@@ -284,23 +244,7 @@ class ExpansionReport(_Printed):
             "branches": [str(row.branches) for row in rows],
             "parameters": [change(*row.parameters) for row in rows],
         }
-        yield _refusals(self.refused, "is not expanded")
-
-
-def _parameters(rows: Sequence[FrozenRow | DroppedRow], verb: str) -> Columns:
-    return {
-        "where": [row.place for row in rows],
-        verb: [row.operator for row in rows],
-        "parameters": [", ".join(row.parameters) for row in rows],
-    }
-
-
-def _refusals(rows: list[RefusedRow], verb: str) -> Columns:
-    return {
-        "where": [row.place for row in rows],
-        verb: [row.operator for row in rows],
-        "because": [row.reason for row in rows],
-    }
+        yield refusal_columns(self.refused, "is not expanded")
 
 
 def refuse_all(report: Report | EqualizationReport, reason: str) -> None:
@@ -316,16 +260,3 @@ def refuse_all(report: Report | EqualizationReport, reason: str) -> None:
 
 def _many(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def change(before: float, after: float) -> str:
-    """A number before and after, as the tables show it."""
-    return f"{short(before)} -> {short(after)}"
-
-
-def short(value: float) -> str:
-    """A number as the tables show it: three digits and a unit."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"

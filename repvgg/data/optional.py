@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from reparam import ReparamError
+from reparam.errors import ReparamError, install_command
 
 
 def import_torchvision(name: str = "torchvision", *, purpose: str) -> ModuleType:
@@ -24,5 +24,5 @@ def import_torchvision(name: str = "torchvision", *, purpose: str) -> ModuleType
     except (ImportError, RuntimeError, OSError) as error:
         raise ReparamError(
             f"{purpose} torchvision, which cannot be imported ({error}); "
-            "install the one that was built for your PyTorch: pip install 'reparam[train]'"
+            f"install the one that was built for your PyTorch: {install_command('torchvision')}"
         ) from error

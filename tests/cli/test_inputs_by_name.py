@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reparam.cli.models.input_shapes import InputShape, make_inputs, read_shape
+from reparam.cli.models.input_shapes import make_inputs
+from reparam.cli.words import InputShape, read_shape
 
 NAMED = "tests.cli.networks:named"
 SHAPES = "--input 5,8 --input values=5,6 --input mask=5,8:bool"
@@ -16,7 +17,7 @@ SHAPES = "--input 5,8 --input values=5,6 --input mask=5,8:bool"
 
 def test_shapes_with_a_name() -> None:
     shape = read_shape("mask=1,16:bool")
-    assert shape == InputShape((1, 16), torch.bool, "mask")
+    assert shape == InputShape((1, 16), "bool", "mask")
     assert read_shape(str(shape)) == shape
     inputs = make_inputs([InputShape((1, 2)), shape], 0)
     assert [value.shape for value in inputs.args] == [(1, 2)]

@@ -62,7 +62,7 @@ def test_a_function_in_the_current_folder_is_found_and_the_shell_gets_the_code(
     (tmp_path / "mine.py").write_text("from torch import nn\nmake = lambda: nn.Linear(2, 2)\n")
     result = program("plan mine:make --require-fused", folder=tmp_path)
     assert result.returncode == 3, result.stderr
-    assert result.stdout == "Linear: 0 operators become 0, in 0 places; refused: 0\n"
+    assert result.stdout == "Linear: nothing is fused; refused: 0\n"
 
 
 def in_a_terminal(words: str, environment: dict[str, str]) -> str:

@@ -20,7 +20,9 @@ SOURCES = PACKAGE / "cli" / "models" / "model_sources.py"
 """The command line builds models of the libraries that the user names, in this one file."""
 BLOCKS = PACKAGE / "expansion" / "blocks.py"
 """The branches that users ask for by their paper's name: data, made of steps, in this one file."""
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path not in (SOURCES, BLOCKS))
+WORDS = PACKAGE / "cli" / "words.py"
+"""What may be written for a model on the command line, in this one file."""
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path not in (SOURCES, BLOCKS, WORDS))
 NAMES = re.compile(
     r"""
     timm | torchvision | transformers | ultralytics | yolo | mmcv | mmdet | mmpretrain | detectron

@@ -1,7 +1,6 @@
 """Reports are text: what others named is shown as it is named."""
 
 import io
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,8 +63,7 @@ def test_reasons_notes_and_classes_are_text(name: str) -> None:
 def test_the_command_line_shows_what_rules_say_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = sys.modules["reparam.cli.rules"]
-    monkeypatch.setattr(command, "registered_rules", lambda: {torch.relu: _rule})
+    monkeypatch.setattr("reparam.rules.registered_rules", lambda: {torch.relu: _rule})
     with suppress(SystemExit):
         main(["rules"])
     assert "What is [red] and [/red] stays so." in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import os
@@ -18,17 +17,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam.cli.models.input_shapes import InputShape
+from reparam.cli.models.input_shapes import shape_of
 from reparam.cli.models.program_loading import load_program
 from reparam.cli.printing import error_line
-from reparam.errors import ReparamError
+from reparam.cli.words import FACTORY, FORMS, InputShape
+from reparam.errors import ReparamError, install_command
 
 Arguments = Mapping[str, Any]
-
-FORMS = (
-    "timm/NAME, torchvision/NAME, hf/MODEL_TYPE, hf/FOLDER, ultralytics/FILE.yaml, "
-    "package.module:factory or FILE.pt2"
-)
 
 
 @dataclass(frozen=True)
@@ -42,11 +37,6 @@ class Built:
 
     model: nn.Module | ExportedProgram
     inputs: tuple[InputShape, ...] | None = None
-
-
-def is_known_form(name: str) -> bool:
-    """Whether a MODEL has one of the `FORMS`."""
-    return _source_of(name) is not None
 
 
 def build_model(name: str, arguments: Arguments) -> Built:
@@ -69,16 +59,31 @@ def build_model(name: str, arguments: Arguments) -> Built:
     return build(rest, arguments)
 
 
+def near_models(name: str) -> list[str]:
+    """The models, as a command takes them, that are called like a word without their library."""
+    lists: dict[str, Callable[[], Iterable[str]]] = {
+        "timm": lambda: importlib.import_module("timm").list_models(),
+        "torchvision": lambda: importlib.import_module("torchvision.models").list_models(),
+        "hf": lambda: list(importlib.import_module("transformers").CONFIG_MAPPING),
+    }
+    near: list[str] = []
+    for library, listed in lists.items():
+        try:
+            known = list(listed())
+        except (ImportError, RuntimeError, OSError):  # it is not installed, or not for this PyTorch
+            continue
+        exact = [name] if name in known else difflib.get_close_matches(name, known, 1, 0.8)
+        near += [f"{library}/{each}" for each in exact]
+    return near
+
+
 def _source_of(name: str) -> tuple[Callable[[str, Arguments], Built], str] | None:
     if name.endswith(".pt2"):
         return _program, name
     prefix, slash, rest = name.partition("/")
     if slash and rest and prefix in _SOURCES:
         return _SOURCES[prefix], rest
-    return (_factory, name) if _FACTORY.fullmatch(name) else None
-
-
-_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+    return (_factory, name) if FACTORY.fullmatch(name) else None
 
 
 # -- Model libraries ------------------------------------------------------------------------------
@@ -238,8 +243,7 @@ def _program(name: str, arguments: Arguments) -> Built:
     given = [*(("", value) for value in positional), *keywords.items()]
     if not given or not all(isinstance(value, Tensor) for _, value in given):
         return Built(program)
-    shapes = (InputShape(tuple(value.shape), value.dtype, name) for name, value in given)
-    return Built(program, tuple(shapes))
+    return Built(program, tuple(shape_of(value, name) for name, value in given))
 
 
 def _factory(name: str, arguments: Arguments) -> Built:
@@ -257,7 +261,9 @@ def _factory(name: str, arguments: Arguments) -> Built:
         ) from error
     for part in path.split("."):
         if not hasattr(target, part):
-            raise ReparamError(f"{module_name} has no {path}")
+            close = difflib.get_close_matches(part, [*vars(target)], 3)
+            advice = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ReparamError(f"{module_name} has no {path}{advice}")
         target = getattr(target, part)
     if isinstance(target, nn.Module | ExportedProgram):
         if arguments:
@@ -287,21 +293,6 @@ _SOURCES: Mapping[str, Callable[[str, Arguments], Built]] = {
 # -- What they share ------------------------------------------------------------------------------
 
 
-def read_argument(word: str) -> tuple[str, Any]:
-    """Reads ``key=value``, where the value is a Python literal, or else a string.
-
-    Raises:
-        ValueError: If there is no ``=``, or no name before it.
-    """
-    key, equals, text = word.partition("=")
-    if not equals or not key.isidentifier():
-        raise ValueError(f"{word!r} is no key=value")
-    try:
-        return key, ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return key, text
-
-
 def _import(name: str, package: str | None = None) -> ModuleType:
     package = package or name.partition(".")[0]
     try:
@@ -310,7 +301,7 @@ def _import(name: str, package: str | None = None) -> ModuleType:
     except (ImportError, RuntimeError, OSError) as error:
         raise ReparamError(
             f"{package} cannot be imported ({error}); install it, and the torchvision that was "
-            f"built for your PyTorch: pip install {package}"
+            f"built for your PyTorch: {install_command(package)}"
         ) from error
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from reparam.planning import PlannedPart
+from reparam.report.entries import RefusedRow
 from reparam.report.html.drawn_graphs import graph_after, graph_before
 from reparam.report.html.graph_layout import Layout, lay_out
 from reparam.report.html.region_details import Computed, RegionDetails, region_details
-from reparam.report.tables import RefusedRow, Report
+from reparam.report.tables import Report
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from reparam.algebra import AffineConv, lower, unsupported
 from reparam.analysis import Part
 from reparam.errors import Refusal
 from reparam.planning import Region
+from reparam.report.entries import FusedRow
 from reparam.report.html.branches import Formula, composed, formula
 from reparam.report.html.kernel_pictures import KernelPicture, draw, picture
 from reparam.report.rows import fused_row, operator_kind, place
-from reparam.report.tables import FusedRow
 from reparam.rewriting import signature
 from reparam.verification import REGION_BOUND, compared
 

@@ -13,10 +13,10 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from reparam.report.columns import change, short
 from reparam.report.html.drawn_graphs import Vertex
 from reparam.report.html.graph_layout import BOX
 from reparam.report.html.page_contents import Page
-from reparam.report.tables import change, short
 
 _COLORS = 8
 

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from reparam.cli.models.input_shapes import InputShape
-from reparam.cli.models.model_sources import build_model, is_known_form, read_argument
+from reparam.cli.models.model_sources import build_model
+from reparam.cli.words import InputShape, is_known_form, read_argument
 from reparam.errors import ReparamError
 from tests.corpora.ultralytics_networks import import_ultralytics
 
