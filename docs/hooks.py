@@ -3,7 +3,7 @@
 * ``<!-- figure: NAME -->``: a figure of `generate.figures`;
 * ``<!-- rooms: PACKAGE -->``: the table of `generate.rooms`;
 * ``<!-- notebook: PATH -->``: a notebook, run by `generate.notebook`;
-* ``<!-- part: NAME -->``: what README.md has between the comments ``NAME: begin`` and ``NAME: end``.
+* ``<!-- part: NAME -->``: what README.md has between its comments ``NAME: begin`` and ``end``.
 
 Elsewhere, say where a page is read as plain Markdown, such a comment is not seen.
 """
@@ -18,7 +18,9 @@ from generate.figures import FIGURES
 from generate.notebook import render
 from generate.rooms import table
 
-_COMMENT = re.compile(r"^<!-- (?P<kind>figure|rooms|notebook|part): (?P<name>\S+) -->$", re.MULTILINE)
+_COMMENT = re.compile(
+    r"^<!-- (?P<kind>figure|rooms|notebook|part): (?P<name>\S+) -->$", re.MULTILINE
+)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
