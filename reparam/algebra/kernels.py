@@ -19,6 +19,7 @@ Kernels stay as sparse as their groups: a depthwise factor is never made dense.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -58,29 +59,40 @@ class Lazy:
         device: torch.device | None = None,
         read: Callable[[Any], Any] = evaluate,
     ) -> Weights:
-        """Compute kernel and bias, without recursion: chains may be thousands of steps long.
+        """Compute kernel and bias, each step once, and without recursion: chains may be long.
 
         Args:
             device: Where; by default where the parameters are.
             read: Gives the tensors for what stands for them, and the answers.
         """
-        pending: list[tuple[Lazy, bool]] = [(self, False)]
-        done: list[Weights] = []
+        uses = Counter(id(operand) for node in self._nodes() for operand in node.operands)
+        pending, done = [self], dict[int, Weights]()
+        begun, computed = set[int](), set[int]()
+
+        def result(operand: Lazy) -> Weights:
+            """What was computed once: the next step may overwrite it, but the last one has it."""
+            uses[id(operand)] -= 1
+            if not uses[id(operand)]:
+                return done.pop(id(operand))
+            kernel, bias = done[id(operand)]
+            return kernel.clone(), None if bias is None else bias.clone()
+
         while pending:
-            node, operands_are_done = pending.pop()
-            if not operands_are_done:
-                pending.append((node, True))
-                pending.extend((operand, False) for operand in reversed(node.operands))
+            node = pending[-1]
+            if id(node) not in begun:
+                begun.add(id(node))
+                pending.extend(reversed(node.operands))
                 continue
-            split = len(done) - len(node.operands)
-            arguments = done[split:]
-            del done[split:]
-            kernel, bias = node.compute(*arguments, *map(read, node.tensors))
+            pending.pop()
+            if id(node) in computed:
+                continue
+            computed.add(id(node))
+            kernel, bias = node.compute(*map(result, node.operands), *map(read, node.tensors))
             if device is not None:
                 kernel = kernel.to(device)
                 bias = None if bias is None else bias.to(device)
-            done.append((kernel, bias))
-        return done.pop()
+            done[id(node)] = kernel, bias
+        return done.pop(id(self))
 
     def over(self, stand_in: Callable[[Any], Any]) -> Lazy:
         """The same computation of other things in place of its tensors."""

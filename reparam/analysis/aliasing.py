@@ -6,8 +6,13 @@ and may write to them.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from math import inf
+from typing import NamedTuple
 
 from torch import Tensor, fx, nn
 
@@ -16,6 +21,25 @@ from reparam.capture import reached, reads_shape_only
 from reparam.errors import Refusal
 from reparam.modules import fetch, memory
 from reparam.rules import Rules
+
+
+class _Uses(NamedTuple):
+    """How the names of one place in memory are used.
+
+    Args:
+        since: Where each name is given, in order.
+        latest: The last use of any name up to this one; infinite if that is never known.
+        last_made: Where the last name is given that is not made of another one.
+    """
+
+    since: list[int]
+    latest: list[float]
+    last_made: int
+
+    def older(self, position: int) -> float:
+        """The last use of any name that is older than a position."""
+        count = bisect_left(self.since, position)
+        return self.latest[count - 1] if count else -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,18 +91,23 @@ class Memory:
         self, node: fx.Node, first: int, last: int, ignoring: Collection[fx.Node] = ()
     ) -> bool:
         """Whether a value's memory may be written after position ``first``, up to ``last``."""
-        return any(
-            first < self.order[writer] <= last and writer not in ignoring
-            for place in self.places[node]
-            for writer in self.writers.get(place, ())
-        )
+        order = self.order.__getitem__
+        for place in self.places[node]:
+            writers = self.writers.get(place, [])
+            start = bisect_right(writers, first, key=order)
+            for writer in islice(writers, start, None):
+                if order(writer) > last:
+                    break
+                if writer not in ignoring:
+                    return True
+        return False
 
     def shows_copy(self, node: fx.Node, ignoring: Collection[fx.Node] = ()) -> bool:
         """Whether somebody sees if a value is a view of what it may share memory with, or a copy.
 
         From then on it may be written to by the name of one, and read by a name of the other.
         """
-        if not self.seen_as.get(node):
+        if not self.seen_as.get(node) or self._is_newest(node):
             return False
         own = reached(
             [node], lambda name: (n for n in name.users if name in self.seen_as.get(n, ()))
@@ -92,6 +121,33 @@ class Memory:
             if name not in own or (name is not node and self._is_view_of_others(name, node, own))
         ]
         return self.tells_apart(own, others, self.order[node], ignoring)
+
+    def _is_newest(self, node: fx.Node) -> bool:
+        """Whether what is named after a value is made of it, and nobody uses older names any more.
+
+        It tells quickly what `shows_copy` would find out of all names: they may be thousands.
+        """
+        position = self.order[node]
+        return self.mixed.isdisjoint(self.places[node]) and not any(
+            self._uses[place].older(position) > position or self._uses[place].last_made > position
+            for place in self.places[node]
+        )
+
+    @cached_property
+    def _uses(self) -> dict[fx.Node, _Uses]:
+        """How the names of each place are used."""
+        uses: dict[fx.Node, _Uses] = {}
+        for place, names in self.names.items():
+            since, last_made = [self.order[name] for name in names], -1
+            latest: list[float] = []
+            for name in names:
+                always = name.op in ("placeholder", "get_attr") or name in self.held
+                used = inf if always else max((self.order[user] for user in name.users), default=-1)
+                latest.append(max(used, latest[-1]) if latest else used)
+                if not any(place in self.places[source] for source in self.seen_as.get(name, ())):
+                    last_made = self.order[name]
+            uses[place] = _Uses(since, latest, last_made)
+        return uses
 
     def _is_view_of_others(self, name: fx.Node, node: fx.Node, own: Set[fx.Node]) -> bool:
         """Whether a value may share memory with another one, and not by what was made of it."""
@@ -146,6 +202,8 @@ class Memory:
             return Refusal("it writes in place, and nobody reads the result")
         position = self.order[node]
         for target in self.written[node]:
+            if all(self._uses[place].older(position) <= position for place in self.places[target]):
+                continue
             for member in self.alias_class(target):
                 if self.order[member] >= position:
                     continue

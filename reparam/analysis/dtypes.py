@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +13,6 @@ from reparam.analysis.types_of_inputs import READS_FLOATS, name_of_torchs
 from reparam.capture import (
     Trait,
     converts,
-    reached,
     traits,
     type_named_by,
 )
@@ -50,7 +48,7 @@ def holds_type(node: fx.Node, dtype: torch.dtype | None, facts: Facts) -> bool:
         if asked is not None:
             return asked == dtype
         name = name_of_torchs(value, facts.root)
-        if _MAKES_FLOATS.search(name) or _read_as_floats(value, facts):
+        if _MAKES_FLOATS.search(name) or value in facts.read_as_floats:
             return True
         factors = facts.sources.keys() & value.all_input_nodes if name in ("matmul", "mm") else ()
         if any(facts.constants.exact(factor).is_floating_point() for factor in factors):
@@ -91,16 +89,6 @@ def conversion(node: fx.Node, facts: Facts) -> Step | None:
         if not same:
             return refusal
     return Commuting(lambda axis, channels: axis, copies=True)
-
-
-def _read_as_floats(node: fx.Node, facts: Facts) -> bool:
-    """Whether a value meets parameters as it is, or after what leaves its type alone."""
-
-    def readers(user: fx.Node) -> Iterable[fx.Node]:
-        return user.users if Trait.PASSES_TYPE in traits(user, facts.root) else ()
-
-    users = reached(node.users, readers)
-    return any(READS_FLOATS.search(name_of_torchs(user, facts.root)) for user in users)
 
 
 _MAKES_FLOATS = re.compile(

@@ -20,7 +20,7 @@ from reparam.capture import (
     reached,
 )
 from reparam.errors import ReparamError, UntraceableError
-from reparam.modules import Inputs, flatten, leaves_of, undisturbed
+from reparam.modules import Inputs, flatten, leaves_of, undisturbed, users_threads
 
 
 class _Recorder(fx.Interpreter):
@@ -70,7 +70,7 @@ def record_shapes(
         return {}, {}
     recorder, returned = _Recorder(trace), trace.calls[0].result
     try:
-        with torch.no_grad(), undisturbed(trace.root):
+        with torch.no_grad(), undisturbed(trace.root), users_threads():
             recorder.start(_given(trace, inputs.copied()))
     except Exception as error:
         raise UntraceableError(
@@ -147,7 +147,7 @@ def _run(model: nn.Module, inputs: Inputs) -> Any:
     """
     copied = inputs.copied()
     try:
-        with torch.no_grad(), undisturbed(model):
+        with torch.no_grad(), undisturbed(model), users_threads():
             return copied.given_to(model)
     except UntraceableError:
         raise

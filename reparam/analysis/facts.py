@@ -15,6 +15,7 @@ from reparam.analysis.constants import Constants, find_constants
 from reparam.analysis.effects import Effects, effects_of
 from reparam.analysis.features import rows_of_features
 from reparam.analysis.ranks import certain_ranks, find_axes
+from reparam.analysis.types_of_inputs import READS_FLOATS, name_of_torchs
 from reparam.capture import (
     Call,
     Kept,
@@ -97,6 +98,19 @@ class Facts:
     def idle(self) -> set[fx.Node]:
         """Nodes that no code has to compute."""
         return self.unread - self.passed
+
+    @cached_property
+    def read_as_floats(self) -> set[fx.Node]:
+        """Values that meet parameters as they are, or after what leaves their type alone."""
+        meeting: set[fx.Node] = set()
+        reading: set[fx.Node] = set()
+        for node in reversed([*self.order]):
+            if not reading.isdisjoint(node.users):
+                meeting.add(node)
+            passes = node in meeting and Trait.PASSES_TYPE in traits(node, self.root)
+            if passes or READS_FLOATS.search(name_of_torchs(node, self.root)):
+                reading.add(node)
+        return meeting
 
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node reads and that depend on the model's input."""

@@ -12,7 +12,7 @@ from reparam.errors import LawError, ReparamError
 from reparam.following.live_operators import is_live
 from reparam.following.names import reader, registered
 from reparam.following.recipe_books import RecipeBook, book_of, check_original
-from reparam.modules import ALONE, AtWork, find, own_tensors
+from reparam.modules import ALONE, AtWork, find, own_tensors, threads_for
 from reparam.verification import is_finite
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -130,7 +130,8 @@ def _computed(
         ReparamError: If a law does not hold any more, or the operator is another one now.
     """
     try:
-        exact = recipe.exact(read)
+        with threads_for(recipe.form.multiply_adds):
+            exact = recipe.exact(read)
     except LawError as problem:
         reason = f"{path} cannot be what it was: {problem}; fuse the model again"
         raise ReparamError(reason) from None

@@ -10,6 +10,7 @@ from torch import nn
 from reparam.algebra import kernel_shape, loses_digits, lower, take_after
 from reparam.analysis import Part
 from reparam.errors import Refusal, warn
+from reparam.modules import threads_for
 from reparam.planning import PlannedPart, Region
 from reparam.report import Report, place, taught_rules
 from reparam.rewriting import signature
@@ -57,7 +58,7 @@ def _make(region: Region, part: Part, verify: bool, report: Report) -> Made | Re
             report, "weights on the meta device: only the structure is fused, nothing verified"
         )
         return module, None
-    with torch.no_grad():
+    with torch.no_grad(), threads_for(form.multiply_adds):
         module = lower(form, *form.weights.evaluate(device), region.norm)
         error: float | None = None
         if verify:

@@ -1,7 +1,7 @@
 """Somebody's module tree: paths, copies, state put back, runs in float64.
 
 Files, in the order in which data flows: `tree`, `weight_hooks`, `copying`, `undoing`,
-`nested_values`, `call_checks`, `chosen_modules`, `silent_writes`, `stateful_objects`,
+`nested_values`, `threads`, `call_checks`, `chosen_modules`, `silent_writes`, `stateful_objects`,
 `random_numbers`, `state`, `float64`, `example_inputs`.
 """
 
@@ -37,6 +37,7 @@ from reparam.modules.state import (
     tensors_held,
     undisturbed,
 )
+from reparam.modules.threads import threads_for, users_threads
 from reparam.modules.tree import (
     all_names,
     count_leaves,

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch as python_dispatch
 
 from reparam.errors import ReparamError
+from reparam.modules.threads import OneThread
 from reparam.modules.tree import own_tensors
 from reparam.modules.undoing import fulfil_all, pending
 
@@ -28,6 +29,8 @@ patches, and the cache of `parametrize.cached`, which is to see no value of a tr
 
 class AtWork:
     """A context that records nothing for gradients, and leaves the process as it was.
+
+    Torch computes on one thread, but for large work (`users_threads`).
 
     Enter it twice, ``with AtWork() as work, work:``: where an interruption stops it from leaving
     all as it was at one of its ends, it does so at the other. Many small objects are made, and
@@ -43,19 +46,29 @@ class AtWork:
         modes = vars(python_dispatch).items()
         self.flags = {name: value for name, value in modes if name.startswith("_is_in_")}
         self.around = ExitStack()
+        self.threads = OneThread()
 
     def __enter__(self) -> AtWork:
+        try:
+            self._begin()
+        except BaseException as problem:  # an interruption: nobody else calls `__exit__`
+            self.__exit__(type(problem), problem, problem.__traceback__)
+            raise
+        return self
+
+    def _begin(self) -> None:
         if torch.is_inference_mode_enabled():
             self.around.enter_context(torch.inference_mode(False))
         torch.set_grad_enabled(False)
         gc.disable()
         parametrize._cache_enabled = 0
-        return self
+        self.threads.start()
 
     def __exit__(self, *problem: Any) -> None:
         if problem[0] is not None:
             self._leave_modes()
             fulfil_all(self.promised)
+        self.threads.stop()
         self.around.close()
         torch.set_grad_enabled(self.grad)
         parametrize._cache_enabled = self.caches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import inf, isnan, prod
@@ -25,7 +26,14 @@ from reparam.algebra import (
 from reparam.analysis import Facts
 from reparam.capture import operator_name
 from reparam.errors import ReparamError
-from reparam.modules import copy_apart, count_leaves, fetch, own_tensors, run_function
+from reparam.modules import (
+    copy_apart,
+    count_leaves,
+    fetch,
+    own_tensors,
+    run_function,
+    users_threads,
+)
 from reparam.rules import Step
 
 
@@ -194,8 +202,9 @@ class Weigher:
 
     def _ask(self, operator: Operator) -> float:
         """What the cost function gives for an operator, if that is a number."""
-        try:
-            amount = float(self.measure.function(operator))
+        try:  # a function of the user's may measure
+            with nullcontext() if self.measure is MEMORY else users_threads():
+                amount = float(self.measure.function(operator))
         except Exception as problem:
             raise ReparamError(
                 f"the cost function {self.measure.unit} gives no number for {operator}: "

@@ -20,7 +20,7 @@ from reparam.capture import assign, assignments
 from reparam.errors import Refusal
 from reparam.rules import Commuting, Normalized, Several, Stacked, Step, Unscalable
 
-_LONGEST = 8
+LONGEST = 8
 """How many links that do something a candidate spans; what is fused becomes one and extends it."""
 
 _MOST_CROSSED = 24
@@ -151,7 +151,7 @@ class Forest:
         if isinstance(nearest, Link):
             return nearest
         # Padding that fits no sum by itself may fit what it pads: look further up.
-        for further in islice(self._up(base), _LONGEST):
+        for further in islice(self._up(base), LONGEST):
             link = self._over(further.base, node, step, operands)
             if isinstance(link, Link):
                 return link
@@ -240,9 +240,9 @@ class Forest:
         """A value's forms over its bases, the nearest first."""
         return (form for form in self.candidates(value) if isinstance(form, Candidate))
 
-    def over(self, value: fx.Node, base: fx.Node) -> list[Candidate]:
+    def over(self, value: fx.Node, base: fx.Node, reach: int = LONGEST) -> list[Candidate]:
         """A value's forms over one of its bases: pools between are taken in, or else crossed."""
-        links = self._within_reach(value)
+        links = self._within_reach(value, reach)
         ways = [links] if links == self._across(links) else [links, self._across(links)]
         forms = (form for way in ways for form in _forms(way))
         return [form for form in forms if isinstance(form, Candidate) and form.base is base]
@@ -251,7 +251,7 @@ class Forest:
         """The links above a value, but that the pools and paddings among them are crossed."""
         return [*links[:1], *(self.passing.get(link.value, link) for link in links[1:])]
 
-    def _within_reach(self, value: fx.Node) -> list[Link]:
+    def _within_reach(self, value: fx.Node, reach: int = LONGEST) -> list[Link]:
         """The links above a value that its forms may span."""
         links: list[Link] = []
         spanned = crossed = 0
@@ -259,7 +259,7 @@ class Forest:
             links.append(link)
             crossed += link.form is None
             spanned += link.form is not None and not link.form.identity
-            if spanned == _LONGEST or crossed == _MOST_CROSSED:
+            if spanned == reach or crossed == _MOST_CROSSED:
                 break
         return links
 

@@ -129,8 +129,11 @@ def _gradient_is_lost(region: Region, facts: Facts) -> Refusal | None:
     It did not before if what read the base has no parameters: ``conv(x + x)``, then ``x += 1``.
     """
     base, order = region.base, facts.order
-    same = {base, *facts.memory.alias_class(base)}
-    reading = [n for n in region.inner | region.dying if not same.isdisjoint(n.all_input_nodes)]
+    reading = [
+        node
+        for node in region.inner | region.dying
+        if any(facts.memory.may_share(base, operand) for operand in node.all_input_nodes)
+    ]
     last = max([order[node] for node in reading], default=order[base])
     if not facts.memory.write_between(base, last, len(order), ignoring=region.dying):
         return None

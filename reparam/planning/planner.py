@@ -26,7 +26,7 @@ from reparam.capture import Trait, traits
 from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
-from reparam.planning.dominators import Candidate, Link
+from reparam.planning.dominators import LONGEST, Candidate, Link
 from reparam.planning.folding import Folding, folded_regions
 from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
@@ -104,48 +104,85 @@ class _Walk:
         self.best: dict[fx.Node, Cost] = {}
         self.area: dict[fx.Node, float] = {}
         self.refused: dict[fx.Node, Refusal] = {}
+        self.partial = self._partial_sums()
+        self.readers: dict[fx.Node, list[fx.Node]] = {}
+        for value, link in self.forest.links.items():
+            self.readers.setdefault(link.base, []).append(value)
 
     def regions(self) -> Iterator[Region]:
         """The regions that gain by themselves."""
-        self._prepare()
-        for node in reversed(self.nodes):
-            link = self.forest.links.get(node)
-            if link is None or link.form is None or node in self.appraiser.dead:
-                continue
-            region, reason = self._choose(node, link)
-            if region is not None:
-                yield region
-            elif reason is not None:
-                self.refused[node] = reason
-
-    def _prepare(self) -> None:
-        """List the candidates and what is gained from each value upwards."""
-        partial = self._partial_sums()
         for node in self.nodes:
-            link = self.forest.links.get(node)
-            if link is None or node in self.appraiser.dead:
-                self.area[node] = 1.0
-                continue
-            # Positions per one of the input, so that gains before and after a stride compare.
-            strides = prod(axis.stride for axis in (link.form.axes or ())) if link.form else 1
-            above = self.area.get(link.base, 1.0)
-            transposed = link.form is not None and link.form.transposed
-            self.area[node] = above * strides if transposed else above / strides
-            candidates: list[Candidate] = []
-            idle = link.form is not None and link.form.identity
-            free = idle and Trait.COMPUTES not in traits(node)
-            if link.form is not None and not free and node not in partial:
-                for candidate in self.forest.candidates(node):
-                    if isinstance(candidate, Refusal):
-                        self.stops[node] = candidate
-                        break
-                    candidates.append(candidate)
-            self.candidates[node] = candidates
-            self.best[node] = self._keep(node, link)
-            for candidate in candidates:
-                region = self.appraiser.region(candidate, node)
-                if isinstance(region, Region):
-                    self.best[node] = max(self.best[node], self._worth(region))
+            self._weigh(node)
+        for node in reversed(self.nodes):
+            region = self._chosen(node)
+            while region is not None:
+                yield region
+                region = self._continued(region)
+
+    def _continued(self, region: Region) -> Region | None:
+        """The region that also takes in scales behind another one, from which that was too far.
+
+        It takes in as many as it has operators, so that it doubles: a chain of a thousand scales is
+        planned in ten steps.
+        """
+        scales = self._scales_after(region.value, LONGEST + len(region.path))
+        while scales:
+            value = scales[-1]
+            for candidate in self.forest.over(value, region.base, len(scales) + 1):
+                longer = self.appraiser.region(candidate, value)
+                if isinstance(longer, Region):
+                    return longer
+            scales = scales[: len(scales) // 2]
+        return None
+
+    def _scales_after(self, value: fx.Node, most: int) -> list[fx.Node]:
+        """The scales in a row behind a value, each of which nothing else affine reads."""
+        scales: list[fx.Node] = []
+        while len(scales) < most:
+            readers = self.readers.get(value, ())
+            value = readers[0] if len(readers) == 1 else value
+            link = self.forest.links.get(value)
+            if len(readers) != 1 or link is None or link.form is None or not link.form.diagonal:
+                break
+            scales.append(value)
+        return scales
+
+    def _chosen(self, node: fx.Node) -> Region | None:
+        """The region of a node that gains most; None, with a reason that is noted, if none does."""
+        link = self.forest.links.get(node)
+        if link is None or link.form is None or node in self.appraiser.dead:
+            return None
+        region, reason = self._choose(node, link)
+        if region is None and reason is not None:
+            self.refused[node] = reason
+        return region
+
+    def _weigh(self, node: fx.Node) -> None:
+        """List the candidates of a node, and what is gained from it upwards."""
+        link = self.forest.links.get(node)
+        if link is None or node in self.appraiser.dead:
+            self.area[node] = 1.0
+            return
+        # Positions per one of the input, so that gains before and after a stride compare.
+        strides = prod(axis.stride for axis in (link.form.axes or ())) if link.form else 1
+        above = self.area.get(link.base, 1.0)
+        transposed = link.form is not None and link.form.transposed
+        self.area[node] = above * strides if transposed else above / strides
+        candidates: list[Candidate] = []
+        idle = link.form is not None and link.form.identity
+        free = idle and Trait.COMPUTES not in traits(node)
+        if link.form is not None and not free and node not in self.partial:
+            for candidate in self.forest.candidates(node):
+                if isinstance(candidate, Refusal):
+                    self.stops[node] = candidate
+                    break
+                candidates.append(candidate)
+        self.candidates[node] = candidates
+        self.best[node] = self._keep(node, link)
+        for candidate in candidates:
+            region = self.appraiser.region(candidate, node)
+            if isinstance(region, Region):
+                self.best[node] = max(self.best[node], self._worth(region))
 
     def _partial_sums(self) -> set[fx.Node]:
         """Sums that a larger sum, which gains, takes in: not worth a look of their own.
@@ -157,18 +194,24 @@ class _Walk:
         partial: set[fx.Node] = set()
         for node in reversed(self.nodes):
             link = links.get(node)
-            if link is None or len(link.inner) == 1 or node in appraiser.dead:
+            gone = node in partial or node in appraiser.dead
+            if link is None or len(link.inner) == 1 or gone:
                 continue
             readers = appraiser.readers[node] - appraiser.dead
             if len(readers) == 1 and readers <= gaining:
                 partial.add(node)
                 gaining.add(node)
-            elif link.form is not None and not link.form.diagonal:
-                candidate = next(iter(self.forest.candidates(node)), None)
-                if isinstance(candidate, Candidate) and isinstance(
-                    appraiser.region(candidate, node), Region
-                ):
+            elif link.form is not None:
+                forms = self.forest.forms(node)
+                candidate = next((form for form in forms if not form.form.diagonal), None)
+                if candidate is None:
+                    continue
+                region = appraiser.region(candidate, node)
+                if isinstance(region, Region):
                     gaining.add(node)
+                    sums = {n for n in region.dying if n in links and len(links[n].inner) > 1}
+                    partial |= sums - {node}
+                    gaining |= sums
         return partial
 
     def _keep(self, node: fx.Node, link: Link) -> Cost:

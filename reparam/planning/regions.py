@@ -234,11 +234,12 @@ class Region:
     @property
     def own(self) -> set[fx.Node]:
         """What the new operator stands for or moved across, but for links that become nothing."""
+        besides = [link for link in self.scales if link not in self.path]
+        becoming = self.links if self.collapses else besides
         nothing = {
             node
-            for link in self.links
+            for link in becoming
             if link is not self.main and link.form is not None
-            if self.collapses or link not in self.path
             for node in link.inner
         }
         own = {*self.inner, *self.dying} - nothing

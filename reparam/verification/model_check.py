@@ -27,6 +27,7 @@ from reparam.modules import (
     of_any_type,
     tensors_held,
     undisturbed,
+    users_threads,
     widen,
 )
 
@@ -166,7 +167,8 @@ def _results(
     model: nn.Module, inputs: Inputs, mode: Callable[[], Any] = torch.no_grad
 ) -> list[Any]:
     copied = inputs.copied()
-    with mode(), undisturbed(model), catch_warnings():
+    # The user's own model: it runs on the user's threads, too, which decide how it rounds.
+    with mode(), undisturbed(model), catch_warnings(), users_threads():
         simplefilter("ignore")  # what the model warns of, it warns of when its user runs it
         leaves = leaves_of(copied.given_to(model))
     return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]

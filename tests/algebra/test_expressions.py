@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import Recording, evaluate, leaves, origin_of
+from reparam.algebra.kernels import Lazy, Weights
 
 
 def in_place(x: Tensor, y: Tensor) -> Tensor:
@@ -71,3 +72,23 @@ def test_a_long_chain() -> None:
         for _ in range(5000):
             result = result + 1
     assert evaluate(origin_of(result), lambda leaf: leaf) == 5000
+
+
+def test_what_several_steps_need_is_computed_once_and_is_fresh_for_each() -> None:
+    """A sum of what is a sum, fifty times, is not computed in 2**50 steps."""
+    calls = [0]
+
+    def doubled(first: Weights, second: Weights) -> Weights:
+        calls[0] += 1
+        kernel = first[0].add_(second[0])  # the next step may overwrite what it gets
+        assert second[1] is not None
+        return kernel, second[1].mul_(2)
+
+    weights = Lazy(lambda: (torch.ones(1, 1, dtype=torch.float64), torch.ones(1).double()))
+    for _ in range(50):
+        weights = Lazy(doubled, (weights, weights))
+    kernel, bias = weights.evaluate()
+    assert calls == [50]
+    assert float(kernel) == 2.0**50
+    assert bias is not None
+    assert float(bias) == 2.0**50

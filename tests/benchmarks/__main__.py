@@ -5,14 +5,14 @@ import time
 import click
 import torch
 
-from tests.benchmarks import fusing, inference, page, planning
+from tests.benchmarks import busy, fusing, inference, page, planning
 from tests.benchmarks.engines import ENGINES
 from tests.benchmarks.measuring import processor_and_threads
 from tests.benchmarks.networks import networks
 from tests.benchmarks.results import Kept
 from tests.support.correctness_page import run_versions
 
-PARTS = ("fusing", "planning", "inference")
+PARTS = ("fusing", "busy", "planning", "inference")
 
 
 @click.command()
@@ -49,6 +49,8 @@ def main(
         kept = Kept(page.DATA[part], head)
         if part == "fusing":
             fusing.measure_all(kept, rounds=min(rounds, 7))
+        elif part == "busy":
+            busy.measure_all(kept)
         elif part == "planning":
             planning.measure_all(kept, rounds=rounds)
         else:

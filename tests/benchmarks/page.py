@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from reparam.modules.threads import LARGE
 from tests.benchmarks.forms import AGAIN, BY_HAND, FX, LIMIT, OURS, TRAINING
 from tests.benchmarks.planning import AGAIN as ALONE_AGAIN
 from tests.benchmarks.planning import ALONE, COSTS
 from tests.support.correctness_page import ROOT, table
 
 DATA = {
-    part: ROOT / "docs" / "data" / f"{part}.json" for part in ("inference", "fusing", "planning")
+    part: ROOT / "docs" / "data" / f"{part}.json"
+    for part in ("inference", "fusing", "busy", "planning")
 }
 GPU = ROOT / "docs" / "data" / "gpu.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -48,6 +50,8 @@ def render(data: dict[str, Result]) -> str:
         "memory": _memory(fusing["results"]),
         "growth": _growth(fusing["results"]),
         "profile": _profile(fusing["results"]),
+        "busy": _busy(data["busy"]["results"]),
+        "large": f"{LARGE / 1e6:.1f}",
         "planning": _planning(planning["results"]),
         "disagreeing": _disagreeing(planning["results"]),
         "gpu": _gpu(data.get("gpu")),
@@ -190,6 +194,19 @@ def _growth(results: list[Result]) -> str:
                 ]
                 lines.append(table([unit, "`fuse`", "against the line above"], rows))
     return "\n".join(lines)
+
+
+def _busy(results: list[Result]) -> str:
+    columns = list(results[0]["seconds"])
+    rows = [
+        [result["network"], *(f"{result['seconds'][column]:.2g} s" for column in columns)]
+        for result in results
+    ]
+    heads = [
+        f"{where}, {number} thread{'s' * (number != '1')}"
+        for where, number in (column.split(", ") for column in columns)
+    ]
+    return table(["network", *heads], rows)
 
 
 def _step(result: Result, sizes: list[str], index: int) -> str:

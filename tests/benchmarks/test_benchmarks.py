@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import reparam
-from tests.benchmarks import fusing, gpu, inference, page, planning, plots
+from tests.benchmarks import busy, fusing, gpu, inference, page, planning, plots
 from tests.benchmarks.engines import ENGINES
 from tests.benchmarks.forms import AGAIN, FX, LIMIT, OURS, TRAINING, BareConvolutions, forms
 from tests.benchmarks.measuring import interleaved, summary
@@ -96,6 +96,14 @@ def test_what_fusing_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         peak = fusing.memory("chain", verify=verify)
         assert peak["largest_layer"] == 8 * 4 * 4 * 9
         assert peak["extra"] >= 0
+
+
+def test_what_fusing_costs_beside_a_busy_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "chain", lambda length: fusing.chain(2))
+    threads = torch.get_num_threads()
+    with busy.busy():
+        assert busy.seconds("chain of 300", threads, repeats=1) > 0
+    assert torch.get_num_threads() == threads
 
 
 def test_every_phase_is_a_function_of_the_library() -> None:

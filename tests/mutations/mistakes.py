@@ -13,6 +13,12 @@ from tests.mutations.mistakes_in_verification import IN_VERIFICATION
 
 MISTAKES = [
     Mistake(
+        "what several steps need is overwritten by the first",
+        "algebra/kernels.py",
+        "            return kernel.clone(), None if bias is None else bias.clone()\n",
+        "            return kernel, bias\n",
+    ),
+    Mistake(
         "a sequence pads with zeros behind a bias",
         "algebra/axis_composition.py",
         "        if inner_constant:\n",

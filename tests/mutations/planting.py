@@ -29,6 +29,7 @@ TESTS = [
     "tests/rules/test_reshapes.py",
     "tests/modules/test_copying.py",
     "tests/modules/test_undisturbed.py",
+    "tests/modules/test_threads.py",
     "tests/capture/stand_ins",
     "tests/capture/reading",
     "tests/analysis",
