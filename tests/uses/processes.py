@@ -1,5 +1,6 @@
 """What other processes run; they import neither pytest nor a model library."""
 
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def in_processes(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
-    """What a function returns in one spawned process per tuple of arguments.
-
-    A process that returned counts, however it ends: torch's communication threads may abort it
-    while the interpreter shuts down.
-    """
+    """What a function returns in one spawned process per tuple of arguments."""
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     processes = [
@@ -42,6 +39,7 @@ def in_processes(function: Callable[..., Any], arguments: list[tuple[Any, ...]])
 def _put(queue: Any, index: int, function: Callable[..., Any], *args: Any) -> None:
     torch.set_num_threads(1)
     queue.put((index, function(*args)))
+    os._exit(0)  # torch's communication threads may abort a process, or hang, while it is undone
 
 
 def answer(model: nn.Module, x: Tensor) -> list[list[float]]:
@@ -59,14 +57,11 @@ def train(rank: int, pickled: bytes, x: Tensor, store: str) -> list[float]:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2
     )
-    try:
-        parallel = DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(parallel.parameters(), lr=0.01)
-        for _ in range(2):  # the second step raises if a parameter was not used in the first
-            optimizer.zero_grad()
-            F.cross_entropy(parallel(x + rank), torch.tensor([1, 2])).backward()
-            optimizer.step()
-        torch.distributed.barrier()  # the other may still read of what this one sent
-        return [float(p.detach().double().sum()) for p in parallel.parameters()]
-    finally:
-        torch.distributed.destroy_process_group()
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.01)
+    for _ in range(2):  # the second step raises if a parameter was not used in the first
+        optimizer.zero_grad()
+        F.cross_entropy(parallel(x + rank), torch.tensor([1, 2])).backward()
+        optimizer.step()
+    torch.distributed.barrier()  # the other may still read of what this one sent
+    return [float(p.detach().double().sum()) for p in parallel.parameters()]
