@@ -19,7 +19,6 @@ Kernels stay as sparse as their groups: a depthwise factor is never made dense.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -65,9 +64,14 @@ class Lazy:
             device: Where; by default where the parameters are.
             read: Gives the tensors for what stands for them, and the answers.
         """
-        uses = Counter(id(operand) for node in self._nodes() for operand in node.operands)
-        pending, done = [self], dict[int, Weights]()
-        begun, computed = set[int](), set[int]()
+        uses: dict[int, int] = {}
+        for node in self._nodes():
+            for operand in node.operands:
+                uses[id(operand)] = uses.get(id(operand), 0) + 1
+        pending = [self]
+        done: dict[int, Weights] = {}
+        begun: set[int] = set()
+        computed: set[int] = set()
 
         def result(operand: Lazy) -> Weights:
             """What was computed once: the next step may overwrite it, but the last one has it."""
@@ -126,7 +130,8 @@ class Lazy:
 
     def _nodes(self) -> Iterator[Lazy]:
         """This and all that has to be computed before."""
-        pending, seen = [self], set[int]()
+        pending = [self]
+        seen: set[int] = set()  # torch.compile, which follows live operators, knows no set[int]()
         while pending:
             node = pending.pop()
             if id(node) not in seen:

@@ -164,4 +164,4 @@ def test_the_report_is_a_table() -> None:
     assert "largest / smallest range" in text
     assert "returned" in text
     assert "the outputs differ by at most 0.0e+00" in text
-    assert "<pre>" in equal.reparam_report._repr_html_()
+    assert "<table>" in equal.reparam_report._repr_html_()

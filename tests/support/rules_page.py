@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import reparam.fusing  # noqa: F401 -- whatever brings rules is there from now on
 from reparam.rules import first_line, is_built_in, registered_rules, spelled
 from tests.support.correctness_page import table
 
@@ -34,7 +35,8 @@ def built_in_rules() -> dict[Any, Any]:
 def page() -> str:
     """The whole page."""
     families: dict[str, dict[str, list[str]]] = {}
-    for target, rule in built_in_rules().items():
+    rules = built_in_rules().items()
+    for target, rule in sorted(rules, key=lambda pair: pair[1].__module__):
         rows = families.setdefault(rule.__module__, {})
         rows.setdefault(first_line(rule), []).append(f"`{spelled(target)}`")
     parts = [INTRODUCTION]
