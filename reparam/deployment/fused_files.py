@@ -91,8 +91,20 @@ def fused_bytes(fused: nn.Module) -> bytes:
         "operators": {row.place: _outline(fused, row.name) for row in report.fused},
     }
     metadata = {"format": "pt", _KEY: json.dumps(told)}
-    data: bytes = import_safetensors().torch.save(tensors, metadata=metadata)
-    return data
+    return _in_order(import_safetensors().torch.save(tensors, metadata=metadata))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata in order, which the library leaves to chance.
+
+    It begins with the length of its header, which is JSON, padded so that the tensors are aligned.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _outline(fused: nn.Module, name: str) -> str:
