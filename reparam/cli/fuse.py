@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-import reparam
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
@@ -58,7 +57,7 @@ def fuse(
     MODEL may be.
     """
     from reparam.cli.outputs import needs_inputs, write_model, write_page
-    from reparam.cli.preparing import prepare
+    from reparam.cli.preparing import planned, prepare
     from reparam.deployment import check_folder
 
     for path in (output, html):
@@ -67,13 +66,7 @@ def fuse(
     needed = cost == "latency" or (output is not None and needs_inputs(output))
     prepared = prepare(request, needs_inputs=needed)
     with working("Fusing"):
-        found = reparam.plan(
-            prepared.model,
-            prepared.inputs,
-            cost=cost,
-            fold_norms=fold_norms,
-            keep=list(keep) or None,
-        )
+        found = planned(prepared, cost=cost, fold_norms=fold_norms, keep=keep)
         if html is not None:
             write_page(found, html)
         fused = found.apply()

@@ -14,10 +14,10 @@ import click
 from reparam.cli.words import (
     FORMS,
     InputShape,
-    is_known_form,
     read_argument,
     read_path,
     read_shape,
+    source_of,
 )
 
 NOTHING_FUSED = 3
@@ -62,7 +62,7 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 def _known(_: click.Context, __: click.Parameter, value: str) -> str:
-    if is_known_form(value):
+    if source_of(value) is not None:
         return value
     from reparam.cli.models import near_models
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from reparam.deployment import SUFFIXES as PROGRAMS
-from reparam.deployment import fused_bytes, import_safetensors, program_error, record, write_files
+from reparam.deployment import fused_bytes, program_error, record, state_bytes, write_files
 from reparam.errors import ReparamError
 from reparam.fusing import Plan
 from reparam.modules import Inputs
@@ -96,8 +96,4 @@ def _two_samples(model: nn.Module | ExportedProgram, inputs: Inputs) -> Inputs:
 
 def _weights(model: nn.Module | ExportedProgram) -> bytes:
     """The weights of a fused model, and how it was fused; of a program nothing but the weights."""
-    if isinstance(model, nn.Module):
-        return fused_bytes(model)
-    tensors = {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict.items()}
-    data: bytes = import_safetensors().torch.save(tensors, metadata={"format": "pt"})
-    return data
+    return fused_bytes(model) if isinstance(model, nn.Module) else state_bytes(model.state_dict, {})

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-import reparam
 from reparam.cli.options import (
     NOTHING_FUSED,
     Request,
@@ -45,20 +44,14 @@ def plan(
       FILE.pt2               what torch.export.save wrote
     """  # noqa: D301
     from reparam.cli.outputs import write_page
-    from reparam.cli.preparing import prepare
+    from reparam.cli.preparing import planned, prepare
     from reparam.deployment import check_folder
 
     if html is not None:
         check_folder(html.parent)
     prepared = prepare(request, needs_inputs=cost == "latency")
     with working("Planning"):
-        found = reparam.plan(
-            prepared.model,
-            prepared.inputs,
-            cost=cost,
-            fold_norms=fold_norms,
-            keep=list(keep) or None,
-        )
+        found = planned(prepared, cost=cost, fold_norms=fold_norms, keep=keep)
         if html is not None:
             write_page(found, html)
     if as_json:

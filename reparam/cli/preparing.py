@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+import reparam
 from reparam.cli.models import (
     Built,
     build_model,
@@ -20,6 +22,7 @@ from reparam.cli.options import Request
 from reparam.cli.printing import error_line
 from reparam.cli.progress import working
 from reparam.errors import ReparamError
+from reparam.fusing import Plan
 from reparam.modules import Inputs
 
 
@@ -65,6 +68,17 @@ def prepare(request: Request, *, needs_inputs: bool, randomise: bool = False) ->
         if chosen and isinstance(model, nn.Module) and is_untrained(model):
             randomise_batch_norm(model, request.seed, _several(inputs))
     return Prepared(model, inputs)
+
+
+def planned(prepared: Prepared, *, cost: str, fold_norms: bool, keep: Sequence[str]) -> Plan:
+    """The plan of a prepared model, by the options that `plan` and `fuse` have."""
+    return reparam.plan(
+        prepared.model,
+        prepared.inputs,
+        cost=cost,
+        fold_norms=fold_norms,
+        keep=list(keep) or None,
+    )
 
 
 def _inputs(request: Request, built: Built, *, needed: bool) -> Inputs | None:

@@ -7,17 +7,12 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console, RenderableType
 
 import reparam
-
-if TYPE_CHECKING:
-    pass
-
-_WIDTH = 120
 
 
 def show(what: RenderableType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,10 +102,9 @@ def _why_not(errors: Sequence[float]) -> str:
 def _in_float64(prepared: Prepared) -> Prepared:
     import torch
 
-    from reparam.cli.preparing import Prepared
     from reparam.modules import in_float64
 
     if not isinstance(prepared.model, torch.nn.Module):
         raise ReparamError("an exported program keeps its types; leave --float64 out")
     inputs = prepared.inputs and prepared.inputs.map(in_float64)
-    return Prepared(prepared.model.to(torch.float64), inputs)
+    return replace(prepared, model=prepared.model.to(torch.float64), inputs=inputs)

@@ -16,7 +16,7 @@ FORMS = (
 LIBRARIES = ("timm", "torchvision", "hf", "ultralytics")
 """What may stand before the slash of a MODEL."""
 
-FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """A MODEL that names a function, a class or a module: ``package.module:name``."""
 
 DTYPES = (
@@ -49,11 +49,17 @@ class InputShape:
         return f"{self.name}={shape}" if self.name else shape
 
 
-def is_known_form(name: str) -> bool:
-    """Whether a MODEL has one of the `FORMS`."""
-    prefix, slash, rest = name.partition("/")
-    of_library = bool(slash and rest) and prefix in LIBRARIES
-    return of_library or name.endswith(".pt2") or FACTORY.fullmatch(name) is not None
+def source_of(name: str) -> tuple[str, str] | None:
+    """Where a MODEL comes from, and its name there; None if it has none of the `FORMS`.
+
+    It comes from one of the `LIBRARIES`, from a ``"program"``, or from a ``"factory"``.
+    """
+    if name.endswith(".pt2"):
+        return "program", name
+    prefix, _, rest = name.partition("/")
+    if rest and prefix in LIBRARIES:
+        return prefix, rest
+    return ("factory", name) if _FACTORY.fullmatch(name) else None
 
 
 def read_argument(word: str) -> tuple[str, Any]:

@@ -75,22 +75,31 @@ def fused_bytes(fused: nn.Module) -> bytes:
         raise ReparamError(
             "a live model has the weights of its original: save its state dict, and fuse again"
         )
-    state = fused.state_dict()
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ReparamError(
-            f"{others[0]} in the state of the model is no tensor, and .safetensors holds nothing "
-            "else"
-        )
-    # Each of its tensors by itself: a loader then needs to know of no sharing.
-    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
     told = {
         "version": 1,
         "class": report.model,
         "options": report.options,
         "operators": {row.place: _outline(fused, row.name) for row in report.fused},
     }
-    metadata = {"format": "pt", _KEY: json.dumps(told)}
+    return state_bytes(fused.state_dict(), {_KEY: json.dumps(told)})
+
+
+def state_bytes(state: Mapping[str, Any], told: Mapping[str, str]) -> bytes:
+    """What a .safetensors file of a state dict holds, and what it tells besides.
+
+    Each of the tensors is there by itself: a loader then needs to know of no sharing.
+
+    Raises:
+        ReparamError: If something in the state is no tensor.
+    """
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ReparamError(
+            f"{others[0]} in the state of the model is no tensor, and .safetensors holds nothing "
+            "else"
+        )
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
+    metadata = {"format": "pt", **told}
     return _in_order(import_safetensors().torch.save(tensors, metadata=metadata))
 
 

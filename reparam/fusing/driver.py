@@ -149,10 +149,11 @@ def _kept(model: nn.Module | ExportedProgram, keep: Choice) -> dict[str, nn.Modu
 
 def _outermost(paths: Collection[str]) -> list[str]:
     """The paths of modules that are in none of the others."""
+    held = set(paths)
     return [
         path
         for path in paths
-        if not any(path != other and path.startswith(f"{other}.") for other in paths)
+        if held.isdisjoint(path[:end] for end, sign in enumerate(path) if sign == ".")
     ]
 
 

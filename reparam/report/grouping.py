@@ -39,9 +39,8 @@ class Part(Generic[RowT]):
 
 
 def path_of(place: str) -> str:
-    """The path of the module in whose code a place is; empty for the model's own."""
-    path, opening, _ = place.partition(" (")
-    return path if opening or "." in path or not place.isidentifier() else place
+    """The path of the module that a place is in; the name of a value in the model's own code."""
+    return place.partition(" (")[0]
 
 
 def by_parts(rows: Sequence[RowT], depth: int) -> list[Part[RowT]]:

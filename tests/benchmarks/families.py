@@ -120,20 +120,6 @@ class DenseNet(Layers):
         return values[-1]
 
 
-class InPlace(nn.Module):
-    """Operators that write to their operand, one after another."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count, self.conv = count, conv()
-
-    def forward(self, x: Any) -> Any:
-        x = self.conv(x)
-        for index in range(self.count):
-            x = x.mul_(1.01) if index % 2 else x.add_(0.5)
-        return x
-
-
 class Factors(nn.Module):
     """Scalar factors, one after another."""
 
@@ -145,6 +131,16 @@ class Factors(nn.Module):
         x = self.conv(x)
         for index in range(self.count):
             x = x * (1.01 if index % 2 else 0.99)
+        return x
+
+
+class InPlace(Factors):
+    """Operators that write to their operand, one after another."""
+
+    def forward(self, x: Any) -> Any:
+        x = self.conv(x)
+        for index in range(self.count):
+            x = x.mul_(1.01) if index % 2 else x.add_(0.5)
         return x
 
 

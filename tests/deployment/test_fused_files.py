@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import reparam
 import repvgg
 from reparam import ReparamError
+from reparam.deployment import state_bytes
 from tests.refusals.checking import images, ready
 
 Build = Callable[[], nn.Module]
@@ -126,6 +128,15 @@ def test_a_copy_of_another_type_is_saved_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(reparam.load(fresh(small).double(), path)(x), fused(x))
     with pytest.raises(ReparamError, match=r"dtype torch.float64 in the file and torch.float32"):
         reparam.load(small(), path)
+
+
+def test_weights_of_a_program_in_another_order_of_memory_are_written() -> None:
+    model = small().to(memory_format=torch.channels_last)
+    state = torch.export.export(model, (images().float(),)).state_dict
+    assert not all(tensor.is_contiguous() for tensor in state.values())
+    read = safetensors.torch.load(state_bytes(state, {}))
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
 
 
 class Named(nn.Module):

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from reparam.cli.models.input_shapes import shape_of
 from reparam.cli.models.program_loading import load_program
 from reparam.cli.printing import error_line
-from reparam.cli.words import FACTORY, FORMS, InputShape
+from reparam.cli.words import FORMS, InputShape, source_of
 from reparam.errors import ReparamError, install_command
 
 Arguments = Mapping[str, Any]
@@ -52,11 +52,11 @@ def build_model(name: str, arguments: Arguments) -> Built:
     Raises:
         ReparamError: If there is no such model, or what is needed for it is missing.
     """
-    source = _source_of(name)
+    source = source_of(name)
     if source is None:
         raise ReparamError(f"{name!r} is no model: write {FORMS}")
-    build, rest = source
-    return build(rest, arguments)
+    kind, rest = source
+    return _SOURCES[kind](rest, arguments)
 
 
 def near_models(name: str) -> list[str]:
@@ -75,15 +75,6 @@ def near_models(name: str) -> list[str]:
         exact = [name] if name in known else difflib.get_close_matches(name, known, 1, 0.8)
         near += [f"{library}/{each}" for each in exact]
     return near
-
-
-def _source_of(name: str) -> tuple[Callable[[str, Arguments], Built], str] | None:
-    if name.endswith(".pt2"):
-        return _program, name
-    prefix, slash, rest = name.partition("/")
-    if slash and rest and prefix in _SOURCES:
-        return _SOURCES[prefix], rest
-    return (_factory, name) if FACTORY.fullmatch(name) else None
 
 
 # -- Model libraries ------------------------------------------------------------------------------
@@ -287,6 +278,8 @@ _SOURCES: Mapping[str, Callable[[str, Arguments], Built]] = {
     "torchvision": _torchvision,
     "hf": _transformers,
     "ultralytics": _ultralytics,
+    "program": _program,
+    "factory": _factory,
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reparam.cli.models.model_sources import build_model
-from reparam.cli.words import InputShape, is_known_form, read_argument
+from reparam.cli.words import InputShape, read_argument, source_of
 from reparam.errors import ReparamError
 from tests.corpora.ultralytics_networks import import_ultralytics
 
@@ -47,7 +47,7 @@ def refused(name: str, **arguments: object) -> str:
     ],
 )
 def test_forms(name: str, known: bool) -> None:
-    assert is_known_form(name) == known
+    assert (source_of(name) is not None) == known
 
 
 @pytest.mark.parametrize(
