@@ -26,6 +26,7 @@ from reparam.capture import (
     reads_metadata,
     traits,
 )
+from reparam.capture.reading import names_forward_uses
 from reparam.modules import fetch, has_hooks
 from reparam.rules import Rules
 
@@ -70,6 +71,7 @@ class Facts:
         inner: Whether other code of the model, which is not known, reads what the graph returns.
         recorded: Whether shapes are a program's own, not only those of example inputs.
         contexts: The contexts in which nodes run, from the outermost one.
+        recomputed: The calls around a node that checkpointing may run again, from their arguments.
         granted: What the forms of values rest on that is taken for granted of their operands.
     """
 
@@ -92,6 +94,7 @@ class Facts:
     inner: bool
     recorded: bool
     contexts: Mapping[fx.Node, tuple[Any, ...]]
+    recomputed: Mapping[fx.Node, frozenset[Call]]
     granted: Granted = NOTHING_GRANTED
 
     @cached_property
@@ -192,6 +195,7 @@ def gather(
         inner=bool(trace.path),
         recorded=bool(ranks),
         contexts=contexts_around(nodes),
+        recomputed=_recomputed(trace),
     )
 
 
@@ -272,6 +276,20 @@ def _passed(unread: set[fx.Node], calls: Sequence[Call]) -> set[fx.Node]:
                 passed.add(node)
                 pending.extend(node.all_input_nodes)
     return passed
+
+
+def _recomputed(trace: Trace) -> dict[fx.Node, frozenset[Call]]:
+    """The calls that checkpointing may run again, around nodes in one.
+
+    Their caller's code speaks of it: ``checkpoint``, or what a library or a class calls so.
+    """
+    kinds = {type(call.module) for call in trace.calls}
+    saving = {kind for kind in kinds if any("checkpoint" in n for n in names_forward_uses(kind))}
+    again = {call for call in trace.calls if call.parent and type(call.parent.module) in saving}
+    if not again:
+        return {}
+    around = {node: again.intersection(call.ancestry()) for node, call in trace.caller.items()}
+    return {node: frozenset(calls) for node, calls in around.items() if calls}
 
 
 def _minds_layout(node: fx.Node, root: nn.Module, memory: Memory) -> bool:

@@ -15,7 +15,7 @@ from reparam.planning.regions import Region
 
 
 def hazard(region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> Refusal | None:
-    """Why a region is not safe; the first of nine hazards tells.
+    """Why a region is not safe; the first of ten hazards tells.
 
     The terms of settled sums have left them already: other values stand for these.
     """
@@ -29,6 +29,7 @@ def hazard(region: Region, facts: Facts, settled: Mapping[fx.Node, fx.Node]) -> 
         or _alias_is_lost(region, facts)
         or _gradient_is_lost(region, facts)
         or _context_is_left(region, facts)
+        or _checkpoint_is_written(region, facts)
     )
 
 
@@ -46,6 +47,22 @@ def _context_is_left(region: Region, facts: Facts) -> Refusal | None:
     if len(around) == 1:
         return None
     return Refusal("a part of it runs in a context such as torch.no_grad, and a part outside")
+
+
+def _checkpoint_is_written(region: Region, facts: Facts) -> Refusal | None:
+    """Checkpointing runs code again, from arguments to which that code would write by now.
+
+    What it wrote to was its own: an operator in it. In place of that and one before it comes a
+    new one that may lie before it.
+    """
+    value = region.value
+    computed = (node for node in region.dying if node.op != "get_attr")
+    within = [facts.recomputed.get(node, frozenset()) for node in computed]
+    if not any(facts.recomputed.get(value, frozenset()) - calls for calls in within):
+        return None
+    if not facts.memory.write_between(value, facts.order[value], len(facts.order)):
+        return None
+    return Refusal(f"{value} is written to in place later, in code that checkpointing runs again")
 
 
 def _integers_overflow(region: Region, facts: Facts) -> Refusal | None:

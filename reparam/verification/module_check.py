@@ -61,6 +61,8 @@ class Check:
         self.frames = {region.value: frame_of(part.trace, region) for region in self.regions}
         self.times = Counter(id(call.module) for call in part.trace.calls)
         self.samples = sample_calls(part, part.trace.calls) if self.regions else {}
+        self.refused: dict[Call, str] = {}
+        """What the user's own modules raised for their samples: `split` into two, at another size."""
 
     def run_originals(self) -> list[Call]:
         """Run every module that is to change as it is, and compare it with its graph.
@@ -95,7 +97,8 @@ class Check:
         module, sample = call.module, self.samples[call]
         try:
             error, spread = original_errors(module, sample, inner)
-        except Exception:  # it does not run in float64, or not on this input
+        except Exception as problem:  # it does not run in float64, or not on this input
+            self.refused[call] = repr(problem)
             return False
         if max(error, spread) <= MODULE_BOUND:
             return True
@@ -179,7 +182,7 @@ class Check:
         return chain and not region.unscaled and not self.rewritten.changes[region.value]
 
     def _is_chaotic(self, call: Call, able: Set[Call], root: nn.Module) -> bool:
-        """Whether a module cannot be compared since it is chaotic: rounding changes its result.
+        """Whether a module cannot be compared: rounding changes its result, or it refuses the sample.
 
         Raises:
             MismatchError: If it is not, and returns something else.
@@ -193,6 +196,8 @@ class Check:
                 exact = self._weights(call, root, ())
                 error = module_error(module, sample, exact)
         except Exception as problem:  # the new code does not run
+            if self.refused.get(call) == repr(problem):  # no more than the code before it did
+                return True
             reason = f"its new code raises {type(problem).__name__}: {problem}"
             raise MismatchError(f"{call.path or 'the model'}: {reason}", [call]) from problem
         if error <= MODULE_BOUND:

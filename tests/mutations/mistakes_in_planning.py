@@ -4,6 +4,12 @@ from tests.mutations.mistake import Mistake
 
 IN_PLANNING = [
     Mistake(
+        "what checkpointing computes again is written to in place",
+        "planning/hazards.py",
+        "        or _checkpoint_is_written(region, facts)\n",
+        "",
+    ),
+    Mistake(
         "a batch norm keeps any layout",
         "planning/layouts.py",
         "    return in_order and order is not None and order == _channels_last(len(order))\n",

@@ -4,6 +4,12 @@ from tests.mutations.mistake import Mistake
 
 IN_VERIFICATION = [
     Mistake(
+        "new code may raise what the old did not",
+        "verification/module_check.py",
+        "            if self.refused.get(call) == repr(problem):",
+        "            if problem:",
+    ),
+    Mistake(
         "the untouched original is not run",
         "verification/module_check.py",
         "            if call not in able or not self._agrees(call, self._inner(call, able))\n",

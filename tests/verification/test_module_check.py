@@ -111,6 +111,23 @@ def test_code_that_is_a_little_wrong_is_noticed(
     assert relative_error(run(fused, (x,)), expected) <= 1e-12
 
 
+def test_code_that_raises_is_noticed(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, expected = images(), run(model, (images(),))
+    original = grafting._Graft._attach
+
+    def attach(self: Any, code: slicing.NewCode) -> None:
+        for node in code.graph.nodes:
+            if node.target is F.relu and code.call.path == "3":
+                node.target, node.args = torch.chunk, (node.args[0], -1)
+        original(self, code)
+
+    monkeypatch.setattr(grafting._Graft, "_attach", attach)
+    with pytest.warns(UserWarning, match="3: its new code raises RuntimeError"):
+        fused = reparam.fuse(model)
+    assert relative_error(run(fused, (x,)), expected) <= 1e-12
+    assert len(fused.reparam_report.fused) == 3
+
+
 class Outer(nn.Module):
     """Branches of its own, and a block that reads nothing else."""
 
@@ -286,6 +303,27 @@ def test_what_cannot_be_run_by_itself_is_noted() -> None:
         (note,) = fused.reparam_report.notes
         assert "could not be run by themselves" in note
         assert named in note
+
+
+class InTwo(nn.Module):
+    """Its code runs at some sizes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        upper, lower = self.linear(self.conv(x).permute(0, 2, 3, 1)).split(4, 1)
+        return upper - lower
+
+
+def test_code_that_refuses_a_sample_is_no_worse_than_before() -> None:
+    model, images = InTwo().double().eval(), torch.randn(2, 3, 8, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)  # warns of a mistake where new code raises what the old did not
+    assert relative_error(run(fused, (images,)), run(model, (images,))) <= 1e-12
+    assert count_operators(fused, (images,)).linears == 0
+    (note,) = fused.reparam_report.notes
+    assert "could not be run by themselves (the model)" in note
 
 
 def test_a_plan_is_carried_out_twice_alike(model: nn.Module) -> None:
