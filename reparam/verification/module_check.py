@@ -62,7 +62,7 @@ class Check:
         self.times = Counter(id(call.module) for call in part.trace.calls)
         self.samples = sample_calls(part, part.trace.calls) if self.regions else {}
         self.refused: dict[Call, str] = {}
-        """What the user's own modules raised for their samples: `split` into two, at another size."""
+        """What the user's own modules raised: for a `split` into two the sample has another size."""
 
     def run_originals(self) -> list[Call]:
         """Run every module that is to change as it is, and compare it with its graph.
@@ -182,10 +182,12 @@ class Check:
         return chain and not region.unscaled and not self.rewritten.changes[region.value]
 
     def _is_chaotic(self, call: Call, able: Set[Call], root: nn.Module) -> bool:
-        """Whether a module cannot be compared: rounding changes its result, or it refuses the sample.
+        """Whether a module cannot be compared since it is chaotic: rounding changes its result.
+
+        Nor can one be that refuses its sample in the words in which it did so before.
 
         Raises:
-            MismatchError: If it is not, and returns something else.
+            MismatchError: If it can be, and returns something else.
         """
         module, sample = fetch(root, call.path), self.samples[call]
         inner = self._inner(call, able)
