@@ -62,7 +62,7 @@ class Check:
         self.times = Counter(id(call.module) for call in part.trace.calls)
         self.samples = sample_calls(part, part.trace.calls) if self.regions else {}
         self.refused: dict[Call, str] = {}
-        """What the own code of modules raised: for a `split` into two the sample has another size."""
+        """What the own code of modules raised: for a `split` in two a sample may be too large."""
 
     def run_originals(self) -> list[Call]:
         """Run every module that is to change as it is, and compare it with its graph.
