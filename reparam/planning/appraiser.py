@@ -132,6 +132,12 @@ class Appraiser:
             return region
         if region.gain.saves:
             return self.hazard_of(region) or region
+        if region.converts and (region.gain + Cost(operators=1)).saves:
+            known = region.base in self.facts.dtypes
+            return Refusal(
+                f"{region.base} {'holds' if known else 'may hold'} integers, which would have to "
+                f"become floats first{'' if known else '; pass example_inputs'}"
+            )
         current, after = region.after + region.gain, region.after
         if not region.collapses and current.operators <= after.operators:
             return Refusal(self._other_readers(candidate, gone))

@@ -54,6 +54,19 @@ def test_statistics_of_another_dtype_are_welcome() -> None:
     assert len(fused.reparam_report.fused) == 1
 
 
+def test_what_may_be_integers_is_said() -> None:
+    """A convolution refuses them: what makes them floats would take the place of the division."""
+    model = ready(Network(lambda self, x: self.conv(x / 2), conv=nn.Conv2d(4, 4, 1)))
+    integers = torch.ones(2, 4, 5, 5, dtype=torch.int32)
+    for inputs, reason in (
+        ((), "x may hold integers, which would have to become floats first; pass example_inputs"),
+        ((integers,), "x holds integers, which would have to become floats first"),
+    ):
+        fused = reparam.fuse(model, inputs or None)
+        assert_reported(fused.reparam_report, "conv", reason)
+    assert len(reparam.fuse(model, (images(),)).reparam_report.fused) == 1
+
+
 def test_a_cast_between_two_layers_stays() -> None:
     """Rounding to bfloat16 is not affine."""
     model = ready(
