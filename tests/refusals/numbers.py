@@ -57,6 +57,7 @@ def test_statistics_of_another_dtype_are_welcome() -> None:
 def test_what_may_be_integers_is_said() -> None:
     """A convolution refuses them: what makes them floats would take the place of the division."""
     model = ready(Network(lambda self, x: self.conv(x / 2), conv=nn.Conv2d(4, 4, 1)))
+    model.float()
     integers = torch.ones(2, 4, 5, 5, dtype=torch.int32)
     for inputs, reason in (
         ((), "x may hold integers, which would have to become floats first; pass example_inputs"),
@@ -64,7 +65,7 @@ def test_what_may_be_integers_is_said() -> None:
     ):
         fused = reparam.fuse(model, inputs or None)
         assert_reported(fused.reparam_report, "conv", reason)
-    assert len(reparam.fuse(model, (images(),)).reparam_report.fused) == 1
+    assert len(reparam.fuse(model, (images().float(),)).reparam_report.fused) == 1
 
 
 def test_a_cast_between_two_layers_stays() -> None:
