@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
 from torch import fx, nn
 
+from reparam.capture.reading import Onlookers
 from reparam.modules import fetch, read_from
 
 
@@ -117,6 +119,11 @@ class Trace:
     left_behind: Sequence[tuple[nn.Module, str, Any]] = ()
     unchanged: Collection[int] = frozenset()
     by_methods: Mapping[int, Collection[tuple[int, str]]] = field(default_factory=dict)
+
+    @cached_property
+    def onlookers(self) -> Onlookers:
+        """What the code that was traced asks of the modules that it runs."""
+        return Onlookers(call.module for call in self.calls)
 
     def is_unchanged(self, node: fx.Node) -> bool:
         """Whether an operator is one, or in the code of one, or uses a tensor of one, of these."""

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -132,11 +133,30 @@ class Placer:
         if region.folded in self.folds:
             return self.folds[region.folded]
         swaps = {link.value for link in region.changing if self._may_swap(link, region)}
+        if self._is_seen(region):
+            swaps = set()
         swaps -= self._in_code(region)
         if region.folded is not None:
             swaps = swaps if region.mains <= swaps else set()
             self.folds[region.folded] = swaps
         return swaps
+
+    def _is_seen(self, region: Region) -> bool:
+        """Whether code that would stay as it is sees that some operators become identities."""
+        inner = {id(call.module) for call in self._around(region)}
+        looking = set[int]().union(*map(self.trace.onlookers.of, self._modules(region)))
+        return not inner.isdisjoint(looking | self.trace.onlookers.telling_apart)
+
+    def _around(self, region: Region) -> set[Call]:
+        """The calls in which a region's operators lie, and those around these in its frame."""
+        outside = set(islice(frame_of(self.trace, region).ancestry(), 1, None))
+        callers = (self.trace.caller[link.value] for link in region.changing)
+        return {call for caller in callers for call in caller.ancestry()} - outside
+
+    def _modules(self, region: Region) -> list[nn.Module]:
+        """The modules that change with a region."""
+        nodes = (link.value for link in region.changing if link.value.op == "call_module")
+        return [fetch(self.trace.root, str(node.target)) for node in nodes]
 
     def _in_code(self, region: Region) -> set[fx.Node]:
         """The places where code must make floats of what a new operator reads, or check it."""
@@ -202,6 +222,9 @@ class Placer:
         parts as they were.
         """
         working = _working(region)
+        looking = set[int]().union(*map(self.trace.onlookers.of, self._modules(region)))
+        if looking - {id(call.module) for call in self._around(region)}:
+            return set(self._use(region, frame).parts)  # code outside asks what they are
         if len(working) == 1 and working <= swaps and not explicit_padding(region.form):
             return None  # a module becomes another one, which whoever calls it finds the same
         use = self._use(region, frame)

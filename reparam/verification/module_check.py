@@ -250,7 +250,9 @@ class Check:
             home = homes[region.value]
             if not self._stays_in_place(region):
                 closed.add(home)
-            elif not _is_in_place(region, self.rewritten, root):
+                continue
+            closed.update(self._that_may_look(region, home))
+            if not _is_in_place(region, self.rewritten, root):
                 reason = "with its new parts it returns something else"
                 raise MismatchError(f"{home.path or 'the model'}: {reason}", [home])
         for region in self.regions:
@@ -269,6 +271,16 @@ class Check:
                         break
                     closed.discard(inner)
         return closed
+
+    def _that_may_look(self, region: Region, home: Call) -> set[Call]:
+        """What holds a region and may look at the operators that it replaces where they were."""
+        looking = self.part.trace.onlookers.perhaps
+        nodes = (node for node in (region.value, *region.dying) if node.op == "call_module")
+        around = {call for node in nodes for call in self.part.trace.caller[node].ancestry()}
+        if looking.isdisjoint(id(call.module) for call in around):
+            return set()
+        outside = [call for call in home.ancestry() if id(call.module) in looking]
+        return {home, *outside[-1:]}
 
     def _weights(self, call: Call, root: nn.Module, without: Collection[str]) -> dict[int, Tensor]:
         """What the new weights in a module were before they were rounded, by the identity of these.

@@ -4,6 +4,24 @@ from tests.mutations.mistake import Mistake
 
 IN_REWRITING = [
     Mistake(
+        "code that looks at its parts goes on running without them",
+        "rewriting/placement.py",
+        "        return not inner.isdisjoint(looking | self.trace.onlookers.telling_apart)\n",
+        "        return not inner.isdisjoint(self.trace.onlookers.telling_apart)\n",
+    ),
+    Mistake(
+        "code that tells objects apart goes on running with identities",
+        "rewriting/placement.py",
+        "        return not inner.isdisjoint(looking | self.trace.onlookers.telling_apart)\n",
+        "        return not inner.isdisjoint(looking)\n",
+    ),
+    Mistake(
+        "code outside that looks at a part does not find it",
+        "rewriting/placement.py",
+        "        if looking - {id(call.module) for call in self._around(region)}:\n",
+        "        if False:\n",
+    ),
+    Mistake(
         "a fused forward takes any argument for a tensor",
         "rewriting/fused_forward.py",
         "            and all(_is_tensor(arguments[name], keys) for name, *keys in self.tensors)\n",

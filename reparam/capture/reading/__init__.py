@@ -1,7 +1,8 @@
 """Code that cannot be traced, read and never run.
 
 Files, in the order in which data flows: `source`, `pieces`, `values`, `possible_callers`,
-`follower`, `method_names`, `spelled_names`, `passed_on`, `function_reader`, `modules_used`.
+`follower`, `method_names`, `spelled_names`, `passed_on`, `function_reader`, `modules_used`,
+`onlookers`.
 """
 
 from reparam.capture.reading.method_names import (
@@ -15,6 +16,7 @@ from reparam.capture.reading.method_names import (
     names_used_by,
 )
 from reparam.capture.reading.modules_used import Reach, called_by_methods
+from reparam.capture.reading.onlookers import Onlookers
 from reparam.capture.reading.passed_on import hands_itself_on, runs_as_one, runs_by_name
 from reparam.capture.reading.pieces import (
     PIECES,

@@ -52,6 +52,7 @@ class Notes:
         called: The modules that it calls, by identity.
         opened: Identities of the modules of which it uses what is inside.
         asked: Identities of the modules of which it asks of what kind they are.
+        inspected: Identities of the modules of which it reads an attribute.
         returned: What each function that was read returns; None while it is read.
         followed: Identities of the modules whose own code was read.
         handed_on: The methods that somebody may call who cannot be followed.
@@ -61,6 +62,7 @@ class Notes:
     called: dict[int, nn.Module] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
+    inspected: set[int] = field(default_factory=set)
     returned: dict[Any, Value | None] = field(default_factory=dict)
     followed: set[int] = field(default_factory=set)
     handed_on: set[MethodType] = field(default_factory=set)
@@ -97,7 +99,8 @@ class Follower(ABC):
             return
         classes = tuple(kind for kind in kinds.all if isinstance(kind, type))
         for module in value.itself:
-            told = not classes or isinstance(module, classes)
+            # Of an operator that goes an identity is left.
+            told = not classes or isinstance(module, classes) or issubclass(nn.Identity, classes)
             if isinstance(module, nn.Module) and told and nn.Module not in classes:
                 self.notes.asked.add(id(module))
 
@@ -128,6 +131,8 @@ class Follower(ABC):
         if isinstance(thing, nn.Module):
             if name in RUNS:
                 return refer_to(MethodType(nn.Module.__call__, thing))
+            if self.strict:
+                self.notes.inspected.add(id(thing))
             if name == "__class__":
                 self.ask(refer_to(thing))
             if self.is_weight(thing, name):
@@ -238,6 +243,8 @@ class Follower(ABC):
             return Value(inside=frozenset(parts))
         if name not in _PARTS | _LEAVES_AS_IT_IS:
             self.use(refer_to(module))
+            if self.strict:  # ``parameters()``, say
+                self.notes.inspected.update(map(id, module.modules()))
         return Value(frozenset(module.modules())) if name == "get_submodule" else NOTHING
 
     def call_function(
