@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.capture.reading import Onlookers
 from tests.support.counting import count_operators
-from tests.support.errors import relative_error, run
+from tests.support.errors import relative_error
 from tests.support.randomise import randomise_batch_norm
 
 Forward = Callable[[Any, Tensor], Any]
