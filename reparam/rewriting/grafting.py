@@ -291,10 +291,18 @@ class _Graft:
         lost = self._lost()
         if lost:
             raise GraftError("a module that changes its own attributes would not run", lost)
-        swapped = self.rewrite.swapped.items()
-        torn = {frame for value, frame in swapped if self._may_run_as_it_was(value, frame)}
+        parted = self.rewrite.swapped | {
+            value: frame
+            for value, frame in self.rewrite.frames.items()
+            if any(self._is_part(call, frame) for call in self.rewrite.changes[value])
+        }
+        torn = {frame for value, frame in parted.items() if self._may_run_as_it_was(value, frame)}
         if torn:
             raise TornError("its parts would change for code that may run as it was", torn)
+
+    def _is_part(self, call: Call, frame: Call) -> bool:
+        """Whether a call that has new code is a part of another, and no code of that one's."""
+        return call is not frame and frame in call.ancestry() and self._stays(call)
 
     def _lost(self) -> set[Call]:
         """The calls whose new code would leave out one that does more than compute."""
@@ -424,15 +432,18 @@ class _Graft:
         )
 
     def _vanished_calls(self) -> list[tuple[str, Call]]:
-        """The calls of which nothing is left."""
+        """The calls of which nothing is left, kept where methods may make them."""
         live = {id(call.module) for call in self.trace.calls if self._is_live(call)}
-        return [
+        vanished = [
             (call.path, call.parent)
             for call in reversed(self.trace.calls)
             if call.parent is not None
             and id(call.module) not in live
             and (call in self.shrunk or call in self.edited)
         ]
+        for path, caller in vanished:
+            keep_for_methods(path, caller, self.rewrite, self.sites)
+        return vanished
 
 
 def _reaching_out(trace: Trace) -> set[Call]:

@@ -167,6 +167,7 @@ class Rewriter:
                     stays = product or stays
                 self._substitute(absorbed.total, stays, keep_code=False)
         self.sweep(region)
+        result.frames[value] = home.frame
 
     def _multiplied(self, multiple: Multiple) -> fx.Node | None:
         """Values side by side, multiplied for the addition that reads them; None if it does."""

@@ -4,6 +4,18 @@ from tests.mutations.mistake import Mistake
 
 IN_REWRITING = [
     Mistake(
+        "a part of code that may run as it was has new code",
+        "rewriting/grafting.py",
+        "            if any(self._is_part(call, frame) for call in self.rewrite.changes[value])\n",
+        "            if False\n",
+    ),
+    Mistake(
+        "a part of which nothing is left goes although a method calls it",
+        "rewriting/grafting.py",
+        "        for path, caller in vanished:\n            keep_for_methods",
+        "        for path, caller in []:\n            keep_for_methods",
+    ),
+    Mistake(
         "code that looks at its parts goes on running without them",
         "rewriting/placement.py",
         "        return not inner.isdisjoint(looking | self.trace.onlookers.telling_apart)\n",

@@ -70,7 +70,10 @@ def _looked_at(module: nn.Module) -> set[int]:
 
 def _made_with(parts: Iterable[nn.Module]) -> set[str]:
     """The attributes of modules that an identity lacks."""
-    names = {name for part in parts for name in (*vars(part), *part._parameters, *part._buffers)}
+    names = set[str]()
+    for part in parts:
+        tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+        names.update(vars(part), (name for name, _ in tensors))
     return names - vars(nn.Identity()).keys()
 
 
