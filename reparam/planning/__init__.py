@@ -1,8 +1,8 @@
 """Which values become one operator: decides, computes no weight, changes nothing.
 
 Files, in the order in which data flows: `dominators`, `cost_functions`, `regions`, `layouts`,
-`hazards`, `positions`, `appraiser`, `joint_readers`, `regrouped_sums`, `scales`,
-`stacked_sums`, `folding`, `planner`, `invariants`, `planned_parts`.
+`hazards`, `positions`, `appraiser`, `joint_readers`, `regrouped_sums`, `linear_sums`,
+`scales`, `stacked_sums`, `folding`, `planner`, `invariants`, `planned_parts`.
 """
 
 from reparam.planning.cost_functions import (
@@ -17,4 +17,4 @@ from reparam.planning.cost_functions import (
 from reparam.planning.dominators import Link
 from reparam.planning.folding import Folding
 from reparam.planning.planned_parts import PlannedPart
-from reparam.planning.regions import Absorbed, FoldedNorm, Gathered, Multiple, Region, Share
+from reparam.planning.regions import Absorbed, FoldedNorm, Gathered, Multiple, Region, Rows, Share

@@ -190,12 +190,13 @@ class Appraiser:
         form = candidate.form
         if form.pointwise and form.axes is not None and main.form and main.form.axes is not None:
             form = form.with_axes(len(main.form.axes))  # as many as in whose place it comes
-        alike, crossed = (value, *(term.term for term in absorbed)), candidate.crossed
+        alike = {value: 1.0, **{term.term: term.positions for term in absorbed}}
+        crossed = candidate.crossed
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
-        current, before = self._costs(gone, positions, crossed.union(counted))
+        current, before = self._costs(gone, positions, crossed.union(counted), alike)
         if self._bound_to_sizes(value):
             least, of_one = self.positions.at_least(gone, alike, form, crossed)
-            anywhere, _ = self._costs(gone, least, crossed.union(counted), relative=True)
+            anywhere, _ = self._costs(gone, least, crossed.union(counted), alike, relative=True)
             if anywhere.multiply_adds < form.multiply_adds * of_one:
                 return Refusal("one operator instead may cost more at another size of the input")
         converts = host is None or host.norm is None or host.norm.affine
@@ -276,10 +277,15 @@ class Appraiser:
         gone: Collection[fx.Node],
         positions: Mapping[fx.Node, float],
         left_out: Set[fx.Node],
+        alike: Mapping[fx.Node, float],
         *,
         relative: bool = False,
     ) -> tuple[Cost, Cost]:
-        """What dying nodes cost as the graph stands, and what they cost in the model."""
+        """What dying nodes cost as the graph stands, and what they cost in the model.
+
+        The latter is known per position of each value that became an operator; of those alike, how
+        many positions they have for one of the value.
+        """
         current = before = NOTHING
         for node in sorted(gone, key=self.facts.order.__getitem__):
             if node in left_out or node in self.dead:
@@ -290,7 +296,8 @@ class Appraiser:
             else:
                 now = self.node_cost(node, positions.get(node, 0.0))
             current += now
-            before += now if region is None else region.before
+            times = 1.0 if node in self.facts.shapes else alike.get(node, 1.0)
+            before += now if region is None else region.before.times(times)
         anew = set(gone).difference(self.dead, self.fused, left_out)
         constants = Cost(operators=self.facts.computed_for(anew, self.dead.union(gone)))
         return current + constants, before + constants

@@ -29,6 +29,7 @@ from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
 from reparam.planning.dominators import LONGEST, Candidate, Link
 from reparam.planning.folding import Folding, folded_regions
 from reparam.planning.joint_readers import joint_regions
+from reparam.planning.linear_sums import linear_sums, why_not_linear
 from reparam.planning.regions import Region
 from reparam.planning.regrouped_sums import regrouped_sums
 from reparam.planning.scales import (
@@ -71,13 +72,14 @@ def decide(
             joint_regions(nodes, appraiser),
             regrouped_sums(nodes, appraiser),
             stacked_sums(nodes, appraiser),
+            linear_sums(nodes, appraiser),
             distributed_regions(nodes, appraiser),
             gathered_regions(nodes, appraiser),
             chained_regions(nodes, appraiser),
         )
         if not any(map(appraiser.adopt_all, passes)) and not appraiser.revive():
             break
-    refused = {**appraiser.forest.refused, **walk.refused}
+    refused = {**appraiser.forest.refused, **walk.refused, **why_not_linear(nodes, appraiser)}
     if folding is not None:
         regions, reasons = folded_regions(nodes, appraiser, folding)
         appraiser.adopt_all(regions)

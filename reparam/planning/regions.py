@@ -17,6 +17,35 @@ from reparam.rules import Commuting
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """A value that is computed of what the rows of a linear layer are when reshaped.
+
+    Args:
+        base: What it is computed of.
+        value: The value.
+        form: Its form over the base.
+        shape: The channels and the positions of the base, which are in one row.
+        times: How many of these are in one row.
+        lengths: How many positions the value has of each.
+        checking: The reshape of the base, if that is only taken to have these channels and
+            positions, before which it is checked.
+    """
+
+    base: fx.Node
+    value: fx.Node
+    form: AffineConv
+    shape: tuple[int, ...]
+    times: int = 1
+    lengths: int = 1
+    checking: fx.Node | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many positions the value has for one row."""
+        return self.lengths * self.times
+
+
+@dataclass(frozen=True, eq=False)
 class Absorbed:
     """A term that leaves a sum and joins another term of it.
 
@@ -25,12 +54,20 @@ class Absorbed:
         kept: Its other operand, which stands for it from now on.
         term: The term.
         adjustments: What had joined the term before.
+        rows: How the term comes from the rows of a linear layer that it joins; None if it is over
+            the same value as what it joins.
     """
 
     total: fx.Node
     kept: fx.Node
     term: fx.Node
     adjustments: tuple[Absorbed | Share, ...] = ()
+    rows: Rows | None = None
+
+    @property
+    def positions(self) -> float:
+        """How many positions the term has for one of what it joins."""
+        return 1.0 if self.rows is None else float(self.rows.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +226,12 @@ class Region:
     def absorbed(self) -> list[Absorbed]:
         """The terms that the new operator adds."""
         return [term for term in _flat(self.adjustments) if isinstance(term, Absorbed)]
+
+    @property
+    def checked(self) -> list[Rows]:
+        """The values whose sizes are taken for granted."""
+        rows = (absorbed.rows for absorbed in self.absorbed)
+        return [each for each in rows if each is not None and each.checking is not None]
 
     @property
     def shares(self) -> list[Share]:
