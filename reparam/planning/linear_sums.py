@@ -96,8 +96,10 @@ def _taking_in(
     between = () if rows.value is rows.base else appraiser.forest.links[rows.value].nodes
     last = linear.path[-1]
     order = appraiser.facts.order
-    inner = sorted({*last.inner, *ending[:-1], *between, total}, key=order.__getitem__)
-    path = (*linear.path[:-1], replace(last, inner=tuple(inner)))
+    rows_of_layer = _reshaped(linear.base, appraiser)
+    views_of_term = [view for view in _reshaped(rows.base, appraiser) if view not in rows_of_layer]
+    inner = {*last.inner, *ending[:-1], *between, *views_of_term, total}
+    path = (*linear.path[:-1], replace(last, inner=tuple(sorted(inner, key=order.__getitem__))))
     candidate = Candidate(linear.base, form, path)
     gone = appraiser.dying([(linear.value, candidate), (total, candidate)], metadata=True)
     if linear.value in appraiser.fused:
@@ -106,7 +108,7 @@ def _taking_in(
     region = appraiser.draft(candidate, linear.value, gone, absorbed=absorbed)
     if isinstance(region, Refusal) or not region.gain.saves:
         return None
-    views = [*layer, *ending, *_reshaped(rows.base, appraiser), *_reshaped(linear.base, appraiser)]
+    views = [*layer, *ending, *views_of_term, *rows_of_layer]
     if _is_written(views, total, region, appraiser):
         return None
     return region if appraiser.hazard_of(region) is None else None

@@ -99,4 +99,40 @@ IN_PLANNING = [
         "    return step if isinstance(step, AffineStack) and not gone else None\n",
         "    return step if isinstance(step, AffineStack) else None\n",
     ),
+    Mistake(
+        "a linear layer takes in a convolution of a value that is written to between",
+        "planning/linear_sums.py",
+        "    if _is_written(views, total, region, appraiser):\n",
+        "    if False:\n",
+    ),
+    Mistake(
+        "a linear layer takes in a convolution of other rows",
+        "planning/linear_sums.py",
+        "    if _reshaped(link.base, appraiser)[-1] is not origin:\n",
+        "    if False:\n",
+    ),
+    Mistake(
+        "the size of the example inputs is not checked",
+        "planning/linear_sums.py",
+        "    if None not in certain and not appraiser.facts.rests_on_granted(link.nodes):\n",
+        "    if True:\n",
+    ),
+    Mistake(
+        "a linear layer whose value is read elsewhere takes in a convolution",
+        "planning/linear_sums.py",
+        "        appraiser.readers_of_value(value) == {reader}\n",
+        "        True\n",
+    ),
+    Mistake(
+        "a sum of rows that broadcasts is one of equal shapes",
+        "analysis/extents.py",
+        " if ours != theirs]) <= 1\n",
+        " if ours != theirs]) <= 9\n",
+    ),
+    Mistake(
+        "a convolution runs once for each row of a linear layer",
+        "planning/regions.py",
+        "        return 1.0 if self.rows is None else float(self.rows.positions)\n",
+        "        return 1.0\n",
+    ),
 ]

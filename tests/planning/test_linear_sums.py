@@ -214,6 +214,20 @@ def term_written(m: Any, x: Tensor) -> Tensor:
     return rows + m.fc(y.flatten(1))
 
 
+def seen_by_another_name(m: Any, x: Tensor) -> Tensor:
+    y = of_known_size(x).clone()
+    rows = y.flatten(1)
+    z = m.conv(y)
+    y.sin_()
+    return z.flatten(1) + m.fc(rows)
+
+
+def layer_read(m: Any, x: Tensor) -> Tensor:
+    y = of_known_size(x)
+    z = m.fc(y.flatten(1))
+    return z + m.conv(y).flatten(1) + z.sin()
+
+
 def transposed(m: Any, x: Tensor) -> Tensor:
     y = of_known_size(x)
     return m.fc(y.flatten(1)) + m.conv(y).transpose(2, 3).flatten(1)
@@ -245,12 +259,8 @@ STAYS: dict[str, tuple[Forward, int]] = {
     "rows of others": (rows_of_others, 2),
     "a sum that broadcasts": (broadcasting, 2),
     "grouped": (lambda m, x: sets_beside(m, x, m.dense), 2),
-    "the layer's value is read": (
-        lambda m, x: (
-            (z := m.fc((y := of_known_size(x)).flatten(1))).sin() + z + m.conv(y).flatten(1)
-        ),
-        2,
-    ),
+    "seen by another name": (seen_by_another_name, 2),
+    "the layer's value is read": (layer_read, 2),
 }
 
 
