@@ -208,7 +208,7 @@ def partitioned(s: Scope) -> str:
     rank, columns = len(sizes), prod(s.shape(x)[1:])
     if columns > 400:
         raise RejectedError
-    image = f"{x}.view(-1, {spelled([channels, *sizes])[1:-1]})"
+    image = f"{x}.view(-1, {', '.join(map(str, (channels, *sizes)))})"
     y = s.assign(image) if s.chance(0.6) else x
     groups = channels if s.chance(0.3) else 1
     if s.chance(0.5):
