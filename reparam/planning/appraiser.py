@@ -20,7 +20,7 @@ from reparam.algebra import AffineConv, unsupported, weights_dtype
 from reparam.analysis import Extents, Facts, holds_type
 from reparam.capture import Trait, operator_name, reads_shape_only, traits
 from reparam.errors import Refusal
-from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weigher
+from reparam.planning.cost_functions import MACS, NOTHING, Basis, Cost, Measure, Weigher
 from reparam.planning.dominators import Candidate, Forest, Link
 from reparam.planning.hazards import hazard
 from reparam.planning.positions import Positions
@@ -36,6 +36,14 @@ from reparam.planning.regions import (
 from reparam.rules import Several, Step
 
 _NOTHING_ELSE: Mapping[fx.Node, Sequence[fx.Node]] = {}
+
+
+_MORE_ELSEWHERE = Refusal("one operator instead may cost more at another size of the input")
+
+_WITHIN_NOISE = Refusal(
+    "one operator instead may have more multiply-adds, and what it gains is within the noise of "
+    "this machine"
+)
 
 
 class Appraiser:
@@ -132,6 +140,8 @@ class Appraiser:
             return region
         if region.gain.saves:
             return self.hazard_of(region) or region
+        if region.basis is Basis.NOISE and region.gain.amount < 0:
+            return _WITHIN_NOISE
         current, after = region.after + region.gain, region.after
         if not region.collapses and current.operators <= after.operators:
             return Refusal(self._other_readers(candidate, gone))
@@ -194,15 +204,16 @@ class Appraiser:
         crossed = candidate.crossed
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
         current, before = self._costs(gone, positions, crossed.union(counted), alike)
-        if self._bound_to_sizes(value):
-            least, of_one = self.positions.at_least(gone, alike, form, crossed)
-            anywhere, _ = self._costs(gone, least, crossed.union(counted), alike, relative=True)
-            if anywhere.multiply_adds < form.multiply_adds * of_one:
-                return Refusal("one operator instead may cost more at another size of the input")
         converts = host is None or host.norm is None or host.norm.affine
         converts &= not holds_type(candidate.base, weights_dtype(form), self.facts)
         after = self._after(form, at, sized_as_operand(candidate.base, path, main), host)
         after += Cost(operators=int(converts))
+        gain, basis = self.weigher.gain(current, after)
+        if self._bound_to_sizes(value, basis):
+            least, of_one = self.positions.at_least(gone, alike, form, crossed)
+            anywhere, _ = self._costs(gone, least, crossed.union(counted), alike, relative=True)
+            if anywhere.multiply_adds < form.multiply_adds * of_one:
+                return _WITHIN_NOISE if basis is Basis.NOISE else _MORE_ELSEWHERE
         return Region(
             value=value,
             base=candidate.base,
@@ -213,7 +224,8 @@ class Appraiser:
             dying=frozenset(gone).union(*(region.dying for region in taken)),
             before=before,
             after=after,
-            gain=current - after,
+            gain=gain,
+            basis=basis,
             converts=converts,
             shared=common,
             adjustments=self._adjustments(value, taken, absorbed),
@@ -267,10 +279,10 @@ class Appraiser:
             return Refusal(self._other_readers(candidate, gone))
         return path[-1]
 
-    def _bound_to_sizes(self, value: fx.Node) -> bool:
-        """Whether multiply-adds are counted at the sizes of inputs that are but an example."""
-        facts = self.facts
-        return self.weigher.measure is MACS and value in facts.shapes and value not in facts.fixed
+    def _bound_to_sizes(self, value: fx.Node, basis: Basis) -> bool:
+        """Whether multiply-adds decide, at the sizes of inputs that are but an example."""
+        facts, counted = self.facts, self.weigher.measure is MACS or basis is Basis.NOISE
+        return counted and value in facts.shapes and value not in facts.fixed
 
     def _costs(
         self,

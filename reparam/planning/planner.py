@@ -29,9 +29,7 @@ from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure
 from reparam.planning.dominators import LONGEST, Candidate, Link
 from reparam.planning.folding import Folding, folded_regions
 from reparam.planning.joint_readers import joint_regions
-from reparam.planning.linear_sums import linear_sums, why_not_linear
 from reparam.planning.regions import Region
-from reparam.planning.regrouped_sums import regrouped_sums
 from reparam.planning.scales import (
     chained_regions,
     distributed_regions,
@@ -39,7 +37,7 @@ from reparam.planning.scales import (
     why_not_distributed,
     why_not_gathered,
 )
-from reparam.planning.stacked_sums import stacked_sums
+from reparam.planning.sums import linear_sums, regrouped_sums, stacked_sums, why_not_linear
 from reparam.rules import Step
 
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from reparam.algebra import AffineConv, Norm, operators
 from reparam.errors import Refusal
-from reparam.planning.cost_functions import Cost
+from reparam.planning.cost_functions import Basis, Cost
 from reparam.planning.dominators import Link
 from reparam.rules import Commuting
 
@@ -170,6 +170,7 @@ class Region:
         before: Cost of the dying nodes.
         after: Cost of the new operator.
         gain: What is saved beyond what was saved before.
+        basis: How it is known that it is none the dearer.
         converts: Whether the base may hold integers, which the dying nodes made floats.
         shared: The dying nodes that die for other regions too.
         adjustments: What the new operator does to the value besides, in order: it adds terms of the
@@ -192,6 +193,7 @@ class Region:
     before: Cost
     after: Cost
     gain: Cost
+    basis: Basis = Basis.COUNTED
     converts: bool = False
     shared: frozenset[fx.Node] = frozenset()
     adjustments: tuple[Absorbed | Share, ...] = ()

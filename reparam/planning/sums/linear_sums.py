@@ -23,7 +23,7 @@ from reparam.errors import Refusal
 from reparam.planning.appraiser import Appraiser
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.regions import Absorbed, Region, Rows
-from reparam.planning.regrouped_sums import is_sum
+from reparam.planning.sums.regrouped_sums import is_sum
 
 
 def linear_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
