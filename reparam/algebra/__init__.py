@@ -1,7 +1,7 @@
 """Affine forms, their laws, and the torch module of a form: tensors, no graph.
 
 Files, in the order in which data flows: `expressions`, `kernels`, `axis_composition`, `forms`,
-`selection`, `laws`, `affine`, `norms`, `lowering`, `recipes`.
+`selection`, `laws`, `affine`, `known_sizes`, `norms`, `lowering`, `recipes`.
 """
 
 from reparam.algebra.affine import (
@@ -25,6 +25,7 @@ from reparam.algebra.expressions import (
     over,
 )
 from reparam.algebra.forms import Columns, weights_dtype
+from reparam.algebra.known_sizes import over_positions, positions_after
 from reparam.algebra.laws import kernel_shape
 from reparam.algebra.lowering import (
     explicit_padding,

@@ -162,11 +162,61 @@ class Extents:
 
     def _asked(self, value: fx.Node, axis: int) -> _Place | None:
         """Whose axis has the size that a reshape asks for: ``x.reshape(-1, other.size(2))``."""
+        size = self._entry(value, axis)
+        return self.read(size) if isinstance(size, fx.Node) else None
+
+    def _entry(self, value: fx.Node, axis: int) -> Any:
+        """What a reshape asks for as the size of an axis; None if it is none, or leaves it open."""
         if torch_name(value) not in ("view", "reshape"):
             return None
         sizes = unpacked(value.args[1:])
-        size = sizes[axis] if -axis <= len(sizes) else None
-        return self.read(size) if isinstance(size, fx.Node) else None
+        entry = sizes[axis] if -axis <= len(sizes) else None
+        return None if entry == -1 else entry
+
+    def size(self, value: fx.Node, axis: int) -> int | None:
+        """The size of an axis of a value, if it is the same for every input."""
+        value, axis = self.origin(value, axis)
+        shape = self.facts.fixed.get(value)
+        if shape is not None:
+            return shape[axis] if -axis <= len(shape) else None
+        entry, step = self._entry(value, axis), self.steps.get(value)
+        if type(entry) is int:
+            return entry
+        if isinstance(step, AffineConv) and step.axes is not None and axis == -len(step.axes) - 1:
+            return step.out_channels
+        return 1 if axis >= -self.facts.ones.get(value, 0) else None
+
+    def of_one_shape(self, first: fx.Node, second: fx.Node) -> bool:
+        """Whether two values of equally many entries surely have the same shape."""
+        first, second = self._shaped_as(first), self._shaped_as(second)
+        rank = self.facts.ranks.get(first)
+        if first is second:
+            return True
+        if rank is None or self.facts.ranks.get(second) != rank:
+            return False
+        sizes = (
+            [self._sized(value, axis) for axis in range(-rank, 0)] for value in (first, second)
+        )
+        # Of equally many entries one axis follows from the others.
+        return len([ours for ours, theirs in zip(*sizes, strict=True) if ours != theirs]) <= 1
+
+    def _shaped_as(self, value: fx.Node) -> fx.Node:
+        """The value whose whole shape a value is given, and so on: ``x.view(other.shape)``."""
+        while True:
+            name, others = torch_name(value), value.args[1:]
+            asked = others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
+            if asked is not None and name in ("view", "reshape") and reads_shape(asked):
+                value = asked.all_input_nodes[0]
+            elif asked is not None and name in ("view_as", "reshape_as"):
+                value = asked
+            else:
+                return value
+
+    def _sized(self, value: fx.Node, axis: int) -> Any:
+        """What tells the size of an axis: a number, what computes it, or the first such axis."""
+        size = self.size(value, axis)
+        place = self.origin(value, axis)
+        return (self._entry(*place) or place) if size is None else size
 
     def _across(self, form: AffineConv, axis: int) -> _Place | None:
         """The same axis of a form's base, if the form leaves its size alone."""

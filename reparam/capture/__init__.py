@@ -5,7 +5,13 @@ Files, in the order in which data flows: `reading`, `item_assignment`, `checked_
 `invariants`, `stand_ins`, `tracer`, `public_methods`, `tracing_attempts`, `programs`, `recorded`.
 """
 
-from reparam.capture.checked_values import Assumed, CheckedIdentity, checked_axes, checked_same
+from reparam.capture.checked_values import (
+    Assumed,
+    CheckedIdentity,
+    checked_axes,
+    checked_same,
+    checked_sizes,
+)
 from reparam.capture.code_statement import CodeStatement, EarlyReturnError, Returning, returned
 from reparam.capture.invariants import CAPTURED, GRAPH, Invariant, hold
 from reparam.capture.item_assignment import assign, assignments

@@ -73,6 +73,33 @@ def checked_axes(x: Any, axes: int, channel_axis: int, channels: int, text: str)
     return x
 
 
+def checked_sizes(x: Any, axes: int, sizes: tuple[int, ...], place: str) -> Any:
+    """A value, if its last axes have the sizes that were taken for granted.
+
+    Args:
+        x: The value.
+        axes: How many axes it must have.
+        sizes: The sizes of its last axes.
+        place: Who reads it.
+
+    Raises:
+        ReparamError: If it is another one.
+    """
+    if isinstance(x, fx.Proxy):
+        arguments = x, axes, sizes, place
+        return x.tracer.create_proxy("call_function", checked_sizes, arguments, {})
+    wrong = x.dim() != axes
+    if not torch.jit.is_tracing():  # where sizes are no numbers
+        wrong = wrong or tuple(x.shape[-len(sizes) :]) != tuple(sizes)
+    if wrong:
+        raise ReparamError(
+            f"{place} was fused for values of {axes} axes, the last of sizes {tuple(sizes)}; fuse "
+            "the model with example_inputs like those that it is to get (it got one of shape "
+            f"{tuple(x.shape)})"
+        )
+    return x
+
+
 def checked_same(first: Any, second: Any, text: str) -> Any:
     """The first of two values, if the second one is equal.
 

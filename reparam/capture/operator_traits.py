@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam.capture.checked_values import checked_axes
+from reparam.capture.checked_values import checked_axes, checked_sizes
 from reparam.capture.item_assignment import assign
 from reparam.modules import fetch, is_torchs
 
@@ -126,6 +126,9 @@ class Trait(Flag):
     KEEPS_SHAPE = auto()
     """Its value has the shape of its first operand."""
 
+    KEEPS_ORDER = auto()
+    """Its value has all entries of its first operand in their order, whatever its axes are."""
+
     KEEPS_RANK = auto()
     """Its value has as many axes as its first operand."""
 
@@ -231,11 +234,14 @@ _TABLE = {
     "exponential": _T.RANDOM | _T.DRAWS_BY_LAYOUT,
     "fractional_max_pool2d fractional_max_pool3d": _T.RANDOM,
     # The same numbers, elsewhere or of another type.
-    "Identity": _HANDS_ON | _T.ALIASES,
-    "checked_axes": _HANDS_ON | _T.ALIASES | _T.POSITIVELY_HOMOGENEOUS,
+    "Identity": _HANDS_ON | _T.ALIASES | _T.KEEPS_ORDER,
+    "checked_axes checked_sizes": _HANDS_ON
+    | _T.ALIASES
+    | _T.POSITIVELY_HOMOGENEOUS
+    | _T.KEEPS_ORDER,
     "detach": _HANDS_ON | _T.POSITIVELY_HOMOGENEOUS,
-    "clone": _HANDS_ON,
-    "contiguous": _HANDS_ON | _T.ALIASES | _T.MAY_COPY,
+    "clone": _HANDS_ON | _T.KEEPS_ORDER,
+    "contiguous": _HANDS_ON | _T.ALIASES | _T.MAY_COPY | _T.KEEPS_ORDER,
     "to half double": _SHAPED | _CONVERSION | _T.ALIASES,
     "float": _SHAPED | _CONVERSION | _T.ALIASES | _T.NUMBERS,
     "type_as": _SHAPED | _CONVERSION | _T.ALIASES | _T.SHAPE_OF_OTHER,
@@ -248,17 +254,18 @@ _TABLE = {
     "permute transpose swapaxes swapdims movedim moveaxis": (
         _T.KEEPS_RANK | _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.PERMUTES
     ),
-    "view": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MUST_VIEW,
-    "view_as": _T.MUST_VIEW | _T.SHAPE_OF_OTHER,
+    "view": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MUST_VIEW | _T.KEEPS_ORDER,
+    "view_as": _T.MUST_VIEW | _T.SHAPE_OF_OTHER | _T.KEEPS_ORDER,
     "as_strided data_ptr": _T.READS_LAYOUT,
-    "reshape": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MAY_COPY,
-    "reshape_as": _T.MAY_COPY | _T.SHAPE_OF_OTHER,
-    "flatten": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MAY_COPY | _T.ALIASES,
-    "unflatten": _T.KEEPS_TYPE | _T.ALIASES,
-    "ravel": _T.MAY_COPY,
+    "reshape": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MAY_COPY | _T.KEEPS_ORDER,
+    "reshape_as": _T.MAY_COPY | _T.SHAPE_OF_OTHER | _T.KEEPS_ORDER,
+    "flatten": _T.KEEPS_TYPE | _T.PASSES_TYPE | _T.MAY_COPY | _T.ALIASES | _T.KEEPS_ORDER,
+    "unflatten": _T.KEEPS_TYPE | _T.ALIASES | _T.KEEPS_ORDER,
+    "ravel": _T.MAY_COPY | _T.KEEPS_ORDER,
     "expand_as": _T.SHAPE_OF_OTHER,
     "atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid cartesian_prod": _T.ALIASES,
-    "squeeze unsqueeze cat stack sum mean pixel_shuffle": _T.KEEPS_TYPE,
+    "squeeze unsqueeze": _T.KEEPS_TYPE | _T.KEEPS_ORDER,
+    "cat stack sum mean pixel_shuffle": _T.KEEPS_TYPE,
     "getitem": _T.KEEPS_TYPE | _T.INDEXES | _T.NUMBERS | _T.ALIASES,
     "narrow slice": _T.INDEXES | _T.KEEPS_RANK,
     "flip fliplr index_select repeat_interleave": _T.KEEPS_RANK | _T.KEEPS_TYPE | _T.PASSES_TYPE,
@@ -348,7 +355,7 @@ def _has_known_name(target: Any) -> bool:
     module = getattr(target, "__module__", None) or ""
     if module in ("torch", "_operator") or module.startswith("torch."):
         return True
-    if target is assign or target is checked_axes:
+    if target in (assign, checked_axes, checked_sizes):
         return True  # a tensor's own way to take an assignment, and a check in fused code
     if isinstance(target, torch._ops.OpOverload) or _is_builtin(target):
         return True

@@ -28,7 +28,16 @@ from reparam.modules import (
     join,
     own_tensors,
 )
-from reparam.planning import MACS, MEMORY, CostFunction, Folding, Measure, PlannedPart, latency
+from reparam.planning import (
+    MACS,
+    MEMORY,
+    Basis,
+    CostFunction,
+    Folding,
+    Measure,
+    PlannedPart,
+    latency,
+)
 from reparam.report import (
     Report,
     untraced_row,
@@ -118,6 +127,7 @@ def _planned(
         planned = _decided(parts, [measure if known else MACS for known in sized], folding)
     rows = [untraced_row(module) for module in untraced]
     notes = [] if all(sized) else [_APART]
+    notes += _bases(planned)
     names = frozenset(kept)
     options = {
         "cost": cost if isinstance(cost, str) else measure.unit,
@@ -132,6 +142,14 @@ def _planned(
     modules = modules_of(model)
     weights = weights_of(model, modules)
     return Plan(model, report, rows, planned, inputs, modules, weights, again, names)
+
+
+def _bases(plans: Iterable[PlannedPart]) -> list[str]:
+    """What tells how it is known that operators are not slower, if their times were asked for."""
+    regions = [region for planned in plans for region in planned.decision.regions]
+    known = Counter(region.basis.value for region in regions if region.basis is not Basis.COUNTED)
+    ways = "; ".join(f"{basis} ({number})" for basis, number in known.items())
+    return [f"how it is known that new operators are not slower: {ways}"] if ways else []
 
 
 def _kept(model: nn.Module | ExportedProgram, keep: Choice) -> dict[str, nn.Module]:

@@ -20,7 +20,7 @@ from reparam.algebra import AffineConv, unsupported, weights_dtype
 from reparam.analysis import Extents, Facts, holds_type
 from reparam.capture import Trait, operator_name, reads_shape_only, traits
 from reparam.errors import Refusal
-from reparam.planning.cost_functions import MACS, NOTHING, Cost, Measure, Weigher
+from reparam.planning.cost_functions import MACS, NOTHING, Basis, Cost, Measure, Weigher
 from reparam.planning.dominators import Candidate, Forest, Link
 from reparam.planning.hazards import hazard
 from reparam.planning.positions import Positions
@@ -36,6 +36,14 @@ from reparam.planning.regions import (
 from reparam.rules import Several, Step
 
 _NOTHING_ELSE: Mapping[fx.Node, Sequence[fx.Node]] = {}
+
+
+_MORE_ELSEWHERE = Refusal("one operator instead may cost more at another size of the input")
+
+_WITHIN_NOISE = Refusal(
+    "one operator instead may have more multiply-adds, and what it gains is within the noise of "
+    "this machine"
+)
 
 
 class Appraiser:
@@ -138,6 +146,8 @@ class Appraiser:
                 f"{region.base} {'holds' if known else 'may hold'} integers, which would have to "
                 f"become floats first{'' if known else '; pass example_inputs'}"
             )
+        if region.basis is Basis.NOISE and region.gain.amount < 0:
+            return _WITHIN_NOISE
         current, after = region.after + region.gain, region.after
         if not region.collapses and current.operators <= after.operators:
             return Refusal(self._other_readers(candidate, gone))
@@ -196,18 +206,20 @@ class Appraiser:
         form = candidate.form
         if form.pointwise and form.axes is not None and main.form and main.form.axes is not None:
             form = form.with_axes(len(main.form.axes))  # as many as in whose place it comes
-        alike, crossed = (value, *(term.term for term in absorbed)), candidate.crossed
+        alike = {value: 1.0, **{term.term: term.positions for term in absorbed}}
+        crossed = candidate.crossed
         positions, at = self.positions.count(gone, alike, form, placed_at(path, main), crossed)
-        current, before = self._costs(gone, positions, crossed.union(counted))
-        if self._bound_to_sizes(value):
-            least, of_one = self.positions.at_least(gone, alike, form, crossed)
-            anywhere, _ = self._costs(gone, least, crossed.union(counted), relative=True)
-            if anywhere.multiply_adds < form.multiply_adds * of_one:
-                return Refusal("one operator instead may cost more at another size of the input")
+        current, before = self._costs(gone, positions, crossed.union(counted), alike)
         converts = host is None or host.norm is None or host.norm.affine
         converts &= not holds_type(candidate.base, weights_dtype(form), self.facts)
         after = self._after(form, at, sized_as_operand(candidate.base, path, main), host)
         after += Cost(operators=int(converts))
+        gain, basis = self.weigher.gain(current, after)
+        if self._bound_to_sizes(value, basis):
+            least, of_one = self.positions.at_least(gone, alike, form, crossed)
+            anywhere, _ = self._costs(gone, least, crossed.union(counted), alike, relative=True)
+            if anywhere.multiply_adds < form.multiply_adds * of_one:
+                return _WITHIN_NOISE if basis is Basis.NOISE else _MORE_ELSEWHERE
         return Region(
             value=value,
             base=candidate.base,
@@ -218,7 +230,8 @@ class Appraiser:
             dying=frozenset(gone).union(*(region.dying for region in taken)),
             before=before,
             after=after,
-            gain=current - after,
+            gain=gain,
+            basis=basis,
             converts=converts,
             shared=common,
             adjustments=self._adjustments(value, taken, absorbed),
@@ -272,20 +285,25 @@ class Appraiser:
             return Refusal(self._other_readers(candidate, gone))
         return path[-1]
 
-    def _bound_to_sizes(self, value: fx.Node) -> bool:
-        """Whether multiply-adds are counted at the sizes of inputs that are but an example."""
-        facts = self.facts
-        return self.weigher.measure is MACS and value in facts.shapes and value not in facts.fixed
+    def _bound_to_sizes(self, value: fx.Node, basis: Basis) -> bool:
+        """Whether multiply-adds decide, at the sizes of inputs that are but an example."""
+        facts, counted = self.facts, self.weigher.measure is MACS or basis is Basis.NOISE
+        return counted and value in facts.shapes and value not in facts.fixed
 
     def _costs(
         self,
         gone: Collection[fx.Node],
         positions: Mapping[fx.Node, float],
         left_out: Set[fx.Node],
+        alike: Mapping[fx.Node, float],
         *,
         relative: bool = False,
     ) -> tuple[Cost, Cost]:
-        """What dying nodes cost as the graph stands, and what they cost in the model."""
+        """What dying nodes cost as the graph stands, and what they cost in the model.
+
+        The latter is known per position of each value that became an operator; of those alike, how
+        many positions they have for one of the value.
+        """
         current = before = NOTHING
         for node in sorted(gone, key=self.facts.order.__getitem__):
             if node in left_out or node in self.dead:
@@ -296,7 +314,8 @@ class Appraiser:
             else:
                 now = self.node_cost(node, positions.get(node, 0.0))
             current += now
-            before += now if region is None else region.before
+            times = 1.0 if node in self.facts.shapes else alike.get(node, 1.0)
+            before += now if region is None else region.before.times(times)
         anew = set(gone).difference(self.dead, self.fused, left_out)
         constants = Cost(operators=self.facts.computed_for(anew, self.dead.union(gone)))
         return current + constants, before + constants

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cache, partial
-from math import inf, isnan, prod
+from math import copysign, inf, isnan, prod
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ from reparam.modules import (
     run_function,
     users_threads,
 )
+from reparam.planning.stopwatch import Stopwatch
 from reparam.rules import Step
 
 
@@ -46,17 +49,20 @@ class Cost:
             that is in units of one output position of the value that is decided on.
         operators: Operators that do work; views and the identity do none.
         multiply_adds: Multiply-adds of convolutions and linear layers, whatever the cost function.
+        timed: The kinds of the operators whose times the amount is the sum of.
     """
 
     amount: float = 0.0
     operators: int = 0
     multiply_adds: float = field(default=0.0, compare=False)
+    timed: tuple[Hashable, ...] = field(default=(), compare=False, repr=False)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.amount + other.amount,
             self.operators + other.operators,
             self.multiply_adds + other.multiply_adds,
+            self.timed + other.timed,
         )
 
     def __sub__(self, other: Cost) -> Cost:
@@ -68,7 +74,8 @@ class Cost:
 
     def times(self, factor: float) -> Cost:
         """The same operators at another number of positions."""
-        return Cost(self.amount * factor, self.operators, self.multiply_adds * factor)
+        multiply_adds = self.multiply_adds * factor
+        return replace(self, amount=self.amount * factor, multiply_adds=multiply_adds)
 
     @property
     def loses(self) -> bool:
@@ -140,11 +147,15 @@ def memory(operator: Operator) -> float:
 
 @dataclass(frozen=True)
 class Measure:
-    """By what the planner weighs: a function, what it counts, and whether it needs known sizes."""
+    """By what the planner weighs: a function, what it counts, and whether it needs known sizes.
+
+    If the function times operators, there is the watch that does.
+    """
 
     function: CostFunction
     unit: str
     needs_sizes: bool = False
+    watch: Stopwatch[Operator] | None = None
 
 
 MULTIPLY_ADDS = "multiply-adds"
@@ -153,6 +164,19 @@ MACS = Measure(multiply_adds, MULTIPLY_ADDS)
 """In proportion to a number of positions, so that no shapes have to be known."""
 
 MEMORY = Measure(memory, "numbers in memory")
+
+
+class Basis(Enum):
+    """How it is known that an operator costs no more than what it replaces."""
+
+    COUNTED = ""
+    EQUAL = "the same operator with other numbers, and fewer of them"
+    MEASURED = "measured"
+    NOISE = "within the noise of this machine: multiply-adds decide"
+
+
+_LEAST = 1e-9
+"""What multiply-adds decide counts as in microseconds: as a gain or a loss."""
 
 
 class Weigher:
@@ -175,10 +199,11 @@ class Weigher:
         if free and not multiply_adds:
             return NOTHING
         # Multiply-adds are not asked for: every candidate of every value is weighed.
-        amount = multiply_adds
-        if self.measure is not MACS:
-            amount = self._ask(self._operator_of(node, form, multiply_adds))
-        return Cost(amount, 0 if free else self._operators_in(node), multiply_adds)
+        number = 0 if free else self._operators_in(node)
+        if self.measure is MACS:
+            return Cost(multiply_adds, number, multiply_adds)
+        operator = self._operator_of(node, form, multiply_adds)
+        return Cost(self._ask(operator), number, multiply_adds, self._timed(operator))
 
     def _operators_in(self, node: fx.Node) -> int:
         """How many operators a node is: a module with a rule may hold several layers."""
@@ -195,10 +220,33 @@ class Weigher:
         if form.identity:
             return NOTHING
         multiply_adds = form.multiply_adds * positions
-        amount = multiply_adds
-        if self.measure is not MACS:
-            amount = self._ask(self._operator_for(form, multiply_adds, positions, operand))
-        return Cost(amount, operators(form), multiply_adds)
+        if self.measure is MACS:
+            return Cost(multiply_adds, operators(form), multiply_adds)
+        operator = self._operator_for(form, multiply_adds, positions, operand)
+        return Cost(self._ask(operator), operators(form), multiply_adds, self._timed(operator))
+
+    def gain(self, current: Cost, after: Cost) -> tuple[Cost, Basis]:
+        """What is saved by operators in the place of others, and how that is known.
+
+        Among what is timed, equal operators on both sides count for nothing. If there are no others
+        on the side of the new ones, these cannot be slower. What nobody can tell because the
+        machine is too noisy, multiply-adds decide.
+        """
+        gain, watch = current - after, self.measure.watch
+        if watch is None:
+            return gain, Basis.COUNTED
+        gone, new = Counter(current.timed), Counter(after.timed)
+        if not new - gone:
+            return replace(gain, amount=max(gain.amount, 0.0)), Basis.EQUAL
+        longer = watch.longer(gone, new)
+        if longer is not None:
+            return replace(gain, amount=longer), Basis.MEASURED
+        fewer = gain.multiply_adds
+        return replace(gain, amount=copysign(_LEAST, fewer) if fewer else 0.0), Basis.NOISE
+
+    def _timed(self, operator: Operator) -> tuple[Hashable, ...]:
+        watch = self.measure.watch
+        return () if watch is None else (watch.kind(operator),)
 
     def _ask(self, operator: Operator) -> float:
         """What the cost function gives for an operator, if that is a number."""
@@ -350,7 +398,7 @@ def _random(
     return value.to(device=device, dtype=dtype)
 
 
-_SECONDS = 0.02
+_SECONDS = 0.005
 """How long an operator is run again and again."""
 
 
@@ -370,6 +418,14 @@ def _time(operator: Operator) -> float:
         return unknown
 
 
+def _geometry(operator: Operator) -> Hashable:
+    """What two operators have in common that take the same time, whatever their numbers are."""
+    if operator.kind == "other" or operator.run is None:
+        return operator, operator.planned
+    return replace(operator, name="", weights=0)
+
+
 def latency() -> Measure:
     """The time that operators take on this machine; every call measures anew."""
-    return Measure(cache(_time), "microseconds", needs_sizes=True)
+    watch = Stopwatch(_time, _geometry)
+    return Measure(watch, "microseconds", needs_sizes=True, watch=watch)

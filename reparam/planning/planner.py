@@ -30,7 +30,6 @@ from reparam.planning.dominators import LONGEST, Candidate, Link
 from reparam.planning.folding import Folding, folded_regions
 from reparam.planning.joint_readers import joint_regions
 from reparam.planning.regions import Region
-from reparam.planning.regrouped_sums import regrouped_sums
 from reparam.planning.scales import (
     chained_regions,
     distributed_regions,
@@ -38,7 +37,7 @@ from reparam.planning.scales import (
     why_not_distributed,
     why_not_gathered,
 )
-from reparam.planning.stacked_sums import stacked_sums
+from reparam.planning.sums import linear_sums, regrouped_sums, stacked_sums, why_not_linear
 from reparam.rules import Step
 
 
@@ -71,13 +70,14 @@ def decide(
             joint_regions(nodes, appraiser),
             regrouped_sums(nodes, appraiser),
             stacked_sums(nodes, appraiser),
+            linear_sums(nodes, appraiser),
             distributed_regions(nodes, appraiser),
             gathered_regions(nodes, appraiser),
             chained_regions(nodes, appraiser),
         )
         if not any(map(appraiser.adopt_all, passes)) and not appraiser.revive():
             break
-    refused = {**appraiser.forest.refused, **walk.refused}
+    refused = {**appraiser.forest.refused, **walk.refused, **why_not_linear(nodes, appraiser)}
     if folding is not None:
         regions, reasons = folded_regions(nodes, appraiser, folding)
         appraiser.adopt_all(regions)

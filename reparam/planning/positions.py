@@ -36,7 +36,7 @@ class Positions:
     def count(
         self,
         nodes: Collection[fx.Node],
-        values: Sequence[fx.Node],
+        values: Mapping[fx.Node, float],
         form: AffineConv,
         placed: fx.Node,
         crossed: Collection[fx.Node],
@@ -45,11 +45,11 @@ class Positions:
 
         With example inputs these are the true numbers. Else they are relative: to one position of
         the value or, since a transposed convolution counts per input, of its input. The first of
-        the values is the value, the others have its size; the new operator has the positions of
-        what is placed, and crossed values stay where they are.
+        the values is the value; all come with how many positions they have for one of it. The new
+        operator has the positions of what is placed, and crossed values stay where they are.
         """
         shapes = self.facts.shapes
-        if values[0] not in shapes:
+        if next(iter(values)) not in shapes:
             return self.at_least(nodes, values, form, crossed)
         source = form.base if form.transposed and isinstance(form.base, fx.Node) else placed
         channels = form.in_channels if form.transposed else form.out_channels
@@ -58,7 +58,7 @@ class Positions:
     def at_least(
         self,
         nodes: Collection[fx.Node],
-        values: Sequence[fx.Node],
+        values: Mapping[fx.Node, float],
         form: AffineConv,
         crossed: Collection[fx.Node],
     ) -> tuple[Mapping[fx.Node, float], float]:
@@ -80,11 +80,11 @@ class Positions:
     def _least(
         self,
         nodes: Collection[fx.Node],
-        values: Sequence[fx.Node],
+        values: Mapping[fx.Node, float],
         crossed: Collection[fx.Node],
     ) -> dict[fx.Node, float]:
         """The fewest positions that nodes may have for one of the value."""
-        least = dict.fromkeys(values, 1.0)
+        least = dict(values)
         for node in sorted(nodes, key=self.facts.order.__getitem__, reverse=True):
             form = None if node in crossed else self._form(node)
             axes = () if form is None else form.axes or ()
@@ -100,7 +100,7 @@ class Positions:
         return least
 
     def _below_transposed(
-        self, nodes: Collection[fx.Node], values: Sequence[fx.Node]
+        self, nodes: Collection[fx.Node], values: Mapping[fx.Node, float]
     ) -> set[fx.Node]:
         """The nodes that read the result of a transposed convolution, the values among them."""
 

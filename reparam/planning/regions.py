@@ -11,9 +11,38 @@ from torch import fx
 
 from reparam.algebra import AffineConv, Norm, operators
 from reparam.errors import Refusal
-from reparam.planning.cost_functions import Cost
+from reparam.planning.cost_functions import Basis, Cost
 from reparam.planning.dominators import Link
 from reparam.rules import Commuting
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A value that is computed of what the rows of a linear layer are when reshaped.
+
+    Args:
+        base: What it is computed of.
+        value: The value.
+        form: Its form over the base.
+        shape: The channels and the positions of the base, which are in one row.
+        times: How many of these are in one row.
+        lengths: How many positions the value has of each.
+        checking: The reshape of the base, if that is only taken to have these channels and
+            positions, before which it is checked.
+    """
+
+    base: fx.Node
+    value: fx.Node
+    form: AffineConv
+    shape: tuple[int, ...]
+    times: int = 1
+    lengths: int = 1
+    checking: fx.Node | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many positions the value has for one row."""
+        return self.lengths * self.times
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +54,20 @@ class Absorbed:
         kept: Its other operand, which stands for it from now on.
         term: The term.
         adjustments: What had joined the term before.
+        rows: How the term comes from the rows of a linear layer that it joins; None if it is over
+            the same value as what it joins.
     """
 
     total: fx.Node
     kept: fx.Node
     term: fx.Node
     adjustments: tuple[Absorbed | Share, ...] = ()
+    rows: Rows | None = None
+
+    @property
+    def positions(self) -> float:
+        """How many positions the term has for one of what it joins."""
+        return 1.0 if self.rows is None else float(self.rows.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +170,7 @@ class Region:
         before: Cost of the dying nodes.
         after: Cost of the new operator.
         gain: What is saved beyond what was saved before.
+        basis: How it is known that it is none the dearer.
         converts: Whether the base may hold integers, which the dying nodes made floats.
         shared: The dying nodes that die for other regions too.
         adjustments: What the new operator does to the value besides, in order: it adds terms of the
@@ -155,6 +193,7 @@ class Region:
     before: Cost
     after: Cost
     gain: Cost
+    basis: Basis = Basis.COUNTED
     converts: bool = False
     shared: frozenset[fx.Node] = frozenset()
     adjustments: tuple[Absorbed | Share, ...] = ()
@@ -189,6 +228,12 @@ class Region:
     def absorbed(self) -> list[Absorbed]:
         """The terms that the new operator adds."""
         return [term for term in _flat(self.adjustments) if isinstance(term, Absorbed)]
+
+    @property
+    def checked(self) -> list[Rows]:
+        """The values whose sizes are taken for granted."""
+        rows = (absorbed.rows for absorbed in self.absorbed)
+        return [each for each in rows if each is not None and each.checking is not None]
 
     @property
     def shares(self) -> list[Share]:

@@ -20,6 +20,7 @@ class FusedRow:
         name: Where the new operator is registered; empty before it is applied.
         cost: What the cost function gives, before and after.
         sized: Whether the sizes of values were known.
+        basis: How it is known that the new operator is not slower, if its time was asked for.
     """
 
     place: str
@@ -31,6 +32,7 @@ class FusedRow:
     name: str = ""
     cost: tuple[float, float] = (0.0, 0.0)
     sized: bool = False
+    basis: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def fused_row(part: Part, region: Region) -> FusedRow:
         (region.before.operators, region.after.operators),
         cost=(region.before.amount, region.after.amount),
         sized=bool(part.facts.shapes),
+        basis=region.basis.value,
     )
 
 

@@ -111,8 +111,8 @@ class Report(Printed):
         Returns:
             ``class``; ``operators`` (``before``, ``after``); ``fused``, a list of ``place``,
             ``was``, ``becomes``, ``operators``, ``multiply_adds`` and ``cost`` (``before``,
-            ``after``), ``sized``, ``float64_error`` and ``name``; ``refused``, a list of ``place``,
-            ``operator`` and ``reason``; ``frozen`` and ``dropped``, lists of ``place``,
+            ``after``), ``sized``, ``float64_error``, ``name`` and ``basis``; ``refused``, a list
+            of ``place``, ``operator`` and ``reason``; ``frozen`` and ``dropped``, lists of ``place``,
             ``operator`` and ``parameters``; ``notes``; ``cost``, what it counts. A number that is
             not finite is None.
 

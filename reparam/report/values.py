@@ -19,6 +19,7 @@ def fused_values(row: FusedRow) -> dict[str, Any]:
         "multiply_adds": both(*row.multiply_adds),
         "cost": both(*row.cost),
         "sized": row.sized,
+        "basis": row.basis,
         "float64_error": _finite(row.error),
         "name": row.name,
     }

@@ -21,22 +21,25 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
     They run the same operators on the same modules and parameters in the same order.
     """
     values = (region.value, *(absorbed.term for absorbed in region.absorbed))
-    names: dict[fx.Node, int] = {region.base: 0}
-    rows = _rows(values, region.base, names, facts)
+    reshaped = [absorbed.rows for absorbed in region.absorbed if absorbed.rows is not None]
+    bases = dict.fromkeys([region.base, *(term.base for term in reshaped)])
+    names = {base: number for number, base in enumerate(bases)}
+    rows = _rows(values, names, facts)
     if rows is None:
         return None
+    rows.extend((term.shape, term.times) for term in reshaped)
     rows.append(tuple(type(adjustment) for adjustment in region.adjustments))
     rows.append(region.multiple and region.multiple.times)
     for share in region.shares:
-        scale = _rows((share.link.value,), share.link.base, {share.link.base: 0}, facts) or ()
+        scale = _rows((share.link.value,), {share.link.base: 0}, facts) or ()
         rows.append((share.channels, share.total, share.shifts, *scale))
     for gathered in region.gathered:
         link = gathered.link
-        scale = _rows((link.value,), link.base, {link.base: 0}, facts) or ()
+        scale = _rows((link.value,), {link.base: 0}, facts) or ()
         rows.append((gathered.channels, *scale))
     if region.folded is not None:
         value, base = region.folded.value, region.folded.base
-        norm = _rows((value,), base, {base: 0}, facts)
+        norm = _rows((value,), {base: 0}, facts)
         if norm is None:
             return None
         rows.append((region.norm is None, *norm))
@@ -46,12 +49,13 @@ def signature(region: Region, facts: Facts) -> Hashable | None:
 
 
 def _rows(
-    values: tuple[fx.Node, ...], base: fx.Node, names: dict[fx.Node, int], facts: Facts
+    values: tuple[fx.Node, ...], names: dict[fx.Node, int], facts: Facts
 ) -> list[Hashable] | None:
-    """The operators from a base to some values, with numbers in place of nodes."""
+    """The operators to some values from those that have a number; they get numbers, too."""
     rows: list[Hashable] = []
-    above = reached(values, lambda node: () if node is base else node.all_input_nodes)
-    for node in sorted(above - {base}, key=facts.order.__getitem__):
+    bases = frozenset(names)
+    above = reached(values, lambda node: () if node in bases else node.all_input_nodes)
+    for node in sorted(above - bases, key=facts.order.__getitem__):
         if node.op in ("placeholder", "output"):
             return None  # it reads something from outside, a size for example
         names[node] = len(names)

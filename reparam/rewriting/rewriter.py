@@ -18,6 +18,7 @@ from reparam.capture import (
     Trace,
     calls_between,
     checked_axes,
+    checked_sizes,
     hold,
     knows_only_tensors,
     nodes_in,
@@ -25,7 +26,7 @@ from reparam.capture import (
 )
 from reparam.errors import Refusal
 from reparam.modules import all_names, fetch, join
-from reparam.planning import Link, Multiple, Region
+from reparam.planning import Link, Multiple, Region, Rows
 from reparam.rewriting.changes import Rewrite, begun, unedited
 from reparam.rewriting.copied_metadata import (
     describe_helper,
@@ -166,8 +167,23 @@ class Rewriter:
                 if region.multiple is not None and absorbed.total is region.multiple.total:
                     stays = product or stays
                 self._substitute(absorbed.total, stays, keep_code=False)
+        for rows in region.checked:
+            if rows.checking is not None:
+                self._check_sizes(rows, rows.checking)
         self.sweep(region)
         result.frames[value] = home.frame
+
+    def _check_sizes(self, rows: Rows, reshape: fx.Node) -> None:
+        """Check that a value has the sizes that are taken for granted, before it is reshaped."""
+        read, reader = self.result.current(rows.base), self.result.copy(reshape)
+        owner = self.trace.caller[reshape]
+        axes = self.facts.ranks[rows.base]
+        arguments = read, axes, rows.shape[-axes:], self._described(rows.value)
+        with self.result.graph.inserting_before(reader):
+            checked = self.result.graph.call_function(checked_sizes, arguments)
+        describe_helper(self._note_new(checked, owner), reader)
+        reader.replace_input_with(read, checked)
+        self.edited.add(owner)
 
     def _multiplied(self, multiple: Multiple) -> fx.Node | None:
         """Values side by side, multiplied for the addition that reads them; None if it does."""
@@ -384,6 +400,7 @@ def _changed_calls(placer: Placer, region: Region) -> set[Call]:
     changed = set() if region.main.value in home.swaps else {home.owner}
     if region.multiple is not None:
         changed.add(caller[region.multiple.total])
+    changed.update(caller[rows.checking] for rows in region.checked if rows.checking is not None)
     changed.update(caller[node] for node in _doomed(region, placer.facts, placer.result))
     for link in region.links:
         if link.form is not None and link.value not in home.swaps:

@@ -60,7 +60,8 @@ def _error(region: Region, module: nn.Module, part: Part) -> float:
             with torch.no_grad():
                 hands_on = region.norm is not None and region.folded is not None
                 weighted = x if hands_on else _weighted(x, region, part)
-                expected = _adjusted(region.value, region.adjustments, weighted, region, part)
+                expected = _as_it_was(region.value, region.base, weighted.clone(), part)
+                expected = _adjusted(expected, region.adjustments, weighted, region, part)
                 if region.multiple is not None:
                     expected = expected / region.multiple.times
                 actual = _run(region.value, region.base, x, part, replacements)
@@ -155,19 +156,24 @@ def _smallest(
 
 
 def _adjusted(
-    value: fx.Node,
+    result: Any,
     adjustments: Sequence[Absorbed | Share],
     x: Tensor,
     region: Region,
     part: Part,
 ) -> Any:
     """What a value was, with the terms and the scales that join it."""
-    result = _as_it_was(value, region.base, x.clone(), part)
     for joined in adjustments:
         if isinstance(joined, Share):
             result = _scaled(result, joined, region, part)
-        else:
-            result = result + _adjusted(joined.term, joined.adjustments, x, region, part)
+            continue
+        rows = joined.rows
+        base, read = region.base, x
+        if rows is not None:  # what it reads, and so its value, is another reshape of the same
+            base, read = rows.base, x.reshape(-1, *rows.shape)
+        term = _as_it_was(joined.term, base, read.clone(), part)
+        term = _adjusted(term, joined.adjustments, x, region, part)
+        result = result + (term if rows is None else term.reshape(result.shape))
     return result
 
 

@@ -7,6 +7,7 @@ from tests.algebra.laws.borders import *  # noqa: F403
 from tests.algebra.laws.channels import *  # noqa: F403
 from tests.algebra.laws.crossing import *  # noqa: F403
 from tests.algebra.laws.gradients import *  # noqa: F403
+from tests.algebra.laws.known_sizes import *  # noqa: F403
 from tests.algebra.laws.operations import *  # noqa: F403
 from tests.algebra.laws.plus import *  # noqa: F403
 from tests.algebra.laws.then import *  # noqa: F403

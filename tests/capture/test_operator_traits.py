@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.analysis.effects import effects_of
-from reparam.capture.checked_values import checked_axes
+from reparam.capture.checked_values import checked_axes, checked_sizes
 from reparam.capture.item_assignment import assign
 from reparam.capture.operator_traits import (
     Trait,
@@ -64,6 +64,7 @@ def test_no_name_stands_twice() -> None:
 NOT_IN_THIS_TORCH = {
     assign.__name__,
     checked_axes.__name__,
+    checked_sizes.__name__,
     "names",
 }  # ours, and an attribute of older tensors
 
@@ -169,6 +170,18 @@ def test_what_keeps_its_shape_does() -> None:
         function = next((getattr(home, name) for home in homes if hasattr(home, name)), None)
         if function is not None:
             assert function(x, *more.get(name, ())).shape == x.shape, name
+
+
+def test_what_keeps_its_entries_in_order_does() -> None:
+    x = torch.rand(2, 3, 4, 1).transpose(0, 1)
+    more: dict[str, tuple[Any, ...]] = {
+        "view": (3, 2, 2, 2), "view_as": (torch.rand(3, 2, 2, 2),), "reshape": (4, -1),
+        "reshape_as": (torch.rand(4, 6),), "unflatten": (2, (2, 2)), "unsqueeze": (1,),
+    }  # fmt: skip
+    ours = ("Identity", checked_axes.__name__, checked_sizes.__name__)
+    for name in set(having(Trait.KEEPS_ORDER)).difference(ours):
+        result = getattr(Tensor, name)(x, *more.get(name, ()))
+        assert torch.equal(result.reshape(-1), x.reshape(-1)), name
 
 
 # -- One operator, however it is spelled ----------------------------------------------------------

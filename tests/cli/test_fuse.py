@@ -168,6 +168,7 @@ def test_keys_of_a_plan(run) -> None:
         "multiply_adds": {"before": 216, "after": 216},
         "cost": {"before": 216, "after": 216},
         "sized": False,
+        "basis": "",
         "float64_error": None,
         "name": "",
     }

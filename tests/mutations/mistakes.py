@@ -49,6 +49,24 @@ MISTAKES = [
         "            if size:\n",
     ),
     Mistake(
+        "a reflected border repeats the edge",
+        "algebra/known_sizes.py",
+        "        return last - (last - positions.abs()).abs()\n",
+        "        return positions.clamp(0, last)\n",
+    ),
+    Mistake(
+        "several values in a row have one bias each channel after the other",
+        "algebra/known_sizes.py",
+        "bias.expand(rows).repeat_interleave(positions).repeat(times)",
+        "bias.expand(rows).repeat(positions * times)",
+    ),
+    Mistake(
+        "the stride of a convolution at a known size is forgotten",
+        "algebra/known_sizes.py",
+        "    return _entries(axis.stride * outputs + taps, axis, size) == inputs\n",
+        "    return _entries(outputs + taps, axis, size) == inputs\n",
+    ),
+    Mistake(
         "branches of different size add up",
         "algebra/axis_composition.py",
         "    if excess != other:\n",

@@ -23,6 +23,7 @@ MAKERS: dict[Callable[[Scope], str], int] = {
     motifs.view: 5,
     motifs.regrouped: 2,
     motifs.channels_last_linear: 2,
+    motifs.partitioned: 2,
     motifs.chunks: 2,
     motifs.concatenated: 2,
     motifs.called_again: 4,

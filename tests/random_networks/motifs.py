@@ -1,5 +1,7 @@
 """Makers of several steps: parallel branches, views, concatenations and shared layers."""
 
+from math import prod
+
 from tests.random_networks.scope import RejectedError, Scope
 from tests.random_networks.steps import (
     IMAGES,
@@ -197,6 +199,28 @@ def regrouped(s: Scope) -> str:
     z = normalised(s, z)
     shape = (batch, heads * width, *sizes)
     return s.assign(f"{z}.reshape({', '.join(map(str, shape))})") if s.chance(0.7) else z
+
+
+def partitioned(s: Scope) -> str:
+    """A linear layer over all positions of a value, and a convolution of it beside that."""
+    x = s.pick(*IMAGES)
+    channels, *sizes = s.shape(x)[1:]
+    rank, columns = len(sizes), prod(s.shape(x)[1:])
+    if columns > 400:
+        raise RejectedError
+    image = f"{x}.view(-1, {', '.join(map(str, (channels, *sizes)))})"
+    y = s.assign(image) if s.chance(0.6) else x
+    groups = channels if s.chance(0.3) else 1
+    if s.chance(0.5):
+        z = call(s, s.attribute(f"nn.Linear({columns}, {columns})"), s.assign(f"{y}.flatten(1)"))
+    else:
+        layer = s.attribute(f"nn.Conv1d({columns}, {columns}, 1, groups={groups})")
+        z = call(s, layer, s.assign(f"{x}.reshape(-1, {columns}, 1)"))
+    kind = s.choice(["square", "pointwise", "flat", "pool", "identity", "scaled"])
+    local = branch(s, kind, y, rank, channels, channels, 1, groups)
+    if s.chance(0.5):
+        return summed(s, s.assign(f"{z}.view_as({y})"), local)
+    return summed(s, s.assign(f"{z}.flatten(1)"), s.assign(f"{local}.flatten(1)"))
 
 
 def channels_last_linear(s: Scope) -> str:

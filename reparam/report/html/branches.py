@@ -198,7 +198,7 @@ def _adjusted(
                 step = part.steps.get(node)
                 joined = joined.then(node, step if isinstance(step, AffineConv) else None)
         else:
-            term = _ways(part, one.term, region.base)
+            term = _ways(part, one.term, region.base if one.rows is None else one.rows.base)
             joined = joined.beside(_adjusted(term, one.adjustments, part, region))
     return joined
 

@@ -25,7 +25,7 @@ def operators(graph: DrawnGraph) -> int:
     return sum(title.count(" + ") + 1 for title in titles if title not in _NONE)
 
 
-_NONE = {"Identity", "CheckedIdentity", "checked_axes"}
+_NONE = {"Identity", "CheckedIdentity", "checked_axes", "checked_sizes"}
 """What computes nothing: it is left where an operator was, or checks what was taken for granted."""
 
 

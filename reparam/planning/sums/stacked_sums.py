@@ -22,8 +22,8 @@ from reparam.planning.appraiser import Appraiser
 from reparam.planning.cost_functions import NOTHING, Cost
 from reparam.planning.dominators import Candidate, Link
 from reparam.planning.regions import Absorbed, Host, Multiple, Region
-from reparam.planning.regrouped_sums import Term, is_sum, terms_of
 from reparam.planning.scales import host_in
+from reparam.planning.sums.regrouped_sums import Term, is_sum, terms_of
 
 
 def stacked_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
