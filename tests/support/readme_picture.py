@@ -1,7 +1,7 @@
 """Draws docs/picture.svg, the picture of the README: `python -m tests.support.readme_picture`.
 
-It is what the page of a plan draws of a block in a browser (`tests.support.browser`), in the colours
-of the page around it.
+It is what the page of a plan draws of a block in a browser (`tests.support.browser`), in the
+colours of the page around it.
 """
 
 import tempfile

@@ -115,9 +115,8 @@ def _calls(part: Part, nodes: Sequence[fx.Node]) -> Iterator[tuple[int, int, Cal
     spans: dict[tuple[int, int], Call] = {}
     open_calls: list[tuple[Call, int]] = []
     for position, node in enumerate([*nodes, None]):
-        chain = (
-            [] if node is None or _is_end(node) else [*part.trace.caller[node].ancestry()][-2::-1]
-        )
+        inside = node is not None and not _is_end(node)
+        chain = [*part.trace.caller[node].ancestry()][-2::-1] if inside else []
         kept = 0
         for held, call in zip_longest(open_calls, chain):
             if held is None or held[0] is not call:
@@ -169,9 +168,8 @@ def _run(part: Part, items: list[fx.Node | _Draft]) -> _Draft:
     first, last = ends[0][0], ends[1][1]
     shared = first.rpartition(".")[0] + "."
     title = f"{first} – {last.removeprefix(shared)}"
-    return _Draft(
-        title, " + ".join([*named, *["…"] * (len(kinds) > _KINDS)]), items, kinds, (first, last)
-    )
+    content = " + ".join([*named, *["…"] * (len(kinds) > _KINDS)])
+    return _Draft(title, content, items, kinds, (first, last))
 
 
 def _numbered(root: _Draft, nodes: Sequence[fx.Node]) -> Blocks:

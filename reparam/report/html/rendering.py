@@ -47,9 +47,8 @@ def render(page: Page) -> str:
     # Compact: the graphs are much of a large page.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     style = _own("style.css")
-    script = Markup("\n").join(
-        [Markup('"use strict";'), *(_own(f"script/{name}.js") for name in _SCRIPTS)]
-    )
+    files_of_script = (_own(f"script/{name}.js") for name in _SCRIPTS)
+    script = Markup("\n").join([Markup('"use strict";'), *files_of_script])
     return environment.get_template("page.html").render(
         page=page,
         graphs=graph_data(page.model, page.parts),
