@@ -114,9 +114,8 @@ def _calls(part: Part, nodes: Sequence[fx.Node]) -> Iterator[tuple[int, int, Cal
     """The calls that become blocks, each with the first of its nodes and the end of them."""
     spans: dict[tuple[int, int], Call] = {}
     open_calls: list[tuple[Call, int]] = []
-    for position, node in enumerate([*nodes, None]):
-        inside = node is not None and not _is_end(node)
-        chain = [*part.trace.caller[node].ancestry()][-2::-1] if inside else []
+    chains = [_chain(part, node) for node in nodes]
+    for position, chain in enumerate([*chains, []]):  # the last one closes all
         kept = 0
         for held, call in zip_longest(open_calls, chain):
             if held is None or held[0] is not call:
@@ -131,6 +130,11 @@ def _calls(part: Part, nodes: Sequence[fx.Node]) -> Iterator[tuple[int, int, Cal
     for (first, last), call in spans.items():
         if last - first < shown:
             yield first, last, call
+
+
+def _chain(part: Part, node: fx.Node) -> list[Call]:
+    """The calls that a node is in, the outermost first, but for that of the root."""
+    return [] if _is_end(node) else [*part.trace.caller[node].ancestry()][-2::-1]
 
 
 def _is_end(node: fx.Node) -> bool:

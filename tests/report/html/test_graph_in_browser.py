@@ -91,6 +91,7 @@ def test_what_is_drawn_is_legible_closed_and_open(page: Page, pictures: Path) ->
 
 
 def test_a_block_opens_where_it_is_and_closes_again(page: Page, pictures: Path) -> None:
+    page.run("document.querySelector('#before-block-2').scrollIntoView({ block: 'center' })")
     before = place(page, "#before-block-2")
     page.click("#before-block-2")
     assert page.count("#before .opened") == page.count("#after .opened") == 1
