@@ -97,8 +97,9 @@ class Plan:
     def to_html(self, path: str | os.PathLike[str] | None = None, *, verify: bool = True) -> Any:
         """Write the plan as one page for a browser, which loads nothing else.
 
-        It shows the graph before and after, for each region its branches, formula, kernels, cost
-        and exactness, and every refusal. It needs ``pip install 'reparam[html]'``.
+        It shows the graph before and after, in blocks that open and close, for each region its
+        branches, formula, kernels, cost and exactness, and every refusal. It needs
+        ``pip install 'reparam[html]'``.
 
         Args:
             path: The file to write; by default none.

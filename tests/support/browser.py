@@ -39,8 +39,13 @@ _KEYS = {
     "Tab": (9, ""),
     "Home": (36, ""),
     "End": (35, ""),
+    "ArrowLeft": (37, ""),
     "ArrowUp": (38, ""),
+    "ArrowRight": (39, ""),
     "ArrowDown": (40, ""),
+    "+": (187, "+"),
+    "-": (189, "-"),
+    "0": (48, "0"),
 }
 
 
@@ -134,6 +139,30 @@ class Page:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def wheel(self, x: float, y: float, turn: float) -> None:
+        """Turns the wheel of the mouse, down where that is positive."""
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=turn)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Moves the mouse from one place to another, with its button held."""
+        middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+        for kind, (x, y), held in (
+            ("mouseMoved", start, 0),
+            ("mousePressed", start, 1),
+            ("mouseMoved", middle, 1),
+            ("mouseMoved", end, 1),
+            ("mouseReleased", end, 0),
+        ):
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="none" if kind == "mouseMoved" and not held else "left",
+                buttons=held,
+                clickCount=int(kind != "mouseMoved"),
+            )
 
     def press(self, key: str) -> None:
         """Presses one key that does something."""

@@ -13,7 +13,7 @@ from math import prod
 
 from torch import fx
 
-from reparam.algebra import AffineConv, explicit_padding
+from reparam.algebra import AffineConv, AffineStack, AffineSum, explicit_padding
 from reparam.analysis import Part
 from reparam.planning import Region
 from reparam.report.rows import operator_kind, place
@@ -28,12 +28,18 @@ class Vertex:
         place: Where it is.
         region: Number of the region that it belongs to, or is what becomes of.
         refusal: Number of the refusal that says why it stays.
+        block: Position of the block that it is in.
+        shape: The shape of its value, if that is known.
+        affine: Whether it is an affine operator.
     """
 
     title: str
     place: str
     region: int | None = None
     refusal: int | None = None
+    block: int = 0
+    shape: tuple[int, ...] = ()
+    affine: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,16 @@ class DrawnGraph:
 
 
 def graph_before(
-    part: Part, numbers: Mapping[Region, int], refusals: Mapping[fx.Node, int]
+    part: Part,
+    holder: Mapping[fx.Node, int],
+    numbers: Mapping[Region, int],
+    refusals: Mapping[fx.Node, int],
 ) -> DrawnGraph:
     """What is drawn of a part as it is.
 
     Args:
         part: The part.
+        holder: For each node that is drawn the position of the block that it is in.
         numbers: The numbers of its regions.
         refusals: The numbers of its refusals, by node.
 
@@ -71,9 +81,12 @@ def graph_before(
     for region, number in numbers.items():
         for node in region.dying:
             owner.setdefault(node, number)
-    nodes = _shown(part)
+    nodes = [*holder]
     places = {node: index for index, node in enumerate(nodes)}
-    vertices = [_vertex(part, node, owner.get(node), refusals.get(node)) for node in nodes]
+    vertices = [
+        replace(_vertex(part, node, owner.get(node), refusals.get(node)), block=holder[node])
+        for node in nodes
+    ]
     edges = [
         (places[operand], places[node])
         for node in nodes
@@ -85,6 +98,7 @@ def graph_before(
 
 def graph_after(
     part: Part,
+    holder: Mapping[fx.Node, int],
     numbers: Mapping[Region, int],
     refusals: Mapping[fx.Node, int],
     results: Mapping[int, str],
@@ -93,6 +107,7 @@ def graph_after(
 
     Args:
         part: The part.
+        holder: For each node that is drawn the position of the block that it is in.
         numbers: The numbers of its regions.
         refusals: The numbers of its refusals, by node.
         results: By number what each region becomes.
@@ -100,8 +115,6 @@ def graph_after(
     Returns:
         The graph.
     """
-    shown = _shown(part)
-    drawn = set(shown)
     stands_for, made = _replaced(numbers)
     dying = {node for region in numbers for node in region.dying}
     multiplied = {region.multiple.value for region in numbers if region.multiple is not None}
@@ -116,13 +129,13 @@ def graph_after(
         return list(dict.fromkeys(current(operand) for operand in operands))
 
     kept: set[fx.Node] = set()
-    pending = [node for node in shown if node not in dying]
+    pending = [node for node in holder if node not in dying]
     while pending:
         node = pending.pop()
-        if node in drawn and node not in kept:
+        if node in holder and node not in kept:
             kept.add(node)
             pending.extend(reads(node))
-    nodes = [node for node in shown if node in kept]  # what stands for another was there before
+    nodes = [node for node in holder if node in kept]  # what stands for another was there before
     places = {node: index for index, node in enumerate(nodes)}
     vertices = []
     for node in nodes:
@@ -131,11 +144,11 @@ def graph_after(
             number = numbers[region]
             steps = ["type_as"] * region.converts + ["pad"] * len(explicit_padding(region.form))
             title = " + ".join([*steps, results[number]])
-            vertices.append(Vertex(title, place(part.trace, node), number))
+            vertex = Vertex(title, place(part.trace, node), number, shape=_shape(part, node))
         else:
             vertex = _vertex(part, node, None, refusals.get(node))
             title = f"{vertex.title} + mul" if node in multiplied else vertex.title
-            vertices.append(replace(vertex, title=title))
+        vertices.append(replace(vertex, title=title, block=holder[node]))
     edges = [
         (places[operand], places[node])
         for node in nodes
@@ -166,18 +179,27 @@ def _replaced(
     return stands_for, made
 
 
-def _shown(part: Part) -> list[fx.Node]:
+def drawn_nodes(part: Part) -> list[fx.Node]:
+    """What is drawn of a part, in the order of its graph."""
     facts = part.facts
     hidden = facts.sources.keys() | facts.numbers | facts.asserted | facts.idle
     return [node for node in part.trace.graph.nodes if node.op != "get_attr" and node not in hidden]
 
 
 def _vertex(part: Part, node: fx.Node, region: int | None, refusal: int | None) -> Vertex:
+    shape = _shape(part, node)
     if node.op in ("placeholder", "output"):
         name = "input" if node.op == "placeholder" else "output"
-        return Vertex(name, node.name if node.op == "placeholder" else part.trace.path)
+        where = node.name if node.op == "placeholder" else part.trace.path
+        return Vertex(name, where, shape=shape)
     title = operator_kind(part.trace, node)
     step = part.steps.get(node)
     if isinstance(step, AffineConv) and step.axes and prod(axis.kernel for axis in step.axes) > 1:
         title += " " + "×".join(str(axis.kernel) for axis in step.axes)
-    return Vertex(title, place(part.trace, node), region, refusal)
+    affine = isinstance(step, AffineConv | AffineSum | AffineStack)
+    where = place(part.trace, node)
+    return Vertex(title, where, region, refusal, shape=shape, affine=affine)
+
+
+def _shape(part: Part, node: fx.Node) -> tuple[int, ...]:
+    return tuple(part.facts.shapes.get(node, ()))

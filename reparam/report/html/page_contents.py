@@ -9,8 +9,8 @@ from torch import fx
 
 from reparam.planning import PlannedPart
 from reparam.report.entries import RefusedRow
-from reparam.report.html.drawn_graphs import graph_after, graph_before
-from reparam.report.html.graph_layout import Layout, lay_out
+from reparam.report.html.blocks import Block, find_blocks
+from reparam.report.html.drawn_graphs import DrawnGraph, drawn_nodes, graph_after, graph_before
 from reparam.report.html.region_details import Computed, RegionDetails, region_details
 from reparam.report.tables import Report
 
@@ -20,14 +20,14 @@ class PartPicture:
     """The graphs of one part.
 
     Args:
-        name: Where in the model the part is.
+        blocks: The blocks that they are drawn in; the first is the part itself.
         before: Its graph as it is.
         after: Its graph once it is fused.
     """
 
-    name: str
-    before: Layout
-    after: Layout
+    blocks: tuple[Block, ...]
+    before: DrawnGraph
+    after: DrawnGraph
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Page:
     def operators(self) -> tuple[int, int]:
         """Operators that are drawn, before and after."""
         return (
-            sum(part.before.graph.operators for part in self.parts),
-            sum(part.after.graph.operators for part in self.parts),
+            sum(part.before.operators for part in self.parts),
+            sum(part.after.operators for part in self.parts),
         )
 
 
@@ -89,13 +89,10 @@ def plan_page(report: Report, parts: Sequence[PlannedPart], *, verify: bool) -> 
         }
         results = {details.number: details.row.result for details in own}
         regions.extend(own)
-        pictures.append(
-            PartPicture(
-                part.trace.path or "the model",
-                lay_out(graph_before(part, numbers, refusals)),
-                lay_out(graph_after(part, numbers, refusals, results)),
-            )
-        )
+        found = find_blocks(part, drawn_nodes(part))
+        before = graph_before(part, found.holder, numbers, refusals)
+        after = graph_after(part, found.holder, numbers, refusals, results)
+        pictures.append(PartPicture(found.blocks, before, after))
     return Page(
         report.model,
         report.summary(),

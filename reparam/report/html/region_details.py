@@ -103,16 +103,18 @@ def region_details(
 
 def _compute(part: Part, region: Region, written: Formula, *, verify: bool) -> Computed:
     """Draw the kernels of a region, and compare it with what will replace it."""
-    before: list[KernelPicture | None] = []
-    for branch in written.branches:
-        form = composed(branch)
-        before.append(draw(form) if isinstance(form, AffineConv) else None)
+    forms = [composed(branch) for branch in written.branches]
     form = region.form
     device = None if form.like is None else form.like.device
     if device is not None and device.type == "meta":
-        return Computed(None, "not verified: the weights are on the meta device", None, (*before,))
+        unknown = "not verified: the weights are on the meta device"
+        return Computed(None, unknown, None, (None,) * len(forms))
     kernel, bias = form.weights.evaluate(device)
     after = picture(kernel, depthwise=form.depthwise)
+    if len(forms) == 1 and not written.left_out and _of_one_shape(forms[0], form):
+        before = [after]  # a single branch is the whole sum
+    else:
+        before = [draw(one) if isinstance(one, AffineConv) else None for one in forms]
     if not verify or unsupported(form) is not None:
         return Computed(None, "not verified", after, (*before,))
     error = compared(region, lower(form, kernel, bias, region.norm), part)
@@ -122,3 +124,14 @@ def _compute(part: Part, region: Region, written: Formula, *, verify: bool) -> C
     if not error <= REGION_BOUND:
         said = "it differs: it will be left alone; please report it"
     return Computed(error, said, after, (*before,))
+
+
+def _of_one_shape(branch: AffineConv | Refusal | None, form: AffineConv) -> bool:
+    """Whether a branch has a kernel of the shape that the whole form has."""
+    if not isinstance(branch, AffineConv):
+        return False
+    shapes = [
+        (one.in_channels, one.out_channels, one.groups, [axis.kernel for axis in one.axes or ()])
+        for one in (branch, form)
+    ]
+    return shapes[0] == shapes[1]

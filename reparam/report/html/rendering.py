@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reparam.report.columns import change, short
-from reparam.report.html.drawn_graphs import Vertex
-from reparam.report.html.graph_layout import BOX
+from reparam.report.html.graph_data import graph_data
 from reparam.report.html.page_contents import Page
 
 _COLORS = 8
 
-_TITLE, _PLACE = 25, 27  # as many letters as fit into a box
+_SCRIPTS = ("graph", "layout", "drawing", "viewport", "export", "details", "page")
+"""The files of the script, each of which may use those before it."""
 
 
 def render(page: Page) -> str:
@@ -43,28 +42,21 @@ def render(page: Page) -> str:
         change=lambda pair: _arrows(change(*pair)),
         arrows=_arrows,
         short=short,
-        by_region=_by_region,
         color=lambda number: number % _COLORS,
-        start=lambda text: text if len(text) <= _TITLE else text[: _TITLE - 1] + "…",
-        end=lambda text: text if len(text) <= _PLACE else "…" + text[1 - _PLACE :],
     )
-    style, script = _own("style.css"), _own("script.js")
+    # Compact: the graphs are much of a large page.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    style = _own("style.css")
+    files_of_script = (_own(f"script/{name}.js") for name in _SCRIPTS)
+    script = Markup("\n").join([Markup('"use strict";'), *files_of_script])
     return environment.get_template("page.html").render(
         page=page,
-        box=BOX,
+        graphs=graph_data(page.model, page.parts),
         style=style,
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-
-
-def _by_region(vertices: Sequence[Vertex]) -> list[tuple[int, list[int]]]:
-    """The positions of the vertices of each region; number 0 for those of none."""
-    found: dict[int, list[int]] = {}
-    for index, vertex in enumerate(vertices):
-        found.setdefault(vertex.region or 0, []).append(index)
-    return sorted(found.items())
 
 
 def _arrows(text: str) -> str:

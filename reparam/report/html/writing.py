@@ -68,7 +68,7 @@ def _needed() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in ("igraph", "jinja2", "markupsafe"):
+        if error.name not in ("jinja2", "markupsafe"):
             raise
         raise ReparamError(
             f"a page needs {error.name}, which is not installed: pip install 'reparam[html]'"

@@ -1,26 +1,20 @@
-"""The page in a real browser: with the mouse, with the keyboard, light and dark.
-
-The pictures that these tests take are kept: in the folder that the environment variable
-``SCREENSHOTS`` names, else in the test's temporary folder, where pytest leaves those of the last
-three runs.
-"""
+"""The page in a real browser: with the mouse, with the keyboard, light and dark."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 import reparam
+from tests.report.html.drawn import choose
 from tests.support import small_repvgg
-from tests.support.browser import Page, needs_browser, open_browser
+from tests.support.browser import Page, needs_browser
 
 pytestmark = needs_browser
 
-OPEN = ".details article:not([hidden])"
+OPEN = ".details article"
 FOCUSED = "document.activeElement.dataset.region"
 
 
@@ -32,64 +26,45 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.as_uri()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    with open_browser() as page:
-        yield page
-
-
-@pytest.fixture
-def page(browser: Page, address: str) -> Iterator[Page]:
-    browser.prefer("light")
-    browser.resize(1440, 900)
-    browser.open(address)
-    browser.run("localStorage.clear()")
-    browser.open(address)
-    browser.problems.clear()
-    browser.requests.clear()
-    browser.open(address)
-    yield browser
-    assert browser.problems == []
-    assert set(browser.requests) == {address}
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def background(page: Page) -> int:
     """How light the page is."""
     found: str = page.run("getComputedStyle(document.body).backgroundColor")
     return sum(int(part) for part in found.removeprefix("rgb(").removesuffix(")").split(","))
 
 
+def regions(side: str) -> str:
+    """The numbers of the regions that are drawn."""
+    found = f"[...document.querySelectorAll('#{side} .region')].map((box) => +box.dataset.region)"
+    return f"[...new Set({found})].sort((one, two) => one - two)"
+
+
 def test_it_opens_without_a_word(page: Page, pictures: Path) -> None:
     assert page.count(OPEN) == 0
-    assert page.count("#before .region") == page.count("#after .region") == 8
+    assert page.run(regions("before")) == page.run(regions("after")) == [*range(1, 9)]
     assert page.screenshot(pictures / "opened.png").stat().st_size > 10_000
 
 
 def test_a_click_on_a_region_opens_it(page: Page, pictures: Path) -> None:
-    page.click('#before .region[data-region="4"] rect')
+    choose(page, '#before .region[data-region="4"] rect')
     assert page.count(OPEN) == 1
     text = page.text(OPEN)
     assert "v = Krbr_dense ⋆ x + Krbr_1x1 ⋆ x + Krbr_identity ⋆ x + c" in text
     assert "0.stage2.1.rbr_dense.conv" in text
     assert "verified in float64" in text
     assert page.count(f"{OPEN} .heat svg rect") > 9
-    assert page.count('.region[aria-pressed="true"]') == 2
+    pressed = "[...document.querySelectorAll('.box[aria-pressed=true]')]"
+    assert page.run(f"{pressed}.every((box) => box.dataset.region === '4')")
+    assert page.count('#after .box[aria-pressed="true"]') == 1
+    assert page.count('#before .box[aria-pressed="true"]') > 1
     assert page.run("document.querySelector('tr[aria-current]').dataset.row") == "4"
     page.screenshot(pictures / "region.png")
-    page.click('#after .region[data-region="5"] rect')
+    choose(page, '#after .region[data-region="5"] rect')
     assert page.count(OPEN) == 1
     assert page.run(f"document.querySelector('{OPEN}').id") == "region-5"
 
 
 def test_the_other_graph_shows_its_operator(page: Page) -> None:
-    page.click('#before .region[data-region="8"] rect')
+    choose(page, '#before .region[data-region="8"] rect')
     inside = page.run(
         "(() => { const one = document.querySelector('#after .region[data-region=\"8\"]')"
         ".getBoundingClientRect(), all = document.querySelector('#after').getBoundingClientRect();"
@@ -102,19 +77,27 @@ def test_the_other_graph_shows_its_operator(page: Page) -> None:
 def test_the_keyboard_does_the_same(page: Page, key: str, pictures: Path) -> None:
     for _ in range(30):
         page.press("Tab")
-        if page.run(FOCUSED):
+        if page.run("document.activeElement.closest('#before') !== null"):
+            break
+    assert page.run("document.activeElement.getAttribute('aria-label')") == "input, input_1"
+    for _ in range(9):
+        page.press("ArrowDown")
+        if page.run(FOCUSED) == "1":
             break
     assert page.run(FOCUSED) == "1"
+    box = page.run("document.activeElement.id")
     page.press("ArrowDown")
-    page.press("ArrowDown")
-    assert page.run(FOCUSED) == "3"
+    assert page.run("document.activeElement.id") != box
+    page.press("ArrowUp")
+    assert page.run("document.activeElement.id") == box
     page.press(key)
-    assert page.run(f"document.querySelector('{OPEN}').id") == "region-3"
-    assert "Region 3 is open" in page.run("document.querySelector('#said').textContent")
+    assert page.run(f"document.querySelector('{OPEN}').id") == "region-1"
+    assert "Region 1 is open" in page.run("document.querySelector('#said').textContent")
     page.screenshot(pictures / "keyboard.png")
     page.press("End")
+    assert page.run("document.activeElement.closest('#before') !== null")
     page.press("Tab")
-    assert page.run("document.activeElement.closest('#before .region, #before .stays')") is None
+    assert page.run("document.activeElement.closest('#before') === null")
 
 
 def test_a_row_of_the_table_opens_its_region(page: Page) -> None:
@@ -140,9 +123,23 @@ def test_the_search_filters_both_tables(page: Page, pictures: Path) -> None:
     assert page.count("#tables tbody tr") == rows
 
 
-def test_what_stays_leads_to_its_reason(page: Page) -> None:
-    page.click("#before .stays rect")
+def test_what_stays_says_why_and_leads_to_its_row(page: Page) -> None:
+    choose(page, "#before .stays rect")
+    text = page.text(OPEN)
+    assert text.startswith("BatchNorm1d\n2")
+    assert "not affine" in text
+    page.click(f"{OPEN} a")
     assert page.run("document.querySelector('tr:target').innerText").startswith("2\tBatchNorm1d")
+
+
+def test_what_is_grey_has_details(page: Page, pictures: Path) -> None:
+    choose(page, "#before .grey[aria-label^=Tanh] rect")
+    text = page.text(OPEN)
+    assert text.startswith("Tanh\n1")
+    assert "It is not affine" in text
+    page.screenshot(pictures / "grey.png")
+    page.click(f"{OPEN} .link")
+    assert "Linear" in page.text(OPEN)
 
 
 def test_light_and_dark(page: Page, pictures: Path) -> None:
@@ -150,7 +147,7 @@ def test_light_and_dark(page: Page, pictures: Path) -> None:
     page.click("#theme")
     assert background(page) < light / 4
     assert page.run("document.querySelector('#theme').getAttribute('aria-pressed')") == "true"
-    page.click('#before .region[data-region="3"] rect')
+    choose(page, '#before .region[data-region="3"] rect')
     page.screenshot(pictures / "dark.png")
     page.click("#theme")
     assert background(page) == light
@@ -167,12 +164,8 @@ def test_a_narrow_window_has_one_column(page: Page, pictures: Path) -> None:
     page.resize(420, 900)
     assert page.run("document.documentElement.scrollWidth") <= 420
     page.screenshot(pictures / "narrow.png")
-
-
-def test_graphs_become_smaller_and_larger(page: Page) -> None:
-    width = "Number(document.querySelector('#before svg').getAttribute('width'))"
-    before = page.run(width)
-    page.click('[data-side="before"][data-factor="0.8"]')
-    assert page.run(width) == pytest.approx(0.8 * before)
-    page.click('[data-side="before"][data-factor="1.25"]')
-    assert page.run(width) == pytest.approx(before)
+    assert page.run("document.querySelector('#details').getBoundingClientRect().top") > 900
+    page.click("#before .end rect")
+    top = page.run(f"document.querySelector('{OPEN}').getBoundingClientRect().top")
+    assert 0 <= top < 450, "a click brings the details into view"
+    page.screenshot(pictures / "narrow_details.png")

@@ -31,8 +31,8 @@ _NONE = {"Identity", "CheckedIdentity", "checked_axes", "checked_sizes"}
 
 def assert_drawn_as_fused(model: nn.Module) -> None:
     planned, left = page(model), page(reparam.fuse(model, verify=False))
-    assert [operators(part.after.graph) for part in planned.parts] == [
-        operators(part.before.graph) for part in left.parts
+    assert [operators(part.after) for part in planned.parts] == [
+        operators(part.before) for part in left.parts
     ]
 
 
@@ -50,24 +50,35 @@ def test_regions_have_one_operator_after() -> None:
     found = page(small_repvgg.build("plain"))
     (part,) = found.parts
     numbers = [region.number for region in found.regions]
-    after = [vertex.region for vertex in part.after.graph.vertices if vertex.region]
-    before = {vertex.region for vertex in part.before.graph.vertices if vertex.region}
+    after = [vertex.region for vertex in part.after.vertices if vertex.region]
+    before = {vertex.region for vertex in part.before.vertices if vertex.region}
     assert after == numbers
     assert before == set(numbers)
 
 
-def test_every_edge_leads_downwards() -> None:
+def test_every_operator_stands_after_what_it_reads() -> None:
     (part,) = page(small_repvgg.build("squeeze")).parts
-    for layout in (part.before, part.after):
-        for source, target in layout.graph.edges:
-            assert layout.corners[source][1] < layout.corners[target][1]
+    for graph in (part.before, part.after):
+        assert graph.edges
+        assert all(source < target for source, target in graph.edges)
+
+
+def test_what_is_known_of_values_is_drawn() -> None:
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+    plan = reparam.plan(nn.Sequential(*layers).eval(), example_inputs=torch.randn(2, 3, 6, 6))
+    (part,) = plan_page(plan.report, plan._parts, verify=False).parts
+    shapes = [vertex.shape for vertex in part.before.vertices]
+    assert shapes == [(2, 3, 6, 6), *[(2, 8, 6, 6)] * 3, ()]
+    assert [vertex.shape for vertex in part.after.vertices] == [*shapes[:1], *shapes[2:]]
+    affine = [vertex.title for vertex in part.before.vertices if vertex.affine]
+    assert affine == ["Conv2d 3×3", "BatchNorm2d"]
 
 
 def test_what_stays_has_the_number_of_its_row() -> None:
     layers = nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU()
     found = page(nn.Sequential(*layers).eval())
     (part,) = found.parts
-    for graph in (part.before.graph, part.after.graph):
+    for graph in (part.before, part.after):
         (vertex,) = (vertex for vertex in graph.vertices if vertex.refusal)
         assert vertex.refusal is not None
         assert found.refused[vertex.refusal - 1].place == vertex.place == "1"
