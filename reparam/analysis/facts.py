@@ -26,7 +26,6 @@ from reparam.capture import (
     reads_metadata,
     traits,
 )
-from reparam.capture.reading import names_forward_uses
 from reparam.modules import fetch, has_hooks
 from reparam.rules import Rules
 
@@ -279,13 +278,8 @@ def _passed(unread: set[fx.Node], calls: Sequence[Call]) -> set[fx.Node]:
 
 
 def _recomputed(trace: Trace) -> dict[fx.Node, frozenset[Call]]:
-    """The calls that checkpointing may run again, around nodes in one.
-
-    Their caller's code speaks of it: ``checkpoint``, or what a library or a class calls so.
-    """
-    kinds = {type(call.module) for call in trace.calls}
-    saving = {kind for kind in kinds if any("checkpoint" in n for n in names_forward_uses(kind))}
-    again = {call for call in trace.calls if call.parent and type(call.parent.module) in saving}
+    """The calls that checkpointing may make again, around nodes in one."""
+    again = {call for call in trace.calls if call.recomputed}
     if not again:
         return {}
     around = {node: again.intersection(call.ancestry()) for node, call in trace.caller.items()}

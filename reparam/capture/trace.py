@@ -33,6 +33,7 @@ class Call:
         typed: Weights, by path, whose type was taken for the type of a value.
         asked: Weights, by path, whose numbers decided which way the code went, or what it holds.
         handed: Those that decided so what a part returned: a number, or no value of its own.
+        recomputed: Whether checkpointing made it, and may make it again from its arguments.
         decided: Whether example inputs decided which way the code goes.
         keeps: Attributes that every run of the forward sets: names and values of the graph.
         result: What the forward returned, nodes in place of proxies.
@@ -45,6 +46,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     optional: bool = False
+    recomputed: bool = False
     tensors: set[tuple[Any, ...]] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)
     typed: set[str] = field(default_factory=set)

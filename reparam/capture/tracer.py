@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.checkpoint import checkpoint
 
 from reparam.capture.code_statement import returned
 from reparam.capture.given_arguments import Reading, arguments_of
@@ -58,6 +60,16 @@ from reparam.rules import Rules
 def _is_observed(module: nn.Module) -> bool:
     """Whether hooks see the values of a module, or change them."""
     return has_hooks(module) and not computes_its_weights(module)
+
+
+def _is_checkpointed() -> bool:
+    """Whether checkpointing makes the call that is entered, inside the one entered before it."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not Tracer._enter.__code__:
+        if frame.f_globals.get("__name__") == checkpoint.__module__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _returned(result: Any) -> Any:
@@ -213,8 +225,8 @@ class Tracer(fx.Tracer):
                     self.create_arg(leaf)  # the caller's graph would have to hold it
         # Now, since the forward may append to a list that it was given.
         named, positional, keywords = without_proxies((bound(forward, args, kwargs), args, kwargs))
-        optional = has_options(forward)
-        call = Call(path, module, parent, named, positional, keywords, optional)
+        optional, again = has_options(forward), _is_checkpointed()
+        call = Call(path, module, parent, named, positional, keywords, optional, again)
         self.calls.append(call)
         self.stack.append(call)
         before = random_state() if self.notices_random else None

@@ -45,6 +45,24 @@ def whole() -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
 
 
+class PerhapsCheckpointing(Checkpointing):
+    """Does so to save memory in training, at its owner's wish, as DenseNets do."""
+
+    saving = False
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) if self.saving else self.block(self.first(x))
+
+
+def test_what_could_be_checkpointed_and_is_not_joins() -> None:
+    torch.manual_seed(0)
+    block = Rectified(nn.BatchNorm2d(4), torch.relu_)
+    model = randomise_batch_norm(PerhapsCheckpointing(block), 0).double().eval()
+    fused = reparam.fuse(model)
+    assert relative_error(run(fused, (IMAGE,)), run(model, (IMAGE,))) <= 1e-12
+    assert count_operators(fused, (IMAGE,)).batch_norms == 0
+
+
 @pytest.mark.parametrize(
     ("block", "operators"),
     [
