@@ -1,8 +1,8 @@
 """Times things until it is known which take longer, on a machine that does other work meanwhile.
 
 Of n times of one thing the median is taken, and s / sqrt(n) as its error, with their standard
-deviation s. A difference counts if it is more than three times its own error; until then all are timed
-again, in turns, so that what slows the machine down for a while slows them all.
+deviation s. A difference counts if it is more than three times its own error; until then all are
+timed again, in turns, so that what slows the machine down for a while slows them all.
 """
 
 from __future__ import annotations

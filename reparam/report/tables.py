@@ -112,9 +112,9 @@ class Report(Printed):
             ``class``; ``operators`` (``before``, ``after``); ``fused``, a list of ``place``,
             ``was``, ``becomes``, ``operators``, ``multiply_adds`` and ``cost`` (``before``,
             ``after``), ``sized``, ``float64_error``, ``name`` and ``basis``; ``refused``, a list
-            of ``place``, ``operator`` and ``reason``; ``frozen`` and ``dropped``, lists of ``place``,
-            ``operator`` and ``parameters``; ``notes``; ``cost``, what it counts. A number that is
-            not finite is None.
+            of ``place``, ``operator`` and ``reason``; ``frozen`` and ``dropped``, lists of
+            ``place``, ``operator`` and ``parameters``; ``notes``; ``cost``, what it counts. A
+            number that is not finite is None.
 
         Examples:
             >>> import torch
