@@ -141,3 +141,11 @@ def test_fewer_multiply_adds_decide_within_the_noise(
         "within the noise of this machine: multiply-adds decide"
     ]
     assert len(reparam.plan(narrow, x).fused) == 1
+
+
+def test_at_fixed_sizes_multiply_adds_decide_there(machine: Callable[..., list[Operator]]) -> None:
+    machine(lambda operator: 19.0 if operator.planned else 10.0, 20.0)
+    program = torch.export.export(pooled(), (torch.zeros(1, 4, 8, 8),))
+    plan = reparam.plan(program, cost="latency")
+    assert not plan.fused
+    assert any("within the noise of this machine" in row.reason for row in plan.refused)
