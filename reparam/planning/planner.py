@@ -37,7 +37,7 @@ from reparam.planning.scales import (
     why_not_distributed,
     why_not_gathered,
 )
-from reparam.planning.sums import linear_sums, regrouped_sums, stacked_sums, why_not_linear
+from reparam.planning.sums import linear_regions, regrouped_regions, stacked_regions, why_not_linear
 from reparam.rules import Step
 
 
@@ -68,9 +68,9 @@ def decide(
         passes = (
             walk.regions(),
             joint_regions(nodes, appraiser),
-            regrouped_sums(nodes, appraiser),
-            stacked_sums(nodes, appraiser),
-            linear_sums(nodes, appraiser),
+            regrouped_regions(nodes, appraiser),
+            stacked_regions(nodes, appraiser),
+            linear_regions(nodes, appraiser),
             distributed_regions(nodes, appraiser),
             gathered_regions(nodes, appraiser),
             chained_regions(nodes, appraiser),

@@ -26,7 +26,7 @@ from reparam.planning.regions import Absorbed, Region, Rows
 from reparam.planning.sums.regrouped_sums import is_sum
 
 
-def linear_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+def linear_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
     """The regions in which a linear layer takes in another term of a sum, where that gains."""
     for node in reversed(nodes):
         region = next((way for way in _ways(node, appraiser) if isinstance(way, Region)), None)

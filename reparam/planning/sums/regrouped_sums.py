@@ -32,7 +32,7 @@ class Term:
     alone: bool
 
 
-def regrouped_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+def regrouped_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
     """The regions in which terms of a sum join, where that gains."""
     seen: set[fx.Node] = set()
     for node in reversed(nodes):

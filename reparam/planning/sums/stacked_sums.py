@@ -26,7 +26,7 @@ from reparam.planning.scales import host_in
 from reparam.planning.sums.regrouped_sums import Term, is_sum, terms_of
 
 
-def stacked_sums(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
+def stacked_regions(nodes: Sequence[fx.Node], appraiser: Appraiser) -> Iterator[Region]:
     """The regions in which terms of a sum join part by part; those of one sum come together."""
     seen: set[fx.Node] = set()
     for node in reversed(nodes):
