@@ -72,8 +72,8 @@ IN_VERIFICATION = [
     Mistake(
         "what stands where an operator was is not looked at",
         "verification/module_check.py",
-        "            elif not _is_in_place(region, self.rewritten, root):\n",
-        "            elif False:\n",
+        "            if not _is_in_place(region, self.rewritten, root):\n",
+        "            if False:\n",
     ),
     Mistake(
         "a mismatch is rounding",
