@@ -78,6 +78,10 @@ class Memory:
         """Whether a forward may write to the parameters or buffers of a module."""
         return bool(self.unsteady) and not self.unsteady.isdisjoint(_memory_of(module))
 
+    def lasts(self, node: fx.Node) -> bool:
+        """Whether somebody may look at a value when the graph has run."""
+        return node.op in ("placeholder", "get_attr") or node in self.held
+
     def may_share(self, first: fx.Node, second: fx.Node) -> bool:
         """Whether two values may share memory."""
         return not self.places[first].isdisjoint(self.places[second])
@@ -141,8 +145,11 @@ class Memory:
             since, last_made = [self.order[name] for name in names], -1
             latest: list[float] = []
             for name in names:
-                always = name.op in ("placeholder", "get_attr") or name in self.held
-                used = inf if always else max((self.order[user] for user in name.users), default=-1)
+                used = (
+                    inf
+                    if self.lasts(name)
+                    else max((self.order[user] for user in name.users), default=-1)
+                )
                 latest.append(max(used, latest[-1]) if latest else used)
                 if not any(place in self.places[source] for source in self.seen_as.get(name, ())):
                     last_made = self.order[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -159,6 +159,9 @@ def gather(
     }
     asserted, unread = _unneeded(effects, numbers)
     memory = find_memory(root, effects, numbers, unread, _held(trace), {*shapes, *ranks}, rules)
+    if writes_for_nobody := _writes_for_nobody(effects, memory):
+        asserted, unread = _unneeded(effects, numbers, writes_for_nobody)
+        memory = replace(memory, unread=unread)
     constants = find_constants(trace, effects, memory, rules)
     known_ranks = {node: len(shape) for node, shape in shapes.items()}
     held = {node: constants.exact(node) for node in constants.sources}
@@ -246,19 +249,42 @@ def _numbers(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def _unneeded(
-    effects: Mapping[fx.Node, Effects], numbers: set[fx.Node]
+    effects: Mapping[fx.Node, Effects],
+    numbers: set[fx.Node],
+    writing: Collection[fx.Node] = (),
 ) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The nodes that only feed assertions, and those without effect whose value nobody reads."""
+    """The nodes that only feed assertions, and those without effect whose value nobody reads.
+
+    The effect of some that write in place is none, since nobody reads what they write.
+    """
     asserted: set[fx.Node] = set()
     unread: set[fx.Node] = set()
     for node, effect in reversed(list(effects.items())):
         asserts = node.target is torch._assert
         if (asserts or node in numbers) and asserted.issuperset(node.users):
             asserted.add(node)
-        drops = effect.pure and not asserts and node.op not in ("placeholder", "output")
+        pure = effect.pure or node in writing
+        drops = pure and not asserts and node.op not in ("placeholder", "output")
         if drops and unread.issuperset(node.users):
             unread.add(node)
     return asserted, unread
+
+
+def _writes_for_nobody(effects: Mapping[fx.Node, Effects], memory: Memory) -> set[fx.Node]:
+    """Operators that do nothing but write in place, to memory that nobody reads any more.
+
+    It is the graph's own, and no module or hook keeps it.
+    """
+    lasting = {place for place in memory.names if any(map(memory.lasts, memory.names[place]))}
+    used, dead = {*memory.mixed}, set[fx.Node]()
+    for node, effect in reversed(list(effects.items())):
+        places = memory.places[node].union(*(memory.places[written] for written in effect.writes))
+        only_writes = effect.writes and not (effect.random or effect.acts)
+        if only_writes and places.isdisjoint(used) and places.isdisjoint(lasting):
+            dead.add(node)
+        elif node not in memory.unread:
+            used.update(*(memory.places[operand] for operand in node.all_input_nodes))
+    return dead
 
 
 def _passed(unread: set[fx.Node], calls: Sequence[Call]) -> set[fx.Node]:

@@ -4,6 +4,18 @@ from tests.mutations.mistake import Mistake
 
 IN_ANALYSIS = [
     Mistake(
+        "what is written in place for somebody is written for nobody",
+        "analysis/facts.py",
+        "        if only_writes and places.isdisjoint(used) and places.isdisjoint(lasting):\n",
+        "        if only_writes and places.isdisjoint(lasting):\n",
+    ),
+    Mistake(
+        "what is written to the input is written for nobody",
+        "analysis/facts.py",
+        "        if only_writes and places.isdisjoint(used) and places.isdisjoint(lasting):\n",
+        "        if only_writes and places.isdisjoint(used):\n",
+    ),
+    Mistake(
         "what is named after a value is made of it, whoever uses older names",
         "analysis/aliasing.py",
         "self._uses[place].older(position) > position or ",

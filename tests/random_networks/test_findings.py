@@ -771,3 +771,70 @@ def test_an_operator_whose_value_nobody_reads_is_made_in_its_place() -> None:
     fused = reparam.fuse(model)  # the laws of graphs are checked
     assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
     assert count_operators(fused, (x,)).batch_norms == 0
+
+
+class WritesForNobody(nn.Module):
+    """What it writes in place nobody reads; an option runs all of it as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor, mask: Any = None) -> Tensor:
+        y = self.norm(x)
+        unread = y + self.other(x)
+        unread -= x
+        unread.mul_(2)
+        return x.add(y * self.other.weight.mean(), alpha=0.5)
+
+
+def test_what_only_a_write_for_nobody_uses_is_frozen() -> None:
+    model = randomise_batch_norm(WritesForNobody(), 0).double().eval()
+    x = torch.randn(3, 6, 5, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+    assert count_operators(fused, (x,)).total == 1
+    assert {row.place for row in fused.reparam_report.frozen} >= {"norm", "other"}
+
+
+class WritesForSomebody(nn.Module):
+    """What it writes in place is read, in some way."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.norm, self.read = nn.BatchNorm2d(6), read
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(x)
+        view = y[:, 1:]
+        view.mul_(2)
+        return self.read(x, y)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, y: y,
+        lambda x, y: x + y[:, :1],
+        lambda x, y: x.copy_(y),
+        lambda x, y: [x, (y.flatten(1), 0)],
+    ],
+    ids=["returned", "by a view", "written elsewhere", "in a container"],
+)
+def test_what_is_written_for_somebody_is_written(read: Callable[[Tensor, Tensor], Any]) -> None:
+    model = randomise_batch_norm(WritesForSomebody(read), 0).double().eval()
+    x = torch.randn(3, 6, 5, 7, dtype=torch.float64)
+    fused = reparam.fuse(model)
+    assert relative_error(outputs(fused, (x,)), outputs(model, (x,))) <= EXACT
+
+
+def test_an_input_that_is_written_to_is_written_to() -> None:
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 3
+            x.mul_(2)
+            return y
+
+    model, (x, z) = Doubling().eval(), torch.ones(2, 1, 4, dtype=torch.float64)
+    assert torch.equal(reparam.fuse(model)(x), model(z))
+    assert torch.equal(x, z)

@@ -100,7 +100,8 @@ class Follower(ABC):
         classes = tuple(kind for kind in kinds.all if isinstance(kind, type))
         for module in value.itself:
             # Of an operator that goes an identity is left.
-            told = not classes or isinstance(module, classes) or issubclass(nn.Identity, classes)
+            either = isinstance(module, classes) or issubclass(nn.Identity, classes)
+            told = not classes or either
             if isinstance(module, nn.Module) and told and nn.Module not in classes:
                 self.notes.asked.add(id(module))
 
