@@ -64,8 +64,12 @@ AFFINE = [pytest.param(b, id=b.name) for b in BLOCKS if b.name not in COMPUTING]
 def test_every_block_needs_its_region_and_its_operator(block: Any) -> None:
     model = deepcopy(trained(block, torch.float32))
     fused = reparam.fuse(model)
-    held = max((sum(pair) for pair in sizes(fused, model)), default=0)
-    assert peak(fused, moved(model)) <= 1.25 * held  # and what lies between the kernels of a chain
+    pairs = sizes(fused, model)
+    held = max(map(sum, pairs), default=0)
+    bound = 1.25 * held  # and what lies between the kernels of a chain
+    if block.name == "RepMLPNet":  # a kernel over all positions is as large as the layer: its parts
+        bound += 2 * max(operator for _, operator in pairs)
+    assert peak(fused, moved(model)) <= bound
 
 
 class Branches(nn.Module):
