@@ -230,10 +230,10 @@ class Region:
         return [term for term in _flat(self.adjustments) if isinstance(term, Absorbed)]
 
     @property
-    def checked(self) -> list[Rows]:
-        """The values whose sizes are taken for granted."""
-        rows = (absorbed.rows for absorbed in self.absorbed)
-        return [each for each in rows if each is not None and each.checking is not None]
+    def checked(self) -> list[tuple[Rows, fx.Node]]:
+        """The values whose sizes are taken for granted, and the reshapes that check them."""
+        rows = (absorbed.rows for absorbed in self.absorbed if absorbed.rows is not None)
+        return [(each, each.checking) for each in rows if each.checking is not None]
 
     @property
     def shares(self) -> list[Share]:

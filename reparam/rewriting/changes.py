@@ -24,9 +24,9 @@ class Rewrite:
         changes: The calls whose own code changed, by the value of the region for which it changed.
         replaced: For each node of the copy that is gone the node that stands for it.
         removed: Modules and tensors that some code does not use any more: path and code.
-        swapped: The calls that regions lie in, by their values, of which a part is another one: a
-            module is replaced where it is registered, or the code of a part has the operator.
         frames: The calls that regions lie in, by their values.
+        swapped: Those of these values for which a part of that call is another one: a module is
+            replaced where it is registered, or the code of a part has the operator.
         names: Where each region's operator is registered.
         joined: Where the operator is registered that stands for a module, by the module's path.
         protected: For each call the parts that other methods of its module run by themselves.
@@ -51,8 +51,8 @@ class Rewrite:
     changes: dict[fx.Node, set[Call]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     removed: list[tuple[str, Call]] = field(default_factory=list)
-    swapped: dict[fx.Node, Call] = field(default_factory=dict)
     frames: dict[fx.Node, Call] = field(default_factory=dict)
+    swapped: set[fx.Node] = field(default_factory=set)
     names: dict[fx.Node, str] = field(default_factory=dict)
     joined: dict[str, str] = field(default_factory=dict)
     protected: dict[Call, set[str]] = field(default_factory=dict)

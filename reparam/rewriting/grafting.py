@@ -291,18 +291,20 @@ class _Graft:
         lost = self._lost()
         if lost:
             raise GraftError("a module that changes its own attributes would not run", lost)
-        parted = self.rewrite.swapped | {
-            value: frame
+        torn = {
+            frame
             for value, frame in self.rewrite.frames.items()
-            if any(self._is_part(call, frame) for call in self.rewrite.changes[value])
+            if self._parts_change(value, frame) and self._may_run_as_it_was(value, frame)
         }
-        torn = {frame for value, frame in parted.items() if self._may_run_as_it_was(value, frame)}
         if torn:
             raise TornError("its parts would change for code that may run as it was", torn)
 
-    def _is_part(self, call: Call, frame: Call) -> bool:
-        """Whether a call that has new code is a part of another, and no code of that one's."""
-        return call is not frame and frame in call.ancestry() and self._stays(call)
+    def _parts_change(self, value: fx.Node, frame: Call) -> bool:
+        """Whether parts of a call, and not only its own code, change for the region in it."""
+        return value in self.rewrite.swapped or any(
+            call is not frame and frame in call.ancestry() and self._stays(call)
+            for call in self.rewrite.changes[value]
+        )
 
     def _lost(self) -> set[Call]:
         """The calls whose new code would leave out one that does more than compute."""

@@ -144,8 +144,7 @@ class Placer:
     def _is_seen(self, region: Region) -> bool:
         """Whether code that would stay as it is sees that some operators become identities."""
         inner = {id(call.module) for call in self._around(region)}
-        looking = set[int]().union(*map(self.trace.onlookers.of, self._modules(region)))
-        return not inner.isdisjoint(looking | self.trace.onlookers.telling_apart)
+        return not inner.isdisjoint(self._looking(region) | self.trace.onlookers.telling_apart)
 
     def _around(self, region: Region) -> set[Call]:
         """The calls in which a region's operators lie, and those around these in its frame."""
@@ -153,10 +152,11 @@ class Placer:
         callers = (self.trace.caller[link.value] for link in region.changing)
         return {call for caller in callers for call in caller.ancestry()} - outside
 
-    def _modules(self, region: Region) -> list[nn.Module]:
-        """The modules that change with a region."""
+    def _looking(self, region: Region) -> set[int]:
+        """Identities of the modules whose code asks what modules are that change with a region."""
         nodes = (link.value for link in region.changing if link.value.op == "call_module")
-        return [fetch(self.trace.root, str(node.target)) for node in nodes]
+        modules = (fetch(self.trace.root, str(node.target)) for node in nodes)
+        return set[int]().union(*map(self.trace.onlookers.of, modules))
 
     def _in_code(self, region: Region) -> set[fx.Node]:
         """The places where code must make floats of what a new operator reads, or check it."""
@@ -222,8 +222,7 @@ class Placer:
         parts as they were.
         """
         working = _working(region)
-        looking = set[int]().union(*map(self.trace.onlookers.of, self._modules(region)))
-        if looking - {id(call.module) for call in self._around(region)}:
+        if self._looking(region) - {id(call.module) for call in self._around(region)}:
             return set(self._use(region, frame).parts)  # code outside asks what they are
         if len(working) == 1 and working <= swaps and not explicit_padding(region.form):
             return None  # a module becomes another one, which whoever calls it finds the same

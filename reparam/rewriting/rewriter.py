@@ -116,6 +116,7 @@ class Rewriter:
         main, value = region.main, region.value
         place = main.value if region.collapses else value
         home = self.placer.placement(region)
+        result.frames[value] = home.frame
         owner, swap = home.owner, main.value in home.swaps
         if home.writer is not None:
             result.protected.setdefault(home.writer, set()).update(home.kept)
@@ -129,7 +130,7 @@ class Rewriter:
             if node.op == "call_module":
                 result.joined[str(node.target)] = path
         if swap or (owner is not home.frame and home.frame in owner.ancestry()):
-            result.swapped[value] = home.frame
+            result.swapped.add(value)
         if swap:
             for other in self.paths[path]:
                 result.modules[other] = module
@@ -167,11 +168,9 @@ class Rewriter:
                 if region.multiple is not None and absorbed.total is region.multiple.total:
                     stays = product or stays
                 self._substitute(absorbed.total, stays, keep_code=False)
-        for rows in region.checked:
-            if rows.checking is not None:
-                self._check_sizes(rows, rows.checking)
+        for rows, reshape in region.checked:
+            self._check_sizes(rows, reshape)
         self.sweep(region)
-        result.frames[value] = home.frame
 
     def _check_sizes(self, rows: Rows, reshape: fx.Node) -> None:
         """Check that a value has the sizes that are taken for granted, before it is reshaped."""
@@ -240,7 +239,7 @@ class Rewriter:
             identity = (nn.Identity() if assumed is None else CheckedIdentity(assumed)).eval()
             old = fetch(self.trace.root, str(link.value.target))
             take_attributes(identity, [old])
-            self.result.swapped[region.value] = home.frame
+            self.result.swapped.add(region.value)
             for path in self.paths[str(link.value.target)]:
                 self.result.modules[path] = identity
         else:
@@ -400,7 +399,7 @@ def _changed_calls(placer: Placer, region: Region) -> set[Call]:
     changed = set() if region.main.value in home.swaps else {home.owner}
     if region.multiple is not None:
         changed.add(caller[region.multiple.total])
-    changed.update(caller[rows.checking] for rows in region.checked if rows.checking is not None)
+    changed.update(caller[reshape] for _, reshape in region.checked)
     changed.update(caller[node] for node in _doomed(region, placer.facts, placer.result))
     for link in region.links:
         if link.form is not None and link.value not in home.swaps:

@@ -90,7 +90,7 @@ IN_EXPANSION = [
     Mistake(
         "layers stay although the answer about them does not change",
         "capture/reading/follower.py",
-        "            told = not classes or either\n",
+        "            told = tells_all or isinstance(module, classes)\n",
         "            told = True\n",
     ),
 ]

@@ -6,8 +6,8 @@ IN_REWRITING = [
     Mistake(
         "a part of code that may run as it was has new code",
         "rewriting/grafting.py",
-        "            if any(self._is_part(call, frame) for call in self.rewrite.changes[value])\n",
-        "            if False\n",
+        "            call is not frame and frame in call.ancestry() and self._stays(call)\n",
+        "            False\n",
     ),
     Mistake(
         "a part of which nothing is left goes although a method calls it",
@@ -18,19 +18,19 @@ IN_REWRITING = [
     Mistake(
         "code that looks at its parts goes on running without them",
         "rewriting/placement.py",
-        "        return not inner.isdisjoint(looking | self.trace.onlookers.telling_apart)\n",
-        "        return not inner.isdisjoint(self.trace.onlookers.telling_apart)\n",
+        "isdisjoint(self._looking(region) | self.trace.onlookers.telling_apart)\n",
+        "isdisjoint(self.trace.onlookers.telling_apart)\n",
     ),
     Mistake(
         "code that tells objects apart goes on running with identities",
         "rewriting/placement.py",
-        "        return not inner.isdisjoint(looking | self.trace.onlookers.telling_apart)\n",
-        "        return not inner.isdisjoint(looking)\n",
+        "isdisjoint(self._looking(region) | self.trace.onlookers.telling_apart)\n",
+        "isdisjoint(self._looking(region))\n",
     ),
     Mistake(
         "code outside that looks at a part does not find it",
         "rewriting/placement.py",
-        "        if looking - {id(call.module) for call in self._around(region)}:\n",
+        "        if self._looking(region) - {id(call.module) for call in self._around(region)}:\n",
         "        if False:\n",
     ),
     Mistake(

@@ -98,10 +98,10 @@ class Follower(ABC):
         if not self.strict:
             return
         classes = tuple(kind for kind in kinds.all if isinstance(kind, type))
+        # Of an operator that goes an identity is left.
+        tells_all = not classes or issubclass(nn.Identity, classes)
         for module in value.itself:
-            # Of an operator that goes an identity is left.
-            either = isinstance(module, classes) or issubclass(nn.Identity, classes)
-            told = not classes or either
+            told = tells_all or isinstance(module, classes)
             if isinstance(module, nn.Module) and told and nn.Module not in classes:
                 self.notes.asked.add(id(module))
 

@@ -10,12 +10,12 @@ import dis
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
-from types import CodeType, FunctionType
+from types import CodeType
 
 from torch import nn
 
 from reparam.capture.reading.function_reader import Reader
-from reparam.capture.reading.method_names import names_of_properties
+from reparam.capture.reading.method_names import names_in, names_of_properties
 from reparam.capture.reading.modules_used import Reach
 from reparam.capture.reading.source import codes_in, functions_below
 
@@ -77,16 +77,10 @@ def _made_with(parts: Iterable[nn.Module]) -> set[str]:
     return names - vars(nn.Identity()).keys()
 
 
-def _names_below(module: nn.Module) -> frozenset[str]:
+def _names_below(module: nn.Module) -> set[str]:
     """All names that a forward uses, and the methods and plain functions that it may run."""
-    below = _names_of(functions_below(module, module.forward))
-    return below | names_of_properties(type(module))
-
-
-@cache
-def _names_of(functions: tuple[FunctionType, ...]) -> frozenset[str]:
-    codes = (code for function in functions for code in codes_in(function.__code__))
-    return frozenset(name for code in codes for name in code.co_names)
+    functions = functions_below(module, module.forward)
+    return names_of_properties(type(module)).union(*map(names_in, functions))
 
 
 def _tells_apart(module: nn.Module) -> bool:
